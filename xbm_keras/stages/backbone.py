@@ -1,0 +1,216 @@
+"""Frozen pretrained network: inputs -> features [B, D], preprocessing inside."""
+
+import difflib
+import pathlib
+import sys
+
+import keras
+import tensorflow as tf
+
+POOLINGS = ("avg", "max", "first")
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class Backbone(keras.layers.Layer):
+    """A frozen network with its own preprocessing, pooled to one feature vector per item.
+
+    Frozen means both: no weight is trainable, and the network always runs in inference mode, so the statistics of
+    BatchNormalization never move. `trainable` stays False whatever is assigned to it or to a model around it.
+
+    Args:
+        network: a built Keras model or layer from images (or other inputs) to features [B, D], or to maps
+            [B, H, W, D] or tokens [B, L, D], which are pooled.
+        preprocessing: the name of the `keras.applications` model whose `preprocess_input` comes first, such as
+            "MobileNetV2"; None where the network takes its inputs as they are.
+        image_size: (height, width) to which images of another size are resized; None for inputs that are no images.
+        pooling: "avg", "max" or "first" (the first token; of tokens only).
+
+    Raises:
+        ValueError: for an unknown preprocessing or pooling, or a network whose output cannot be pooled.
+    """
+
+    def __init__(
+        self,
+        network: keras.Layer,
+        preprocessing: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        pooling: str = "avg",
+        **kwargs,
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"Received pooling={pooling!r}; expected one of {', '.join(POOLINGS)}.")
+        preprocess = _application(preprocessing)[1] if preprocessing else None
+        kwargs["trainable"] = False
+        super().__init__(autocast=False, **kwargs)
+        self.network = network
+        self.network.trainable = False
+        self.preprocessing = preprocessing
+        self.preprocess = preprocess
+        self.image_size = tuple(image_size) if image_size else None
+        self.pooling = pooling
+        self.built = True
+
+    @property
+    def trainable(self):
+        """Always False."""
+        return False
+
+    @trainable.setter
+    def trainable(self, value):
+        """Ignored: `model.trainable = True` thaws the head of a model, never its backbone."""
+
+    @property
+    def input_shape_per_item(self) -> tuple:
+        """Shape of one input: `(None, None, 3)` for images, else what the network says."""
+        return (None, None, 3) if self.image_size else tuple(self.network.input_shape[1:])
+
+    def call(self, inputs):
+        """Inputs, such as RGB images in 0..255 [B, H, W, 3], to features [B, D] float32."""
+        x = tf.cast(inputs, tf.float32) if self.image_size else inputs
+        if self.image_size:
+            x = resize_images(x, self.image_size)
+        if self.preprocess is not None:
+            x = self.preprocess(x)
+        y = self.network(x, training=False)
+        if isinstance(y, dict):
+            if len(y) != 1:
+                raise ValueError(
+                    f"Received a network with outputs {', '.join(sorted(y))}; expected a single one. Wrap it in a model "
+                    "that returns the features."
+                )
+            (y,) = y.values()
+        return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
+
+    def _pool(self, y):
+        rank = len(y.shape)
+        if rank == 2:
+            return y
+        if rank == 3 and self.pooling == "first":
+            return y[:, 0]
+        if rank in (3, 4) and self.pooling != "first":
+            axes = list(range(1, rank - 1))
+            return tf.reduce_mean(y, axes) if self.pooling == "avg" else tf.reduce_max(y, axes)
+        raise ValueError(
+            f"Received a network output of shape {tuple(y.shape)} with pooling={self.pooling!r}; expected [B, D], "
+            "[B, tokens, D] or, for 'avg' and 'max', [B, H, W, D]."
+        )
+
+    def compute_output_shape(self, input_shape):
+        """(batch, D)."""
+        item = (*self.image_size, 3) if self.image_size else tuple(input_shape[1:])
+        return (input_shape[0], self.network.compute_output_shape((None, *item))[-1])
+
+    @classmethod
+    def from_application(
+        cls, name: str, weights: str | None = "imagenet", image_size: tuple[int, int] = (224, 224), pooling: str = "avg"
+    ) -> "Backbone":
+        """A network of `keras.applications`, without its classifier.
+
+        Args:
+            name: such as "MobileNetV2" or "EfficientNetB0".
+            weights: "imagenet" (downloaded once by Keras), the path of a weights file, or None: random.
+            image_size: (height, width).
+            pooling: "avg" or "max".
+
+        Raises:
+            ValueError: for an unknown name, and for weights that are missing or do not fit.
+        """
+        constructor, _ = _application(name)
+        if weights not in (None, "imagenet") and not pathlib.Path(weights).is_file():
+            raise ValueError(
+                f"Received backbone weights {weights!r}, which is no file; expected 'imagenet', None or the path of a "
+                "weights file."
+            )
+        try:
+            network = constructor(include_top=False, input_shape=(*image_size, 3), weights=weights, pooling=pooling)
+        except Exception as error:  # Keras raises a bare Exception where a download fails, and h5py many kinds
+            raise ValueError(
+                f"Received backbone weights {weights!r}, which could not be loaded into {name} at "
+                f"{image_size[0]}x{image_size[1]}: {error}\nExpected weights of that network without its classifier. "
+                "Without a connection, give the path of a weights file."
+            ) from error
+        return cls(network, preprocessing=name, image_size=image_size, name="backbone")
+
+    @classmethod
+    def from_keras_file(
+        cls,
+        path: str,
+        preprocessing: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        pooling: str = "avg",
+    ) -> "Backbone":
+        """A network saved as `.keras`. Images in 0..255 reach it as they are unless `preprocessing` names one.
+
+        Raises:
+            ValueError: if there is no such file, or it needs code that safe mode refuses.
+        """
+        if not pathlib.Path(path).is_file():
+            raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
+        network = keras.saving.load_model(path, compile=False)
+        if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
+            image_size = tuple(network.input_shape[1:3])
+        return cls(network, preprocessing, image_size, pooling, name="backbone")
+
+    @classmethod
+    def from_saved_model(
+        cls,
+        path: str,
+        endpoint: str = "serving_default",
+        preprocessing: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        pooling: str = "avg",
+    ) -> "Backbone":
+        """A network saved as a TensorFlow SavedModel. Keras cannot put one into a `.keras` file; export holds it.
+
+        Raises:
+            ValueError: if there is no SavedModel, or it has no such endpoint.
+        """
+        if not (pathlib.Path(path) / "saved_model.pb").is_file():
+            raise ValueError(
+                f"Received backbone {path!r}, which holds no saved_model.pb; expected a SavedModel folder."
+            )
+        return cls(
+            keras.layers.TFSMLayer(path, call_endpoint=endpoint), preprocessing, image_size, pooling, name="backbone"
+        )
+
+    @property
+    def is_saved_model(self) -> bool:
+        """Whether the network is a SavedModel, which `.keras` files cannot hold."""
+        return isinstance(self.network, keras.layers.TFSMLayer)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {
+            **config,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "preprocessing": self.preprocessing,
+            "image_size": self.image_size,
+            "pooling": self.pooling,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """The layer that `get_config` described."""
+        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"])})
+
+
+def resize_images(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """Images [..., H, W, 3] to float32 [..., height, width, 3]; unchanged where they have that size already."""
+    if images.shape[-3:-1] == image_size:
+        return tf.cast(images, tf.float32)
+    return tf.image.resize(images, image_size, antialias=True)
+
+
+def _application(name: str):
+    """The constructor of a `keras.applications` model and its `preprocess_input`."""
+    names = [n for n in dir(keras.applications) if n[0].isupper()]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"Received {name!r}, which is no model of keras.applications. {hint}Expected one of {', '.join(names)}."
+        )
+    constructor = getattr(keras.applications, name)
+    return constructor, sys.modules[constructor.__module__].preprocess_input

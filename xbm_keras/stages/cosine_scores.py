@@ -1,0 +1,18 @@
+"""Score matrix: cosine similarity of anchors and memory rows, in float32 under any dtype policy."""
+
+import tensorflow as tf
+
+
+def l2_normalize(x: tf.Tensor) -> tf.Tensor:
+    """Rows of unit length, float32 [..., D]. A zero row stays zero, with a finite gradient, also under XLA."""
+    return tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1, epsilon=1e-12)
+
+
+def cosine_scores(anchors: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Score matrix [B, M], float32.
+
+    Args:
+        anchors: [B, D], of unit length.
+        rows: [M, D], of unit length, any float dtype.
+    """
+    return tf.matmul(tf.cast(anchors, tf.float32), tf.cast(rows, tf.float32), transpose_b=True)

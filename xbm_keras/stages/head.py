@@ -1,0 +1,193 @@
+"""FC layer and L2 normalisation: the only trainable weights. And the closed forms that it may start from."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory import Rows
+from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
+from xbm_keras.stages.hard_top_k import Picks
+
+KINDS = ("linear", "residual", "mlp")
+
+
+class Start(NamedTuple):
+    """A linear map to start from: `z = f @ kernel + bias`."""
+
+    kernel: np.ndarray
+    """[D, E] float32."""
+    bias: np.ndarray
+    """[E] float32."""
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class Head(keras.layers.Layer):
+    """FC layer from features to embeddings of unit length, float32 [B, E].
+
+    Kinds, each of which equals its start before the first step:
+
+    - "linear": `f W + b`
+    - "residual": `f W0 + b0 + f W`, where `W0`, `b0` is the start, frozen, and `W` begins at zero, so that weight decay
+      pulls toward the start
+    - "mlp": `f W + b + relu(f U + c) V`, where `V` begins at zero
+
+    Args:
+        embedding_dim: E.
+        kind: one of the above.
+        hidden_dim: width of the "mlp" kind's hidden layer.
+        seed: of the random start and of `U`.
+
+    Raises:
+        ValueError: for an unknown kind or a width below 1.
+    """
+
+    def __init__(self, embedding_dim: int, kind: str = "linear", hidden_dim: int = 512, seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise ValueError(f"Received kind={kind!r}; expected one of {', '.join(KINDS)}.")
+        for name, width in (("embedding_dim", embedding_dim), ("hidden_dim", hidden_dim)):
+            if not isinstance(width, int) or width < 1:
+                raise ValueError(f"Received {name}={width!r}; expected a whole number, 1 or more.")
+        self.embedding_dim = embedding_dim
+        self.kind = kind
+        self.hidden_dim = hidden_dim
+        self.seed = seed
+
+    def build(self, input_shape):
+        """Create the weights for features of shape `(batch, D)`."""
+        d, e = input_shape[-1], self.embedding_dim
+        random = keras.initializers.GlorotUniform(self.seed)
+        trains_start = self.kind != "residual"
+        self.kernel = self.add_weight(name="kernel", shape=(d, e), initializer=random, trainable=trains_start)
+        self.bias = self.add_weight(name="bias", shape=(e,), initializer="zeros", trainable=trains_start)
+        if self.kind == "residual":
+            self.delta = self.add_weight(name="delta", shape=(d, e), initializer="zeros")
+        elif self.kind == "mlp":
+            h = self.hidden_dim
+            hidden_random = keras.initializers.HeNormal(self.seed + 1)
+            self.hidden_kernel = self.add_weight(name="hidden_kernel", shape=(d, h), initializer=hidden_random)
+            self.hidden_bias = self.add_weight(name="hidden_bias", shape=(h,), initializer="zeros")
+            self.hidden_out = self.add_weight(name="hidden_out", shape=(h, e), initializer="zeros")
+        self.built = True
+
+    def set_start(self, start: Start) -> None:
+        """Start from a closed form. Raises ValueError where it was made for other widths."""
+        if start.kernel.shape != tuple(self.kernel.shape):
+            raise ValueError(
+                f"Received a start of shape {start.kernel.shape}; this head maps "
+                f"{self.kernel.shape[0]} to {self.kernel.shape[1]} dimensions. Compute it with these widths."
+            )
+        self.kernel.assign(start.kernel)
+        self.bias.assign(start.bias)
+
+    def call(self, features):
+        """Features [B, D] to embeddings [B, E] of unit length, float32."""
+        z = tf.matmul(features, self.kernel) + self.bias
+        if self.kind == "residual":
+            z += tf.matmul(features, self.delta)
+        elif self.kind == "mlp":
+            hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
+            z += tf.matmul(hidden, self.hidden_out)
+        return l2_normalize(z)
+
+    def embed_rows(self, rows: Rows) -> tf.Tensor:
+        """Embeddings [M, E] of all memory rows, with gradient.
+
+        Slots that were never filled get the first row's features: a zero row would give NaN gradients through the
+        normalisation of some heads, though no pair uses it.
+        """
+        return self(tf.where(rows.is_valid[:, None], rows.features, rows.features[:1]))
+
+    def compare(
+        self,
+        anchors: tf.Tensor,
+        rows: Rows,
+        picks: Picks,
+        row_embeddings: tf.Tensor | None = None,
+        *,
+        jit_compile: bool = False,
+    ) -> tf.Tensor:
+        """Cosine similarities [B, T] of anchors and their picks, under the current weights, gradient on both sides.
+
+        Args:
+            anchors: [B, E] embeddings of the batch.
+            rows: the memory.
+            picks: which rows, [B, T].
+            row_embeddings: [M, E], where all rows passed the head already. Else the picked rows pass it, each once
+                (under XLA, where `tf.unique` does not exist, once for each time that it was picked).
+            jit_compile: say True where this is traced into an XLA-compiled function.
+        """
+        if row_embeddings is not None:
+            return tf.gather(cosine_scores(anchors, row_embeddings), picks.indices, batch_dims=1)
+        flat = tf.reshape(picks.indices, [-1])
+        if jit_compile:
+            picked = self(tf.gather(rows.features, flat))
+        else:
+            unique, position = tf.unique(flat)
+            picked = tf.gather(self(tf.gather(rows.features, unique)), position)
+        shape = tf.concat([tf.shape(picks.indices), [self.embedding_dim]], axis=0)
+        return tf.einsum("be,bte->bt", anchors, tf.reshape(picked, shape))
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "embedding_dim": self.embedding_dim,
+            "kind": self.kind,
+            "hidden_dim": self.hidden_dim,
+            "seed": self.seed,
+        }
+
+
+def whiten(features: np.ndarray, labels: np.ndarray, embedding_dim: int, shrinkage: float = 0.3) -> Start:
+    """Within-class whitening, then the directions of largest total variance.
+
+    With within-class covariance `S`, shrunk to `(1 - a) S + a tr(S) / D I`, and its inverse square root `P`, the kernel
+    is `P U`, where `U` are the first E eigenvectors of the total covariance of `f P`; the bias centres the features.
+    Directions in which items of one class differ are scaled down, so what remains tells classes apart, also unseen ones.
+
+    Args:
+        features: [N, D], unit vectors.
+        labels: [N].
+        embedding_dim: E, at most D.
+        shrinkage: a, in 0..1.
+
+    Raises:
+        ValueError: if E > D, if the shrinkage is outside 0..1, or if no class has two different items.
+
+    Reference:
+        Within-class covariance normalisation, Hatch et al., Interspeech 2006; shrinkage as in Friedman, "Regularized
+        Discriminant Analysis", 1989.
+    """
+    features = np.asarray(features, np.float64)
+    num_items, width = features.shape
+    if embedding_dim > width:
+        raise ValueError(
+            f"Received embedding_dim={embedding_dim} for features of width {width}; expected at most {width}. "
+            "Lower head.embedding_dim, or use start: random."
+        )
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
+    _, classes = np.unique(labels, return_inverse=True)
+    counts = np.bincount(classes)
+    sums = np.zeros((len(counts), width))
+    np.add.at(sums, classes, features)
+    within = features - (sums / counts[:, None])[classes]
+    covariance = within.T @ within / num_items
+    scale = np.trace(covariance) / width
+    if scale < 1e-12:
+        raise ValueError(
+            f"Received {num_items} items in {len(counts)} classes with no variation inside any class; expected classes "
+            "with at least two different items. Use start: random, or give labels that group items."
+        )
+    variances, directions = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * scale * np.eye(width))
+    # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
+    is_used = variances > 1e-9 * variances[-1]
+    projection = np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
+    mean = features.mean(axis=0)
+    whitened = (features - mean) @ projection
+    _, axes = np.linalg.eigh(whitened.T @ whitened / num_items)
+    kernel = projection @ axes[:, ::-1][:, :embedding_dim]
+    return Start(kernel.astype(np.float32), (-mean @ kernel).astype(np.float32))
