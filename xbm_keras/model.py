@@ -85,8 +85,9 @@ class XBMModel(keras.Model):
             features_shape = (None, self.backbone.compute_output_shape(input_shape["inputs"])[-1])
         else:
             features_shape = (None, input_shape["inputs"][-1])
-        self.head.build(features_shape)
-        self.memory.build(features_shape)
+        for stage in (self.head, self.memory):
+            if not stage.built:  # a loaded model brings its stages already built
+                stage.build(features_shape)
         self.built = True
 
     def get_build_config(self):
@@ -128,9 +129,9 @@ class XBMModel(keras.Model):
         if ids is None:
             if self.memory.memory_size:
                 raise ValueError(
-                    f"Received inputs {sorted(x)} with memory_size={self.memory.memory_size}; expected 'sample_id' among "
-                    "them, so that a sample never meets its own copy in the memory. Add an int64 array that numbers the "
-                    "items, such as np.arange(num_items), or use CircularMemory(0)."
+                    f"Received inputs {sorted(x)} with memory_size={self.memory.memory_size}; expected 'sample_id' "
+                    "among them, so that a sample never meets its own copy in the memory. Add an int64 array that "
+                    "numbers the items, such as np.arange(num_items), or use CircularMemory(0)."
                 )
             ids = tf.range(tf.shape(y_pred["features"])[0])
         return tf.cast(tf.reshape(y, [-1]), tf.int64), tf.cast(tf.reshape(ids, [-1]), tf.int64)
