@@ -75,8 +75,8 @@ class Backbone(keras.layers.Layer):
         if isinstance(y, dict):
             if len(y) != 1:
                 raise ValueError(
-                    f"Received a network with outputs {', '.join(sorted(y))}; expected a single one. Wrap it in a model "
-                    "that returns the features."
+                    f"Received a network with outputs {', '.join(sorted(y))}; expected a single one. Wrap it in "
+                    "a model that returns the features."
                 )
             (y,) = y.values()
         return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))

@@ -146,7 +146,7 @@ def whiten(features: np.ndarray, labels: np.ndarray, embedding_dim: int, shrinka
 
     With within-class covariance `S`, shrunk to `(1 - a) S + a tr(S) / D I`, and its inverse square root `P`, the kernel
     is `P U`, where `U` are the first E eigenvectors of the total covariance of `f P`; the bias centres the features.
-    Directions in which items of one class differ are scaled down, so what remains tells classes apart, also unseen ones.
+    Directions in which items of one class differ are scaled down; what remains tells classes apart, also unseen ones.
 
     Args:
         features: [N, D], unit vectors.
