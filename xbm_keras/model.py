@@ -188,6 +188,11 @@ class XBMModel(keras.Model):
 
         An assertion inside the step would be a silent no-op under XLA, and zero gradients still move an optimizer.
         """
+        if not self.built:  # Keras would build in the first step, after what was before it is noted here
+            inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+            self.build({name: tensor.shape for name, tensor in inputs.items()})
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         state = [v.value for v in (*self.trainable_variables, *self.optimizer.variables)]
         before = [tf.identity(v) for v in state]
         num_rejected = tf.identity(self.rejected_batches)
@@ -221,6 +226,13 @@ class XBMModel(keras.Model):
             inputs = keras.Input(self.backbone.input_shape_per_item, name="inputs")
             features = self.backbone(inputs)
         return keras.Model(inputs, self.head(self.unit_length(features)), name="encoder")
+
+    def without_backbone(self) -> "XBMModel":
+        """The same model, same weights, for features as inputs."""
+        twin = XBMModel(None, self.head, self.memory, self.top_k, self.pair_loss, self.mine_in, self.enqueue)
+        twin.build({"features": (None, self.memory.feature_dim)})
+        twin.compile(self.optimizer)
+        return twin
 
     def get_config(self):
         """Arguments of the constructor."""

@@ -102,7 +102,12 @@ class HardTopK(keras.layers.Layer):
         preference = {"hardest": -scores, "easiest": scores}.get(self.positives)
         if preference is None:
             seed = self.seed_generator.next()
-            preference = tf.random.stateless_uniform(tf.shape(scores), tf.cast(seed, tf.int64), alg="philox")
+            # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243); 24 of them, the
+            # most that float32 holds exactly.
+            bits = tf.random.stateless_uniform(
+                tf.shape(scores), tf.cast(seed, tf.int64), None, None, tf.uint32, alg="philox"
+            )
+            preference = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32)
         positives = self._pick(preference, is_other & is_same_class, self.num_positives, rows)
         negatives = self._pick(scores, is_other & ~is_same_class, self.num_negatives, rows)
         indices = tf.concat([positives[0], negatives[0]], axis=1)

@@ -10,6 +10,7 @@ from xbm_keras.stages.circular_memory import Rows
 from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
 from xbm_keras.stages.hard_top_k import Picks
 
+BLOCK_ROWS = 8192  # of the pass over the training features
 KINDS = ("linear", "residual", "mlp")
 
 
@@ -149,7 +150,7 @@ def whiten(features: np.ndarray, labels: np.ndarray, embedding_dim: int, shrinka
     Directions in which items of one class differ are scaled down; what remains tells classes apart, also unseen ones.
 
     Args:
-        features: [N, D], unit vectors.
+        features: [N, D], unit vectors; read in blocks, so anything that is sliced like an array will do.
         labels: [N].
         embedding_dim: E, at most D.
         shrinkage: a, in 0..1.
@@ -161,7 +162,6 @@ def whiten(features: np.ndarray, labels: np.ndarray, embedding_dim: int, shrinka
         Within-class covariance normalisation, Hatch et al., Interspeech 2006; shrinkage as in Friedman, "Regularized
         Discriminant Analysis", 1989.
     """
-    features = np.asarray(features, np.float64)
     num_items, width = features.shape
     if embedding_dim > width:
         raise ValueError(
@@ -170,24 +170,32 @@ def whiten(features: np.ndarray, labels: np.ndarray, embedding_dim: int, shrinka
         )
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
-    _, classes = np.unique(labels, return_inverse=True)
-    counts = np.bincount(classes)
-    sums = np.zeros((len(counts), width))
-    np.add.at(sums, classes, features)
-    within = features - (sums / counts[:, None])[classes]
-    covariance = within.T @ within / num_items
-    scale = np.trace(covariance) / width
+    mean, total, within = _covariances(features, labels)
+    scale = np.trace(within) / width
     if scale < 1e-12:
         raise ValueError(
-            f"Received {num_items} items in {len(counts)} classes with no variation inside any class; expected classes "
-            "with at least two different items. Use start: random, or give labels that group items."
+            f"Received {num_items} items in {len(np.unique(labels))} classes with no variation inside any class; "
+            "expected classes with at least two different items. Use start: random, or give labels that group items."
         )
-    variances, directions = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * scale * np.eye(width))
+    variances, directions = np.linalg.eigh((1 - shrinkage) * within + shrinkage * scale * np.eye(width))
     # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
     is_used = variances > 1e-9 * variances[-1]
     projection = np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
-    mean = features.mean(axis=0)
-    whitened = (features - mean) @ projection
-    _, axes = np.linalg.eigh(whitened.T @ whitened / num_items)
+    _, axes = np.linalg.eigh(projection.T @ total @ projection)
     kernel = projection @ axes[:, ::-1][:, :embedding_dim]
     return Start(kernel.astype(np.float32), (-mean @ kernel).astype(np.float32))
+
+
+def _covariances(features, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [D], total and within-class covariance [D, D], in one pass over blocks of rows, in float64."""
+    num_items, width = features.shape
+    _, classes = np.unique(labels, return_inverse=True)
+    counts = np.bincount(classes)
+    sums, moment = np.zeros((len(counts), width)), np.zeros((width, width))
+    for start in range(0, num_items, BLOCK_ROWS):
+        block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
+        np.add.at(sums, classes[start : start + BLOCK_ROWS], block)
+        moment += block.T @ block
+    mean = sums.sum(axis=0) / num_items
+    of_means = (sums / counts[:, None]).T @ sums
+    return mean, moment / num_items - np.outer(mean, mean), (moment - of_means) / num_items

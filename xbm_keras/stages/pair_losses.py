@@ -53,9 +53,10 @@ def triplet(similarities: tf.Tensor, picks: Picks, *, margin: float | None = 0.1
         num_blocks = (num_picks + block - 1) // block
         padding = [[0, 0], [0, num_blocks * block - num_picks]]
         s_padded, positive_padded = tf.pad(s, padding), tf.pad(is_positive, padding)
+        offsets = tf.range(block)  # outside the loop: XLA wants the bounds of a range to be constants
 
         def step(i, value, pull, push):
-            columns = tf.range(i * block, (i + 1) * block)
+            columns = i * block + offsets
             s_p, mask_p = tf.gather(s_padded, columns, axis=1), tf.gather(positive_padded, columns, axis=1)
             is_pair = mask_p[:, :, None] & is_negative[:, None, :]  # [B, block, T]
             values, slopes = value_and_slope(s[:, None, :] - s_p[:, :, None])

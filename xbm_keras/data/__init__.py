@@ -1,0 +1,1 @@
+"""Sources of items, their splits, and the batches drawn from them."""

@@ -1,0 +1,104 @@
+"""P x K batches: `classes_per_batch` classes with `samples_per_class` items each, a function of seed and step alone."""
+
+import numpy as np
+import tensorflow as tf
+
+from xbm_keras.data.sources import DataError
+
+
+class PKSampler:
+    """Which items make up each step.
+
+    Classes come in rounds: each round is a permutation of all classes, so all are drawn equally often, and no batch
+    holds a class twice. Each class deals its items from a shuffled pile that is shuffled anew when it runs out, so
+    every item is met before any is met again. Of a class with fewer than K items a batch holds some twice; the same
+    sample id keeps such copies from being pairs.
+
+    Args:
+        labels: [N] labels of the items.
+        classes_per_batch: P.
+        samples_per_class: K.
+        seed: of all shuffling.
+
+    Raises:
+        DataError: if there are fewer classes than P.
+    """
+
+    def __init__(self, labels: np.ndarray, classes_per_batch: int, samples_per_class: int, seed: int = 0):
+        names, codes = np.unique(labels, return_inverse=True)
+        if len(names) < classes_per_batch:
+            raise DataError(
+                f"Received training.classes_per_batch={classes_per_batch} with {len(names)} training classes; expected "
+                f"at most {len(names)}. Lower it, and raise training.samples_per_class to keep the batch size."
+            )
+        self.classes_per_batch = classes_per_batch
+        self.samples_per_class = samples_per_class
+        self.seed = seed
+        order = np.argsort(codes, kind="stable")
+        self.members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+        self._rounds = {0: self._rng(0).permutation(len(names))}
+
+    @property
+    def batch_size(self) -> int:
+        """P x K."""
+        return self.classes_per_batch * self.samples_per_class
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Positions [P * K] of the items of a step, class by class."""
+        first = step * self.classes_per_batch
+        slots = range(first, first + self.classes_per_batch)
+        return np.concatenate([self._deal(*divmod(slot, len(self.members))) for slot in slots])
+
+    def _deal(self, round_number: int, place: int) -> np.ndarray:
+        """The next K items of the class at a place of a round."""
+        code = self._round(round_number)[place]
+        members, k = self.members[code], self.samples_per_class
+        first = round_number * k
+        piles = range(first // len(members), (first + k - 1) // len(members) + 1)
+        dealt = np.concatenate([self._rng(1, code, pile).permutation(members) for pile in piles])
+        return dealt[first - piles[0] * len(members) :][:k]
+
+    def _round(self, number: int) -> np.ndarray:
+        """Order of the classes in a round. Where a batch spans two rounds, the second does not repeat the first's."""
+        if number not in self._rounds:
+            previous = self._round(number - 1) if number - 1 in self._rounds else self._replay(number - 1)
+            shared = (number * len(self.members)) % self.classes_per_batch  # slots of the common batch already taken
+            taken = np.isin(
+                order := self._rng(0, number).permutation(len(self.members)), previous[len(previous) - shared :]
+            )
+            # Stable: classes that the common batch already holds come after the others.
+            self._rounds = {number - 1: previous, number: order[np.argsort(taken, kind="stable")]}
+        return self._rounds[number]
+
+    def _replay(self, number: int) -> np.ndarray:
+        """Rounds depend on the one before, so a jump ahead goes through all of them; each is one permutation."""
+        self._rounds = {0: self._rng(0).permutation(len(self.members))}
+        for i in range(1, number + 1):
+            self._round(i)
+        return self._rounds[number]
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *stream])
+
+
+def batch_dataset(
+    features, labels: np.ndarray, sample_ids: np.ndarray, sampler: PKSampler, first_step: int = 0
+) -> tf.data.Dataset:
+    """Endless batches `({"features": [B, D], "sample_id": [B]}, labels [B])`, from `first_step` on.
+
+    Rows are read when they are needed: `features` may be anything that is indexed like an array.
+    """
+    batch_size, width = sampler.batch_size, features.shape[1]
+
+    def rows(step):
+        positions = sampler(int(step))
+        return np.asarray(features[positions], np.float32), sample_ids[positions], labels[positions]
+
+    def batch(step):
+        f, ids, y = tf.numpy_function(rows, [step], (tf.float32, tf.int64, tf.int64), stateful=False)
+        # The static shape lets the model see that a batch's picks outnumber a small memory.
+        f, ids, y = (tf.ensure_shape(t, (batch_size, *more)) for t, more in ((f, (width,)), (ids, ()), (y, ())))
+        return {"features": f, "sample_id": ids}, y
+
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    return steps.map(batch).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,28 @@
+"""Some items' features as unit vectors, read when they are indexed."""
+
+import numpy as np
+
+
+class UnitRows:
+    """Rows of a feature array, of unit length, float32 [n, D], as if they were an array.
+
+    Args:
+        features: [N, D] of any float dtype: an array, a memory-mapped one, or anything that is indexed like one.
+        positions: [n] which rows, in which order.
+    """
+
+    def __init__(self, features, positions: np.ndarray):
+        self.features = features
+        self.positions = positions
+        self.shape = (len(positions), features.shape[1])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        rows = np.asarray(self.features[self.positions[index]], np.float32)
+        norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+        return rows / np.maximum(norms, 1e-12)
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or np.float32, copy=False)

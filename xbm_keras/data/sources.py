@@ -1,0 +1,312 @@
+"""Where items come from: folders and tables of pictures, arrays of pictures, vectors.
+
+A source lists its items, each with a key that never changes, and reads one item at a time. Adding a source means adding
+a class with these members; nothing else knows which one it talks to.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import io
+import os
+import pathlib
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import tensorflow as tf
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is; the message says what was found, what was expected, and how to mend it."""
+
+
+class UnreadableItem(DataError):
+    """One item that cannot be read, such as a corrupt picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """The items of a source, in its own order."""
+
+    keys: np.ndarray
+    """[N] str, unique and stable: relative path, or row number."""
+    labels: np.ndarray | None
+    """[N] of any dtype, or None."""
+    columns: dict[str, np.ndarray]
+    """Further columns [N], such as the split."""
+
+    def __post_init__(self):
+        if len(self.keys) == 0:
+            raise DataError("Received a source without items; expected at least one.")
+
+    def sample_ids(self) -> np.ndarray:
+        """[N] int64: the first 63 bits of SHA-256 of the keys. Raises DataError where two keys have one id."""
+        ids = np.array(
+            [int.from_bytes(hashlib.sha256(str(key).encode()).digest()[:8]) >> 1 for key in self.keys], np.int64
+        )
+        unique, counts = np.unique(ids, return_counts=True)
+        if len(unique) < len(ids):
+            twice = self.keys[ids == unique[counts.argmax()]]
+            raise DataError(
+                f"Received {twice[0]!r} and {twice[1]!r}, which have the same sample id; list each item once."
+            )
+        return ids
+
+
+class Source(Protocol):
+    """Items that a backbone turns into features."""
+
+    items: Items
+
+    def stamp(self, position: int) -> tuple[int, int] | None:
+        """Size and modification time where they tell that an item did not change; else None."""
+
+    def digest(self, position: int) -> str:
+        """Hash of the item's content. Raises UnreadableItem."""
+
+    def read(self, position: int) -> np.ndarray:
+        """The item as the backbone takes it: for a picture uint8 [H, W, 3]. Raises UnreadableItem."""
+
+
+class _Files:
+    """Pictures in files below a root."""
+
+    def __init__(self, root: pathlib.Path, items: Items):
+        self.root = root
+        self.items = items
+
+    def stamp(self, position):
+        try:
+            status = os.stat(self.root / self.items.keys[position])
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def digest(self, position):
+        return hashlib.sha256(self._bytes(position)).hexdigest()
+
+    def read(self, position):
+        return decode_picture(self._bytes(position))
+
+    def _bytes(self, position) -> bytes:
+        try:
+            return (self.root / self.items.keys[position]).read_bytes()
+        except OSError as error:
+            raise UnreadableItem(error.strerror or str(error)) from error
+
+
+class ImageFolder(_Files):
+    """Pictures, one folder per class: `root/<class>/**/*.jpg` and the like.
+
+    Raises:
+        DataError: if there is no such folder, or no picture in a folder below it.
+    """
+
+    def __init__(self, root: str):
+        top = _existing_folder(root)
+        paths = sorted(
+            path.relative_to(top).as_posix()
+            for path in top.rglob("*")
+            if path.suffix.lower() in PICTURE_SUFFIXES and path.parent != top and path.is_file()
+        )
+        if not paths:
+            raise DataError(
+                f"Received data.root {root!r}, which holds no pictures in folders; expected {root}/<class>/<picture> "
+                f"with pictures ending in {', '.join(PICTURE_SUFFIXES)}."
+            )
+        labels = np.array([path.split("/")[0] for path in paths])
+        super().__init__(top, Items(np.array(paths), labels, {}))
+
+
+class ImageTable(_Files):
+    """Pictures listed in a CSV or Parquet table, whose other columns may give the split.
+
+    Raises:
+        DataError: if the folder, the table or a column does not exist, or a path is listed twice.
+    """
+
+    def __init__(self, root: str, table: str, path_column: str = "path", label_column: str | None = "label"):
+        top = _existing_folder(root)
+        frame = read_table(top / table)
+        for column in (path_column, label_column):
+            if column is not None:
+                require_column(column, frame.columns, str(table))
+        paths = frame[path_column].astype(str)
+        if paths.duplicated().any():
+            raise DataError(
+                f"Received {table}, which lists {paths[paths.duplicated()].iloc[0]!r} twice; list each picture once."
+            )
+        labels = None if label_column is None else frame[label_column].to_numpy()
+        columns = {str(name): frame[name].to_numpy() for name in frame.columns}
+        super().__init__(top, Items(paths.to_numpy(), labels, columns))
+
+
+class ImageArray:
+    """Pictures in one array, [N, H, W] or [N, H, W, 3] of uint8, in an `.npy` (memory-mapped) or an `.npz`.
+
+    Raises:
+        DataError: if the file, an array or a shape is not as expected.
+    """
+
+    def __init__(self, path: str, images: str = "images", labels: str | None = "label"):
+        arrays = _Arrays(path)
+        self.images = arrays.get(images)
+        if self.images.dtype != np.uint8 or self.images.ndim not in (3, 4):
+            raise DataError(
+                f"Received images of shape {self.images.shape} and dtype {self.images.dtype} in {path}; expected uint8 "
+                "[N, H, W] or [N, H, W, 3]."
+            )
+        self.items = arrays.items(len(self.images), labels)
+
+    def stamp(self, position):
+        """None: the array is at hand, hashing is cheap."""
+        return None
+
+    def digest(self, position):
+        """Hash of the pixels and their shape."""
+        image = np.ascontiguousarray(self.images[position])
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+    def read(self, position):
+        """The picture as RGB."""
+        image = np.asarray(self.images[position])
+        return np.repeat(image.reshape(*image.shape[:2], -1)[..., :3], 3 if image.ndim == 2 else 1, axis=2)
+
+
+class Features:
+    """Vectors that some model already gave: no backbone, no cache.
+
+    Args:
+        path: an `.npy` [N, D] (memory-mapped), an `.npz` with such an array, or a Parquet file with a column of lists.
+            Arrays or columns beside it with N entries, such as "split", become columns of the items.
+        features: name of the array or column.
+        labels: name of the array or column, or path of an `.npy`; None for none.
+
+    Raises:
+        DataError: if the file, an array or a shape is not as expected, or a vector is not finite or all zero.
+    """
+
+    def __init__(self, path: str, features: str = "features", labels: str | None = "label"):
+        arrays = _Arrays(path)
+        self.features = arrays.get(features)
+        if self.features.ndim != 2 or self.features.dtype.kind != "f":
+            raise DataError(
+                f"Received features of shape {self.features.shape} and dtype {self.features.dtype} in {path}; expected "
+                "floats [N, D]."
+            )
+        self.items = arrays.items(len(self.features), labels)
+        check_features(self.features, self.items.keys)
+
+
+class _Arrays:
+    """Named arrays of an `.npz`, a lone `.npy`, or the columns of a Parquet file."""
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path).expanduser()
+        if not self.path.is_file():
+            raise DataError(f"Received data.path {path!r}, which is no file; expected an .npy, .npz or .parquet file.")
+        try:
+            if self.path.suffix == ".npz":
+                with np.load(self.path, allow_pickle=False) as loaded:
+                    self.arrays = {name: loaded[name] for name in loaded.files}
+            elif self.path.suffix == ".npy":
+                self.arrays = {"": np.load(self.path, mmap_mode="r", allow_pickle=False)}
+            else:
+                frame = read_table(self.path)
+                self.arrays = {str(name): _column(frame[name]) for name in frame.columns}
+        except (OSError, ValueError) as error:
+            raise DataError(f"Received data.path {path!r}, which cannot be read: {error}") from error
+
+    def get(self, name: str) -> np.ndarray:
+        """The array of that name; of an `.npy` the only one."""
+        if self.path.suffix == ".npy":
+            return self.arrays[""]
+        require_column(name, self.arrays, str(self.path))
+        return self.arrays[name]
+
+    def items(self, num_items: int, labels: str | None) -> Items:
+        """Items numbered by row, with all other arrays of one value per item as columns."""
+        columns = {name: a for name, a in self.arrays.items() if a.ndim == 1 and len(a) == num_items}
+        if labels is None or (labels not in columns and labels == "label"):
+            found = None  # a file without labels needs no setting
+        elif labels.endswith(".npy"):
+            found = np.load(labels, allow_pickle=False)
+        else:
+            require_column(labels, columns, str(self.path))
+            found = columns[labels]
+        if found is not None and found.shape != (num_items,):
+            raise DataError(f"Received labels of shape {found.shape} for {num_items} items; expected one per item.")
+        return Items(np.arange(num_items).astype(str), found, columns)
+
+
+def _column(series: pd.Series) -> np.ndarray:
+    values = series.to_numpy()
+    if values.dtype == object and len(values) and isinstance(values[0], list | np.ndarray):
+        return np.stack(values)  # lists of unequal length end in a ValueError that names the shapes
+    return values
+
+
+def read_table(path: pathlib.Path) -> pd.DataFrame:
+    """A CSV or Parquet table. Raises DataError where it cannot be read."""
+    if not path.is_file():
+        raise DataError(f"Received table {str(path)!r}, which is no file; expected a .csv or .parquet file.")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        # Class names such as "NA" or "null" are names.
+        return pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"Received table {str(path)!r}, which cannot be read: {error}") from error
+
+
+def require_column(name: str, known, where: str) -> None:
+    """Raises DataError with the near match where a column does not exist."""
+    if name not in known:
+        known = [str(column) for column in known]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(known)}.")
+
+
+def check_features(features: np.ndarray, keys: np.ndarray) -> None:
+    """Raises DataError that names the items whose vectors are not finite or all zero."""
+    is_bad = np.zeros(len(features), bool)
+    for start in range(0, len(features), 65_536):
+        block = np.asarray(features[start : start + 65_536], np.float32)
+        is_bad[start : start + len(block)] = ~np.isfinite(block).all(axis=1) | ~block.any(axis=1)
+    if is_bad.any():
+        shown = ", ".join(map(str, keys[is_bad][:8])) + (", ..." if is_bad.sum() > 8 else "")
+        raise DataError(
+            f"Received {is_bad.sum()} feature vectors that are NaN, infinite or all zero: {shown}; expected finite "
+            "vectors with a direction. Remove these items or compute them again."
+        )
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """An encoded picture as uint8 [H, W, 3]; of an animation the first frame, transparency ignored.
+
+    TensorFlow decodes what it can, as an exported model will; Pillow the rest (WebP, CMYK, ...).
+
+    Raises:
+        UnreadableItem: where neither can.
+    """
+    try:
+        return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+    except tf.errors.InvalidArgumentError:
+        pass
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise UnreadableItem(f"no picture: {error}" if data else "an empty file") from error
+
+
+def _existing_folder(root: str) -> pathlib.Path:
+    top = pathlib.Path(root).expanduser()
+    if not top.is_dir():
+        raise DataError(f"Received data.root {root!r}, which is no folder; expected the folder of the pictures.")
+    return top

@@ -1,0 +1,94 @@
+"""Which items train, which validate, which test."""
+
+import dataclasses
+
+import numpy as np
+
+from xbm_keras.data.sources import DataError, Items, require_column
+
+QUERY_VALUES, GALLERY_VALUES = ("query", "test"), ("gallery", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Positions of items, each [n] int64. By class, no class is in more than one of the three."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    is_query: np.ndarray | None = None
+    """[n test] bool, where the data has a query/gallery protocol."""
+    is_gallery: np.ndarray | None = None
+
+
+def split_items(
+    items: Items,
+    *,
+    by: str = "class",
+    column: str | None = None,
+    test_classes: list | None = None,
+    num_train_classes: int | None = None,
+    test_fraction: float = 0.5,
+    validation_fraction: float = 0.25,
+    query_column: str | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Split items into train, validation and test; see `config.Split` for the arguments.
+
+    Validation is carved from what trains, with the same unit (classes or items).
+
+    Raises:
+        DataError: for a column that does not exist or never says "train" or "test", for classes that do not exist, or
+            where too few classes remain to train on (2), to validate on (2) or to test on (1).
+    """
+    num_items = len(items.keys)
+    if items.labels is None and by == "class":
+        raise DataError("Received data without labels and split.by 'class'; set data.split.by=item, or give labels.")
+    units = np.asarray(items.labels) if by == "class" else np.arange(num_items)
+    names = np.unique(units)
+    shuffled = np.random.default_rng(seed).permutation(names)
+    if column is not None:
+        require_column(column, items.columns, "the data")
+        values = np.asarray(items.columns[column]).astype(str)
+        is_train, is_test = values == "train", values == "test"
+        if not (is_train.any() and is_test.any()):
+            raise DataError(
+                f"Received split column {column!r} with the values {', '.join(np.unique(values)[:8])}; expected both "
+                "'train' and 'test' among them."
+            )
+    else:
+        if test_classes is not None:
+            names_as_text = {str(name) for name in names}
+            unknown = [str(name) for name in test_classes if str(name) not in names_as_text]
+            if unknown:
+                raise DataError(f"Received split.test_classes with {unknown[0]!r}, which is no label of the data.")
+            is_test = np.isin(units.astype(str), [str(name) for name in test_classes])
+        elif num_train_classes is not None:
+            is_test = np.isin(units, names[num_train_classes:])
+        else:
+            is_test = np.isin(units, shuffled[: max(1, round(test_fraction * len(names)))])
+        is_train = ~is_test
+    train_names = shuffled[np.isin(shuffled, units[is_train])]
+    num_validation = max(2, round(validation_fraction * len(train_names)))
+    if len(train_names) - num_validation < 2 or not is_test.any():
+        raise DataError(
+            f"Received {len(train_names)} training and {len(np.unique(units[is_test]))} test {_plural(by)}; expected "
+            "at least 4 to train on, 2 of which validate, and 1 to test on. Change data.split, or add data."
+        )
+    is_validation = is_train & np.isin(units, train_names[:num_validation])
+    test = np.flatnonzero(is_test)
+    is_query = is_gallery = None
+    if query_column is not None:
+        require_column(query_column, items.columns, "the data")
+        roles = np.asarray(items.columns[query_column])[test].astype(str)
+        is_query, is_gallery = np.isin(roles, QUERY_VALUES), np.isin(roles, GALLERY_VALUES)
+        if not (is_query.any() and is_gallery.any()):
+            raise DataError(
+                f"Received query column {query_column!r} with the values {', '.join(np.unique(roles)[:8])} on test "
+                f"items; expected one of {', '.join(QUERY_VALUES)} and one of {', '.join(GALLERY_VALUES)} among them."
+            )
+    return Splits(np.flatnonzero(is_train & ~is_validation), np.flatnonzero(is_validation), test, is_query, is_gallery)
+
+
+def _plural(by: str) -> str:
+    return "classes" if by == "class" else "items"

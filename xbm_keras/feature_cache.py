@@ -1,0 +1,334 @@
+"""Backbone outputs on disk, computed once per item, used by every run, trial and evaluation.
+
+A folder per backbone (architecture, weights, preprocessing, image size, dtype), and in it shards: `shard-00000.npy`
+holds rows, `shard-00000.json` says which item each row is, by a hash of its content, or why an item has none. So a
+moved or renamed picture is found again, and an added or changed one is computed alone. A shard counts once its `.json`
+stands; both are written to the side, synced and renamed, so a killed run leaves whole shards, and goes on after them.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import filelock
+import keras
+import numpy as np
+import rich.progress
+import tensorflow as tf
+
+from xbm_keras.data.sources import DataError, Source, UnreadableItem
+from xbm_keras.stages.backbone import Backbone, resize_images
+
+READERS = 8  # threads that read and decode; the network computes meanwhile
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedFeatures:
+    """Features of the items that could be read."""
+
+    rows: "ShardedRows"
+    """[n, D], in the order of `positions`; indexed like an array, read from disk when indexed."""
+    positions: np.ndarray
+    """[n] positions of these items in the source."""
+    skipped: dict[str, str]
+    """Key of each other item, and why it has no features."""
+    num_computed: int
+    """Items that passed the backbone in this call; the rest was cached."""
+
+
+class ShardedRows:
+    """Rows of many memory-mapped `.npy` files as one array [n, D] that is read when it is indexed."""
+
+    def __init__(self, shards: list[np.ndarray], shard_of: np.ndarray, row_of: np.ndarray):
+        self.shards = shards
+        self.shard_of = shard_of
+        self.row_of = row_of
+        self.shape = (len(row_of), shards[0].shape[1])
+        self.dtype = shards[0].dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        shard_of, row_of = self.shard_of[index], self.row_of[index]
+        if np.ndim(row_of) == 0:
+            return np.array(self.shards[shard_of][row_of])
+        result = np.empty((len(row_of), self.shape[1]), self.dtype)
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            result[here] = self.shards[shard][row_of[here]]
+        return result
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def compute_features(
+    source: Source,
+    backbone: Backbone,
+    cache_dir: str,
+    *,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    shard_rows: int = 1024,
+    on_error: str = "skip",
+) -> CachedFeatures:
+    """Features of all items of a source, from the cache where they are known.
+
+    Memory does not grow with the number of items: one shard is held at a time. Processes that want the same folder wait
+    for each other.
+
+    Args:
+        source: the items.
+        backbone: the frozen network.
+        cache_dir: the folder that holds all caches; made where it does not exist.
+        dtype: "float32" or "float16", on disk.
+        batch_size: items per call of the network.
+        shard_rows: items per shard.
+        on_error: "skip" (and report) an item that cannot be read or gives features that are not finite; or "raise".
+
+    Raises:
+        DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full.
+    """
+    folder = pathlib.Path(cache_dir).expanduser() / fingerprint(backbone, dtype)[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        digests, unreadable = _digests(source, folder.parent)
+        with filelock.FileLock(folder / "lock"):
+            for leftover in folder.glob("*.tmp"):
+                leftover.unlink()
+            _describe(folder, backbone, dtype)
+            places = _places(folder)
+            missing = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest and digest not in places}
+            wanted = sorted(missing.values())
+            if wanted:
+                _extract(source, digests, wanted, backbone, folder, dtype, batch_size, shard_rows)
+                places = _places(folder)
+    except OSError as error:
+        reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
+        raise DataError(
+            f"Received cache.dir {cache_dir!r}, which {reason}, or give another folder by cache.dir. Finished shards "
+            "are kept, and the same command goes on after them."
+        ) from error
+
+    keys = source.items.keys
+    skipped = {str(keys[i]): reason for i, reason in unreadable.items()}
+    kept, found = [], []
+    for i, digest in enumerate(digests):
+        if digest and isinstance(places[digest], str):
+            skipped[str(keys[i])] = places[digest]
+        elif digest:
+            kept.append(i)
+            found.append(places[digest])
+    if skipped and (on_error == "raise" or not kept):
+        shown = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:8])
+        raise DataError(
+            f"Received {len(skipped)} item(s) of {len(keys)} without usable features: {shown}. Repair or remove them"
+            + (", or set cache.on_error=skip." if kept else ".")
+        )
+    shard_of, row_of = np.array(found).T
+    shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("shard-*.npy"))]
+    return CachedFeatures(ShardedRows(shards, shard_of, row_of), np.array(kept), skipped, len(wanted))
+
+
+def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
+    """Hash of all that decides a feature, except the item: architecture, weights, preprocessing, image size, dtype."""
+    about = [
+        _plain(backbone.network.get_config()),
+        backbone.preprocessing,
+        backbone.image_size,
+        backbone.pooling,
+        dtype,
+    ]
+    result = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    if backbone.is_saved_model:
+        top = pathlib.Path(backbone.network.filepath)
+        for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != "fingerprint.pb"):
+            result.update(path.relative_to(top).as_posix().encode())
+            result.update(path.read_bytes())
+    else:
+        for weight in backbone.network.weights:
+            value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+            result.update(repr((value.shape, str(value.dtype))).encode())
+            result.update(value.tobytes())
+    return result.hexdigest()
+
+
+def _plain(config):
+    """A layer's config without the names that Keras counts up in each process, and without file paths."""
+    if isinstance(config, dict):
+        left_out = (
+            "name",
+            "inbound_nodes",
+            "input_layers",
+            "output_layers",
+            "build_config",
+            "registered_name",
+            "filepath",
+        )
+        return {key: _plain(value) for key, value in config.items() if key not in left_out}
+    if isinstance(config, list | tuple):
+        return [_plain(value) for value in config]
+    return config
+
+
+def _digests(source: Source, cache_dir: pathlib.Path) -> tuple[list[str | None], dict[int, str]]:
+    """Content hash of each item, and why where there is none. Unchanged size and time spare the reading."""
+    root = str(pathlib.Path(getattr(source, "root", "")).resolve())
+    path = cache_dir / "hashes" / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    reasons: dict[int, str] = {}
+
+    def digest(i: int) -> str | None:
+        stamp, key = source.stamp(i), str(source.items.keys[i])
+        if stamp and known.get(key, [None])[:2] == list(stamp):
+            return known[key][2]
+        try:
+            result = source.digest(i)
+        except UnreadableItem as error:
+            reasons[i] = str(error)
+            return None
+        if stamp:
+            fresh[key] = [*stamp, result]
+        return result
+
+    fresh: dict[str, list] = {}
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        digests = list(pool.map(digest, range(len(source.items.keys))))
+    if fresh:
+        path.parent.mkdir(exist_ok=True)
+        _write(path, lambda file: file.write(json.dumps({**known, **fresh}, sort_keys=True).encode()))
+    return digests, reasons
+
+
+def _places(folder: pathlib.Path) -> dict[str, tuple[int, int] | str]:
+    """For each known content hash the shard and row of its features, or why it has none."""
+    places: dict[str, tuple[int, int] | str] = {}
+    for shard, path in enumerate(sorted(folder.glob("shard-*.json"))):
+        row = 0
+        for entry in json.loads(path.read_text()):
+            if "error" in entry:
+                places[entry["sha256"]] = entry["error"]
+            else:
+                places[entry["sha256"]] = (shard, row)
+                row += 1
+    return places
+
+
+def _extract(source, digests, wanted, backbone, folder, dtype, batch_size, shard_rows):
+    """Compute the wanted items shard by shard."""
+    first_shard = len(list(folder.glob("shard-*.json")))
+    network = tf.function(backbone)
+    with _progress("features", len(wanted)) as advance:
+        items = _read_ahead(lambda i: _read(source, backbone, i), wanted)
+        for number, start in enumerate(range(0, len(wanted), shard_rows), first_shard):
+            entries, rows = [], []
+            for batch in _batches(items, min(shard_rows, len(wanted) - start), batch_size):
+                features = _apply(network, [x for _, x in batch if not isinstance(x, str)], batch_size)
+                for i, x in batch:
+                    entry = {"sha256": digests[i], "key": str(source.items.keys[i])}
+                    row = None if isinstance(x, str) else next(features)
+                    problem = x if row is None else _problem(row)
+                    entries.append({**entry, "error": problem} if problem else entry)
+                    if not problem:
+                        rows.append(row)
+                advance(len(batch))
+            width = (0, backbone.compute_output_shape((None, None, None, 3))[-1])
+            array = np.array(rows, dtype) if rows else np.empty(width, dtype)
+            name = folder / f"shard-{number:05d}"
+            _write(name.with_suffix(".npy"), lambda file, array=array: np.save(file, array))
+            _write(
+                name.with_suffix(".json"),
+                lambda file, entries=entries: file.write(json.dumps(entries, indent=0).encode()),
+            )
+
+
+def _read(source: Source, backbone: Backbone, position: int):
+    """An item as the network takes it, or a text that says why not."""
+    try:
+        item = source.read(position)
+    except UnreadableItem as error:
+        return str(error)
+    return resize_images(tf.constant(item), backbone.image_size).numpy() if backbone.image_size else item
+
+
+def _apply(network: Callable, inputs: list, batch_size: int) -> Iterator[np.ndarray]:
+    """Features of at most a batch of inputs; filled up to the full batch, so that there is one trace."""
+    if not inputs:
+        return iter(())
+    filled = np.stack(inputs + [np.zeros_like(inputs[0])] * (batch_size - len(inputs)))
+    return iter(network(tf.constant(filled)).numpy()[: len(inputs)])
+
+
+def _problem(row: np.ndarray) -> str | None:
+    if not np.isfinite(row).all():
+        return "the backbone gave NaN or infinite features"
+    return "the backbone gave constant features" if row.size > 1 and np.ptp(row) == 0 else None
+
+
+def _batches(items: Iterator, count: int, batch_size: int) -> Iterator[list]:
+    """The next `count` items in lists of at most `batch_size`."""
+    for start in range(0, count, batch_size):
+        yield [next(items) for _ in range(min(batch_size, count - start))]
+
+
+def _read_ahead(read: Callable, positions: Iterable[int]) -> Iterator[tuple[int, object]]:
+    """(position, item) in order, read by threads a little ahead of their use."""
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        pending: collections.deque = collections.deque()
+        for i in positions:
+            pending.append((i, pool.submit(read, i)))
+            if len(pending) > 8 * READERS:
+                position, future = pending.popleft()
+                yield position, future.result()
+        for position, future in pending:
+            yield position, future.result()
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar with rate and time left, on standard error; gives a function that advances it."""
+    columns = (
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[rate]}"),
+    )
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, rate="")
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[task].speed
+            bar.update(task, rate=f"{speed:.0f}/s" if speed else "")
+
+        yield advance
+
+
+def _describe(folder: pathlib.Path, backbone: Backbone, dtype: str) -> None:
+    """Say in the folder what it holds, for people and for `list`."""
+    about = {
+        "network": backbone.network.name,
+        "preprocessing": backbone.preprocessing,
+        "image_size": backbone.image_size,
+        "pooling": backbone.pooling,
+        "dtype": dtype,
+    }
+    if not (folder / "backbone.json").is_file():
+        _write(folder / "backbone.json", lambda file: file.write(json.dumps(about, indent=1).encode()))
+
+
+def _write(path: pathlib.Path, write: Callable) -> None:
+    """Write a file so that it is there whole or not at all."""
+    side = path.with_name(path.name + ".tmp")
+    with side.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    side.replace(path)
