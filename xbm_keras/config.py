@@ -143,7 +143,8 @@ class Cache(Section):
 
     dir: str = "~/.cache/xbm_keras"
     dtype: Literal["float32", "float16"] = "float32"
-    batch_size: Positive = 64
+    batch_size: Positive | None = None
+    """Items per call of the backbone; by default 16 on a CPU, 128 on a GPU."""
     shard_rows: Positive = 1024
     on_error: Literal["skip", "raise"] = "skip"
     """What to do with an item that cannot be read."""
@@ -282,14 +283,13 @@ def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
             f"Received --set {malformed[0]!r}; expected section.key=value, such as --set training.epochs=5."
         )
     try:
-        merged = omegaconf.OmegaConf.merge(
-            omegaconf.OmegaConf.load(path), omegaconf.OmegaConf.from_dotlist(list(overrides))
-        )
+        loaded = omegaconf.OmegaConf.load(path)
+        if not isinstance(loaded, omegaconf.DictConfig):
+            raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
+        merged = omegaconf.OmegaConf.merge(loaded, omegaconf.OmegaConf.from_dotlist(list(overrides)))
         values = omegaconf.OmegaConf.to_container(merged, resolve=True)
-    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"Received {path}, which cannot be read as a config: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
     return check_config(values, path)
 
 

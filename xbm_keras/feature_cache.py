@@ -18,7 +18,6 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import filelock
-import keras
 import numpy as np
 import rich.progress
 import tensorflow as tf
@@ -76,7 +75,7 @@ def compute_features(
     cache_dir: str,
     *,
     dtype: str = "float32",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     shard_rows: int = 1024,
     on_error: str = "skip",
 ) -> CachedFeatures:
@@ -90,13 +89,14 @@ def compute_features(
         backbone: the frozen network.
         cache_dir: the folder that holds all caches; made where it does not exist.
         dtype: "float32" or "float16", on disk.
-        batch_size: items per call of the network.
+        batch_size: items per call of the network; by default 16 on a CPU, where more was measured slower, else 128.
         shard_rows: items per shard.
         on_error: "skip" (and report) an item that cannot be read or gives features that are not finite; or "raise".
 
     Raises:
         DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full.
     """
+    batch_size = batch_size or (128 if tf.config.list_physical_devices("GPU") else 16)
     folder = pathlib.Path(cache_dir).expanduser() / fingerprint(backbone, dtype)[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
             result.update(path.read_bytes())
     else:
         for weight in backbone.network.weights:
-            value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+            value = np.ascontiguousarray(weight.value.numpy())
             result.update(repr((value.shape, str(value.dtype))).encode())
             result.update(value.tobytes())
     return result.hexdigest()

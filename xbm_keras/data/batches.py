@@ -36,7 +36,7 @@ class PKSampler:
         self.seed = seed
         order = np.argsort(codes, kind="stable")
         self.members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-        self._rounds = {0: self._rng(0).permutation(len(names))}
+        self._rounds: dict[int, np.ndarray] = {}
 
     @property
     def batch_size(self) -> int:
@@ -60,21 +60,16 @@ class PKSampler:
 
     def _round(self, number: int) -> np.ndarray:
         """Order of the classes in a round. Where a batch spans two rounds, the second does not repeat the first's."""
+        if number not in self._rounds and number - 1 not in self._rounds:  # a jump: each depends on the one before
+            self._rounds = {0: self._rng(0, 0).permutation(len(self.members))}
+            for i in range(1, number):
+                self._round(i)
         if number not in self._rounds:
-            previous = self._round(number - 1) if number - 1 in self._rounds else self._replay(number - 1)
-            shared = (number * len(self.members)) % self.classes_per_batch  # slots of the common batch already taken
-            taken = np.isin(
-                order := self._rng(0, number).permutation(len(self.members)), previous[len(previous) - shared :]
-            )
+            previous, order = self._rounds[number - 1], self._rng(0, number).permutation(len(self.members))
+            num_taken = number * len(self.members) % self.classes_per_batch  # of the common batch, by the round before
+            is_taken = np.isin(order, previous[len(previous) - num_taken :])
             # Stable: classes that the common batch already holds come after the others.
-            self._rounds = {number - 1: previous, number: order[np.argsort(taken, kind="stable")]}
-        return self._rounds[number]
-
-    def _replay(self, number: int) -> np.ndarray:
-        """Rounds depend on the one before, so a jump ahead goes through all of them; each is one permutation."""
-        self._rounds = {0: self._rng(0).permutation(len(self.members))}
-        for i in range(1, number + 1):
-            self._round(i)
+            self._rounds = {number - 1: previous, number: order[np.argsort(is_taken, kind="stable")]}
         return self._rounds[number]
 
     def _rng(self, *stream: int) -> np.random.Generator:

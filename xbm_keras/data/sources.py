@@ -52,7 +52,7 @@ class Items:
         if len(unique) < len(ids):
             twice = self.keys[ids == unique[counts.argmax()]]
             raise DataError(
-                f"Received {twice[0]!r} and {twice[1]!r}, which have the same sample id; list each item once."
+                f"Received {str(twice[0])!r} and {str(twice[1])!r}, which have the same sample id; list each item once."
             )
         return ids
 
@@ -301,8 +301,10 @@ def decode_picture(data: bytes) -> np.ndarray:
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
+    except PIL.UnidentifiedImageError as error:  # its text holds an address of this process
+        raise UnreadableItem("no picture of a known format" if data else "an empty file") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UnreadableItem(f"no picture: {error}" if data else "an empty file") from error
+        raise UnreadableItem(f"a corrupt picture: {error}") from error
 
 
 def _existing_folder(root: str) -> pathlib.Path:

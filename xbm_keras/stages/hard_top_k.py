@@ -140,7 +140,7 @@ class HardTopK(keras.layers.Layer):
     def save_own_variables(self, store):
         """Weights, and the state of the random positives: Keras by itself does not save seed generators."""
         super().save_own_variables(store)
-        store["seed_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)
+        store["seed_state"] = self.seed_generator.state.value.numpy()
 
     def load_own_variables(self, store):
         """What `save_own_variables` stored."""

@@ -1,0 +1,72 @@
+"""P x K batches."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from xbm_keras.data.batches import PKSampler, batch_dataset
+from xbm_keras.data.sources import DataError
+
+
+def labels_of(counts, seed=0):
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 10, counts))
+
+
+@pytest.mark.parametrize(("num_classes", "p"), [(5, 5), (7, 3), (8, 4), (11, 10), (3, 1)])
+def test_each_batch_holds_p_different_classes_with_k_items(num_classes, p):
+    labels = labels_of([6] * num_classes)
+    sampler = PKSampler(labels, p, 3, seed=1)
+    for step in range(40):
+        drawn = labels[sampler(step)].reshape(p, 3)
+        assert (drawn == drawn[:, :1]).all()
+        assert len(set(drawn[:, 0])) == p
+
+
+def test_classes_are_drawn_equally_often_though_their_sizes_differ():
+    labels = labels_of([2, 50, 9, 4, 30])
+    sampler = PKSampler(labels, 3, 2, seed=1)
+    drawn = collections.Counter(label for step in range(50) for label in labels[sampler(step)])
+    assert set(drawn.values()) == {50 * 3 * 2 // 5}
+
+
+def test_every_item_is_met_before_any_is_met_again():
+    labels = labels_of([6, 6, 6, 6])
+    sampler = PKSampler(labels, 2, 3, seed=1)
+    epoch = np.concatenate([sampler(step) for step in range(4)])  # 24 items
+    assert sorted(epoch) == list(range(24))
+
+
+def test_a_small_class_repeats_its_items():
+    labels = np.array([0, 1, 1, 1, 1])
+    drawn = PKSampler(labels, 2, 4, seed=0)(0)
+    assert (labels[drawn] == 0).sum() == 4
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    labels = labels_of([5, 7, 3, 9, 4])
+    in_order = [PKSampler(labels, 3, 2, seed=5)(step) for step in range(30)]
+    one = PKSampler(labels, 3, 2, seed=5)
+    for step in (29, 3, 17, 0, 28, 29):  # as a resumed run asks for them
+        np.testing.assert_array_equal(one(step), in_order[step])
+    other = [PKSampler(labels, 3, 2, seed=6)(step) for step in range(30)]
+    assert any((a != b).any() for a, b in zip(in_order, other, strict=True))
+
+
+def test_too_few_classes_are_told():
+    with pytest.raises(DataError, match="classes_per_batch=3 with 2 training classes"):
+        PKSampler(np.array([0, 0, 1, 1]), 3, 2)
+
+
+def test_the_dataset_gives_static_shapes_and_resumes_at_a_step():
+    labels = labels_of([5, 7, 3, 9])
+    features = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
+    ids = np.arange(24) + 2**60
+    sampler = PKSampler(labels, 2, 3, seed=5)
+    dataset = batch_dataset(features, labels, ids, sampler, first_step=4)
+    assert dataset.element_spec[0]["features"].shape == (6, 6)
+    for step, (x, y) in zip(range(4, 7), dataset, strict=False):
+        positions = sampler(step)
+        np.testing.assert_array_equal(x["features"], features[positions])
+        np.testing.assert_array_equal(x["sample_id"], ids[positions])
+        np.testing.assert_array_equal(y, labels[positions])

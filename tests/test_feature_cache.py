@@ -1,0 +1,202 @@
+"""The feature cache: each item passes the backbone once, and nothing stale is ever served."""
+
+import errno
+import os
+import pathlib
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+
+from xbm_keras import feature_cache
+from xbm_keras.data.sources import DataError, ImageFolder
+from xbm_keras.feature_cache import compute_features, fingerprint
+from xbm_keras.stages.backbone import Backbone
+
+
+def small_backbone(seed=0, image_size=(8, 8), units=5):
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential(
+        [keras.Input((*image_size, 3)), keras.layers.Conv2D(units, 3), keras.layers.GlobalMaxPooling2D()],
+        name="small",
+    )
+    return Backbone(network, image_size=image_size)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        path = tmp_path / f"photos/class{i % 3}/{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(rng.integers(0, 255, (9, 7, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def compute(photos, tmp_path):
+    def run(backbone=None, root=photos, **options):
+        options = {"shard_rows": 4, "batch_size": 3, **options}
+        return compute_features(
+            ImageFolder(str(root)), backbone or small_backbone(), str(tmp_path / "cache"), **options
+        )
+
+    return run
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
+
+
+def test_features_equal_the_backbone_and_are_computed_once(compute, photos):
+    source, backbone = ImageFolder(str(photos)), small_backbone()
+    first = compute()
+    assert first.num_computed == len(source.items.keys) == 11
+    for i in range(11):
+        np.testing.assert_allclose(first.rows[i], backbone(source.read(i)[None])[0], rtol=1e-5, atol=1e-4)
+    second = compute()
+    assert second.num_computed == 0
+    np.testing.assert_array_equal(first.rows, second.rows)
+
+
+def test_rows_are_indexed_like_an_array(compute):
+    rows = compute().rows
+    whole = np.asarray(rows)
+    assert rows.shape == whole.shape == (11, 5)
+    np.testing.assert_array_equal(rows[np.array([9, 0, 5, 5])], whole[[9, 0, 5, 5]])
+    np.testing.assert_array_equal(rows[2:7], whole[2:7])
+
+
+def test_shards_are_plain_numpy_files(compute, tmp_path):
+    compute(dtype="float16")
+    shards = [np.load(p, mmap_mode="r") for p in sorted((tmp_path / "cache").glob("*/shard-*.npy"))]
+    assert [s.shape for s in shards] == [(4, 5), (4, 5), (3, 5)]
+    assert {s.dtype for s in shards} == {np.dtype(np.float16)}
+
+
+def test_an_added_and_a_changed_picture_are_computed_alone(compute, photos):
+    before = np.asarray(compute().rows)
+    PIL.Image.new("RGB", (9, 9), "red").save(photos / "class0/99.png")
+    added = compute()
+    assert added.num_computed == 1
+    PIL.Image.fromarray(np.random.default_rng(7).integers(0, 255, (9, 7, 3), np.uint8)).save(photos / "class0/00.png")
+    changed = compute()
+    assert changed.num_computed == 1
+    assert (np.asarray(changed.rows)[0] != before[0]).any()
+
+
+def test_a_moved_folder_is_still_a_hit(compute, photos):
+    compute()
+    assert compute(root=photos.rename(photos.with_name("renamed"))).num_computed == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: small_backbone(seed=1),
+        lambda: small_backbone(image_size=(10, 8)),
+        lambda: small_backbone(units=6),
+        lambda: Backbone(small_backbone().network, "MobileNetV2", (8, 8)),
+        lambda: Backbone(small_backbone().network, image_size=(8, 8), pooling="max"),
+    ],
+    ids=["weights", "image size", "architecture", "preprocessing", "pooling"],
+)
+def test_another_backbone_is_a_miss(compute, other):
+    compute()
+    assert compute(other()).num_computed == 11
+
+
+def test_another_dtype_is_a_miss(compute):
+    compute()
+    assert compute(dtype="float16").num_computed == 11
+
+
+def test_the_fingerprint_is_the_same_in_another_process_and_for_a_reloaded_network(tmp_path):
+    backbone = small_backbone()
+    backbone.network.save(tmp_path / "net.keras")
+    keras.layers.Conv2D(3, 3)  # moves the counters behind automatic names
+    again = Backbone.from_keras_file(str(tmp_path / "net.keras"))
+    assert fingerprint(again) == fingerprint(backbone) == fingerprint(small_backbone())
+
+
+def test_a_killed_run_goes_on_and_ends_byte_identical(compute, tmp_path, monkeypatch):
+    (tmp_path / "photos/class1/05.png").write_bytes(b"no picture")
+    compute()
+    undisturbed = contents(tmp_path / "cache")
+    (tmp_path / "cache").rename(tmp_path / "undisturbed")
+    write = feature_cache._write
+
+    for allowed in range(6):  # die before each of the files in turn, leaving half of it on the side
+
+        def dying(path, content, calls=[allowed]):  # noqa: B006
+            if calls[0] == 0:
+                path.with_name(path.name + ".tmp").write_bytes(b"half a file")
+                raise KeyboardInterrupt
+            calls[0] -= 1
+            write(path, content)
+
+        monkeypatch.setattr(feature_cache, "_write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            compute()
+        monkeypatch.setattr(feature_cache, "_write", write)
+        assert compute().num_computed > 0
+        assert contents(tmp_path / "cache") == undisturbed
+        (tmp_path / "cache").rename(tmp_path / f"died after {allowed}")
+
+
+def test_corrupt_pictures_are_skipped_and_named(compute, photos):
+    (photos / "class1/01.png").write_bytes(b"")
+    (photos / "class2/02.png").write_bytes((photos / "class2/02.png").read_bytes()[:50])
+    result = compute()
+    assert sorted(result.skipped) == ["class1/01.png", "class2/02.png"]
+    assert result.skipped["class1/01.png"] == "an empty file"
+    assert len(result.rows) == len(result.positions) == 9
+    assert compute().skipped == result.skipped  # remembered, not read again
+    with pytest.raises(DataError, match=r"2 item\(s\) of 11 .*class1/01\.png: an empty file.*cache\.on_error=skip"):
+        compute(on_error="raise")
+
+
+def test_only_corrupt_pictures_is_an_error(compute, photos):
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"11 item\(s\) of 11"):
+        compute()
+
+
+def test_a_deleted_picture_is_gone_from_the_result(compute, photos):
+    compute()
+    (photos / "class1/01.png").unlink()
+    assert len(compute().rows) == 10
+
+
+def test_features_that_say_nothing_are_named(compute):
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D()])
+    constant = keras.Sequential([network, keras.layers.Rescaling(0.0)])
+    with pytest.raises(DataError, match="the backbone gave constant features"):
+        compute(Backbone(constant, image_size=(8, 8)))
+    broken = keras.Sequential([network, keras.layers.Rescaling(float("inf"))])
+    with pytest.raises(DataError, match="the backbone gave NaN or infinite features"):
+        compute(Backbone(broken, image_size=(8, 8)))
+
+
+def test_a_full_disk_is_told_and_loses_nothing(compute, tmp_path, monkeypatch):
+    write, calls = feature_cache._write, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(feature_cache, "_write", full)
+    with pytest.raises(DataError, match=r"is full; free some space.*by cache\.dir"):
+        compute()
+    monkeypatch.setattr(feature_cache, "_write", write)
+    assert compute().num_computed == 7  # the first shard of four was kept
+
+
+def test_a_cache_folder_that_cannot_be_made(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be used"):
+        compute_features(ImageFolder(str(photos)), small_backbone(), str(tmp_path / "file/cache"))
