@@ -70,7 +70,7 @@ def evaluate_retrieval(
         nearest = search(l2_normalize(queries[picked]), rows, tf.constant(own, tf.int32), tf.constant(k, tf.int32))
         hits = gallery_codes[nearest.numpy()] == query_codes[picked, None]
         relevant = num_relevant[picked]
-        recalls = [recall_at_k(hits, k) for k in ks]
+        recalls = [recall_at_k(hits, each) for each in ks]
         values.append(np.stack([*recalls, map_at_r(hits, relevant), r_precision(hits, relevant)]))
     names = [*(f"recall_at_{k}" for k in ks), "map_at_r", "r_precision"]
     return dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))

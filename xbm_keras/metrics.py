@@ -47,6 +47,6 @@ def _within_r(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarray:
     if num_relevant.size and (num_relevant.min() < 1 or num_relevant.max() > hits.shape[1]):
         raise ValueError(
             f"Received num_relevant between {num_relevant.min()} and {num_relevant.max()} with lists of "
-            f"{hits.shape[1]}; expected 1 or more, and lists that are as long. Leave out queries that have no relevant item."
+            f"{hits.shape[1]}; expected 1 or more, and lists that are as long. Leave out queries without a match."
         )
     return hits & (np.arange(hits.shape[1]) < num_relevant[:, None])
