@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from xbm_keras import config as schema
+from xbm_keras import schema
+from xbm_keras.config import ConfigError
 from xbm_keras.data import sources
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
@@ -70,7 +71,7 @@ def _blaming_config() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise schema.ConfigError(str(error)) from error
+        raise ConfigError(str(error)) from error
 
 
 def make_source(config: schema.Config) -> sources.Source | sources.Features:
@@ -125,6 +126,10 @@ def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
 def make_model(config: schema.Config, backbone: Backbone | None, width: int, num_rows: int) -> XBMModel:
     """The model, built for features of a width, with a memory of at most `num_rows` rows."""
     memory_size = min(config.memory.memory_size, num_rows)
+    if memory_size < config.memory.memory_size:
+        log.info(
+            "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
+        )
     c, seed = config.head, config.training.seed
     model = XBMModel(
         backbone,

@@ -202,14 +202,14 @@ class XBMModel(keras.Model):
             variable.assign(tf.where(is_finite, variable, value))
         return logs
 
-    def fit(self, *args, callbacks=None, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
         """`keras.Model.fit`, which also stops with `NonFiniteFeatures` at a batch with NaN or infinite features."""
         guard = StopOnNonFiniteFeatures()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(guard)
         else:
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     @property
     def encoder(self) -> keras.Model:
@@ -223,7 +223,8 @@ class XBMModel(keras.Model):
         if self.backbone is None:
             inputs = features = keras.Input((self.memory.feature_dim,), name="features")
         else:
-            inputs = keras.Input(self.backbone.input_shape_per_item, name="inputs")
+            item = self.backbone.input_shape_per_item, None, self.backbone.input_dtype_per_item
+            inputs = keras.Input(*item, name="inputs")
             features = self.backbone(inputs)
         return keras.Model(inputs, self.head(self.unit_length(features)), name="encoder")
 

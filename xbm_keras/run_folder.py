@@ -6,9 +6,10 @@ import pathlib
 
 import numpy as np
 
-from xbm_keras.config import Config, ConfigError, save_config
+from xbm_keras.config import ConfigError, save_config
 from xbm_keras.experiment import Dataset
 from xbm_keras.model import XBMModel
+from xbm_keras.schema import Config
 
 
 def create(workdir: str | None, config_path: str, config: Config) -> pathlib.Path:

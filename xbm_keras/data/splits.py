@@ -33,7 +33,7 @@ def split_items(
     query_column: str | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Split items into train, validation and test; see `config.Split` for the arguments.
+    """Split items into train, validation and test; see `schema.Split` for the arguments.
 
     Validation is carved from what trains, with the same unit (classes or items).
 

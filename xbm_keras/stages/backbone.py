@@ -62,7 +62,22 @@ class Backbone(keras.layers.Layer):
     @property
     def input_shape_per_item(self) -> tuple:
         """Shape of one input: `(None, None, 3)` for images, else what the network says."""
-        return (None, None, 3) if self.image_size else tuple(self.network.input_shape[1:])
+        if self.image_size:
+            return (None, None, 3)
+        return tuple(self._saved_model_input().shape[1:] if self.is_saved_model else self.network.input_shape[1:])
+
+    @property
+    def input_dtype_per_item(self) -> str:
+        """Dtype of the inputs: float32 for images, else what the network says, such as int32 for tokens."""
+        if self.image_size:
+            return "float32"
+        return self._saved_model_input().dtype.name if self.is_saved_model else self.network.inputs[0].dtype
+
+    def _saved_model_input(self) -> tf.TensorSpec:
+        """What the endpoint of a SavedModel takes, which `TFSMLayer` does not tell."""
+        endpoint = self.network.call_endpoint_fn
+        endpoint = getattr(endpoint, "concrete_functions", [endpoint])[0]
+        return tf.nest.flatten(endpoint.structured_input_signature)[0]
 
     def call(self, inputs):
         """Inputs, such as RGB images in 0..255 [B, H, W, 3], to features [B, D] float32."""
@@ -71,14 +86,7 @@ class Backbone(keras.layers.Layer):
             x = resize_images(x, self.image_size)
         if self.preprocess is not None:
             x = self.preprocess(x)
-        y = self.network(x, training=False)
-        if isinstance(y, dict):
-            if len(y) != 1:
-                raise ValueError(
-                    f"Received a network with outputs {', '.join(sorted(y))}; expected a single one. Wrap it in "
-                    "a model that returns the features."
-                )
-            (y,) = y.values()
+        y = _only_output(self.network(x, training=False))
         return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
 
     def _pool(self, y):
@@ -98,7 +106,11 @@ class Backbone(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         """(batch, D)."""
         item = (*self.image_size, 3) if self.image_size else tuple(input_shape[1:])
-        return (input_shape[0], self.network.compute_output_shape((None, *item))[-1])
+        if self.is_saved_model:  # TFSMLayer does not tell: trace it
+            dtype = tf.float32 if self.image_size else self._saved_model_input().dtype
+            traced = tf.function(self.call).get_concrete_function(tf.TensorSpec((None, *item), dtype))
+            return (input_shape[0], traced.output_shapes[-1])
+        return (input_shape[0], _only_output(self.network.compute_output_shape((None, *item)))[-1])
 
     @classmethod
     def from_application(
@@ -113,9 +125,11 @@ class Backbone(keras.layers.Layer):
             pooling: "avg" or "max".
 
         Raises:
-            ValueError: for an unknown name, and for weights that are missing or do not fit.
+            ValueError: for an unknown name or pooling, and for weights that are missing or do not fit.
         """
         constructor, _ = _application(name)
+        if pooling not in ("avg", "max"):  # Keras takes any other word for no pooling
+            raise ValueError(f"Received pooling={pooling!r}; expected 'avg' or 'max' for the maps of {name}.")
         if weights not in (None, "imagenet") and not pathlib.Path(weights).is_file():
             raise ValueError(
                 f"Received backbone weights {weights!r}, which is no file; expected 'imagenet', None or the path of a "
@@ -201,6 +215,19 @@ def resize_images(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     if images.shape[-3:-1] == image_size:
         return tf.cast(images, tf.float32)
     return tf.image.resize(images, image_size, antialias=True)
+
+
+def _only_output(outputs):
+    """The output, or the shape, of a network that may name its one output."""
+    if not isinstance(outputs, dict):
+        return outputs
+    if len(outputs) != 1:
+        raise ValueError(
+            f"Received a network with outputs {', '.join(sorted(outputs))}; expected a single one. Wrap it in a model "
+            "that returns the features."
+        )
+    (output,) = outputs.values()
+    return output
 
 
 def _application(name: str):

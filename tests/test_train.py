@@ -1,0 +1,304 @@
+"""train.py as a user meets it: what a run leaves, and what is said where it cannot run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from absl import flags
+from absl.testing import flagsaver
+
+import train
+from xbm_keras import terminal
+from xbm_keras.evaluation import evaluate_retrieval
+
+flags.FLAGS.mark_as_parsed()
+
+SERVE = """
+    import sys
+    import numpy as np
+    import tensorflow as tf
+    serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+    (name,) = serve.structured_input_signature[1]
+    inputs = np.load(sys.argv[2])
+    outputs = [serve(**{name: tf.constant(inputs[:n])})["embeddings"].numpy() for n in (1, 33, 0)]
+    assert "xbm_keras" not in sys.modules
+    np.savez(sys.argv[3], *outputs)
+"""
+METRICS = {"recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "r_precision"}
+
+
+def serve_in_a_fresh_process(export, inputs, tmp_path):
+    """What the SavedModel gives for the first 1, 33 and 0 inputs, loaded by a process that imports TensorFlow alone."""
+    np.save(tmp_path / "inputs.npy", inputs)
+    files = [str(export), str(tmp_path / "inputs.npy"), str(tmp_path / "outputs.npz")]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(SERVE), *files], check=True, cwd=tmp_path)
+    with np.load(tmp_path / "outputs.npz") as outputs:
+        return list(outputs.values())
+
+
+def run(config, workdir, *overrides):
+    """train.py with these flags; the metrics of the run."""
+    with flagsaver.flagsaver(config=str(config), workdir=str(workdir), set=list(overrides)):
+        train.main(["train.py"])
+    return json.loads((pathlib.Path(workdir) / "metrics.json").read_text())
+
+
+def fails(config, workdir, *overrides, capsys):
+    """The message on standard error of a run that ends with exit code 2."""
+    with (
+        pytest.raises(SystemExit) as exit,
+        flagsaver.flagsaver(config=str(config), workdir=str(workdir), set=list(overrides)),
+    ):
+        train.main(["train.py"])
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A config of vectors in which a few directions tell classes apart, and louder ones do not."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    labels = np.repeat([f"klasse {i:02d} ä" for i in range(24)], 12)
+    centers = np.repeat(rng.normal(size=(24, 6)) * 1.5, 12, axis=0)
+    features = np.concatenate([centers + rng.normal(size=(288, 6)) * 0.6, rng.normal(size=(288, 18)) * 1.5], axis=1)
+    roles = np.array(["train", "test"] * 144)
+    np.savez(folder / "vectors.npz", features=features.astype(np.float32), label=labels, role=roles)
+    config = {
+        "data": {"source": "features", "path": str(folder / "vectors.npz"), "split": {"query_column": "role"}},
+        "backbone": {"kind": "none"},
+        "head": {"embedding_dim": 8},
+        "training": {"epochs": 3, "classes_per_batch": 4, "samples_per_class": 4},
+    }
+    (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
+    return folder / "vectors.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(vectors, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "first"
+    run(vectors, workdir)
+    return workdir
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    assert {p.name for p in finished.iterdir()} == {
+        "config.yaml", "data.json", "export", "history.csv", "metrics.json", "model.keras", "tensorboard",
+    }  # fmt: skip
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
+    assert metrics["phase"] == "refit"
+    assert set(metrics["validation"]) == {"leave_one_out", "epoch"}
+    for embeddings in (metrics["leave_one_out"], metrics["query_gallery"], metrics["validation"]["leave_one_out"]):
+        assert set(embeddings) == {"frozen", "closed_form", "trained"}
+        assert all(set(values) == METRICS for values in embeddings.values())
+    history = pd.read_csv(finished / "history.csv")
+    assert history.phase.tolist().count("select") == 3
+    assert history.val_map_at_r[history.phase == "select"].notna().all()
+    assert json.loads((finished / "data.json").read_text())["classes"] == {"train": 9, "validation": 3, "test": 12}
+
+
+def test_whitening_helps_here(finished):
+    scores = json.loads((finished / "metrics.json").read_text())["leave_one_out"]
+    assert scores["closed_form"]["map_at_r"] > scores["frozen"]["map_at_r"] + 0.1
+
+
+def test_the_resolved_config_gives_the_same_run(finished, tmp_path):
+    metrics = run(finished / "config.yaml", tmp_path / "again")
+    first = json.loads((finished / "metrics.json").read_text())
+    assert metrics["validation"]["epoch"] == first["validation"]["epoch"]
+    for name in ("frozen", "closed_form", "trained"):
+        assert metrics["leave_one_out"][name] == pytest.approx(first["leave_one_out"][name], abs=1e-4)
+
+
+def test_the_saved_model_serves_what_the_model_gives(finished, tmp_path):
+    inputs = np.random.default_rng(1).normal(size=(40, 24)).astype(np.float32)
+    one, many, none = serve_in_a_fresh_process(finished / "export/1", inputs, tmp_path)
+    expected = keras.saving.load_model(finished / "model.keras").encoder.predict(inputs, verbose=0)
+    np.testing.assert_allclose(one, expected[:1], atol=1e-5)
+    np.testing.assert_allclose(many, expected[:33], atol=1e-5)
+    assert none.shape == (0, 8)
+    np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-5)
+    size = sum(p.stat().st_size for p in (finished / "export/1/variables").iterdir())
+    assert size < 24 * 8 * 4 + 8 * 4 + 3000  # the head and some bookkeeping: no memory, no optimizer
+
+
+def test_the_metrics_are_those_of_the_model(finished, vectors):
+    model = keras.saving.load_model(finished / "model.keras")
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        is_test = ~np.isin(data["label"], train_classes(finished, data["label"]))
+        embeddings = model.encoder.predict(data["features"][is_test], verbose=0)
+        expected = evaluate_retrieval(embeddings, data["label"][is_test])
+    found = json.loads((finished / "metrics.json").read_text())["leave_one_out"]["trained"]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def train_classes(workdir, labels):
+    """The classes whose items are in the memory: all training classes, after the refit."""
+    model = keras.saving.load_model(workdir / "model.keras")
+    names = np.array(json.loads((workdir / "data.json").read_text())["labels"])
+    return names[np.unique(model.memory.read().labels.numpy())]
+
+
+def test_test_classes_never_enter_the_memory(finished, vectors):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        assert len(train_classes(finished, data["label"])) == 12
+
+
+def test_zero_epochs_exports_the_closed_form(vectors, tmp_path):
+    metrics = run(vectors, tmp_path / "run", "training.epochs=0")
+    scores = metrics["leave_one_out"]
+    assert scores["trained"] == scores["closed_form"]
+    assert metrics["validation"]["epoch"] == 0
+    assert (tmp_path / "run/export/1/saved_model.pb").exists()
+
+
+def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
+    metrics = run(vectors, tmp_path / "run", "training.learning_rate=100.0")
+    assert metrics["validation"]["epoch"] == 0
+    assert metrics["leave_one_out"]["trained"] == metrics["leave_one_out"]["closed_form"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["memory.memory_size=0"],
+        ["memory.memory_size=64", "memory.prefill=false", "memory.storage_dtype=float16"],
+        ["top_k.mine_in=features", "top_k.positives=hardest", "training.refit=false"],
+        ["top_k.num_negatives=all", "top_k.num_positives=all", "head.start=random"],
+        ["loss.name=contrastive", "head.kind=residual"],
+        ["loss.name=triplet", "head.kind=mlp", "head.hidden_dim=16"],
+        ["loss.name=info_nce", "training.jit_compile=true"],
+        ["data.split.by=item"],
+    ],
+    ids=lambda overrides: ",".join(overrides),
+)
+def test_recipes_run(vectors, tmp_path, overrides):
+    metrics = run(vectors, tmp_path / "run", "training.epochs=1", *overrides)
+    assert np.isfinite(metrics["leave_one_out"]["trained"]["map_at_r"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.epoch=3"], "did you mean 'epochs'"),
+        (["data.path=nope.npz"], "'nope.npz', which is no file"),
+        (["data.labels=lable"], "did you mean 'label'"),
+        (["data.labels=null"], "without labels"),
+        (["data.split.column=part"], "column 'part', which the data does not have"),
+        (["data.split.num_train_classes=2"], "2 training and 22 test classes"),
+        (["head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
+        (["memory.memory_size=8"], "smaller than the batch"),
+    ],
+)
+def test_what_cannot_run_is_told(vectors, tmp_path, capsys, overrides, message):
+    assert message in fails(vectors, tmp_path / "run", *overrides, capsys=capsys)
+
+
+def test_bad_vectors_are_named(vectors, tmp_path, capsys):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        arrays = dict(data)
+    arrays["features"][17] = np.nan
+    np.savez(tmp_path / "bad.npz", **arrays)
+    message = fails(vectors, tmp_path / "run", f"data.path={tmp_path}/bad.npz", capsys=capsys)
+    assert "1 feature vectors that are NaN, infinite or all zero: 17;" in message
+
+
+def test_a_finished_run_is_not_overwritten(finished, vectors, capsys):
+    before = (finished / "metrics.json").read_bytes()
+    assert "holds a finished run" in fails(vectors, finished, capsys=capsys)
+    assert (finished / "metrics.json").read_bytes() == before
+
+
+def test_a_workdir_that_cannot_be_made(vectors, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails(vectors, tmp_path / "file/run", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"kind": "keras_applications", "name": "MobileNetv2"}, "Did you mean 'MobileNetV2'"),
+        ({"kind": "keras_applications", "name": "MobileNetV2", "weights": "nope.h5"}, "'nope.h5', which is no file"),
+        ({"kind": "keras_file", "path": "nope.keras"}, "'nope.keras', which is no file"),
+        ({"kind": "saved_model", "path": "nope"}, "holds no saved_model.pb"),
+    ],
+)
+def test_backbones_that_cannot_be_had(tmp_path, capsys, backbone, message):
+    (tmp_path / "x.yaml").write_text(
+        yaml.safe_dump({"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": backbone})
+    )
+    assert message in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
+
+
+def test_empty_folders_are_told(tmp_path, capsys):
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D()])
+    network.save(tmp_path / "net.keras")
+    backbone = {"kind": "keras_file", "path": str(tmp_path / "net.keras"), "image_size": [8, 8]}
+    (tmp_path / "x.yaml").write_text(
+        yaml.safe_dump({"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": backbone})
+    )
+    assert "holds no pictures in folders" in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
+
+
+def test_the_verdict_says_when_training_made_it_worse():
+    def verdict(frozen, closed_form, trained):
+        scores = {"frozen": frozen, "closed_form": closed_form, "trained": trained}
+        return terminal.verdict({"leave_one_out": {name: {"map_at_r": value} for name, value in scores.items()}})
+
+    assert "WORSE than the frozen features: MAP@R 0.400 against 0.500" in verdict(0.5, 0.45, 0.4)
+    assert "worse than its closed form start, by 0.050" in verdict(0.5, 0.65, 0.6)
+    assert "0.100 MAP@R above the best of the others (frozen)" in verdict(0.6, 0.5, 0.7)
+
+
+def grocery_config(data_dir, tmp_path, classes, per_class):
+    """configs/grocery.yaml on a few pictures of a few classes of each side."""
+    table = pd.read_csv(data_dir / "grocery/labels.csv")
+    sides = [names.class_name.unique()[:classes] for _, names in table.groupby("openset_split_interleaved")]
+    table = table[table.class_name.isin(np.concatenate(sides))].groupby("class_name").head(per_class)
+    table.to_csv(tmp_path / "some.csv", index=False)
+    return [f"data.table={tmp_path}/some.csv", f"cache.dir={tmp_path}/cache", "training.classes_per_batch=4"]
+
+
+def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XBM_KERAS_DATA", str(data_dir))
+    config = pathlib.Path(train.__file__).parent / "configs/grocery.yaml"
+    overrides = grocery_config(data_dir, tmp_path, classes=8, per_class=12)
+    metrics = run(config, tmp_path / "run", *overrides, "training.epochs=2", "data.split.query_column=null")
+    assert metrics["leave_one_out"]["trained"]["map_at_r"] > 0.4
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["computed_by_backbone"] == sum(about["items"].values()) == 192
+
+    photos = sorted((data_dir / "grocery/test/Avocado").glob("*.jpg"))[:20] * 2
+    images = np.stack([np.asarray(keras.utils.load_img(path), np.float32) for path in photos])
+    one, many, none = serve_in_a_fresh_process(tmp_path / "run/export/1", images, tmp_path)
+    model = keras.saving.load_model(tmp_path / "run/model.keras")
+    expected = model.encoder.predict(images, verbose=0)
+    assert np.abs(one - expected[:1]).max() < 1e-5
+    assert np.abs(many - expected[:33]).max() < 1e-5
+    assert none.shape == (0, 128)
+
+    again = run(config, tmp_path / "again", *overrides, "training.epochs=1", "data.split.query_column=null")
+    assert json.loads((tmp_path / "again/data.json").read_text())["computed_by_backbone"] == 0
+    assert again["leave_one_out"]["frozen"] == metrics["leave_one_out"]["frozen"]
+
+
+@pytest.mark.slow
+def test_the_scores_of_the_readme(data_dir, tmp_path):
+    """All grocery photos, default recipe; frozen scores measured by an independent script."""
+    root = pathlib.Path(train.__file__).parent
+    command = [sys.executable, "train.py", "--config=configs/grocery.yaml", f"--workdir={tmp_path}/run"]
+    environment = {**os.environ, "XBM_KERAS_DATA": str(data_dir)}
+    subprocess.run([*command, f"--set=cache.dir={tmp_path}/cache"], check=True, cwd=root, env=environment)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["leave_one_out"]["frozen"]["map_at_r"] == pytest.approx(0.500, abs=0.005)
+    assert metrics["query_gallery"]["frozen"]["recall_at_1"] == pytest.approx(0.783, abs=0.005)
+    assert metrics["leave_one_out"]["trained"]["map_at_r"] >= 0.575
