@@ -149,6 +149,7 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, num
         keras.optimizers.AdamW(config.training.learning_rate, weight_decay=config.training.weight_decay),
         jit_compile=config.training.jit_compile,
     )
+    model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
 
 
