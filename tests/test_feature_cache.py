@@ -54,7 +54,7 @@ def test_features_equal_the_backbone_and_are_computed_once(compute, photos):
     first = compute()
     assert first.num_computed == len(source.items.keys) == 11
     for i in range(11):
-        np.testing.assert_allclose(first.rows[i], backbone(source.read(i)[None])[0], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(first.rows[i], backbone(source.load(i)[None])[0], rtol=1e-5, atol=1e-4)
     second = compute()
     assert second.num_computed == 0
     np.testing.assert_array_equal(first.rows, second.rows)

@@ -6,7 +6,6 @@ moved or renamed picture is found again, and an added or changed one is computed
 stands; both are written to the side, synced and renamed, so a killed run leaves whole shards, and goes on after them.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -15,17 +14,15 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import filelock
 import numpy as np
 import rich.progress
 import tensorflow as tf
 
-from xbm_keras.data.sources import DataError, Source, UnreadableItem
-from xbm_keras.stages.backbone import Backbone, resize_images
-
-READERS = 8  # threads that read and decode; the network computes meanwhile
+from xbm_keras.data.sources import READERS, DataError, Source, UnreadableItem
+from xbm_keras.stages.backbone import Backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +46,7 @@ class ShardedRows:
         self.shards = shards
         self.shard_of = shard_of
         self.row_of = row_of
-        self.shape = (len(row_of), shards[0].shape[1])
+        self.shape = (len(row_of), max(shard.shape[1] for shard in shards))  # a shard may be empty, of width 0
         self.dtype = shards[0].dtype
 
     def __len__(self):
@@ -227,36 +224,24 @@ def _extract(source, digests, wanted, backbone, folder, dtype, batch_size, shard
     first_shard = len(list(folder.glob("shard-*.json")))
     network = tf.function(backbone)
     with _progress("features", len(wanted)) as advance:
-        items = _read_ahead(lambda i: _read(source, backbone, i), wanted)
+        items = zip(wanted, source.read(wanted, backbone.prepare), strict=True)
         for number, start in enumerate(range(0, len(wanted), shard_rows), first_shard):
             entries, rows = [], []
             for batch in _batches(items, min(shard_rows, len(wanted) - start), batch_size):
-                features = _apply(network, [x for _, x in batch if not isinstance(x, str)], batch_size)
+                features = _apply(network, [x for _, x in batch if not isinstance(x, UnreadableItem)], batch_size)
                 for i, x in batch:
+                    row = None if isinstance(x, UnreadableItem) else next(features)
+                    problem = str(x) if row is None else _problem(row)
                     entry = {"sha256": digests[i], "key": str(source.items.keys[i])}
-                    row = None if isinstance(x, str) else next(features)
-                    problem = x if row is None else _problem(row)
                     entries.append({**entry, "error": problem} if problem else entry)
                     if not problem:
                         rows.append(row)
                 advance(len(batch))
-            width = (0, backbone.compute_output_shape((None, None, None, 3))[-1])
-            array = np.array(rows, dtype) if rows else np.empty(width, dtype)
+            array = np.array(rows, dtype) if rows else np.empty((0, 0), dtype)
             name = folder / f"shard-{number:05d}"
             _write(name.with_suffix(".npy"), lambda file, array=array: np.save(file, array))
-            _write(
-                name.with_suffix(".json"),
-                lambda file, entries=entries: file.write(json.dumps(entries, indent=0).encode()),
-            )
-
-
-def _read(source: Source, backbone: Backbone, position: int):
-    """An item as the network takes it, or a text that says why not."""
-    try:
-        item = source.read(position)
-    except UnreadableItem as error:
-        return str(error)
-    return resize_images(tf.constant(item), backbone.image_size).numpy() if backbone.image_size else item
+            text = json.dumps(entries, indent=0).encode()
+            _write(name.with_suffix(".json"), lambda file, text=text: file.write(text))
 
 
 def _apply(network: Callable, inputs: list, batch_size: int) -> Iterator[np.ndarray]:
@@ -277,19 +262,6 @@ def _batches(items: Iterator, count: int, batch_size: int) -> Iterator[list]:
     """The next `count` items in lists of at most `batch_size`."""
     for start in range(0, count, batch_size):
         yield [next(items) for _ in range(min(batch_size, count - start))]
-
-
-def _read_ahead(read: Callable, positions: Iterable[int]) -> Iterator[tuple[int, object]]:
-    """(position, item) in order, read by threads a little ahead of their use."""
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        pending: collections.deque = collections.deque()
-        for i in positions:
-            pending.append((i, pool.submit(read, i)))
-            if len(pending) > 8 * READERS:
-                position, future = pending.popleft()
-                yield position, future.result()
-        for position, future in pending:
-            yield position, future.result()
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def test_image_folder(folder):
     source = sources.ImageFolder(str(folder))
     assert source.items.keys.tolist() == ["pear/1.png", "red apple/1.jpg", "red apple/deep/2.JPG"]
     assert source.items.labels.tolist() == ["pear", "red apple", "red apple"]
-    assert source.read(1).shape == (10, 20, 3)
+    assert source.load(1).shape == (10, 20, 3)
     assert source.digest(1) == source.digest(2) != source.digest(0)
 
 
@@ -102,7 +102,7 @@ def test_image_table(folder, suffix):
     source = sources.ImageTable(str(folder), path.name, "file", "kind")
     assert source.items.labels.tolist() == ["NA", "null"]  # names, not missing values
     assert source.items.columns["part"].tolist() == ["train", "test"]
-    assert source.read(0).shape == (10, 20, 3)
+    assert source.load(0).shape == (10, 20, 3)
 
 
 def test_image_table_errors(folder):
@@ -139,11 +139,11 @@ def test_image_array(tmp_path):
     source = sources.ImageArray(str(tmp_path / "x.npz"))
     assert source.items.labels.tolist() == [3, 3, 5, 2**40]
     assert source.items.columns["part"].tolist() == ["train"] * 4
-    np.testing.assert_array_equal(source.read(1), np.stack([images[1]] * 3, axis=-1))
+    np.testing.assert_array_equal(source.load(1), np.stack([images[1]] * 3, axis=-1))
     np.save(tmp_path / "y.npy", np.stack([images] * 3, axis=-1))
     np.save(tmp_path / "l.npy", np.arange(4))
     source = sources.ImageArray(str(tmp_path / "y.npy"), labels=str(tmp_path / "l.npy"))
-    np.testing.assert_array_equal(source.read(2)[..., 1], images[2])
+    np.testing.assert_array_equal(source.load(2)[..., 1], images[2])
     np.savez(tmp_path / "z.npz", images=images.astype(np.float32))
     with pytest.raises(DataError, match=r"dtype float32"):
         sources.ImageArray(str(tmp_path / "z.npz"))

@@ -4,12 +4,15 @@ A source lists its items, each with a key that never changes, and reads one item
 a class with these members; nothing else knows which one it talks to.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import difflib
 import hashlib
 import io
 import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +20,7 @@ import pandas as pd
 import PIL.Image
 import tensorflow as tf
 
+READERS = 8  # threads that read and decode; the backbone computes meanwhile
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -68,11 +72,40 @@ class Source(Protocol):
     def digest(self, position: int) -> str:
         """Hash of the item's content. Raises UnreadableItem."""
 
-    def read(self, position: int) -> np.ndarray:
-        """The item as the backbone takes it: for a picture uint8 [H, W, 3]. Raises UnreadableItem."""
+    def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
+        """Items at increasing positions, in this order: `prepare(item)`, or an `UnreadableItem` in its place.
+
+        An item is what the backbone takes: a picture as uint8 [H, W, 3].
+        """
 
 
-class _Files:
+class RandomAccess:
+    """A source that reads its items by threads, a little ahead of their use."""
+
+    def load(self, position: int) -> np.ndarray:
+        """One item. Raises UnreadableItem."""
+        raise TypeError(f"{type(self).__name__} must define load(position).")
+
+    def read(self, positions, prepare):
+        """Items in order; see `Source`."""
+
+        def one(position):
+            try:
+                return prepare(self.load(position))
+            except UnreadableItem as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+            pending: collections.deque = collections.deque()
+            for position in positions:
+                pending.append(pool.submit(one, position))
+                if len(pending) > 8 * READERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+
+class _Files(RandomAccess):
     """Pictures in files below a root."""
 
     def __init__(self, root: pathlib.Path, items: Items):
@@ -89,7 +122,7 @@ class _Files:
     def digest(self, position):
         return hashlib.sha256(self._bytes(position)).hexdigest()
 
-    def read(self, position):
+    def load(self, position):
         return decode_picture(self._bytes(position))
 
     def _bytes(self, position) -> bytes:
@@ -145,7 +178,7 @@ class ImageTable(_Files):
         super().__init__(top, Items(paths.to_numpy(), labels, columns))
 
 
-class ImageArray:
+class ImageArray(RandomAccess):
     """Pictures in one array, [N, H, W] or [N, H, W, 3] of uint8, in an `.npy` (memory-mapped) or an `.npz`.
 
     Raises:
@@ -171,7 +204,7 @@ class ImageArray:
         image = np.ascontiguousarray(self.images[position])
         return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
-    def read(self, position):
+    def load(self, position):
         """The picture as RGB."""
         image = np.asarray(self.images[position])
         return np.repeat(image.reshape(*image.shape[:2], -1)[..., :3], 3 if image.ndim == 2 else 1, axis=2)

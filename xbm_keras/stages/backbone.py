@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 POOLINGS = ("avg", "max", "first")
@@ -88,6 +89,10 @@ class Backbone(keras.layers.Layer):
             x = self.preprocess(x)
         y = _only_output(self.network(x, training=False))
         return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
+
+    def prepare(self, item: np.ndarray) -> np.ndarray:
+        """One item as `call` takes it in a batch: a picture at `image_size`, float32. Safe to call in threads."""
+        return resize_images(tf.constant(item), self.image_size).numpy() if self.image_size else item
 
     def _pool(self, y):
         rank = len(y.shape)
