@@ -14,7 +14,7 @@ import pandas as pd
 
 from xbm_keras import schema
 from xbm_keras.config import ConfigError
-from xbm_keras.data import sources
+from xbm_keras.data import arrays, sources
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.data.splits import Splits, split_items
@@ -74,7 +74,7 @@ def _blaming_config() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def make_source(config: schema.Config) -> sources.Source | sources.Features:
+def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     """The items."""
     c = config.data
     if isinstance(c, schema.ImageFolder):
@@ -82,8 +82,8 @@ def make_source(config: schema.Config) -> sources.Source | sources.Features:
     if isinstance(c, schema.ImageTable):
         return sources.ImageTable(c.root, c.table, c.path_column, c.label_column)
     if isinstance(c, schema.ImageArray):
-        return sources.ImageArray(c.path, c.images, c.labels)
-    return sources.Features(c.path, c.features, c.labels)
+        return arrays.ImageArray(c.path, c.images, c.labels)
+    return arrays.Features(c.path, c.features, c.labels)
 
 
 def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
@@ -94,7 +94,7 @@ def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
     """
     source = make_source(config)
     items = source.items
-    if isinstance(source, sources.Features):
+    if isinstance(source, arrays.Features):
         features, positions, skipped, num_computed = source.features, np.arange(len(items.keys)), {}, 0
     else:
         c = config.cache

@@ -1,0 +1,128 @@
+"""Sources that are arrays: pictures, and vectors that some model already gave."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from xbm_keras.data.sources import DataError, Items, RandomAccess, read_table, require_column
+
+
+class ImageArray(RandomAccess):
+    """Pictures in one array, [N, H, W] or [N, H, W, 3] of uint8, in an `.npy` (memory-mapped) or an `.npz`.
+
+    Raises:
+        DataError: if the file, an array or a shape is not as expected.
+    """
+
+    def __init__(self, path: str, images: str = "images", labels: str | None = "label"):
+        arrays = _Arrays(path)
+        self.images = arrays.get(images)
+        if self.images.dtype != np.uint8 or self.images.ndim not in (3, 4):
+            raise DataError(
+                f"Received images of shape {self.images.shape} and dtype {self.images.dtype} in {path}; expected uint8 "
+                "[N, H, W] or [N, H, W, 3]."
+            )
+        self.items = arrays.items(len(self.images), labels)
+
+    def stamp(self, position):
+        """None: the array is at hand, hashing is cheap."""
+        return None
+
+    def digest(self, position):
+        """Hash of the pixels and their shape."""
+        image = np.ascontiguousarray(self.images[position])
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+    def load(self, position):
+        """The picture as RGB."""
+        image = np.asarray(self.images[position])
+        return np.repeat(image.reshape(*image.shape[:2], -1)[..., :3], 3 if image.ndim == 2 else 1, axis=2)
+
+
+class Features:
+    """Vectors that some model already gave: no backbone, no cache.
+
+    Args:
+        path: an `.npy` [N, D] (memory-mapped), an `.npz` with such an array, or a Parquet file with a column of lists.
+            Arrays or columns beside it with N entries, such as "split", become columns of the items.
+        features: name of the array or column.
+        labels: name of the array or column, or path of an `.npy`; None for none.
+
+    Raises:
+        DataError: if the file, an array or a shape is not as expected, or a vector is not finite or all zero.
+    """
+
+    def __init__(self, path: str, features: str = "features", labels: str | None = "label"):
+        arrays = _Arrays(path)
+        self.features = arrays.get(features)
+        if self.features.ndim != 2 or self.features.dtype.kind != "f":
+            raise DataError(
+                f"Received features of shape {self.features.shape} and dtype {self.features.dtype} in {path}; expected "
+                "floats [N, D]."
+            )
+        self.items = arrays.items(len(self.features), labels)
+        check_features(self.features, self.items.keys)
+
+
+class _Arrays:
+    """Named arrays of an `.npz`, a lone `.npy`, or the columns of a Parquet file."""
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path).expanduser()
+        if not self.path.is_file():
+            raise DataError(f"Received data.path {path!r}, which is no file; expected an .npy, .npz or .parquet file.")
+        try:
+            if self.path.suffix == ".npz":
+                with np.load(self.path, allow_pickle=False) as loaded:
+                    self.arrays = {name: loaded[name] for name in loaded.files}
+            elif self.path.suffix == ".npy":
+                self.arrays = {"": np.load(self.path, mmap_mode="r", allow_pickle=False)}
+            else:
+                frame = read_table(self.path)
+                self.arrays = {str(name): _column(frame[name]) for name in frame.columns}
+        except (OSError, ValueError) as error:
+            raise DataError(f"Received data.path {path!r}, which cannot be read: {error}") from error
+
+    def get(self, name: str) -> np.ndarray:
+        """The array of that name; of an `.npy` the only one."""
+        if self.path.suffix == ".npy":
+            return self.arrays[""]
+        require_column(name, self.arrays, str(self.path))
+        return self.arrays[name]
+
+    def items(self, num_items: int, labels: str | None) -> Items:
+        """Items numbered by row, with all other arrays of one value per item as columns."""
+        columns = {name: a for name, a in self.arrays.items() if a.ndim == 1 and len(a) == num_items}
+        if labels is None or (labels not in columns and labels == "label"):
+            found = None  # a file without labels needs no setting
+        elif labels.endswith(".npy"):
+            found = np.load(labels, allow_pickle=False)
+        else:
+            require_column(labels, columns, str(self.path))
+            found = columns[labels]
+        if found is not None and found.shape != (num_items,):
+            raise DataError(f"Received labels of shape {found.shape} for {num_items} items; expected one per item.")
+        return Items(np.arange(num_items).astype(str), found, columns)
+
+
+def _column(series: pd.Series) -> np.ndarray:
+    values = series.to_numpy()
+    if values.dtype == object and len(values) and isinstance(values[0], list | np.ndarray):
+        return np.stack(values)  # lists of unequal length end in a ValueError that names the shapes
+    return values
+
+
+def check_features(features: np.ndarray, keys: np.ndarray) -> None:
+    """Raises DataError that names the items whose vectors are not finite or all zero."""
+    is_bad = np.zeros(len(features), bool)
+    for start in range(0, len(features), 65_536):
+        block = np.asarray(features[start : start + 65_536], np.float32)
+        is_bad[start : start + len(block)] = ~np.isfinite(block).all(axis=1) | ~block.any(axis=1)
+    if is_bad.any():
+        shown = ", ".join(map(str, keys[is_bad][:8])) + (", ..." if is_bad.sum() > 8 else "")
+        raise DataError(
+            f"Received {is_bad.sum()} feature vectors that are NaN, infinite or all zero: {shown}; expected finite "
+            "vectors with a direction. Remove these items or compute them again."
+        )
