@@ -1,0 +1,107 @@
+"""The TFDS source on a data set that TFDS' own builder prepared locally."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from xbm_keras.data.sources import DataError
+from xbm_keras.data.tfds import TFDS
+
+
+class TinyThings(tfds.core.GeneratorBasedBuilder):
+    """Ten pictures a split, five classes, with the keys that Stanford Online Products has."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "class_id": tfds.features.ClassLabel(num_classes=5),
+            "super_class_id": np.int64,
+            "name": tfds.features.Text(),
+            "box": tfds.features.BBoxFeature(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0), "test": self._generate_examples(1)}
+
+    def _generate_examples(self, seed):
+        rng = np.random.default_rng(seed)
+        for i in range(10):
+            picture = rng.integers(0, 255, (7, 9, 3), np.uint8)
+            box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+            yield i, {"image": picture, "class_id": i % 5, "super_class_id": 7, "name": f"n{i}", "box": box}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    builder = TinyThings(data_dir=folder)
+    builder.download_and_prepare()
+    return str(folder), builder
+
+
+@pytest.fixture(scope="module")
+def source(prepared):
+    return TFDS("tiny_things", prepared[0], label_key="class_id")
+
+
+def test_items_are_those_of_the_builder(prepared, source):
+    expected = [
+        (split, example["class_id"], example["name"].decode())
+        for split in ("test", "train")
+        for example in tfds.as_numpy(prepared[1].as_dataset(split, shuffle_files=False))
+    ]
+    columns = source.items.columns
+    assert set(columns) == {"tfds_split", "super_class_id", "name"}
+    found = zip(columns["tfds_split"], source.items.labels, columns["name"], strict=True)
+    assert [tuple(map(str, f)) for f in found] == [tuple(map(str, e)) for e in expected]
+    assert source.items.keys[[0, 10]].tolist() == ["test/00000000", "train/00000000"]
+
+
+@pytest.mark.parametrize("positions", [range(20), [0], [9, 10], [3, 4, 17], [15], []])
+def test_pictures_are_read_where_they_are_wanted(prepared, source, positions):
+    expected = [
+        example["image"]
+        for split in ("test", "train")
+        for example in tfds.as_numpy(prepared[1].as_dataset(split, shuffle_files=False))
+    ]
+    read = list(source.read(positions, lambda picture: picture))
+    assert len(read) == len(positions)
+    for picture, position in zip(read, positions, strict=True):
+        np.testing.assert_array_equal(picture, expected[position])
+
+
+def test_digests_tell_items_and_versions_apart(prepared, source):
+    digests = [source.digest(i) for i in range(20)]
+    assert len(set(digests)) == 20
+    assert [TFDS("tiny_things", prepared[0], label_key="class_id").digest(i) for i in range(20)] == digests
+
+
+def test_a_process_without_the_builder_reads_it(prepared):
+    code = (
+        "import sys; from xbm_keras.data.tfds import TFDS as T; print(len(T('tiny_things', *sys.argv[1:]).items.keys))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, prepared[0], "image", "class_id"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "20"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "no_such_things"}, "'no_such_things', which TFDS cannot give"),
+        ({"label_key": "label"}, "column 'label', which tiny_things does not have"),
+        ({"label_key": "class_idd"}, "did you mean 'class_id'"),
+        ({"label_key": "box"}, "expected a scalar"),
+        ({"label_key": "class_id", "image_key": "name"}, "expected an image"),
+    ],
+)
+def test_errors(prepared, arguments, message):
+    with pytest.raises(DataError, match=message):
+        TFDS(**{"name": "tiny_things", "data_dir": prepared[0], **arguments})

@@ -1,0 +1,105 @@
+"""Data sets of TensorFlow Datasets: any builder with an image and a label."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from xbm_keras.data.sources import DataError, Items, decode_picture, map_in_threads, require_column
+
+
+class TFDS:
+    """Items of all splits of a TFDS builder, in its own order; the column `tfds_split` says which split.
+
+    Further scalar features of the builder become columns. A data set that is not there yet is downloaded and prepared.
+
+    Args:
+        name: such as "cars196" or "my_dataset/config:1.0.0".
+        data_dir: where TFDS keeps its data; None for its default.
+        image_key: name of the image feature.
+        label_key: name of the label feature.
+
+    Raises:
+        DataError: if the builder is unknown, cannot be prepared, or has no such feature.
+    """
+
+    def __init__(self, name: str, data_dir: str | None = None, image_key: str = "image", label_key: str = "label"):
+        try:
+            self.builder = tfds.builder(name, data_dir=data_dir)
+            if not self.builder.is_prepared():
+                self.builder.download_and_prepare()
+        except Exception as error:  # whatever a builder's own code raises: unknown names, downloads, manual steps
+            raise DataError(
+                f"Received data.name {name!r}, which TFDS cannot give: {error}\nExpected a data set prepared in "
+                f"data.data_dir (now {data_dir!r}), or that can be downloaded."
+            ) from error
+        self.image_key = image_key
+        features = self.builder.info.features
+        for key in (image_key, label_key):
+            require_column(key, features, name)
+        if not isinstance(features[image_key], tfds.features.Image):
+            raise DataError(
+                f"Received image_key {image_key!r}, which is {features[image_key]} in {name}; expected an image."
+            )
+        scalars = {
+            key: True for key, feature in features.items() if key != image_key and feature.shape == () and feature.dtype
+        }
+        if label_key not in scalars:
+            raise DataError(
+                f"Received label_key {label_key!r}, which is {features[label_key]} in {name}; expected a scalar."
+            )
+        self.splits = sorted(self.builder.info.splits)
+        rows: dict[str, list] = {key: [] for key in scalars}
+        keys, of_split = [], []
+        for split in self.splits:
+            examples = self._examples(split, tfds.decode.PartialDecoding(scalars))
+            for i, example in enumerate(examples):
+                keys.append(f"{split}/{i:08d}")
+                of_split.append(split)
+                for key in scalars:
+                    value = example[key]
+                    rows[key].append(value.decode() if isinstance(value, bytes) else value)
+        columns = {key: np.array(values) for key, values in rows.items()}
+        labels = columns.pop(label_key)
+        self.items = Items(np.array(keys), labels, {**columns, "tfds_split": np.array(of_split)})
+
+    def _examples(self, split: str, decoders) -> Iterator[dict]:
+        """Examples of a split, always in the same order."""
+        one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
+        return iter(
+            tfds.as_numpy(
+                self.builder.as_dataset(
+                    split=split, decoders=decoders, shuffle_files=False, read_config=one_file_at_a_time
+                )
+            )
+        )
+
+    def stamp(self, position: int) -> None:
+        """None: a digest costs no reading."""
+
+    def digest(self, position: int) -> str:
+        """Hash of builder, config, version, the split's size on disk, and the place in it."""
+        info, key = self.builder.info, self.items.keys[position]
+        split = info.splits[key.split("/")[0]]
+        return hashlib.sha256(repr((info.full_name, split.shard_lengths, split.num_bytes, key)).encode()).hexdigest()
+
+    def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
+        """Pictures at increasing positions; the splits are read through, and decoded where wanted."""
+
+        def wanted() -> Iterator[bytes]:
+            left = iter(positions)
+            next_position, position = next(left, None), 0
+            for split in self.splits:
+                size = int((self.items.columns["tfds_split"] == split).sum())
+                if next_position is None or next_position >= position + size:
+                    position += size
+                    continue
+                decoders = {self.image_key: tfds.decode.SkipDecoding()}
+                for example in self._examples(split, decoders):
+                    if position == next_position:
+                        yield example[self.image_key]
+                        next_position = next(left, None)
+                    position += 1
+
+        return map_in_threads(lambda data: prepare(decode_picture(data)), wanted())
