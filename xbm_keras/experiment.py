@@ -14,7 +14,7 @@ import pandas as pd
 
 from xbm_keras import schema
 from xbm_keras.config import ConfigError
-from xbm_keras.data import arrays, sources
+from xbm_keras.data import arrays, sources, tfds
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.data.splits import Splits, split_items
@@ -82,7 +82,9 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     if isinstance(c, schema.ImageTable):
         return sources.ImageTable(c.root, c.table, c.path_column, c.label_column)
     if isinstance(c, schema.ImageArray):
-        return arrays.ImageArray(c.path, c.images, c.labels)
+        return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
+    if isinstance(c, schema.TFDS):
+        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key)
     return arrays.Features(c.path, c.features, c.labels)
 
 

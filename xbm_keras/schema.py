@@ -58,14 +58,29 @@ class ImageTable(_Data):
 
 
 class ImageArray(_Data):
-    """Pictures in `.npy` or `.npz` arrays, [N, H, W] or [N, H, W, 3]."""
+    """Pictures in `.npy` or `.npz` arrays, [N, H, W] or [N, H, W, 3], or bits packed by `np.packbits`."""
 
     source: Literal["image_array"]
     path: str
+    test_path: str | None = None
+    """A second file; its items have "test" in the column `split`, those of the first "train"."""
+    label_names: str | None = None
+    """Name of an array of names that the labels number."""
+    invert: bool = False
     images: str = "images"
     """Name of the array inside an `.npz`."""
     labels: str | None = "label"
     """Name of the array inside an `.npz`, or path of an `.npy`."""
+
+
+class TFDS(_Data):
+    """A picture data set of TensorFlow Datasets; the column `tfds_split` says which of its splits an item is in."""
+
+    source: Literal["tfds"]
+    name: str
+    data_dir: str | None = None
+    image_key: str = "image"
+    label_key: str = "label"
 
 
 class Features(_Data):
@@ -80,7 +95,7 @@ class Features(_Data):
     """Name of the array or column, or path of an `.npy`; null for none."""
 
 
-DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | Features, Field(discriminator="source")]
+DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | TFDS | Features, Field(discriminator="source")]
 
 
 class NoBackbone(Section):

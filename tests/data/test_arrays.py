@@ -63,3 +63,21 @@ def test_features_errors(tmp_path):
     np.savez(path, features=np.ones((2, 2)))
     with pytest.raises(DataError, match=r"labels of shape \(3,\) for 2 items"):
         arrays.Features(path, labels=str(tmp_path / "l.npy"))
+
+
+def test_packed_images_in_two_files(tmp_path):
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (5, 6, 7), np.uint8)
+    for name, rows in (("a.npz", slice(0, 3)), ("b.npz", slice(3, 5))):
+        packed = np.packbits(bits[rows].reshape(-1, 42), axis=1)
+        names = np.array([f"{name} 0", f"{name} 1"])
+        np.savez(tmp_path / name, ink=packed, image_shape=[6, 7], y=[0, 1, 1][: len(packed)], names=names)
+    paths = {"path": str(tmp_path / "a.npz"), "test_path": str(tmp_path / "b.npz")}
+    source = arrays.ImageArray(**paths, images="ink", labels="y", label_names="names", invert=True)
+    assert source.items.labels.tolist() == ["a.npz 0", "a.npz 1", "a.npz 1", "b.npz 0", "b.npz 1"]
+    assert source.items.columns["split"].tolist() == ["train"] * 3 + ["test"] * 2
+    assert source.items.keys.tolist() == ["0", "1", "2", "test/0", "test/1"]
+    for i in range(5):
+        np.testing.assert_array_equal(source.load(i), np.stack([255 - 255 * bits[i]] * 3, axis=-1))
+    with pytest.raises(DataError, match="uint8"):
+        arrays.ImageArray(str(tmp_path / "a.npz"), images="y")

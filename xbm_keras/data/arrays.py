@@ -10,21 +10,53 @@ from xbm_keras.data.sources import DataError, Items, RandomAccess, read_table, r
 
 
 class ImageArray(RandomAccess):
-    """Pictures in one array, [N, H, W] or [N, H, W, 3] of uint8, in an `.npy` (memory-mapped) or an `.npz`.
+    """Pictures in one array of uint8, [N, H, W] or [N, H, W, 3], in an `.npy` (memory-mapped) or an `.npz`.
+
+    An `.npz` with an array `image_shape` holds pictures of one bit per pixel, packed by `np.packbits` to [N, bytes].
+
+    Args:
+        path: the file.
+        images: name of the array of pictures.
+        labels: name of the array of labels, or path of an `.npy`; None for none.
+        label_names: name of an array of names, which the labels number.
+        invert: black for white.
+        test_path: a second file of the same form. The column `split` says "train" for items of the first one and
+            "test" for items of this one.
 
     Raises:
-        DataError: if the file, an array or a shape is not as expected.
+        DataError: if a file, an array or a shape is not as expected.
     """
 
-    def __init__(self, path: str, images: str = "images", labels: str | None = "label"):
-        arrays = _Arrays(path)
-        self.images = arrays.get(images)
-        if self.images.dtype != np.uint8 or self.images.ndim not in (3, 4):
-            raise DataError(
-                f"Received images of shape {self.images.shape} and dtype {self.images.dtype} in {path}; expected uint8 "
-                "[N, H, W] or [N, H, W, 3]."
-            )
-        self.items = arrays.items(len(self.images), labels)
+    def __init__(
+        self,
+        path: str,
+        images: str = "images",
+        labels: str | None = "label",
+        label_names: str | None = None,
+        invert: bool = False,
+        test_path: str | None = None,
+    ):
+        self.invert = invert
+        self.parts, parts = [], []
+        for split, file in (("train", path), ("test", test_path)):
+            if file is not None:
+                arrays = _Arrays(file)
+                pixels = arrays.get(images)
+                shape = tuple(arrays.arrays["image_shape"]) if "image_shape" in arrays.arrays else None
+                if pixels.dtype != np.uint8 or pixels.ndim not in ((2,) if shape else (3, 4)):
+                    raise DataError(
+                        f"Received images of shape {pixels.shape} and dtype {pixels.dtype} in {file}; expected uint8 "
+                        "[N, H, W] or [N, H, W, 3], or packed bits [N, bytes] and their image_shape."
+                    )
+                self.parts.append((pixels, shape))
+                parts.append(arrays.items(len(pixels), labels, label_names, split))
+        self.starts = np.cumsum([0, *(len(part.keys) for part in parts)])
+        columns = [set(part.columns) for part in parts]
+        self.items = Items(
+            np.concatenate([part.keys if i == 0 else np.char.add("test/", part.keys) for i, part in enumerate(parts)]),
+            None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),
+            {name: np.concatenate([part.columns[name] for part in parts]) for name in set.intersection(*columns)},
+        )
 
     def stamp(self, position):
         """None: the array is at hand, hashing is cheap."""
@@ -32,13 +64,19 @@ class ImageArray(RandomAccess):
 
     def digest(self, position):
         """Hash of the pixels and their shape."""
-        image = np.ascontiguousarray(self.images[position])
-        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        picture = self.load(position)
+        return hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
 
     def load(self, position):
-        """The picture as RGB."""
-        image = np.asarray(self.images[position])
-        return np.repeat(image.reshape(*image.shape[:2], -1)[..., :3], 3 if image.ndim == 2 else 1, axis=2)
+        """The picture as RGB, uint8 [H, W, 3]."""
+        part = int(np.searchsorted(self.starts, position, side="right")) - 1
+        pixels, shape = self.parts[part]
+        picture = np.asarray(pixels[position - self.starts[part]])
+        if shape is not None:
+            picture = np.unpackbits(picture, count=int(np.prod(shape))).reshape(shape) * np.uint8(255)
+        if picture.ndim == 2:
+            picture = np.repeat(picture[..., None], 3, axis=2)
+        return np.ascontiguousarray(255 - picture if self.invert else picture)
 
 
 class Features:
@@ -92,7 +130,9 @@ class _Arrays:
         require_column(name, self.arrays, str(self.path))
         return self.arrays[name]
 
-    def items(self, num_items: int, labels: str | None) -> Items:
+    def items(
+        self, num_items: int, labels: str | None, label_names: str | None = None, split: str | None = None
+    ) -> Items:
         """Items numbered by row, with all other arrays of one value per item as columns."""
         columns = {name: a for name, a in self.arrays.items() if a.ndim == 1 and len(a) == num_items}
         if labels is None or (labels not in columns and labels == "label"):
@@ -104,6 +144,10 @@ class _Arrays:
             found = columns[labels]
         if found is not None and found.shape != (num_items,):
             raise DataError(f"Received labels of shape {found.shape} for {num_items} items; expected one per item.")
+        if found is not None and label_names is not None:
+            found = self.get(label_names)[found]
+        if split is not None:
+            columns.setdefault("split", np.full(num_items, split))
         return Items(np.arange(num_items).astype(str), found, columns)
 
 
