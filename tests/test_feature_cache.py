@@ -3,13 +3,15 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import PIL.Image
 import pytest
 
-from xbm_keras import feature_cache
+from xbm_keras import cache_tool, feature_cache
 from xbm_keras.data.sources import DataError, ImageFolder
 from xbm_keras.feature_cache import compute_features, fingerprint
 from xbm_keras.stages.backbone import Backbone
@@ -200,3 +202,32 @@ def test_a_cache_folder_that_cannot_be_made(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be used"):
         compute_features(ImageFolder(str(photos)), small_backbone(), str(tmp_path / "file/cache"))
+
+
+def test_the_tool_lists_checks_and_deletes(compute, tmp_path, capsys):
+    compute()
+    compute(dtype="float16")
+    tool = [f"--dir={tmp_path / 'cache'}"]
+    assert cache_tool.main([*tool, "list"]) == 0
+    shown = capsys.readouterr().out
+    ids = sorted(p.parent.name for p in (tmp_path / "cache").glob("*/backbone.json"))
+    assert len(ids) == 2
+    assert all(name in shown for name in (*ids, "small", "float16", "8x8", "11"))
+    assert cache_tool.main([*tool, "check"]) == 0
+
+    shard = next((tmp_path / "cache" / ids[0]).glob("shard-00001.npy"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+    assert cache_tool.main([*tool, "check"]) == 1
+    out = capsys.readouterr().out
+    assert "cannot be read" in out
+    assert f"delete {ids[0]}" in out
+
+    assert cache_tool.main([*tool, "delete", "nope"]) == 2
+    assert cache_tool.main([*tool, "delete", ids[0]]) == 0
+    assert [p.parent.name for p in (tmp_path / "cache").glob("*/backbone.json")] == [ids[1]]
+
+
+def test_the_tool_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-W", "error", "-m", "xbm_keras.feature_cache", f"--dir={tmp_path}", "check"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "0 caches are whole" in done.stdout

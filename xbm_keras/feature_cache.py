@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 
 import filelock
@@ -304,3 +305,9 @@ def _write(path: pathlib.Path, write: Callable) -> None:
         file.flush()
         os.fsync(file.fileno())
     side.replace(path)
+
+
+if __name__ == "__main__":
+    from xbm_keras.cache_tool import main
+
+    sys.exit(main())
