@@ -2,7 +2,7 @@
 
     python -m benchmarks.data --config configs/grocery.yaml
 
-- `epoch, uncached`: decode a batch of photos, pass the backbone, take the step (median of three, times steps per epoch).
+- `epoch, uncached`: decode a batch of photos, pass the backbone, take the step; median of three, times steps.
 - `epoch, cached`: the same epoch from cached features.
 - `wait for data`: share of a cached epoch's time that the loop spends in `next(batches)`, in percent.
 - `extraction`: peak memory of a process that caches N generated pictures, for two N.

@@ -59,6 +59,7 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
         (["memory.memory_size=64"], "memory.memory_size 64 is smaller than the batch of 128"),
         (["memory.memory_size=-1"], "memory.memory_size: received -1"),
         (["backbone.kind=keras_file", "backbone.path=x"], "'features' does not go with backbone.kind 'keras_file'"),
+        (["cache.views=2"], "cache.views 2 does not go with data.source 'features'"),
         (["training=5"], "training: received 5"),
         (["training.epochs"], "--set 'training.epochs'; expected section.key=value"),
     ],

@@ -249,6 +249,84 @@ def test_empty_folders_are_told(tmp_path, capsys):
     assert "holds no pictures in folders" in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """A config of a folder with eight classes of pictures in a colour of their own, and what goes wrong in practice."""
+    rng = np.random.default_rng(0)
+    for label in range(8):
+        color = rng.uniform(0, 255, 3)
+        for i in range(6):
+            path = tmp_path / f"my photos/klasse {label}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.clip(color + rng.normal(size=(12, 10 + i, 3)) * 25, 0, 255)
+            keras.utils.save_img(path, pixels, scale=False)
+    (tmp_path / "my photos/alone").mkdir()
+    (tmp_path / "my photos/klasse 0/0.png").rename(tmp_path / "my photos/alone/only.png")
+    (tmp_path / "my photos/klasse 1/2.png").write_bytes(b"")
+    network = keras.Sequential(
+        [keras.Input((12, 12, 3)), keras.layers.Conv2D(6, 3, activation="relu"), keras.layers.BatchNormalization()]
+    )
+    network.save(tmp_path / "net.keras")
+    config = {
+        "data": {"source": "image_folder", "root": str(tmp_path / "my photos"), "split": {"test_fraction": 0.4}},
+        "backbone": {"kind": "keras_file", "path": str(tmp_path / "net.keras"), "image_size": [12, 12]},
+        "cache": {"dir": str(tmp_path / "cache")},
+        "head": {"embedding_dim": 4},
+        "training": {"epochs": 1, "classes_per_batch": 3, "samples_per_class": 3},
+    }
+    (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "photos.yaml"
+
+
+def test_a_folder_with_a_corrupt_picture_and_a_lonely_one(photos, tmp_path, capsys):
+    run(photos, tmp_path / "run")
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["skipped"] == {"klasse 1/2.png": "an empty file"}
+    assert about["classes_with_one_item"] == ["alone"]
+    assert sum(about["items"].values()) == 47
+    assert about["read_for_backbone"] == 48
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 item(s) skipped" in said
+    assert "1 class(es) with one item" in said
+    assert "klasse 1/2.png: an empty file" in fails(photos, tmp_path / "no", "cache.on_error=raise", capsys=capsys)
+
+
+def test_augmented_views_train_but_do_not_test(photos, tmp_path):
+    run(photos, tmp_path / "plain", "training.epochs=0")
+    metrics = run(photos, tmp_path / "run", "cache.views=3")
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["read_for_backbone"] == 2 * 48  # the plain pictures were cached
+    model = keras.saving.load_model(tmp_path / "run/model.keras")
+    rows = model.memory.read()
+    train = about["items"]["train"] + about["items"]["validation"]
+    assert len(rows.sample_ids) == 3 * train
+    assert len(np.unique(rows.sample_ids)) == rows.is_valid.numpy().sum() == train  # a view is no positive of itself
+    frozen = json.loads((tmp_path / "plain/metrics.json").read_text())["leave_one_out"]["frozen"]
+    assert metrics["leave_one_out"]["frozen"] == frozen
+
+    run(photos, tmp_path / "asked", "cache.views=3", "cache.views_as_positives=true")
+    rows = keras.saving.load_model(tmp_path / "asked/model.keras").memory.read()
+    assert len(np.unique(rows.sample_ids)) == 3 * train
+
+
+def test_a_saved_model_as_backbone(photos, tmp_path):
+    keras.saving.load_model(tmp_path / "net.keras").export(tmp_path / "saved", verbose=False)
+    backbone = {"kind": "saved_model", "path": str(tmp_path / "saved"), "image_size": [12, 12]}
+    config = yaml.safe_load(photos.read_text()) | {"backbone": backbone}
+    (tmp_path / "saved.yaml").write_text(yaml.safe_dump(config))
+    metrics = run(tmp_path / "saved.yaml", tmp_path / "run")
+    plain = run(photos, tmp_path / "plain")
+    assert metrics["leave_one_out"]["frozen"] == plain["leave_one_out"]["frozen"]
+
+    pictures = np.random.default_rng(0).uniform(0, 255, (33, 12, 12, 3)).astype(np.float32)
+    _, served, _ = serve_in_a_fresh_process(tmp_path / "run/export/1", pictures, tmp_path)
+    _, expected, _ = serve_in_a_fresh_process(tmp_path / "plain/export/1", pictures, tmp_path)
+    np.testing.assert_allclose(served, expected, atol=1e-5)
+    head_only = keras.saving.load_model(tmp_path / "run/model.keras")
+    assert head_only.backbone is None
+    assert head_only.encoder.predict(np.ones((2, 6)), verbose=0).shape == (2, 4)
+
+
 def test_the_verdict_says_when_training_made_it_worse():
     def verdict(frozen, closed_form, trained):
         scores = {"frozen": frozen, "closed_form": closed_form, "trained": trained}
@@ -256,6 +334,7 @@ def test_the_verdict_says_when_training_made_it_worse():
 
     assert "WORSE than the frozen features: MAP@R 0.400 against 0.500" in verdict(0.5, 0.45, 0.4)
     assert "worse than its closed form start, by 0.050" in verdict(0.5, 0.65, 0.6)
+    assert "changed next to nothing" in verdict(0.5, 0.6, 0.6004)
     assert "0.100 MAP@R above the best of the others (frozen)" in verdict(0.6, 0.5, 0.7)
 
 
@@ -275,7 +354,7 @@ def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
     metrics = run(config, tmp_path / "run", *overrides, "training.epochs=2", "data.split.query_column=null")
     assert metrics["leave_one_out"]["trained"]["map_at_r"] > 0.4
     about = json.loads((tmp_path / "run/data.json").read_text())
-    assert about["computed_by_backbone"] == sum(about["items"].values()) == 192
+    assert about["read_for_backbone"] == sum(about["items"].values()) == 192
 
     photos = sorted((data_dir / "grocery/test/Avocado").glob("*.jpg"))[:20] * 2
     images = np.stack([np.asarray(keras.utils.load_img(path), np.float32) for path in photos])
@@ -287,7 +366,7 @@ def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
     assert none.shape == (0, 128)
 
     again = run(config, tmp_path / "again", *overrides, "training.epochs=1", "data.split.query_column=null")
-    assert json.loads((tmp_path / "again/data.json").read_text())["computed_by_backbone"] == 0
+    assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
     assert again["leave_one_out"]["frozen"] == metrics["leave_one_out"]["frozen"]
 
 

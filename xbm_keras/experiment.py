@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -18,8 +19,9 @@ from xbm_keras.data import arrays, sources, tfds
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.data.splits import Splits, split_items
+from xbm_keras.data.views import View
 from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
-from xbm_keras.feature_cache import compute_features
+from xbm_keras.feature_cache import CachedFeatures, ShardedRows, compute_features
 from xbm_keras.model import XBMModel
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
@@ -36,19 +38,26 @@ class Dataset:
     """Features of all usable items, and who does what."""
 
     features: np.ndarray
-    """[N, D], as the backbone or the user gave them; may be read from disk when indexed."""
+    """[V * N, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
+    all their augmented views, one view after the other."""
     labels: np.ndarray
-    """[N] int64, positions in `label_names`."""
+    """[V * N] int64, positions in `label_names`."""
     label_names: list
     sample_ids: np.ndarray
-    """[N] int64."""
+    """[V * N] int64."""
     keys: np.ndarray
     """[N] str."""
     splits: Splits
+    """Positions below N."""
     skipped: dict[str, str]
     """Key of each item left out, and why."""
     num_computed: int
-    """Items that passed the backbone for this run."""
+    """Items and views that were read for the backbone in this run; the rest was cached."""
+
+    def with_views(self, positions: np.ndarray) -> np.ndarray:
+        """Positions of these items and of all their views."""
+        offsets = np.arange(0, len(self.labels), len(self.keys))
+        return (offsets[:, None] + positions).ravel()
 
 
 def make_backbone(config: schema.Config) -> Backbone | None:
@@ -96,32 +105,42 @@ def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
     """
     source = make_source(config)
     items = source.items
-    if isinstance(source, arrays.Features):
-        features, positions, skipped, num_computed = source.features, np.arange(len(items.keys)), {}, 0
-    else:
-        c = config.cache
-        cached = compute_features(
-            source,
-            backbone,
-            c.dir,
-            dtype=c.dtype,
-            batch_size=c.batch_size,
-            shard_rows=c.shard_rows,
-            on_error=c.on_error,
-        )
-        features, positions, skipped = cached.rows, cached.positions, cached.skipped
-        num_computed = cached.num_computed
     if items.labels is None:
         raise sources.DataError("Received data without labels; expected one per item. Set the column that holds them.")
+    if isinstance(source, arrays.Features):
+        features, positions, skipped, num_computed, num_views = source.features, np.arange(len(items.keys)), {}, 0, 1
+    else:
+        cached = _compute_features(config, source, backbone)
+        features, positions, num_views = cached.rows, cached.positions, config.cache.views
+        skipped, num_computed = cached.skipped, cached.num_computed
     kept = sources.Items(
         items.keys[positions],
         np.asarray(items.labels)[positions],
         {name: values[positions] for name, values in items.columns.items()},
     )
     names, codes = np.unique(kept.labels, return_inverse=True)
+    sample_ids = np.tile(kept.sample_ids(), num_views)
+    if config.cache.views_as_positives:
+        views = [np.char.add(kept.keys.astype(str), f" view {v}" if v else "") for v in range(num_views)]
+        sample_ids = sources.Items(np.concatenate(views), None, {}).sample_ids()
     splits = split_items(kept, **config.data.split.model_dump())
-    return Dataset(
-        features, codes.astype(np.int64), names.tolist(), kept.sample_ids(), kept.keys, splits, skipped, num_computed
+    labels = np.tile(codes.astype(np.int64), num_views)
+    return Dataset(features, labels, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed)
+
+
+def _compute_features(config: schema.Config, source: sources.Source, backbone: Backbone) -> CachedFeatures:
+    """Features of all items and, behind them, of their augmented views."""
+    c = config.cache
+    options = c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error"})
+    views = [source, *(View(source, number, c.flip) for number in range(1, c.views))]
+    cached = [compute_features(view, backbone, c.dir, **options) for view in views]
+    positions = functools.reduce(np.intersect1d, [each.positions for each in cached])
+    rows = [each.rows.take(np.searchsorted(each.positions, positions)) for each in cached]
+    return CachedFeatures(
+        ShardedRows.concatenate(rows),
+        positions,
+        {key: reason for each in cached for key, reason in each.skipped.items()},
+        sum(each.num_computed for each in cached),
     )
 
 
@@ -231,7 +250,8 @@ def run(
         The trained model, and the contents of `metrics.json`.
     """
     splits = dataset.splits
-    model = start_model(config, dataset, backbone, splits.train)
+    train = dataset.with_views(splits.train)
+    model = start_model(config, dataset, backbone, train)
     start = copy_head(model.head)
     evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
     best = KeepBestHead(evaluation, config.training.patience)
@@ -240,11 +260,11 @@ def run(
         len(splits.train),
         len(splits.validation),
     )
-    fit(config, dataset, model, splits.train, config.training.epochs, [evaluation, best, *_logs(workdir, "select")])
+    fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *_logs(workdir, "select")])
     validation = compare(config, dataset, start, model.head, splits.validation)
 
     if config.training.refit:
-        everything = np.sort(np.concatenate([splits.train, splits.validation]))
+        everything = dataset.with_views(np.sort(np.concatenate([splits.train, splits.validation])))
         log.info("Phase refit: all %d training items, %d epochs.", len(everything), best.epoch)
         model = start_model(config, dataset, backbone, everything)
         start = copy_head(model.head)

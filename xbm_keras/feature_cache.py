@@ -37,7 +37,7 @@ class CachedFeatures:
     skipped: dict[str, str]
     """Key of each other item, and why it has no features."""
     num_computed: int
-    """Items that passed the backbone in this call; the rest was cached."""
+    """Items that were read for the backbone in this call; the rest was cached."""
 
 
 class ShardedRows:
@@ -52,6 +52,20 @@ class ShardedRows:
 
     def __len__(self):
         return self.shape[0]
+
+    def take(self, index) -> "ShardedRows":
+        """Some of the rows, still unread."""
+        return ShardedRows(self.shards, self.shard_of[index], self.row_of[index])
+
+    @staticmethod
+    def concatenate(parts: list["ShardedRows"]) -> "ShardedRows":
+        """One after the other; of one cache folder, so that shards have the same numbers in all parts."""
+        shards = max((part.shards for part in parts), key=len)
+        return ShardedRows(
+            shards,
+            np.concatenate([part.shard_of for part in parts]),
+            np.concatenate([part.row_of for part in parts]),
+        )
 
     def __getitem__(self, index) -> np.ndarray:
         shard_of, row_of = self.shard_of[index], self.row_of[index]

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import pathlib
 
 import numpy as np
@@ -10,6 +11,8 @@ from xbm_keras.config import ConfigError, save_config
 from xbm_keras.experiment import Dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config
+
+log = logging.getLogger("xbm_keras")
 
 
 def create(workdir: str | None, config_path: str, config: Config) -> pathlib.Path:
@@ -38,8 +41,8 @@ def create(workdir: str | None, config_path: str, config: Config) -> pathlib.Pat
 def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
     """Write `data.json`: the labels by number, how many items do what, what was skipped and why."""
     splits = dataset.splits
-    counts = np.bincount(dataset.labels, minlength=len(dataset.label_names))
-    about = {
+    counts = np.bincount(dataset.labels[: len(dataset.keys)], minlength=len(dataset.label_names))
+    about: dict = {
         "labels": dataset.label_names,
         "items": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes": {
@@ -47,9 +50,12 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         },
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
         "skipped": dataset.skipped,
-        "computed_by_backbone": dataset.num_computed,
+        "read_for_backbone": dataset.num_computed,
     }
     (workdir / "data.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
+    for key, what in (("skipped", "item(s) skipped"), ("classes_with_one_item", "class(es) with one item")):
+        if about[key]:
+            log.warning("%d %s; see data.json.", len(about[key]), what)
 
 
 def write_model(workdir: pathlib.Path, model: XBMModel) -> None:

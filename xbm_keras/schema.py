@@ -149,6 +149,12 @@ class Cache(Section):
     batch_size: Positive | None = None
     """Items per call of the backbone; by default 16 on a CPU, 128 on a GPU."""
     shard_rows: Positive = 1024
+    views: Positive = 1
+    """Of each training picture: 1 is the picture alone, more adds augmented ones, all with the picture's sample id."""
+    flip: bool = True
+    """Whether a view may be mirrored left to right."""
+    views_as_positives: bool = False
+    """Give each view a sample id of its own, so that two views of one picture can be a positive pair."""
     on_error: Literal["skip", "raise"] = "skip"
     """What to do with an item that cannot be read."""
 
@@ -259,6 +265,8 @@ class Config(Section):
                 f"data.source {self.data.source!r} does not go with backbone.kind {self.backbone.kind!r}; "
                 "vectors take no backbone, everything else needs one"
             )
+        if self.cache.views > 1 and self.data.source not in ("image_folder", "image_table", "image_array", "tfds"):
+            raise ValueError(f"cache.views {self.cache.views} does not go with data.source {self.data.source!r}; use 1")
         batch_size = self.training.classes_per_batch * self.training.samples_per_class
         if 0 < self.memory.memory_size < batch_size:
             raise ValueError(

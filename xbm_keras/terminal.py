@@ -58,6 +58,8 @@ def verdict(metrics: dict) -> str:
         )
     if gain < 0:
         return f"Training made the head worse than its {name} start, by {-gain:.3f} MAP@R: use training.epochs=0."
+    if gain < 0.001:
+        return f"Training changed next to nothing: MAP@R {scores['trained']:.3f}, {name} {others[best]:.3f}."
     return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name})."
 
 
