@@ -1,17 +1,25 @@
-"""Exact retrieval evaluation over a whole set, in chunks, and the callback that puts it into the logs of `fit`."""
+"""Exact retrieval evaluation over a whole set, in chunks, and the callback that puts it into the logs of `fit`.
 
-from collections.abc import Sequence
+Letters: Q queries, N gallery items, E embedding width; R of a query: the gallery items that have its label.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from xbm_keras.metrics import map_at_r, r_precision, recall_at_k
-from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
+from xbm_keras.stages.cosine_scores import l2_normalize
 from xbm_keras.stages.head import Head
 
-CHUNK_SCORES = 1 << 22  # scores held at once: 16 MB
-GROUP = 64  # gallery items per group of the prefilter
+# Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
+# a matrix, and some inside of larger ones, in another order, so that copies of an item would differ in the last bit.
+CHUNK = 96
+MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
+GROUP = 32  # gallery items per group of the prefilter
+MAX_NAMED_ROWS = 8
 
 
 def evaluate_retrieval(
@@ -20,136 +28,286 @@ def evaluate_retrieval(
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
     ks: Sequence[int] = (1, 5, 10),
+    *,
+    memory_mb: float = 64,
+    counts: bool = False,
 ) -> dict[str, float]:
-    """Exact retrieval metrics under cosine similarity.
+    """Exact retrieval metrics under cosine similarity, in float32.
 
-    Without a gallery it is leave-one-out: each item queries all the others. A query none of whose items has its label
-    is left out of the means, though its item stays in the gallery of the others. Equal scores rank by position in the
-    gallery, the first one first.
+    Without a gallery it is leave-one-out: each item queries all the others. The item itself is left out by position, so
+    its copies stay. A query that finds none of its label in the gallery is left out of the means, though its item stays
+    in the gallery of the others. Items of equal score rank by position in the gallery, the first one first, however the
+    work is divided. A row of zeros scores 0 with everything.
 
     Args:
-        queries: [Q, E] float, of any length but zero.
+        queries: [Q, E], of any length.
         query_labels: [Q] integers or strings.
         gallery: [N, E].
         gallery_labels: [N].
         ks: of Recall@K. Where the gallery holds fewer than K items, all of them count.
+        memory_mb: for scores and candidates, beside the vectors and a float32 copy of the gallery. More is faster only
+            where classes have hundreds of items.
+        counts: also return `num_queries`, those that the means are over, and `num_without_match`, those left out.
 
     Returns:
-        `recall_at_<k>`, `map_at_r`, `r_precision`: means over the queries, in 0..1.
+        `recall_at_<k>` for each k, `map_at_r`, `r_precision`: means over the queries, in 0..1.
 
     Raises:
-        ValueError: for shapes that do not fit, vectors that are not finite, or no query with a match.
+        ValueError: for shapes or labels that do not fit, vectors that are not finite, or no query with a match.
+
+    Example:
+        >>> evaluate_retrieval(np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]), ["a", "a", "b"], ks=[1])
+        {'recall_at_1': 1.0, 'map_at_r': 1.0, 'r_precision': 1.0}
+
+    Reference:
+        Musgrave et al., "A Metric Learning Reality Check", arXiv 2003.08505.
     """
+    if not ks or min(ks) < 1 or memory_mb <= 0:
+        raise ValueError(f"Received ks={ks} and memory_mb={memory_mb}; expected ks of 1 or more, and some memory.")
+    if (gallery is None) != (gallery_labels is None):
+        given, missing = ("gallery_labels", "gallery") if gallery is None else ("gallery", "gallery_labels")
+        raise ValueError(f"Received {given} without {missing}; expected both, or neither for leave-one-out.")
+    queries, query_labels = _checked("queries", queries, query_labels)
     is_leave_one_out = gallery is None
-    if gallery is None:
+    if is_leave_one_out:
         gallery, gallery_labels = queries, query_labels
-    _check(queries, query_labels, "queries")
-    _check(gallery, gallery_labels, "gallery")
+    else:
+        gallery, gallery_labels = _checked("gallery", gallery, gallery_labels)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"Received queries of width {queries.shape[1]} and a gallery of width {gallery.shape[1]}; expected one "
             "width. Embed both with the same model."
         )
-    _, codes = np.unique(np.concatenate([query_labels, gallery_labels]), return_inverse=True)
-    query_codes, gallery_codes = codes[: len(queries)], codes[len(queries) :]
-    num_relevant = np.bincount(gallery_codes, minlength=codes.max() + 1)[query_codes] - is_leave_one_out
+    query_classes, gallery_classes = _class_numbers(query_labels, gallery_labels)
+    class_sizes = np.bincount(gallery_classes, minlength=query_classes.max() + 1)
+    num_relevant = class_sizes[query_classes] - is_leave_one_out
     # By R, so that the long lists of large classes are made for their own queries only.
-    order = np.argsort(num_relevant, kind="stable")[(num_relevant == 0).sum() :]
+    order = np.argsort(num_relevant, kind="stable")[np.count_nonzero(num_relevant == 0) :]
     if len(order) == 0:
         raise ValueError(
-            f"Received {len(queries)} queries none of which has a match; expected labels that at least two items share."
+            f"Received {len(queries)} queries none of which has a match among {len(gallery)} items; expected labels "
+            "that at least two items share. Check that the labels are classes, not ids of items."
         )
-    rows = l2_normalize(gallery)
-    chunk = int(np.clip(CHUNK_SCORES // len(gallery), 16, 1024))
+    num_others = len(gallery) - is_leave_one_out
+    blocks = _to_blocks(gallery, width=int(memory_mb * (1 << 20) / (CHUNK * 16)))  # float32, about four arrays of it
     values = []
-    for start in range(0, len(order), chunk):
-        picked = order[start : start + chunk]
-        k = min(max(*ks, num_relevant[picked].max()), len(gallery) - is_leave_one_out)
-        search = _search_groups if 2 * k * GROUP < len(gallery) else _search_all
-        own = picked if is_leave_one_out else np.full(len(picked), -1)
-        nearest = search(l2_normalize(queries[picked]), rows, tf.constant(own, tf.int32), tf.constant(k, tf.int32))
-        hits = gallery_codes[nearest.numpy()] == query_codes[picked, None]
-        relevant = num_relevant[picked]
+    for start in range(0, len(order), CHUNK):
+        chosen = order[start : start + CHUNK]
+        relevant = num_relevant[chosen]
+        k = min(max(*ks, relevant[-1]), num_others)
+        if is_leave_one_out:
+            nearest = _without_own(_search(queries[chosen], blocks, len(gallery), k + 1), chosen)
+        else:
+            nearest = _search(queries[chosen], blocks, len(gallery), k)
+        hits = gallery_classes[nearest] == query_classes[chosen, None]
         recalls = [recall_at_k(hits, each) for each in ks]
         values.append(np.stack([*recalls, map_at_r(hits, relevant), r_precision(hits, relevant)]))
     names = [*(f"recall_at_{k}" for k in ks), "map_at_r", "r_precision"]
-    return dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))
+    metrics = dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))
+    if counts:
+        metrics |= {"num_queries": len(order), "num_without_match": len(queries) - len(order)}
+    return metrics
 
 
-def _check(vectors: np.ndarray, labels: np.ndarray, name: str) -> None:
-    if vectors.ndim != 2 or len(vectors) == 0 or len(vectors) != len(labels):
+def _checked(name: str, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays [N, E] and [N] that fit each other."""
+    vectors, labels = np.asarray(vectors), np.asarray(labels)
+    if vectors.ndim != 2 or not vectors.size or labels.shape != vectors.shape[:1]:
         raise ValueError(
-            f"Received {name} of shape {vectors.shape} with {len(labels)} labels; expected [N, E] with one label each."
+            f"Received {name} of shape {vectors.shape} with labels of shape {labels.shape}; expected [N, E] with N "
+            "labels, and at least one of each. Give each item one vector and one label."
         )
-    is_bad = ~np.isfinite(vectors).all(axis=1)
-    if is_bad.any():
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        named = ", ".join(map(str, bad[:MAX_NAMED_ROWS])) + (", ..." if len(bad) > MAX_NAMED_ROWS else "")
         raise ValueError(
-            f"Received {name} with NaN or infinite values in {is_bad.sum()} rows, the first of them "
-            f"{np.flatnonzero(is_bad)[0]}; expected finite vectors."
+            f"Received {name} with NaN or infinite values in {len(bad)} of {len(vectors)} rows: {named}; expected "
+            "finite vectors. Leave these items out, or look for a diverged model or broken inputs."
         )
+    return vectors, labels
 
 
-_SIGNATURE = [
-    tf.TensorSpec([None, None], tf.float32),
-    tf.TensorSpec([None, None], tf.float32),
-    tf.TensorSpec([None], tf.int32),
-    tf.TensorSpec([], tf.int32),
-]
+def _class_numbers(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of any type as numbers of classes that both have in common, [Q] and [N]."""
+    both = []
+    for labels in (query_labels, gallery_labels):
+        is_text = labels.dtype == object and all(isinstance(label, str) for label in labels)  # as from pandas
+        both.append(labels.astype(str) if is_text else labels)
+    kinds = {labels.dtype.kind for labels in both}
+    if not (kinds <= set("UST") or (kinds <= set("biu") and np.result_type(*both).kind in "biu")):
+        raise ValueError(
+            f"Received labels of dtype {query_labels.dtype} and {gallery_labels.dtype}; expected integers for all, or "
+            "strings for all. Convert them with astype, and leave out items without a label."
+        )
+    _, numbers = np.unique(np.concatenate(both), return_inverse=True)
+    return numbers[: len(query_labels)], numbers[len(query_labels) :]
 
 
-def _scores(queries, rows, own):
-    """Score matrix [Q, N], with -inf for the query's own position, where it has one."""
-    scores = cosine_scores(queries, rows)
-    has_own = tf.where(own >= 0)[:, 0]
-    places = tf.stack([tf.cast(has_own, tf.int32), tf.gather(own, has_own)], axis=1)
-    return tf.tensor_scatter_nd_update(scores, places, tf.fill([tf.size(has_own)], -float("inf")))
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows of unit length, float32. Zero rows stay zero. Scaled first, so that no length over- or underflows."""
+    rows = vectors.astype(np.float64)
+    rows /= np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return rows.astype(np.float32)
 
 
-@tf.function(input_signature=_SIGNATURE)
-def _search_all(queries, rows, own, k):
-    """Positions [Q, k] of the nearest rows."""
-    return tf.math.top_k(_scores(queries, rows, own), k).indices
+def _to_blocks(gallery: np.ndarray, width: int) -> tf.Tensor:
+    """The gallery [N, E] as unit columns in blocks, [blocks, E, width], of at most about this width, zeros at the end.
+
+    In this layout neither a block nor its product with the queries needs a copy.
+    """
+    num_blocks = -(-len(gallery) // max(width, MIN_BLOCK))
+    width = max(-(-len(gallery) // (num_blocks * GROUP)) * GROUP, MIN_BLOCK)
+    blocks = np.zeros((num_blocks, gallery.shape[1], width), np.float32)
+    for i in range(num_blocks):
+        rows = gallery[i * width : (i + 1) * width]
+        blocks[i, :, : len(rows)] = _unit_rows(rows).T
+    return tf.constant(blocks)
 
 
-@tf.function(input_signature=_SIGNATURE)
-def _search_groups(queries, rows, own, k):
-    """The same, faster where k is small: the k best lie in the k groups with the best maxima, also among ties."""
-    scores = _scores(queries, rows, own)
-    scores = tf.pad(scores, [[0, 0], [0, -tf.shape(rows)[0] % GROUP]], constant_values=-float("inf"))
-    groups = tf.reshape(scores, [tf.shape(scores)[0], -1, GROUP])  # [Q, G, 64]
-    # In the order of positions, so that top_k breaks ties by position.
-    best_groups = tf.sort(tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False).indices, axis=1)
-    candidates = tf.reshape(tf.gather(groups, best_groups, batch_dims=1), [tf.shape(scores)[0], -1])
-    place = tf.math.top_k(candidates, k).indices
-    return tf.gather(best_groups, place // GROUP, batch_dims=1) * GROUP + place % GROUP
+def _search(queries: np.ndarray, blocks: tf.Tensor, num_rows: int, k: int) -> np.ndarray:
+    """Positions [Q, k] of the nearest gallery rows of at most `CHUNK` queries [Q, E], best first."""
+    padded = np.pad(_unit_rows(queries), [(0, CHUNK - len(queries)), (0, 0)])
+    with _all_bits_of_float32():
+        return _nearest(padded, blocks, num_rows, k).numpy()[: len(queries)]
 
 
-def embed(head: Head, features: np.ndarray, block: int = 4096) -> np.ndarray:
-    """Embeddings [N, E] float32 of features [N, D], which are read in blocks."""
-    blocks = [features[start : start + block] for start in range(0, len(features), block)]
-    return np.concatenate([head(l2_normalize(rows)).numpy() for rows in blocks])
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([CHUNK, None], tf.float32),
+        tf.TensorSpec([None, None, None], tf.float32),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ]
+)
+def _nearest(queries, blocks, num_rows, k):
+    """Positions [Q, k] of the nearest of the `num_rows` columns in the blocks [.., E, width]; ties by position.
+
+    `top_k` puts the earlier of two equal scores first, so candidates are kept in the order of their positions: the best
+    of earlier blocks before those of this one.
+    """
+    width = tf.shape(blocks)[2]
+    best = tf.fill([CHUNK, k], -float("inf"))
+    positions = tf.zeros([CHUNK, k], tf.int32)
+    for i in tf.range(tf.shape(blocks)[0]):
+        tf.autograph.experimental.set_loop_options(
+            shape_invariants=[(best, tf.TensorShape([CHUNK, None])), (positions, tf.TensorShape([CHUNK, None]))]
+        )
+        scores = tf.matmul(queries, blocks[i])  # [Q, width]
+        filled = num_rows - i * width
+        if filled < width:
+            scores = tf.pad(scores[:, :filled], [[0, 0], [0, width - filled]], constant_values=-float("inf"))
+        if 3 * k * GROUP <= width:
+            scores, columns = _best_groups(scores, k)
+        else:
+            columns = tf.broadcast_to(tf.range(width), tf.shape(scores))
+        best, place = tf.math.top_k(tf.concat([best, scores], axis=1), k)
+        positions = tf.gather(tf.concat([positions, i * width + columns], axis=1), place, batch_dims=1)
+    return positions
+
+
+def _best_groups(scores, k):
+    """Scores and columns [Q, k * GROUP] among which are the k best of `scores` [Q, width], in the order of columns.
+
+    The k best lie in the k groups with the best maxima, the earlier group winning a tie: an item outside of these has k
+    items before it, one in each of them. Finding the maxima costs far less than `top_k` of all scores.
+    """
+    groups = tf.reshape(scores, [CHUNK, -1, GROUP])
+    chosen = tf.sort(tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False).indices, axis=1)  # [Q, k]
+    columns = chosen[:, :, None] * GROUP + tf.range(GROUP)
+    shape = [CHUNK, k * GROUP]
+    return tf.reshape(tf.gather(groups, chosen, batch_dims=1), shape), tf.reshape(columns, shape)
+
+
+def _without_own(nearest: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Lists [Q, k] from [Q, k + 1]: without the query's own position [Q], or without the end where it is not there."""
+    is_own = nearest == own[:, None]
+    is_own[:, -1] |= ~is_own.any(axis=1)
+    return nearest[~is_own].reshape(len(nearest), -1)
+
+
+@contextlib.contextmanager
+def _all_bits_of_float32() -> Iterator[None]:
+    """Without TensorFloat-32, which on recent GPUs keeps 10 of the 23 bits of the inputs of a float32 product."""
+    was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(was_enabled)
+
+
+def embed(head: Head, features: np.ndarray, batch_size: int = 4096) -> np.ndarray:
+    """Embeddings [N, E] float32 of features [N, D], as the model's encoder gives them.
+
+    Args:
+        head: the FC layer. It runs eagerly, so no shape is ever traced.
+        features: of any length; read in slices, so they may be memory-mapped.
+        batch_size: rows read at once.
+    """
+    embeddings = np.empty((len(features), head.embedding_dim), np.float32)
+    for start in range(0, len(features), batch_size):
+        rows = slice(start, start + batch_size)
+        embeddings[rows] = head(l2_normalize(features[rows]))
+    return embeddings
 
 
 class RetrievalEvaluation(keras.callbacks.Callback):
-    """Writes `val_recall_at_1`, `val_map_at_r` and so on into the logs after each epoch; leave-one-out.
+    """Writes `val_recall_at_1`, `val_map_at_r` and so on into the logs of `XBMModel.fit` after each epoch.
 
     Callbacks behind this one in the list, such as `ModelCheckpoint` and `EarlyStopping`, read them; say `mode="max"`
-    there. The scores before the first step are in `baseline`.
+    there. The scores of the head that training starts from are in `baseline`, under the same names.
 
     Args:
         features: [N, D] features of the validation items.
         labels: [N] their labels.
         ks: of Recall@K.
+        is_query: [N] bool: these items query the others. None is leave-one-out.
+        prefix: of the names in the logs.
+        from_inputs: `features` are inputs of the model's backbone instead, such as images [N, H, W, 3]. It is frozen,
+            so they pass it once, when training begins.
+
+    Raises:
+        ValueError: for labels or a mask that do not fit; when training begins, for what `evaluate_retrieval` refuses.
+
+    Example:
+        >>> evaluation = RetrievalEvaluation(features, labels)
+        >>> stop = keras.callbacks.EarlyStopping("val_map_at_r", mode="max", patience=3)
+        >>> model.fit(x, y, callbacks=[evaluation, stop])
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5, 10)):
+    def __init__(
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        ks: Sequence[int] = (1, 5, 10),
+        is_query: np.ndarray | None = None,
+        prefix: str = "val_",
+        from_inputs: bool = False,
+    ):
         super().__init__()
         self.features = features
-        self.labels = labels
-        self.ks = ks
+        self.labels = np.asarray(labels)
+        self.ks = tuple(ks)
+        self.is_query = None if is_query is None else np.asarray(is_query)
+        self.prefix = prefix
+        self.from_inputs = from_inputs
+        self.baseline: dict[str, float] = {}
+        shape = (len(features),)
+        if self.labels.shape != shape:
+            raise ValueError(
+                f"Received {len(features)} validation items with labels of shape {self.labels.shape}; expected "
+                f"{shape}. Give each item one label."
+            )
+        if self.is_query is not None and (self.is_query.shape != shape or self.is_query.dtype != bool):
+            raise ValueError(
+                f"Received is_query of shape {self.is_query.shape} and dtype {self.is_query.dtype}; expected {shape} "
+                "bool. Compare the column that holds the roles with the name of the queries'."
+            )
 
     def on_train_begin(self, logs=None):
         """Score the head as it is."""
+        self._rows = self._backbone_outputs() if self.from_inputs else self.features
         self.baseline = self._scores()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -157,6 +315,20 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if logs is not None:
             logs.update(self._scores())
 
+    def _backbone_outputs(self) -> np.ndarray:
+        backbone = self.model.backbone
+        if backbone is None:
+            raise ValueError(
+                "Received from_inputs=True with a model that has no backbone; expected one. Give features, and "
+                "from_inputs=False."
+            )
+        inputs = keras.Input(backbone.input_shape_per_item)
+        return keras.Model(inputs, backbone(inputs)).predict(self.features, batch_size=32, verbose=0)
+
     def _scores(self) -> dict[str, float]:
-        scores = evaluate_retrieval(embed(self.model.head, self.features), self.labels, ks=self.ks)
-        return {f"val_{name}": value for name, value in scores.items()}
+        vectors, labels, q = embed(self.model.head, self._rows), self.labels, self.is_query
+        if q is None:
+            scores = evaluate_retrieval(vectors, labels, ks=self.ks)
+        else:
+            scores = evaluate_retrieval(vectors[q], labels[q], vectors[~q], labels[~q], self.ks)
+        return {self.prefix + name: value for name, value in scores.items()}

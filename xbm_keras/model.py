@@ -190,7 +190,7 @@ class XBMModel(keras.Model):
         """
         if not self.built:  # Keras would build in the first step, after what was before it is noted here
             inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-            self.build({name: tensor.shape for name, tensor in inputs.items()})
+            self.build(keras.tree.map_structure(lambda tensor: tensor.shape, inputs))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         state = [v.value for v in (*self.trainable_variables, *self.optimizer.variables)]
@@ -206,7 +206,7 @@ class XBMModel(keras.Model):
         """`keras.Model.fit`, which also stops with `NonFiniteFeatures` at a batch with NaN or infinite features."""
         guard = StopOnNonFiniteFeatures()
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(guard)
+            callbacks = keras.callbacks.CallbackList([guard, *callbacks.callbacks], model=self)
         else:
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
@@ -223,8 +223,7 @@ class XBMModel(keras.Model):
         if self.backbone is None:
             inputs = features = keras.Input((self.memory.feature_dim,), name="features")
         else:
-            item = self.backbone.input_shape_per_item, None, self.backbone.input_dtype_per_item
-            inputs = keras.Input(*item, name="inputs")
+            inputs = self.backbone.make_inputs()
             features = self.backbone(inputs)
         return keras.Model(inputs, self.head(self.unit_length(features)), name="encoder")
 

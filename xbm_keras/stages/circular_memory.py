@@ -192,7 +192,7 @@ class CircularMemory(keras.layers.Layer):
                 raise ValueError(non_finite_message(np.asarray(sample_ids[block])[is_bad]))
             self.enqueue(tf.constant(rows), tf.constant(labels[block]), tf.constant(sample_ids[block]))
 
-    def call(self, *args, **kwargs):
+    def call(self, features, *args, **kwargs):
         """Not a layer to call: see `enqueue` and `read`."""
         raise TypeError("CircularMemory has no call(); use enqueue(features, labels, sample_ids) or read().")
 

@@ -49,7 +49,8 @@ def triplet(similarities: tf.Tensor, picks: Picks, *, margin: float | None = 0.1
     @tf.custom_gradient
     def blocked(s):
         num_anchors, num_picks = tf.shape(s)[0], tf.shape(s)[1]
-        block = tf.maximum(1, TRIPLET_BLOCK // tf.maximum(1, num_anchors * num_picks))
+        block = TRIPLET_BLOCK // tf.maximum(1, num_anchors * num_picks)
+        block = tf.maximum(1, tf.minimum(block, num_picks))  # not wider than the picks: the rest would be padding
         num_blocks = (num_picks + block - 1) // block
         padding = [[0, 0], [0, num_blocks * block - num_picks]]
         s_padded, positive_padded = tf.pad(s, padding), tf.pad(is_positive, padding)

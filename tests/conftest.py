@@ -1,0 +1,62 @@
+"""What the tests share: the three ways to run a step, the real data, a fresh process."""
+
+import os
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import keras
+import pytest
+import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODES = ["eager", "graph", "xla"]
+
+
+def in_mode(function: Callable, mode: str) -> Callable:
+    """The function as it is, as a graph, or compiled by XLA.
+
+    Said explicitly: Keras turns XLA off on machines without a GPU under `jit_compile="auto"`, and what a GPU would run
+    should be what was tested.
+    """
+    return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla")
+
+
+def compile_arguments(mode: str) -> dict:
+    """The same choice for `keras.Model.compile`."""
+    return {"run_eagerly": mode == "eager", "jit_compile": mode == "xla"}
+
+
+def run_fresh(code: str, *arguments) -> str:
+    """Standard output of Python code in a new process, which finds this checkout whether it is installed or not."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(params=MODES)
+def mode(request) -> str:
+    """Each of the three modes."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The real data and weights; see `shared/data/README.md`."""
+    path = pathlib.Path(os.environ.get("XBM_KERAS_DATA", ROOT / "../shared/data")).resolve()
+    if not (path / "grocery").is_dir():
+        pytest.skip(f"needs the real data, and {path} does not hold it: set XBM_KERAS_DATA")
+    return path

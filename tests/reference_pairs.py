@@ -1,0 +1,138 @@
+"""Slow, obvious oracles for the memory, the picks, the losses and the whitening start. They import nothing of ours."""
+
+import collections
+import math
+
+import numpy as np
+
+
+class DequeMemory:
+    """The cross-batch memory as the queue that it stands for."""
+
+    def __init__(self, memory_size: int):
+        self.rows = collections.deque(maxlen=memory_size)
+
+    def enqueue(self, features, labels, sample_ids):
+        for feature, label, sample_id in zip(features, labels, sample_ids, strict=True):
+            self.rows.append((tuple(feature), int(label), int(sample_id)))
+
+    def valid_rows(self) -> list[tuple]:
+        """Rows, sorted, of which no newer row has the same sample id."""
+        rows = list(self.rows)
+        valid = []
+        for i, row in enumerate(rows):
+            newer_ids = [newer[2] for newer in rows[i + 1 :]]
+            if row[2] not in newer_ids:
+                valid.append(row)
+        return sorted(valid)
+
+
+def picks_of_anchor(
+    scores, label, sample_id, row_labels, row_ids, row_is_valid, *, positive, order, count
+) -> list[int]:
+    """Rows that one anchor is paired with, the most preferred first; of equal scores the lower index comes first.
+
+    `order` is "highest" or "lowest" score first; `count` may be "all".
+    """
+    candidates = []
+    for row in range(len(scores)):
+        if not row_is_valid[row] or row_ids[row] == sample_id:
+            continue
+        if (row_labels[row] == label) == positive:
+            candidates.append(row)
+    if count == "all":
+        return candidates
+    sign = -1 if order == "highest" else 1
+    return sorted(candidates, key=lambda row: (sign * scores[row], row))[:count]
+
+
+def contrastive(similarities, is_positive, is_valid, positive_margin, negative_margin) -> float:
+    """Per anchor, as the other losses below: lists of T numbers."""
+    positives, negatives = split(similarities, is_positive, is_valid)
+    pull = [max(0.0, positive_margin - s) for s in positives]
+    push = [max(0.0, s - negative_margin) for s in negatives]
+    return mean(pull) + mean(push)
+
+
+def triplet(similarities, is_positive, is_valid, margin) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    terms = []
+    for s_p in positives:
+        for s_n in negatives:
+            x = s_n - s_p
+            terms.append(math.log(1 + math.exp(x)) if margin is None else max(0.0, x + margin))
+    return mean(terms)
+
+
+def supcon(similarities, is_positive, is_valid, temperature) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    total = sum(math.exp(s / temperature) for s in positives + negatives)
+    return mean([-math.log(math.exp(s / temperature) / total) for s in positives])
+
+
+def info_nce(similarities, is_positive, is_valid, temperature) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    among_negatives = sum(math.exp(s / temperature) for s in negatives)
+    terms = []
+    for s in positives:
+        own = math.exp(s / temperature)
+        terms.append(-math.log(own / (own + among_negatives)))
+    return mean(terms)
+
+
+def split(similarities, is_positive, is_valid) -> tuple[list[float], list[float]]:
+    positives, negatives = [], []
+    for s, positive, valid in zip(similarities, is_positive, is_valid, strict=True):
+        if valid:
+            (positives if positive else negatives).append(float(s))
+    return positives, negatives
+
+
+def mean(terms: list[float]) -> float:
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def numerical_gradient(function, x: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """Central differences, in float64, of a function that gives a number."""
+    x = np.array(x, np.float64)
+    gradient = np.zeros_like(x)
+    for place in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[place] += step
+        down[place] -= step
+        gradient[place] = (function(up) - function(down)) / (2 * step)
+    return gradient
+
+
+def cosine(a, b) -> float:
+    return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def whiten(features, labels, embedding_dim, shrinkage) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias; the columns of the kernel are known up to their sign."""
+    features = np.asarray(features, np.float64)
+    n, d = features.shape
+    within = within_covariance(features, labels)
+    shrunk = (1 - shrinkage) * within + shrinkage * np.trace(within) / d * np.eye(d)
+    values, vectors = np.linalg.eigh(shrunk)
+    inverse_root = vectors @ np.diag(values**-0.5) @ vectors.T
+    centred = (features - features.mean(axis=0)) @ inverse_root
+    total = sum(np.outer(row, row) for row in centred) / n
+    values, vectors = np.linalg.eigh(total)
+    largest_first = np.argsort(values)[::-1][:embedding_dim]
+    kernel = inverse_root @ vectors[:, largest_first]
+    return kernel, -features.mean(axis=0) @ kernel
+
+
+def within_covariance(features, labels) -> np.ndarray:
+    n, d = features.shape
+    covariance = np.zeros((d, d))
+    for label in set(np.asarray(labels).tolist()):
+        of_class = features[np.asarray(labels) == label]
+        for row in of_class - of_class.mean(axis=0):
+            covariance += np.outer(row, row) / n
+    return covariance
