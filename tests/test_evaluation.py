@@ -231,13 +231,18 @@ def test_one_trace_for_all_sizes():
     assert evaluation._nearest.experimental_get_tracing_count() == traces == 1
 
 
-def test_all_bits_of_float32_are_used_and_the_setting_comes_back(monkeypatch):
-    enabled = tf.config.experimental.tensor_float_32_execution_enabled
-    before, during, search = enabled(), [], evaluation._nearest
-    monkeypatch.setattr(evaluation, "_nearest", lambda *a: during.append(enabled()) or search(*a))
-    evaluate_retrieval(*SETS["random"])
-    assert during == [False, False]
-    assert enabled() == before
+@pytest.mark.parametrize("setting", [True, False])
+def test_all_bits_of_float32_are_used_and_the_setting_comes_back(monkeypatch, setting):
+    config, search, during = tf.config.experimental, evaluation._nearest, []
+    read, write = config.tensor_float_32_execution_enabled, config.enable_tensor_float_32_execution
+    monkeypatch.setattr(evaluation, "_nearest", lambda *a: during.append(read()) or search(*a))
+    before = read()
+    try:
+        write(setting)
+        evaluate_retrieval(*SETS["random"])
+        assert (during, read()) == ([False, False], setting)
+    finally:
+        write(before)
 
 
 def test_the_score_matrix_is_never_held():

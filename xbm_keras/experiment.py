@@ -15,7 +15,7 @@ import pandas as pd
 
 from xbm_keras import schema
 from xbm_keras.config import ConfigError
-from xbm_keras.data import arrays, sources, tfds
+from xbm_keras.data import arrays, sources, texts, tfds
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.data.splits import Splits, split_items
@@ -27,6 +27,7 @@ from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head, whiten
+from xbm_keras.stages.hub_backbone import HubBackbone
 from xbm_keras.stages.pair_losses import ContrastiveLoss, InfoNCELoss, SupConLoss, TripletLoss
 
 log = logging.getLogger("xbm_keras")
@@ -65,8 +66,16 @@ def make_backbone(config: schema.Config) -> Backbone | None:
     c = config.backbone
     if isinstance(c, schema.NoBackbone):
         return None
-    size = (c.image_size[0], c.image_size[1])
+    size = (c.image_size[0], c.image_size[1]) if c.image_size else None
     with _blaming_config():
+        if isinstance(c, schema.KerasHub):
+            backbone = HubBackbone.from_preset(c.preset, c.max_length, c.pooling, size)
+            if (backbone.modality == "text") != (config.data.source == "text"):
+                raise ValueError(
+                    f"Received data.source {config.data.source!r} with the preset {c.preset!r}, a network of "
+                    f"{backbone.modality}s; expected data of its kind. Change data.source or backbone.preset."
+                )
+            return backbone
         if isinstance(c, schema.Application):
             return Backbone.from_application(c.name, c.weights, size, c.pooling)
         if isinstance(c, schema.KerasFile):
@@ -94,6 +103,8 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
         return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
     if isinstance(c, schema.TFDS):
         return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key)
+    if isinstance(c, schema.Text):
+        return texts.TextTable(c.path, c.text_column, c.label_column)
     return arrays.Features(c.path, c.features, c.labels)
 
 
@@ -131,7 +142,7 @@ def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
 def _compute_features(config: schema.Config, source: sources.Source, backbone: Backbone) -> CachedFeatures:
     """Features of all items and, behind them, of their augmented views."""
     c = config.cache
-    options = c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error"})
+    options = c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error", "engine", "ray_workers"})
     views = [source, *(View(source, number, c.flip) for number in range(1, c.views))]
     cached = [compute_features(view, backbone, c.dir, **options) for view in views]
     positions = functools.reduce(np.intersect1d, [each.positions for each in cached])

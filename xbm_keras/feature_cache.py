@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,9 @@ import numpy as np
 import rich.progress
 import tensorflow as tf
 
+from xbm_keras import ray_extraction
 from xbm_keras.data.sources import READERS, DataError, Source, UnreadableItem
+from xbm_keras.extraction import compute_batches, default_batch_size
 from xbm_keras.stages.backbone import Backbone
 
 
@@ -90,6 +93,8 @@ def compute_features(
     batch_size: int | None = None,
     shard_rows: int = 1024,
     on_error: str = "skip",
+    engine: str = "local",
+    ray_workers: int = 2,
 ) -> CachedFeatures:
     """Features of all items of a source, from the cache where they are known.
 
@@ -104,11 +109,13 @@ def compute_features(
         batch_size: items per call of the network; by default 16 on a CPU, where more was measured slower, else 128.
         shard_rows: items per shard.
         on_error: "skip" (and report) an item that cannot be read or gives features that are not finite; or "raise".
+        engine: "local", or "ray": workers of a Ray cluster read and compute, this process writes. One cache for both.
+        ray_workers: at most so many workers, each with a copy of the network.
 
     Raises:
-        DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full.
+        DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full,
+            where Ray is missing or its workers fail.
     """
-    batch_size = batch_size or (128 if tf.config.list_physical_devices("GPU") else 16)
     folder = pathlib.Path(cache_dir).expanduser() / fingerprint(backbone, dtype)[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +128,16 @@ def compute_features(
             missing = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest and digest not in places}
             wanted = sorted(missing.values())
             if wanted:
-                _extract(source, digests, wanted, backbone, folder, dtype, batch_size, shard_rows)
+                if engine == "ray":
+                    compute = ray_extraction.engine(
+                        source, backbone, batch_size, ray_workers, functools.partial(fingerprint, dtype=dtype)
+                    )
+                else:
+                    size = batch_size or default_batch_size(bool(tf.config.list_physical_devices("GPU")))
+                    compute = functools.partial(
+                        compute_batches, source, backbone.as_function(), backbone.prepare, batch_size=size
+                    )
+                _extract(source, digests, wanted, folder, dtype, shard_rows, compute)
                 places = _places(folder)
     except OSError as error:
         reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
@@ -234,24 +250,21 @@ def _places(folder: pathlib.Path) -> dict[str, tuple[int, int] | str]:
     return places
 
 
-def _extract(source, digests, wanted, backbone, folder, dtype, batch_size, shard_rows):
+def _extract(source, digests, wanted, folder, dtype, shard_rows, compute):
     """Compute the wanted items shard by shard."""
     first_shard = len(list(folder.glob("shard-*.json")))
-    network = tf.function(backbone)
-    with _progress("features", len(wanted)) as advance:
-        items = zip(wanted, source.read(wanted, backbone.prepare), strict=True)
-        for number, start in enumerate(range(0, len(wanted), shard_rows), first_shard):
+    shards = [wanted[start : start + shard_rows] for start in range(0, len(wanted), shard_rows)]
+    with _progress("features", len(wanted)) as advance, contextlib.closing(compute(shards)) as batches:
+        outcomes = _counted(batches, advance)
+        for number, shard in enumerate(shards, first_shard):
             entries, rows = [], []
-            for batch in _batches(items, min(shard_rows, len(wanted) - start), batch_size):
-                features = _apply(network, [x for _, x in batch if not isinstance(x, UnreadableItem)], batch_size)
-                for i, x in batch:
-                    row = None if isinstance(x, UnreadableItem) else next(features)
-                    problem = str(x) if row is None else _problem(row)
-                    entry = {"sha256": digests[i], "key": str(source.items.keys[i])}
-                    entries.append({**entry, "error": problem} if problem else entry)
-                    if not problem:
-                        rows.append(row)
-                advance(len(batch))
+            for i, outcome in zip(shard, outcomes, strict=False):  # the outcomes go on with the next shard
+                entry = {"sha256": digests[i], "key": str(source.items.keys[i])}
+                if isinstance(outcome, str):
+                    entry["error"] = outcome
+                else:
+                    rows.append(outcome)
+                entries.append(entry)
             array = np.array(rows, dtype) if rows else np.empty((0, 0), dtype)
             name = folder / f"shard-{number:05d}"
             _write(name.with_suffix(".npy"), lambda file, array=array: np.save(file, array))
@@ -259,24 +272,10 @@ def _extract(source, digests, wanted, backbone, folder, dtype, batch_size, shard
             _write(name.with_suffix(".json"), lambda file, text=text: file.write(text))
 
 
-def _apply(network: Callable, inputs: list, batch_size: int) -> Iterator[np.ndarray]:
-    """Features of at most a batch of inputs; filled up to the full batch, so that there is one trace."""
-    if not inputs:
-        return iter(())
-    filled = np.stack(inputs + [np.zeros_like(inputs[0])] * (batch_size - len(inputs)))
-    return iter(network(tf.constant(filled)).numpy()[: len(inputs)])
-
-
-def _problem(row: np.ndarray) -> str | None:
-    if not np.isfinite(row).all():
-        return "the backbone gave NaN or infinite features"
-    return "the backbone gave constant features" if row.size > 1 and np.ptp(row) == 0 else None
-
-
-def _batches(items: Iterator, count: int, batch_size: int) -> Iterator[list]:
-    """The next `count` items in lists of at most `batch_size`."""
-    for start in range(0, count, batch_size):
-        yield [next(items) for _ in range(min(batch_size, count - start))]
+def _counted(batches: Iterator[list], advance: Callable[[int], None]) -> Iterator:
+    for batch in batches:
+        advance(len(batch))
+        yield from batch
 
 
 @contextlib.contextmanager

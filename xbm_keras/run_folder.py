@@ -11,6 +11,7 @@ from xbm_keras.config import ConfigError, save_config
 from xbm_keras.experiment import Dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config
+from xbm_keras.stages.hub_backbone import HubBackbone
 
 log = logging.getLogger("xbm_keras")
 
@@ -59,8 +60,15 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
 
 
 def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
-    """Write `model.keras`; without its backbone where that is a SavedModel, which Keras files cannot hold."""
-    if model.backbone is not None and model.backbone.is_saved_model:
+    """Write `model.keras`, and of a model of texts `tokenizer/`.
+
+    A backbone that is a SavedModel or of keras_hub is left out of `model.keras`: Keras files cannot hold the one, nor
+    the preprocessing of the other.
+    """
+    backbone = model.backbone
+    if isinstance(backbone, HubBackbone) and backbone.modality == "text":
+        backbone.save_tokenizer(workdir / "tokenizer")
+    if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
         model = model.without_backbone()
     model.save(workdir / "model.keras")
 

@@ -95,7 +95,16 @@ class Features(_Data):
     """Name of the array or column, or path of an `.npy`; null for none."""
 
 
-DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | TFDS | Features, Field(discriminator="source")]
+class Text(_Data):
+    """Texts in a JSONL, CSV or Parquet table."""
+
+    source: Literal["text"]
+    path: str
+    text_column: str = "text"
+    label_column: str | None = "label"
+
+
+DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | TFDS | Features | Text, Field(discriminator="source")]
 
 
 class NoBackbone(Section):
@@ -138,7 +147,21 @@ class SavedModel(_ImageBackbone):
     pooling: Literal["avg", "max", "first"] = "avg"
 
 
-BackboneConfig = Annotated[NoBackbone | Application | KerasFile | SavedModel, Field(discriminator="kind")]
+class KerasHub(Section):
+    """A network of `keras_hub`, of texts or pictures, with the preprocessing of its preset; needs the extra [hub]."""
+
+    kind: Literal["keras_hub"]
+    preset: str
+    """A preset's name, or a folder: of a preset, or of a Hugging Face model."""
+    max_length: Annotated[int, Field(ge=3)] = 128
+    """Tokens of a text, special ones included; what is longer is cut."""
+    pooling: Literal["avg", "max", "first"] = "avg"
+    """Of the tokens of a text, the padding left out; of the tokens or maps of a picture."""
+    image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """By default what the network was made for."""
+
+
+BackboneConfig = Annotated[NoBackbone | Application | KerasFile | SavedModel | KerasHub, Field(discriminator="kind")]
 
 
 class Cache(Section):
@@ -157,6 +180,10 @@ class Cache(Section):
     """Give each view a sample id of its own, so that two views of one picture can be a positive pair."""
     on_error: Literal["skip", "raise"] = "skip"
     """What to do with an item that cannot be read."""
+    engine: Literal["local", "ray"] = "local"
+    """Who computes: this process, or workers of the Ray cluster at RAY_ADDRESS (without one: on this machine)."""
+    ray_workers: Positive = 2
+    """At most so many; each holds the backbone and uses all cores that its machine has free, or a GPU."""
 
 
 class HeadConfig(Section):
@@ -264,6 +291,10 @@ class Config(Section):
             raise ValueError(
                 f"data.source {self.data.source!r} does not go with backbone.kind {self.backbone.kind!r}; "
                 "vectors take no backbone, everything else needs one"
+            )
+        if self.data.source == "text" and self.backbone.kind != "keras_hub":
+            raise ValueError(
+                f"data.source 'text' does not go with backbone.kind {self.backbone.kind!r}; texts take keras_hub"
             )
         if self.cache.views > 1 and self.data.source not in ("image_folder", "image_table", "image_array", "tfds"):
             raise ValueError(f"cache.views {self.cache.views} does not go with data.source {self.data.source!r}; use 1")

@@ -1,5 +1,6 @@
 """The TFDS source on a data set that TFDS' own builder prepared locally."""
 
+import pickle
 import subprocess
 import sys
 
@@ -105,3 +106,13 @@ def test_a_process_without_the_builder_reads_it(prepared):
 def test_errors(prepared, arguments, message):
     with pytest.raises(DataError, match=message):
         TFDS(**{"name": "tiny_things", "data_dir": prepared[0], **arguments})
+
+
+def test_a_copy_in_another_process_needs_no_builder_code(source):
+    packed = pickle.dumps(source)
+    assert b"TinyThings" not in packed
+    copy, wanted = pickle.loads(packed), [3, 11, 17]
+    assert [copy.digest(i) for i in wanted] == [source.digest(i) for i in wanted]
+    everything = list(source.read(range(20), lambda x: x))
+    for i, picture in zip(wanted, copy.read(wanted, lambda x: x), strict=True):
+        np.testing.assert_array_equal(picture, everything[i])

@@ -206,6 +206,14 @@ def test_nothing_of_it_changes_in_training_though_all_is_set_trainable():
     assert not backbone.trainable_variables
 
 
+def test_dropout_inside_stays_off():
+    network = keras.Sequential([keras.Input((50,)), keras.layers.Dropout(0.5)])
+    x = np.ones((2, 50), np.float32)
+    np.testing.assert_array_equal(Backbone(network)(x, training=True), x)
+    model = small_model(Backbone(network))
+    np.testing.assert_allclose(model({"inputs": x}, training=True)["features"], x / 50**0.5, rtol=1e-6)
+
+
 def test_no_gradient_passes():
     network = small_cnn()
     x = tf.constant(images())

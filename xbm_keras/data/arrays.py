@@ -1,5 +1,6 @@
 """Sources that are arrays: pictures, and vectors that some model already gave."""
 
+import functools
 import hashlib
 import pathlib
 
@@ -36,6 +37,7 @@ class ImageArray(RandomAccess):
         invert: bool = False,
         test_path: str | None = None,
     ):
+        self.remake = functools.partial(ImageArray, path, images, None, None, invert, test_path)
         self.invert = invert
         self.parts, parts = [], []
         for split, file in (("train", path), ("test", test_path)):
@@ -57,6 +59,10 @@ class ImageArray(RandomAccess):
             None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),
             {name: np.concatenate([part.columns[name] for part in parts]) for name in set.intersection(*columns)},
         )
+
+    def __reduce__(self):
+        """A worker opens the files itself, and needs no labels: a memory map would be pickled with all it maps."""
+        return self.remake, ()
 
     def stamp(self, position):
         """None: the array is at hand, hashing is cheap."""

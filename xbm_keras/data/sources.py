@@ -75,7 +75,7 @@ class Source(Protocol):
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
         """Items at increasing positions, in this order: `prepare(item)`, or an `UnreadableItem` in its place.
 
-        An item is what the backbone takes: a picture as uint8 [H, W, 3].
+        An item is what the backbone takes: a picture as uint8 [H, W, 3], or a text.
         """
 
 
@@ -183,15 +183,15 @@ class ImageTable(_Files):
         super().__init__(top, Items(paths.to_numpy(), labels, columns))
 
 
-def read_table(path: pathlib.Path) -> pd.DataFrame:
-    """A CSV or Parquet table. Raises DataError where it cannot be read."""
+def read_table(path: pathlib.Path, as_text: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV or Parquet table; these columns of a CSV stay text. Raises DataError where it cannot be read."""
     if not path.is_file():
         raise DataError(f"Received table {str(path)!r}, which is no file; expected a .csv or .parquet file.")
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         # Class names such as "NA" or "null" are names.
-        return pd.read_csv(path, keep_default_na=False)
+        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(as_text, str))
     except (OSError, ValueError) as error:
         raise DataError(f"Received table {str(path)!r}, which cannot be read: {error}") from error
 

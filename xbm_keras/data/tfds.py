@@ -64,6 +64,14 @@ class TFDS:
         labels = columns.pop(label_key)
         self.items = Items(np.array(keys), labels, {**columns, "tfds_split": np.array(of_split)})
 
+    def __getstate__(self):
+        """What a worker needs: the builder as a folder, which is read without the builder's own code."""
+        return {**self.__dict__, "builder": str(self.builder.data_path)}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.builder = tfds.builder_from_directory(state["builder"])
+
     def _examples(self, split: str, decoders) -> Iterator[dict]:
         """Examples of a split, always in the same order."""
         one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
@@ -85,7 +93,7 @@ class TFDS:
         return hashlib.sha256(repr((info.full_name, split.shard_lengths, split.num_bytes, key)).encode()).hexdigest()
 
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
-        """Pictures at increasing positions; the splits are read through, and decoded where wanted."""
+        """Pictures at increasing positions; splits are read from the first to the last one, decoded where wanted."""
 
         def wanted() -> Iterator[bytes]:
             left = iter(positions)
@@ -96,10 +104,15 @@ class TFDS:
                     position += size
                     continue
                 decoders = {self.image_key: tfds.decode.SkipDecoding()}
-                for example in self._examples(split, decoders):
+                start, end = position, position + size
+                position = next_position
+                for example in self._examples(f"{split}[{position - start}:]", decoders):
                     if position == next_position:
                         yield example[self.image_key]
                         next_position = next(left, None)
                     position += 1
+                    if next_position is None or next_position >= end:
+                        break
+                position = end
 
         return map_in_threads(lambda data: prepare(decode_picture(data)), wanted())

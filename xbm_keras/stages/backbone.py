@@ -3,6 +3,7 @@
 import difflib
 import pathlib
 import sys
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -74,6 +75,13 @@ class Backbone(keras.layers.Layer):
             return "float32"
         return self._saved_model_input().dtype.name if self.is_saved_model else self.network.inputs[0].dtype
 
+    def make_inputs(self):
+        """Symbolic inputs of a model that begins with this backbone: one, or a dict of them by name."""
+        shape, dtype = self.input_shape_per_item, self.input_dtype_per_item
+        if isinstance(shape, dict):
+            return {name: keras.Input(each, dtype=dtype, name=name) for name, each in shape.items()}
+        return keras.Input(shape, dtype=dtype, name="inputs")
+
     def _saved_model_input(self) -> tf.TensorSpec:
         """What the endpoint of a SavedModel takes, which `TFSMLayer` does not tell."""
         endpoint = self.network.call_endpoint_fn
@@ -93,6 +101,10 @@ class Backbone(keras.layers.Layer):
     def prepare(self, item: np.ndarray) -> np.ndarray:
         """One item as `call` takes it in a batch: a picture at `image_size`, float32. Safe to call in threads."""
         return resize_images(tf.constant(item), self.image_size).numpy() if self.image_size else item
+
+    def as_function(self) -> Callable:
+        """`call` as a graph, for batches of prepared items."""
+        return tf.function(self)
 
     def _pool(self, y):
         rank = len(y.shape)
