@@ -10,10 +10,10 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def randomise(network, seed=0):
-    """Weights that no initialiser gives: biases and norms are not zeros and ones, so nothing cancels by chance."""
+    """Weights of this seed alone; biases and norms are not zeros and ones either, so that nothing cancels by chance."""
     rng = np.random.default_rng(seed)
     for weight in network.weights:
-        weight.assign(weight.numpy() + rng.normal(size=weight.shape) * 0.2)
+        weight.assign(rng.normal(size=weight.shape) * 0.2 + ("gamma" in weight.path))
     return network
 
 
@@ -42,6 +42,12 @@ def tiny_pictures(folder, family="DINOV2", image_size=(14, 14)):
         )  # fmt: skip
     elif family == "ViT":
         network = keras_hub.models.ViTBackbone(shape, 7, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32)
+    elif family == "DINOV3":
+        network = keras_hub.models.DINOV3Backbone(7, 1, 16, 2, 32, image_shape=shape)
+    elif family == "SigLIP":
+        vision = keras_hub.models.SigLIPVisionEncoder(7, 16, 1, 2, 32, image_shape=shape)
+        text = keras_hub.models.SigLIPTextEncoder(64, 8, 16, 1, 2, 32, max_sequence_length=8)
+        network = keras_hub.models.SigLIPBackbone(vision, text)
     elif family == "CLIP":
         vision = keras_hub.models.CLIPVisionEncoder(7, 16, 1, 2, 32, image_shape=shape)
         text = keras_hub.models.CLIPTextEncoder(64, 8, 16, 1, 2, 32, max_sequence_length=8)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -231,3 +232,49 @@ def test_the_tool_runs_as_a_module(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "xbm_keras.feature_cache", f"--dir={tmp_path}", "check"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "0 caches are whole" in done.stdout
+
+
+SLOW = """
+import pathlib, sys, time
+from tests.test_feature_cache import small_backbone
+from xbm_keras.data.sources import ImageFolder
+from xbm_keras.feature_cache import compute_features
+
+class Slow(ImageFolder):
+    def load(self, position):
+        time.sleep(0.05)
+        return super().load(position)
+
+photos, cache = sys.argv[1:]
+compute_features(Slow(photos), small_backbone(), cache, shard_rows=16, batch_size=4)
+"""
+
+
+def start(photos, cache):
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
+    return subprocess.Popen([sys.executable, "-c", SLOW, str(photos), str(cache)], env=environment)
+
+
+@pytest.fixture
+def many_photos(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "many/a").mkdir(parents=True)
+    for i in range(160):
+        PIL.Image.fromarray(rng.integers(0, 255, (9, 7, 3), np.uint8)).save(tmp_path / f"many/a/{i:03d}.png")
+    return tmp_path / "many"
+
+
+def test_kill_9_and_two_processes_at_once_end_byte_identical(many_photos, tmp_path):
+    undisturbed, killed, shared = (tmp_path / name for name in ("undisturbed", "killed", "shared"))
+    victim = start(many_photos, killed)
+    while not list(killed.glob("*/shard-00002.json")):
+        assert victim.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    victim.kill()  # SIGKILL
+    victim.wait()
+    done = len(list(killed.glob("*/shard-*.json")))
+    assert 3 <= done < 10
+    processes = [start(many_photos, folder) for folder in (undisturbed, killed, shared, shared)]
+    assert [process.wait() for process in processes] == [0, 0, 0, 0]
+    assert contents(killed) == contents(undisturbed) == contents(shared)
+    assert len(list(undisturbed.glob("*/shard-*.npy"))) == 10

@@ -166,6 +166,13 @@ def test_workers_that_see_other_data_are_an_error(cluster, compute, tmp_path, ph
     assert_same_caches(tmp_path, photos, compute())  # nothing of it was kept
 
 
+def test_a_cluster_that_is_not_there_is_an_error(ray, compute, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(DataError, match=r"RAY_ADDRESS '127\.0\.0\.1:1'.*refused.*such as host:6379"):
+        compute()
+
+
 def test_without_ray_the_extra_is_named(compute, monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")

@@ -1,8 +1,10 @@
 """train.py as a user meets it: what a run leaves, and what is said where it cannot run."""
 
+import errno
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -16,7 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import train
-from xbm_keras import terminal
+from xbm_keras import feature_cache, terminal
 from xbm_keras.evaluation import evaluate_retrieval
 
 flags.FLAGS.mark_as_parsed()
@@ -289,6 +291,40 @@ def test_a_folder_with_a_corrupt_picture_and_a_lonely_one(photos, tmp_path, caps
     assert "1 item(s) skipped" in said
     assert "1 class(es) with one item" in said
     assert "klasse 1/2.png: an empty file" in fails(photos, tmp_path / "no", "cache.on_error=raise", capsys=capsys)
+
+
+def test_a_full_disk_is_told(photos, tmp_path, capsys, monkeypatch):
+    def full(path, write):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(feature_cache, "_write", full)
+    assert "is full; free some space" in fails(photos, tmp_path / "run", capsys=capsys)
+
+
+@pytest.mark.parametrize(("scale", "message"), [(0.0, "constant features"), (float("inf"), "NaN or infinite features")])
+def test_a_backbone_that_gives_nothing_is_told(photos, tmp_path, capsys, scale, message):
+    network = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Rescaling(scale)])
+    network.save(tmp_path / "net.keras")
+    said = fails(photos, tmp_path / "run", capsys=capsys)
+    assert "klasse 0/1.png" in said
+    assert message in said
+
+
+def test_too_few_classes_are_told(photos, tmp_path, capsys):
+    for label in range(2, 8):
+        shutil.rmtree(tmp_path / f"my photos/klasse {label}")
+    assert "expected at least 4 to train on" in fails(photos, tmp_path / "run", capsys=capsys)
+
+
+def test_tables_and_tfds_names_that_do_not_exist_are_told(photos, tmp_path, capsys):
+    for data, message in (
+        ({"source": "image_table", "root": str(tmp_path), "table": "x.csv"}, "which is no file"),
+        ({"source": "image_array", "path": "x.npz"}, "'x.npz', which is no file"),
+        ({"source": "tfds", "name": "no_such_things", "data_dir": str(tmp_path)}, "which TFDS cannot give"),
+    ):
+        config = yaml.safe_load(photos.read_text()) | {"data": data}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
+        assert message in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
 
 
 def test_augmented_views_train_but_do_not_test(photos, tmp_path):

@@ -92,7 +92,7 @@ def test_texts_end_to_end(keras_hub, text_config, tmp_path):
     assert none.shape == (0, 4)
 
     again = run(config, tmp_path / "again")
-    assert json.loads((tmp_path / "again/data.json").read_text())["computed_by_backbone"] == 0
+    assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
     assert again["leave_one_out"]["frozen"] == metrics["leave_one_out"]["frozen"]
 
 

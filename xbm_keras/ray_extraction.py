@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pathlib
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
@@ -112,6 +113,9 @@ def _cluster(ray) -> Iterator[None]:
         yield
         return
     try:
+        host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+        if port.isdecimal() and "//" not in host:  # Ray itself tries for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(logging_level="ERROR", log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from xbm_keras.data.batches import PKSampler, batch_dataset
+from xbm_keras.data.batches import PKSampler, ShuffledSampler, batch_dataset
 from xbm_keras.data.sources import DataError
 
 
@@ -70,3 +70,14 @@ def test_the_dataset_gives_static_shapes_and_resumes_at_a_step():
         np.testing.assert_array_equal(x["features"], features[positions])
         np.testing.assert_array_equal(x["sample_id"], ids[positions])
         np.testing.assert_array_equal(y, labels[positions])
+
+
+def test_shuffled_batches_meet_every_item_once_a_round():
+    sampler = ShuffledSampler(10, 4, seed=3)
+    drawn = np.concatenate([sampler(step) for step in range(5)])
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+    np.testing.assert_array_equal(ShuffledSampler(10, 4, seed=3)(4), drawn[16:])
+    assert (ShuffledSampler(10, 4, seed=4)(0) != drawn[:4]).any()
+    with pytest.raises(DataError, match="batch size of 11 with 10 items"):
+        ShuffledSampler(10, 11)

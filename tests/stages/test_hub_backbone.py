@@ -172,17 +172,18 @@ def photos(n=3, shape=(20, 17), seed=0):
     return np.random.default_rng(seed).uniform(0, 255, (n, *shape, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("family", ["DINOV2", "ViT", "CLIP"])
+@pytest.mark.parametrize("family", ["DINOV2", "DINOV3", "ViT", "CLIP", "SigLIP"])
 @pytest.mark.parametrize("pooling", ["avg", "first"])
 def test_features_of_pictures_are_those_of_keras_hub(tmp_path, family, pooling, mode):
     preset = hub_presets.tiny_pictures(tmp_path, family)
     backbone = HubBackbone.from_preset(preset, pooling=pooling)
     network = keras_hub.models.Backbone.from_preset(preset)
     converted = keras_hub.layers.ImageConverter.from_preset(preset)(photos())  # crops, resizes, scales by channel
-    if family == "CLIP":
+    if family in ("CLIP", "SigLIP"):
         expected = np.asarray(network.get_vision_embeddings(converted))
     else:
-        tokens = np.asarray(network({"images": converted} if family == "DINOV2" else converted))
+        names = {"DINOV2": "images", "DINOV3": "pixel_values"}
+        tokens = np.asarray(network({names[family]: converted} if family in names else converted))
         expected = tokens.mean(axis=1) if pooling == "avg" else tokens[:, 0]
     features = in_mode(lambda x: backbone(x), mode)(photos())
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)

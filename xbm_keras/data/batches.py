@@ -76,8 +76,35 @@ class PKSampler:
         return np.random.default_rng([self.seed, *stream])
 
 
+class ShuffledSampler:
+    """Which items make up each step where there are no classes: the items in random order, again and again.
+
+    Args:
+        num_items: N.
+        batch_size: B, at most N.
+        seed: of the shuffling.
+
+    Raises:
+        DataError: if there are fewer items than B.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int = 0):
+        if not 1 <= batch_size <= num_items:
+            raise DataError(f"Received a batch size of {batch_size} with {num_items} items; expected 1 to {num_items}.")
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Positions [B] of the items of a step: every item is met before any is met again."""
+        first = step * self.batch_size
+        rounds = range(first // self.num_items, (first + self.batch_size - 1) // self.num_items + 1)
+        order = np.concatenate([np.random.default_rng([self.seed, r]).permutation(self.num_items) for r in rounds])
+        return order[first - rounds[0] * self.num_items :][: self.batch_size]
+
+
 def batch_dataset(
-    features, labels: np.ndarray, sample_ids: np.ndarray, sampler: PKSampler, first_step: int = 0
+    features, labels: np.ndarray, sample_ids: np.ndarray, sampler: PKSampler | ShuffledSampler, first_step: int = 0
 ) -> tf.data.Dataset:
     """Endless batches `({"features": [B, D], "sample_id": [B]}, labels [B])`, from `first_step` on.
 

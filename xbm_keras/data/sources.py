@@ -6,6 +6,7 @@ a class with these members; nothing else knows which one it talks to.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -213,10 +214,8 @@ def decode_picture(data: bytes) -> np.ndarray:
     Raises:
         UnreadableItem: where neither can.
     """
-    try:
+    with contextlib.suppress(tf.errors.InvalidArgumentError):
         return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
-    except tf.errors.InvalidArgumentError:
-        pass
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
