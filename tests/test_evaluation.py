@@ -83,6 +83,18 @@ def test_positions_against_loops(num_rows, k, block, width):
     np.testing.assert_array_equal(found, [ranking(query, gallery)[:k] for query in queries])
 
 
+@pytest.mark.parametrize(("num_rows", "width"), [(9217, 513), (23_401, 600)])
+@pytest.mark.parametrize("k", [3, 20])
+def test_no_block_lies_past_the_end(num_rows, width, k):
+    """Of so many blocks that rounding their width up saves one. All scores are below the zeros at the end."""
+    random = np.random.default_rng(8)
+    gallery, queries = random.integers(1, 4, (num_rows, 5)), -random.integers(1, 4, (11, 5))
+    blocks, whole = evaluation._to_blocks(gallery, width), evaluation._to_blocks(gallery, 1 << 20)
+    assert (blocks.shape[0] - 1) * blocks.shape[2] < num_rows <= blocks.shape[0] * blocks.shape[2]
+    expected = evaluation._search(queries, whole, num_rows, k)
+    np.testing.assert_array_equal(evaluation._search(queries, blocks, num_rows, k), expected)
+
+
 def test_what_the_counts_count():
     vectors, labels = SETS["singletons"]
     found = evaluate_retrieval(vectors, labels, counts=True)
@@ -352,15 +364,21 @@ def test_checkpoint_and_early_stopping_read_the_scores(tmp_path):
     features, labels = make_data(seed=1)
     monitored = {"monitor": "val_map_at_r", "mode": "max"}
     best = keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), save_best_only=True, **monitored)
+    weights_path = str(tmp_path / "best.weights.h5")
+    weights = keras.callbacks.ModelCheckpoint(weights_path, save_best_only=True, save_weights_only=True, **monitored)
     named = keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}-{val_recall_at_1:.3f}.keras"))
     stop = keras.callbacks.EarlyStopping(patience=2, min_delta=2, **monitored)  # nothing improves by that much
-    history = fit(make_model(), [RetrievalEvaluation(features, labels), best, named, stop], epochs=9).history
+    callbacks = [RetrievalEvaluation(features, labels), best, weights, named, stop]
+    history = fit(make_model(), callbacks, epochs=9).history
     scores = history["val_map_at_r"]
     assert len(scores) == 1 + 2
     assert best.best == max(scores)
-    loaded = keras.saving.load_model(tmp_path / "best.keras")
-    found = evaluate_retrieval(embed(loaded.head, features), labels)
-    assert found["map_at_r"] == pytest.approx(max(scores), abs=1e-9)
+    fresh = make_model()
+    fresh.build({"features": (None, 12)})
+    fresh.load_weights(weights_path)
+    for loaded in (keras.saving.load_model(tmp_path / "best.keras"), fresh):
+        found = evaluate_retrieval(embed(loaded.head, features), labels)
+        assert found["map_at_r"] == pytest.approx(max(scores), abs=1e-9)
     names = {f"{epoch + 1}-{recall:.3f}.keras" for epoch, recall in enumerate(history["val_recall_at_1"])}
     assert names < {path.name for path in tmp_path.iterdir()}
 

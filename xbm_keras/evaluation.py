@@ -158,6 +158,7 @@ def _to_blocks(gallery: np.ndarray, width: int) -> tf.Tensor:
     """
     num_blocks = -(-len(gallery) // max(width, MIN_BLOCK))
     width = max(-(-len(gallery) // (num_blocks * GROUP)) * GROUP, MIN_BLOCK)
+    num_blocks = -(-len(gallery) // width)  # fewer, where rounding up made blocks that hold it all before the last one
     blocks = np.zeros((num_blocks, gallery.shape[1], width), np.float32)
     for i in range(num_blocks):
         rows = gallery[i * width : (i + 1) * width]
