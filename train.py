@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 
 from absl import app, flags
 
-from xbm_keras import experiment, export, run_folder, terminal
+from xbm_keras import experiment, export, loading, run_folder, terminal
 from xbm_keras.config import load_config
 
 CONFIG = flags.DEFINE_string("config", "configs/grocery.yaml", "YAML file that describes the experiment.")
@@ -26,8 +26,8 @@ def main(argv):
     with terminal.readable_errors():
         config = load_config(CONFIG.value, SET.value)
         workdir = run_folder.create(WORKDIR.value, CONFIG.value, config)
-        backbone = experiment.make_backbone(config)
-        dataset = experiment.load_dataset(config, backbone)
+        backbone = loading.make_backbone(config)
+        dataset = loading.load_dataset(config, backbone)
         run_folder.write_data(workdir, dataset)
         model, metrics = experiment.run(config, dataset, backbone, workdir)
         run_folder.write_model(workdir, model)

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import experiment
+from xbm_keras import experiment, loading
 from xbm_keras.config import load_config
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
@@ -51,8 +51,8 @@ def main():
 
 def epochs(path: str) -> list[dict]:
     config = load_config(path)
-    backbone = experiment.make_backbone(config)
-    dataset = experiment.load_dataset(config, backbone)
+    backbone = loading.make_backbone(config)
+    dataset = loading.load_dataset(config, backbone)
     positions = dataset.splits.train
     model = experiment.start_model(config, dataset, backbone, positions)
     rows, labels = UnitRows(dataset.features, positions), dataset.labels[positions]
@@ -74,7 +74,7 @@ def epochs(path: str) -> list[dict]:
         cached.append(time.perf_counter() - start)
         waits.append(waited / cached[-1])
 
-    source = experiment.make_source(config)
+    source = loading.make_source(config)
     wanted = {str(key): i for i, key in enumerate(source.items.keys)}
     network = tf.function(backbone)
     uncached = []

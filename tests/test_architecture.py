@@ -10,7 +10,9 @@ MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for 
 KNOW_THE_CONFIG = {
     "xbm_keras.config",
     "xbm_keras.experiment",
+    "xbm_keras.loading",
     "xbm_keras.run_folder",
+    "xbm_keras.schema",
     "xbm_keras.terminal",
     "xbm_keras.tuning",
 }
@@ -37,7 +39,7 @@ def test_stages_import_only_stages(name):
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_only_the_outer_layer_knows_the_config(name):
-    if {"xbm_keras.config", "xbm_keras.schema"} & imports_of(name):
+    if {"xbm_keras.config", "xbm_keras.schema", "xbm_keras.data_schema"} & imports_of(name):
         assert name in KNOW_THE_CONFIG
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.conftest import run_fresh
 from tests.reference import ranking, retrieval_metrics
-from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel, evaluation
+from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel, exact_search
 from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
 
 SMALLEST = 1e-6  # megabytes: the narrowest blocks that there are
@@ -79,7 +79,7 @@ def test_positions_against_loops(num_rows, k, block, width):
     random = np.random.default_rng(2)
     gallery, queries = signs(random, num_rows, width), signs(random, 11, width)
     gallery[-3:], queries[0] = 1, -1
-    found = evaluation._search(queries, evaluation._to_blocks(gallery, block), num_rows, k)
+    found = exact_search.search_blocks(queries, exact_search.to_blocks(gallery, block), num_rows, k)
     np.testing.assert_array_equal(found, [ranking(query, gallery)[:k] for query in queries])
 
 
@@ -89,10 +89,10 @@ def test_no_block_lies_past_the_end(num_rows, width, k):
     """Of so many blocks that rounding their width up saves one. All scores are below the zeros at the end."""
     random = np.random.default_rng(8)
     gallery, queries = random.integers(1, 4, (num_rows, 5)), -random.integers(1, 4, (11, 5))
-    blocks, whole = evaluation._to_blocks(gallery, width), evaluation._to_blocks(gallery, 1 << 20)
+    blocks, whole = exact_search.to_blocks(gallery, width), exact_search.to_blocks(gallery, 1 << 20)
     assert (blocks.shape[0] - 1) * blocks.shape[2] < num_rows <= blocks.shape[0] * blocks.shape[2]
-    expected = evaluation._search(queries, whole, num_rows, k)
-    np.testing.assert_array_equal(evaluation._search(queries, blocks, num_rows, k), expected)
+    expected = exact_search.search_blocks(queries, whole, num_rows, k)
+    np.testing.assert_array_equal(exact_search.search_blocks(queries, blocks, num_rows, k), expected)
 
 
 def test_what_the_counts_count():
@@ -126,9 +126,9 @@ def test_copies_tie_wherever_they_stand(width):
         copies = np.repeat(random.normal(size=(1, width)).astype("float32"), num_copies, axis=0)
         labels = np.arange(num_copies) % 2
         queries = np.repeat(random.normal(size=(1, width)), 5, axis=0)
-        blocks = evaluation._to_blocks(copies, 1 << 20)
+        blocks = exact_search.to_blocks(copies, 1 << 20)
         k = min(50, num_copies)
-        np.testing.assert_array_equal(evaluation._search(queries, blocks, num_copies, k), [np.arange(k)] * 5)
+        np.testing.assert_array_equal(exact_search.search_blocks(queries, blocks, num_copies, k), [np.arange(k)] * 5)
         found = evaluate_retrieval(queries, [1] * 5, copies[:97], labels[:97], ks=(1, 2))
         assert (found["recall_at_1"], found["recall_at_2"]) == (0, 1)
 
@@ -237,17 +237,30 @@ def test_what_cannot_be_evaluated_is_told(arguments, message):
 
 def test_one_trace_for_all_sizes():
     evaluate_retrieval(*SETS["random"])
-    traces = evaluation._nearest.experimental_get_tracing_count()
+    traces = exact_search._nearest.experimental_get_tracing_count()
     for name in ("many ties", "imbalanced", "two items"):
         evaluate_retrieval(*SETS[name], ks=(3,), memory_mb=SMALLEST)
-    assert evaluation._nearest.experimental_get_tracing_count() == traces == 1
+    assert exact_search._nearest.experimental_get_tracing_count() == traces == 1
+
+
+def test_nearest_is_the_ranking_of_the_oracle():
+    random = np.random.default_rng(3)
+    queries, gallery = random.normal(size=(101, 5)) * 9, random.normal(size=(230, 5))
+    positions, similarities = exact_search.nearest(queries, gallery, k=7)
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery)]
+    scores = unit[0] @ unit[1].T
+    np.testing.assert_array_equal(positions, np.argsort(-scores, axis=1)[:, :7])
+    np.testing.assert_allclose(similarities, -np.sort(-scores, axis=1)[:, :7], atol=1e-6)
+    positions, _ = exact_search.nearest(gallery, k=1000)
+    assert positions.shape == (230, 229)
+    assert not (positions == np.arange(230)[:, None]).any()
 
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_all_bits_of_float32_are_used_and_the_setting_comes_back(monkeypatch, setting):
-    config, search, during = tf.config.experimental, evaluation._nearest, []
+    config, search, during = tf.config.experimental, exact_search._nearest, []
     read, write = config.tensor_float_32_execution_enabled, config.enable_tensor_float_32_execution
-    monkeypatch.setattr(evaluation, "_nearest", lambda *a: during.append(read()) or search(*a))
+    monkeypatch.setattr(exact_search, "_nearest", lambda *a: during.append(read()) or search(*a))
     before = read()
     try:
         write(setting)
@@ -375,6 +388,7 @@ def test_checkpoint_and_early_stopping_read_the_scores(tmp_path):
     assert best.best == max(scores)
     fresh = make_model()
     fresh.build({"features": (None, 12)})
+    fresh.optimizer.build(fresh.trainable_variables)  # else Keras warns that it has no place for the slots
     fresh.load_weights(weights_path)
     for loaded in (keras.saving.load_model(tmp_path / "best.keras"), fresh):
         found = evaluate_retrieval(embed(loaded.head, features), labels)

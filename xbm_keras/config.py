@@ -9,7 +9,8 @@ import omegaconf
 import pydantic
 import yaml
 
-from xbm_keras.schema import Config, Section
+from xbm_keras.data_schema import Section
+from xbm_keras.schema import Config
 
 
 class ConfigError(ValueError):

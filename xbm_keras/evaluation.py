@@ -3,22 +3,16 @@
 Letters: Q queries, N gallery items, E embedding width; R of a query: the gallery items that have its label.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from xbm_keras.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, without_own
 from xbm_keras.metrics import map_at_r, r_precision, recall_at_k
 from xbm_keras.stages.cosine_scores import l2_normalize
 from xbm_keras.stages.head import Head
 
-# Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
-# a matrix, and some inside of larger ones, in another order, so that copies of an item would differ in the last bit.
-CHUNK = 96
-MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
-GROUP = 32  # gallery items per group of the prefilter
 MAX_NAMED_ROWS = 8
 
 
@@ -29,7 +23,7 @@ def evaluate_retrieval(
     gallery_labels: np.ndarray | None = None,
     ks: Sequence[int] = (1, 5, 10),
     *,
-    memory_mb: float = 64,
+    memory_mb: float = MEMORY_MB,
     counts: bool = False,
 ) -> dict[str, float]:
     """Exact retrieval metrics under cosine similarity, in float32.
@@ -89,16 +83,16 @@ def evaluate_retrieval(
             "that at least two items share. Check that the labels are classes, not ids of items."
         )
     num_others = len(gallery) - is_leave_one_out
-    blocks = _to_blocks(gallery, width=int(memory_mb * (1 << 20) / (CHUNK * 16)))  # float32, about four arrays of it
+    blocks = to_blocks(gallery, width=block_width(memory_mb))
     values = []
     for start in range(0, len(order), CHUNK):
         chosen = order[start : start + CHUNK]
         relevant = num_relevant[chosen]
         k = min(max(*ks, relevant[-1]), num_others)
         if is_leave_one_out:
-            nearest = _without_own(_search(queries[chosen], blocks, len(gallery), k + 1), chosen)
+            nearest = without_own(search_blocks(queries[chosen], blocks, len(gallery), k + 1), chosen)
         else:
-            nearest = _search(queries[chosen], blocks, len(gallery), k)
+            nearest = search_blocks(queries[chosen], blocks, len(gallery), k)
         hits = gallery_classes[nearest] == query_classes[chosen, None]
         recalls = [recall_at_k(hits, each) for each in ks]
         values.append(np.stack([*recalls, map_at_r(hits, relevant), r_precision(hits, relevant)]))
@@ -141,101 +135,6 @@ def _class_numbers(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tupl
         )
     _, numbers = np.unique(np.concatenate(both), return_inverse=True)
     return numbers[: len(query_labels)], numbers[len(query_labels) :]
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float32. Zero rows stay zero. Scaled first, so that no length over- or underflows."""
-    rows = vectors.astype(np.float64)
-    rows /= np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return rows.astype(np.float32)
-
-
-def _to_blocks(gallery: np.ndarray, width: int) -> tf.Tensor:
-    """The gallery [N, E] as unit columns in blocks, [blocks, E, width], of at most about this width, zeros at the end.
-
-    In this layout neither a block nor its product with the queries needs a copy.
-    """
-    num_blocks = -(-len(gallery) // max(width, MIN_BLOCK))
-    width = max(-(-len(gallery) // (num_blocks * GROUP)) * GROUP, MIN_BLOCK)
-    num_blocks = -(-len(gallery) // width)  # fewer, where rounding up made blocks that hold it all before the last one
-    blocks = np.zeros((num_blocks, gallery.shape[1], width), np.float32)
-    for i in range(num_blocks):
-        rows = gallery[i * width : (i + 1) * width]
-        blocks[i, :, : len(rows)] = _unit_rows(rows).T
-    return tf.constant(blocks)
-
-
-def _search(queries: np.ndarray, blocks: tf.Tensor, num_rows: int, k: int) -> np.ndarray:
-    """Positions [Q, k] of the nearest gallery rows of at most `CHUNK` queries [Q, E], best first."""
-    padded = np.pad(_unit_rows(queries), [(0, CHUNK - len(queries)), (0, 0)])
-    with _all_bits_of_float32():
-        return _nearest(padded, blocks, num_rows, k).numpy()[: len(queries)]
-
-
-@tf.function(
-    input_signature=[
-        tf.TensorSpec([CHUNK, None], tf.float32),
-        tf.TensorSpec([None, None, None], tf.float32),
-        tf.TensorSpec([], tf.int32),
-        tf.TensorSpec([], tf.int32),
-    ]
-)
-def _nearest(queries, blocks, num_rows, k):
-    """Positions [Q, k] of the nearest of the `num_rows` columns in the blocks [.., E, width]; ties by position.
-
-    `top_k` puts the earlier of two equal scores first, so candidates are kept in the order of their positions: the best
-    of earlier blocks before those of this one.
-    """
-    width = tf.shape(blocks)[2]
-    best = tf.fill([CHUNK, k], -float("inf"))
-    positions = tf.zeros([CHUNK, k], tf.int32)
-    for i in tf.range(tf.shape(blocks)[0]):
-        tf.autograph.experimental.set_loop_options(
-            shape_invariants=[(best, tf.TensorShape([CHUNK, None])), (positions, tf.TensorShape([CHUNK, None]))]
-        )
-        scores = tf.matmul(queries, blocks[i])  # [Q, width]
-        filled = num_rows - i * width
-        if filled < width:
-            scores = tf.pad(scores[:, :filled], [[0, 0], [0, width - filled]], constant_values=-float("inf"))
-        if 3 * k * GROUP <= width:
-            scores, columns = _best_groups(scores, k)
-        else:
-            columns = tf.broadcast_to(tf.range(width), tf.shape(scores))
-        best, place = tf.math.top_k(tf.concat([best, scores], axis=1), k)
-        positions = tf.gather(tf.concat([positions, i * width + columns], axis=1), place, batch_dims=1)
-    return positions
-
-
-def _best_groups(scores, k):
-    """Scores and columns [Q, k * GROUP] among which are the k best of `scores` [Q, width], in the order of columns.
-
-    The k best lie in the k groups with the best maxima, the earlier group winning a tie: an item outside of these has k
-    items before it, one in each of them. Finding the maxima costs far less than `top_k` of all scores.
-    """
-    groups = tf.reshape(scores, [CHUNK, -1, GROUP])
-    chosen = tf.sort(tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False).indices, axis=1)  # [Q, k]
-    columns = chosen[:, :, None] * GROUP + tf.range(GROUP)
-    shape = [CHUNK, k * GROUP]
-    return tf.reshape(tf.gather(groups, chosen, batch_dims=1), shape), tf.reshape(columns, shape)
-
-
-def _without_own(nearest: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Lists [Q, k] from [Q, k + 1]: without the query's own position [Q], or without the end where it is not there."""
-    is_own = nearest == own[:, None]
-    is_own[:, -1] |= ~is_own.any(axis=1)
-    return nearest[~is_own].reshape(len(nearest), -1)
-
-
-@contextlib.contextmanager
-def _all_bits_of_float32() -> Iterator[None]:
-    """Without TensorFloat-32, which on recent GPUs keeps 10 of the 23 bits of the inputs of a float32 product."""
-    was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(was_enabled)
 
 
 def embed(head: Head, features: np.ndarray, batch_size: int = 4096) -> np.ndarray:

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from xbm_keras.config import ConfigError, save_config
-from xbm_keras.experiment import Dataset
+from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config
 from xbm_keras.stages.hub_backbone import HubBackbone

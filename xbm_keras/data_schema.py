@@ -1,0 +1,185 @@
+"""The sections of configs/*.yaml that say what the data and the frozen network are."""
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(pydantic.BaseModel):
+    """Strict: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Split(Section):
+    """Which items train and which test. By class, unless said otherwise: test classes are never seen in training."""
+
+    by: Literal["class", "item"] = "class"
+    column: str | None = None
+    """Column that says "train" or "test" (items with another value are left out). Comes before the other ways."""
+    test_classes: list[str | int] | None = None
+    num_train_classes: Positive | None = None
+    """The first classes, in sorted order, train; the rest test: the standard split of many retrieval data sets."""
+    test_fraction: Fraction = 0.5
+    """Of the classes (or items), drawn with `seed`; used when nothing above is given."""
+    validation_fraction: Fraction = 0.25
+    """Of the training classes (or items), held out to choose the number of epochs."""
+    query_column: str | None = None
+    """Column that says which test items are queries ("query" or "test") and which are the gallery ("gallery" or
+    "train") of the query/gallery protocol; items with another value take part in neither."""
+    seed: int = 0
+
+
+class _Data(Section):
+    split: Split = Split()
+
+
+class ImageFolder(_Data):
+    """Pictures, one folder per class."""
+
+    source: Literal["image_folder"]
+    root: str
+
+
+class ImageTable(_Data):
+    """Pictures listed in a CSV or Parquet table."""
+
+    source: Literal["image_table"]
+    root: str
+    table: str
+    """Relative to `root`, or absolute."""
+    path_column: str = "path"
+    label_column: str | None = "label"
+
+
+class ImageArray(_Data):
+    """Pictures in `.npy` or `.npz` arrays, [N, H, W] or [N, H, W, 3], or bits packed by `np.packbits`."""
+
+    source: Literal["image_array"]
+    path: str
+    test_path: str | None = None
+    """A second file; its items have "test" in the column `split`, those of the first "train"."""
+    label_names: str | None = None
+    """Name of an array of names that the labels number."""
+    invert: bool = False
+    images: str = "images"
+    """Name of the array inside an `.npz`."""
+    labels: str | None = "label"
+    """Name of the array inside an `.npz`, or path of an `.npy`."""
+
+
+class TFDS(_Data):
+    """A picture data set of TensorFlow Datasets; the column `tfds_split` says which of its splits an item is in."""
+
+    source: Literal["tfds"]
+    name: str
+    data_dir: str | None = None
+    image_key: str = "image"
+    label_key: str = "label"
+
+
+class Features(_Data):
+    """Vectors that some model already gave."""
+
+    source: Literal["features"]
+    path: str
+    """`.npz`, `.npy` (memory-mapped) or Parquet."""
+    features: str = "features"
+    """Name of the array inside an `.npz`, or of the column of a Parquet file."""
+    labels: str | None = "label"
+    """Name of the array or column, or path of an `.npy`; null for none."""
+
+
+class Text(_Data):
+    """Texts in a JSONL, CSV or Parquet table."""
+
+    source: Literal["text"]
+    path: str
+    text_column: str = "text"
+    label_column: str | None = "label"
+
+
+DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | TFDS | Features | Text, Field(discriminator="source")]
+
+
+class NoBackbone(Section):
+    """The input already is a feature vector."""
+
+    kind: Literal["none"]
+
+
+class _ImageBackbone(Section):
+    image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [224, 224]
+
+
+class Application(_ImageBackbone):
+    """A network of `keras.applications`."""
+
+    kind: Literal["keras_applications"]
+    name: str
+    weights: str | None = "imagenet"
+    """Or the path of a weights file."""
+    pooling: Literal["avg", "max"] = "avg"
+
+
+class KerasFile(_ImageBackbone):
+    """A model saved as `.keras`."""
+
+    kind: Literal["keras_file"]
+    path: str
+    preprocessing: str | None = None
+    """The `keras.applications` model whose `preprocess_input` comes first, if any."""
+    pooling: Literal["avg", "max", "first"] = "avg"
+
+
+class SavedModel(_ImageBackbone):
+    """A model saved as a TensorFlow SavedModel."""
+
+    kind: Literal["saved_model"]
+    path: str
+    endpoint: str = "serving_default"
+    preprocessing: str | None = None
+    pooling: Literal["avg", "max", "first"] = "avg"
+
+
+class KerasHub(Section):
+    """A network of `keras_hub`, of texts or pictures, with the preprocessing of its preset; needs the extra [hub]."""
+
+    kind: Literal["keras_hub"]
+    preset: str
+    """A preset's name, or a folder: of a preset, or of a Hugging Face model."""
+    max_length: Annotated[int, Field(ge=3)] = 128
+    """Tokens of a text, special ones included; what is longer is cut."""
+    pooling: Literal["avg", "max", "first"] = "avg"
+    """Of the tokens of a text, the padding left out; of the tokens or maps of a picture."""
+    image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """By default what the network was made for."""
+
+
+BackboneConfig = Annotated[NoBackbone | Application | KerasFile | SavedModel | KerasHub, Field(discriminator="kind")]
+
+
+class Cache(Section):
+    """Where and how backbone outputs are kept."""
+
+    dir: str = "~/.cache/xbm_keras"
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: Positive | None = None
+    """Items per call of the backbone; by default 16 on a CPU, 128 on a GPU."""
+    shard_rows: Positive = 1024
+    views: Positive = 1
+    """Of each training picture: 1 is the picture alone, more adds augmented ones, all with the picture's sample id."""
+    flip: bool = True
+    """Whether a view may be mirrored left to right."""
+    views_as_positives: bool = False
+    """Give each view a sample id of its own, so that two views of one picture can be a positive pair."""
+    on_error: Literal["skip", "raise"] = "skip"
+    """What to do with an item that cannot be read."""
+    engine: Literal["local", "ray"] = "local"
+    """Who computes: this process, or workers of the Ray cluster at RAY_ADDRESS (without one: on this machine)."""
+    ray_workers: Positive = 2
+    """At most so many; each holds the backbone and uses all cores that its machine has free, or a GPU."""

@@ -1,0 +1,155 @@
+"""Exact nearest neighbours under cosine similarity, in blocks, the same however the work is divided.
+
+Letters: Q queries, N gallery items, E embedding width.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+# Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
+# a matrix, and some inside of larger ones, in another order, so that copies of an item would differ in the last bit.
+CHUNK = 96
+MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
+GROUP = 32  # gallery items per group of the prefilter
+MEMORY_MB = 64
+
+
+def nearest(
+    queries: np.ndarray, gallery: np.ndarray | None = None, k: int = 10, *, memory_mb: float = MEMORY_MB
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and cosine similarities of the k nearest gallery items of each query, best first.
+
+    Without a gallery each item queries all the others; it is left out by position, so its copies stay. Items of equal
+    score rank by position in the gallery, the first one first.
+
+    Args:
+        queries: [Q, E], of any length.
+        gallery: [N, E].
+        k: at least 1; cut to the number of items there are.
+        memory_mb: for scores and candidates, beside the vectors and a float32 copy of the gallery.
+
+    Returns:
+        Positions [Q, k] int32 and similarities [Q, k] float32.
+
+    Example:
+        >>> nearest(np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]), k=1)[0].tolist()
+        [[1], [0], [1]]
+    """
+    is_leave_one_out = gallery is None
+    gallery = queries if gallery is None else gallery
+    k = min(k, len(gallery) - is_leave_one_out)
+    blocks = to_blocks(gallery, width=block_width(memory_mb))
+    positions = np.empty((len(queries), k), np.int32)
+    for start in range(0, len(queries), CHUNK):
+        chosen = np.arange(start, min(start + CHUNK, len(queries)))
+        found = search_blocks(queries[chosen], blocks, len(gallery), k + is_leave_one_out)
+        positions[chosen] = without_own(found, chosen) if is_leave_one_out else found
+    similarities = np.empty(positions.shape, np.float32)
+    for start in range(0, len(queries), CHUNK):
+        rows = slice(start, start + CHUNK)
+        picked = unit_rows(gallery[positions[rows].ravel()]).reshape(*positions[rows].shape, -1)
+        similarities[rows] = np.einsum("qe,qke->qk", unit_rows(queries[rows]), picked)
+    return positions, similarities
+
+
+def block_width(memory_mb: float) -> int:
+    """Gallery items per block: float32 scores of a chunk of queries, about four arrays of them."""
+    return int(memory_mb * (1 << 20) / (CHUNK * 16))
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows of unit length, float32. Zero rows stay zero. Scaled first, so that no length over- or underflows."""
+    rows = vectors.astype(np.float64)
+    rows /= np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return rows.astype(np.float32)
+
+
+def to_blocks(gallery: np.ndarray, width: int) -> tf.Tensor:
+    """The gallery [N, E] as unit columns in blocks, [blocks, E, width], of at most about this width, zeros at the end.
+
+    In this layout neither a block nor its product with the queries needs a copy.
+    """
+    num_blocks = -(-len(gallery) // max(width, MIN_BLOCK))
+    width = max(-(-len(gallery) // (num_blocks * GROUP)) * GROUP, MIN_BLOCK)
+    num_blocks = -(-len(gallery) // width)  # fewer, where rounding up made blocks that hold it all before the last one
+    blocks = np.zeros((num_blocks, gallery.shape[1], width), np.float32)
+    for i in range(num_blocks):
+        rows = gallery[i * width : (i + 1) * width]
+        blocks[i, :, : len(rows)] = unit_rows(rows).T
+    return tf.constant(blocks)
+
+
+def search_blocks(queries: np.ndarray, blocks: tf.Tensor, num_rows: int, k: int) -> np.ndarray:
+    """Positions [Q, k] of the nearest gallery rows of at most `CHUNK` queries [Q, E], best first."""
+    padded = np.pad(unit_rows(queries), [(0, CHUNK - len(queries)), (0, 0)])
+    with _all_bits_of_float32():
+        return _nearest(padded, blocks, num_rows, k).numpy()[: len(queries)]
+
+
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([CHUNK, None], tf.float32),
+        tf.TensorSpec([None, None, None], tf.float32),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ]
+)
+def _nearest(queries, blocks, num_rows, k):
+    """Positions [Q, k] of the nearest of the `num_rows` columns in the blocks [.., E, width]; ties by position.
+
+    `top_k` puts the earlier of two equal scores first, so candidates are kept in the order of their positions: the best
+    of earlier blocks before those of this one.
+    """
+    width = tf.shape(blocks)[2]
+    best = tf.fill([CHUNK, k], -float("inf"))
+    positions = tf.zeros([CHUNK, k], tf.int32)
+    for i in tf.range(tf.shape(blocks)[0]):
+        tf.autograph.experimental.set_loop_options(
+            shape_invariants=[(best, tf.TensorShape([CHUNK, None])), (positions, tf.TensorShape([CHUNK, None]))]
+        )
+        scores = tf.matmul(queries, blocks[i])  # [Q, width]
+        filled = num_rows - i * width
+        if filled < width:
+            scores = tf.pad(scores[:, :filled], [[0, 0], [0, width - filled]], constant_values=-float("inf"))
+        if 3 * k * GROUP <= width:
+            scores, columns = _best_groups(scores, k)
+        else:
+            columns = tf.broadcast_to(tf.range(width), tf.shape(scores))
+        best, place = tf.math.top_k(tf.concat([best, scores], axis=1), k)
+        positions = tf.gather(tf.concat([positions, i * width + columns], axis=1), place, batch_dims=1)
+    return positions
+
+
+def _best_groups(scores, k):
+    """Scores and columns [Q, k * GROUP] among which are the k best of `scores` [Q, width], in the order of columns.
+
+    The k best lie in the k groups with the best maxima, the earlier group winning a tie: an item outside of these has k
+    items before it, one in each of them. Finding the maxima costs far less than `top_k` of all scores.
+    """
+    groups = tf.reshape(scores, [CHUNK, -1, GROUP])
+    chosen = tf.sort(tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False).indices, axis=1)  # [Q, k]
+    columns = chosen[:, :, None] * GROUP + tf.range(GROUP)
+    shape = [CHUNK, k * GROUP]
+    return tf.reshape(tf.gather(groups, chosen, batch_dims=1), shape), tf.reshape(columns, shape)
+
+
+def without_own(nearest: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Lists [Q, k] from [Q, k + 1]: without the query's own position [Q], or without the end where it is not there."""
+    is_own = nearest == own[:, None]
+    is_own[:, -1] |= ~is_own.any(axis=1)
+    return nearest[~is_own].reshape(len(nearest), -1)
+
+
+@contextlib.contextmanager
+def _all_bits_of_float32() -> Iterator[None]:
+    """Without TensorFloat-32, which on recent GPUs keeps 10 of the 23 bits of the inputs of a float32 product."""
+    was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(was_enabled)
