@@ -37,6 +37,11 @@ class Split(Section):
 class _Data(Section):
     split: Split = Split()
 
+    @property
+    def modality(self) -> Literal["image", "text", "vector"]:
+        """What an item is."""
+        return "image"
+
 
 class ImageFolder(_Data):
     """Pictures, one folder per class."""
@@ -73,13 +78,20 @@ class ImageArray(_Data):
 
 
 class TFDS(_Data):
-    """A picture data set of TensorFlow Datasets; the column `tfds_split` says which of its splits an item is in."""
+    """Pictures or texts of TensorFlow Datasets; the column `tfds_split` says which of its splits an item is in."""
 
     source: Literal["tfds"]
     name: str
     data_dir: str | None = None
     image_key: str = "image"
+    text_key: str | None = None
+    """Name of a text feature, for texts instead of pictures; it takes a backbone of keras_hub."""
     label_key: str = "label"
+
+    @property
+    def modality(self):
+        """A picture or a text."""
+        return "text" if self.text_key else "image"
 
 
 class Features(_Data):
@@ -93,6 +105,11 @@ class Features(_Data):
     labels: str | None = "label"
     """Name of the array or column, or path of an `.npy`; null for none."""
 
+    @property
+    def modality(self):
+        """A vector."""
+        return "vector"
+
 
 class Text(_Data):
     """Texts in a JSONL, CSV or Parquet table."""
@@ -101,6 +118,11 @@ class Text(_Data):
     path: str
     text_column: str = "text"
     label_column: str | None = "label"
+
+    @property
+    def modality(self):
+        """A text."""
+        return "text"
 
 
 DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | TFDS | Features | Text, Field(discriminator="source")]

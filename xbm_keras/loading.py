@@ -53,7 +53,7 @@ def make_backbone(config: schema.Config) -> Backbone | None:
     with blaming_config():
         if isinstance(c, data_schema.KerasHub):
             backbone = HubBackbone.from_preset(c.preset, c.max_length, c.pooling, size)
-            if (backbone.modality == "text") != (config.data.source == "text"):
+            if backbone.modality != config.data.modality:
                 raise ValueError(
                     f"Received data.source {config.data.source!r} with the preset {c.preset!r}, a network of "
                     f"{backbone.modality}s; expected data of its kind. Change data.source or backbone.preset."
@@ -85,7 +85,7 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     if isinstance(c, data_schema.ImageArray):
         return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
     if isinstance(c, data_schema.TFDS):
-        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key)
+        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key, c.text_key)
     if isinstance(c, data_schema.Text):
         return texts.TextTable(c.path, c.text_column, c.label_column)
     return arrays.Features(c.path, c.features, c.labels)

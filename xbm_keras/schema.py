@@ -110,18 +110,18 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
-        has_vectors = self.data.source == "features"
-        if has_vectors != (self.backbone.kind == "none"):
+        modality, source, kind = self.data.modality, self.data.source, self.backbone.kind
+        if (modality == "vector") != (kind == "none"):
             raise ValueError(
-                f"data.source {self.data.source!r} does not go with backbone.kind {self.backbone.kind!r}; "
-                "vectors take no backbone, everything else needs one"
+                f"data.source {source!r} does not go with backbone.kind {kind!r}; vectors take no backbone, everything "
+                "else needs one"
             )
-        if self.data.source == "text" and self.backbone.kind != "keras_hub":
+        if modality == "text" and kind != "keras_hub":
             raise ValueError(
-                f"data.source 'text' does not go with backbone.kind {self.backbone.kind!r}; texts take keras_hub"
+                f"data.source {source!r} with texts does not go with backbone.kind {kind!r}; texts take keras_hub"
             )
-        if self.cache.views > 1 and self.data.source not in ("image_folder", "image_table", "image_array", "tfds"):
-            raise ValueError(f"cache.views {self.cache.views} does not go with data.source {self.data.source!r}; use 1")
+        if self.cache.views > 1 and modality != "image":
+            raise ValueError(f"cache.views {self.cache.views} does not go with data.source {source!r}; use 1")
         batch_size = self.training.classes_per_batch * self.training.samples_per_class
         if 0 < self.memory.memory_size < batch_size:
             raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from xbm_keras.data.sources import DataError
+from xbm_keras.data.sources import DataError, UnreadableItem
 from xbm_keras.data.tfds import TFDS
 
 
@@ -93,6 +93,29 @@ def test_a_process_without_the_builder_reads_it(prepared):
     assert done.stdout.strip() == "20"
 
 
+def test_texts_are_read_where_they_are_wanted(prepared):
+    texts = TFDS("tiny_things", prepared[0], label_key="class_id", text_key="name")
+    assert set(texts.items.columns) == {"tfds_split", "super_class_id"}
+    expected = [
+        example["name"].decode()
+        for split in ("test", "train")
+        for example in tfds.as_numpy(prepared[1].as_dataset(split, shuffle_files=False))
+    ]
+    assert list(texts.read([3, 4, 17], str.upper)) == [expected[i].upper() for i in (3, 4, 17)]
+
+
+def test_texts_that_say_nothing_are_named(prepared, monkeypatch):
+    texts = TFDS("tiny_things", prepared[0], label_key="class_id", text_key="name")
+    examples = texts._examples
+    broken = {"n0": b" ", "n1": b"\xff\xfe"}
+    monkeypatch.setattr(
+        texts, "_examples", lambda *a: ({"name": broken.get(e["name"].decode(), e["name"])} for e in examples(*a))
+    )
+    found = [str(x) for x in texts.read(range(20), lambda text: text) if isinstance(x, UnreadableItem)]
+    assert sum("an empty text" in reason for reason in found) == 2
+    assert sum("not UTF-8" in reason for reason in found) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +124,7 @@ def test_a_process_without_the_builder_reads_it(prepared):
         ({"label_key": "class_idd"}, "did you mean 'class_id'"),
         ({"label_key": "box"}, "expected a scalar"),
         ({"label_key": "class_id", "image_key": "name"}, "expected an image"),
+        ({"label_key": "class_id", "text_key": "image"}, "expected a text"),
     ],
 )
 def test_errors(prepared, arguments, message):

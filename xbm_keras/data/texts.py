@@ -51,16 +51,20 @@ class TextTable(RandomAccess):
 
     def load(self, position: int) -> str:
         """One text. Raises UnreadableItem."""
-        text = self.texts[position]
-        if text is None or text != text or (isinstance(text, str) and not text.strip()):  # NaN is not itself
-            raise UnreadableItem("an empty text")
-        if not isinstance(text, str):
-            raise UnreadableItem(f"no text but {type(text).__name__} {text!r:.40}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UnreadableItem("a text with half a surrogate pair, which is no Unicode") from error
-        return text
+        return checked_text(self.texts[position])
+
+
+def checked_text(text) -> str:
+    """A text that says something. Raises UnreadableItem for anything else."""
+    if text is None or text != text or (isinstance(text, str) and not text.strip()):  # NaN is not itself
+        raise UnreadableItem("an empty text")
+    if not isinstance(text, str):
+        raise UnreadableItem(f"no text but {type(text).__name__} {text!r:.40}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableItem("a text with half a surrogate pair, which is no Unicode") from error
+    return text
 
 
 def read_jsonl(path: pathlib.Path) -> pd.DataFrame:

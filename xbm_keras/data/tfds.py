@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: any builder with an image and a label."""
+"""Data sets of TensorFlow Datasets: any builder with an image, or a text, and a label."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from xbm_keras.data.sources import DataError, Items, decode_picture, map_in_threads, require_column
+from xbm_keras.data.sources import DataError, Items, UnreadableItem, decode_picture, map_in_threads, require_column
+from xbm_keras.data.texts import checked_text
 
 
 class TFDS:
@@ -18,13 +19,21 @@ class TFDS:
         name: such as "cars196" or "my_dataset/config:1.0.0".
         data_dir: where TFDS keeps its data; None for its default.
         image_key: name of the image feature.
+        text_key: name of a text feature, which makes the items texts instead of pictures.
         label_key: name of the label feature.
 
     Raises:
         DataError: if the builder is unknown, cannot be prepared, or has no such feature.
     """
 
-    def __init__(self, name: str, data_dir: str | None = None, image_key: str = "image", label_key: str = "label"):
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None = None,
+        image_key: str = "image",
+        label_key: str = "label",
+        text_key: str | None = None,
+    ):
         try:
             self.builder = tfds.builder(name, data_dir=data_dir)
             if not self.builder.is_prepared():
@@ -34,16 +43,21 @@ class TFDS:
                 f"Received data.name {name!r}, which TFDS cannot give: {error}\nExpected a data set prepared in "
                 f"data.data_dir (now {data_dir!r}), or that can be downloaded."
             ) from error
-        self.image_key = image_key
+        self.is_text = text_key is not None
+        self.item_key = text_key or image_key
         features = self.builder.info.features
-        for key in (image_key, label_key):
+        for key in (self.item_key, label_key):
             require_column(key, features, name)
-        if not isinstance(features[image_key], tfds.features.Image):
+        wanted, kind = ("text_key", tfds.features.Text) if self.is_text else ("image_key", tfds.features.Image)
+        if not isinstance(features[self.item_key], kind):
             raise DataError(
-                f"Received image_key {image_key!r}, which is {features[image_key]} in {name}; expected an image."
+                f"Received {wanted} {self.item_key!r}, which is {features[self.item_key]} in {name}; expected "
+                f"{'a text' if self.is_text else 'an image'}."
             )
         scalars = {
-            key: True for key, feature in features.items() if key != image_key and feature.shape == () and feature.dtype
+            key: True
+            for key, feature in features.items()
+            if key != self.item_key and feature.shape == () and feature.dtype
         }
         if label_key not in scalars:
             raise DataError(
@@ -93,7 +107,7 @@ class TFDS:
         return hashlib.sha256(repr((info.full_name, split.shard_lengths, split.num_bytes, key)).encode()).hexdigest()
 
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
-        """Pictures at increasing positions; splits are read from the first to the last one, decoded where wanted."""
+        """Items at increasing positions; splits are read from the first to the last one, decoded where wanted."""
 
         def wanted() -> Iterator[bytes]:
             left = iter(positions)
@@ -103,16 +117,25 @@ class TFDS:
                 if next_position is None or next_position >= position + size:
                     position += size
                     continue
-                decoders = {self.image_key: tfds.decode.SkipDecoding()}
+                decoders = None if self.is_text else {self.item_key: tfds.decode.SkipDecoding()}
                 start, end = position, position + size
                 position = next_position
                 for example in self._examples(f"{split}[{position - start}:]", decoders):
                     if position == next_position:
-                        yield example[self.image_key]
+                        yield example[self.item_key]
                         next_position = next(left, None)
                     position += 1
                     if next_position is None or next_position >= end:
                         break
                 position = end
 
-        return map_in_threads(lambda data: prepare(decode_picture(data)), wanted())
+        decode = _decode_text if self.is_text else decode_picture
+        return map_in_threads(lambda data: prepare(decode(data)), wanted())
+
+
+def _decode_text(data: bytes) -> str:
+    """A text of UTF-8. Raises UnreadableItem."""
+    try:
+        return checked_text(data.decode())
+    except UnicodeDecodeError as error:
+        raise UnreadableItem(f"a text that is not UTF-8: {error}") from error
