@@ -1,0 +1,214 @@
+"""The skeleton of our pages: a title, a verdict and sections of blocks become one HTML file that needs no network.
+
+Every text is escaped, so class names and texts of items may hold anything. Light or dark is the reader's choice.
+
+    page = Page("Tuning of grocery", Verdict("Trial 17 is best.", "good"), [Section("Trials", [Table(...), figure])])
+    write_page("report.html", page)
+"""
+
+import base64
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import jinja2
+import numpy as np
+import PIL.Image
+
+Tone = Literal["good", "bad", "plain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The page in one sentence."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph; `is_note` sets it small and muted."""
+
+    kind: ClassVar = "text"
+    text: str
+    is_note: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Names and values, side by side."""
+
+    kind: ClassVar = "facts"
+    pairs: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Text as it is, such as a command or a config."""
+
+    kind: ClassVar = "code"
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One value of a table."""
+
+    text: str
+    bar: float | None = None
+    """Length of a bar beneath the text, 0 to 1."""
+    tone: Tone = "plain"
+    is_best: bool = False
+    """Set in bold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table; wider than the page, it scrolls by itself.
+
+    A row is a list of cells, the first of which heads the row, or one string, which heads the rows that follow. A cell
+    is a `Cell` or a text. Columns named in `text_columns` are set left, the others right, as numbers are.
+    """
+
+    kind: ClassVar = "table"
+    columns: Sequence[str]
+    rows: Sequence[Sequence["Cell | str"] | str]
+    caption: str = ""
+    text_columns: Sequence[str] = ()
+
+    def cells(self, row: Sequence["Cell | str"]) -> list[Cell]:
+        """The row's values as cells."""
+        return [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A drawing. `svg` comes from `figures.to_svg`; `alt` says in words what is to be seen."""
+
+    kind: ClassVar = "figure"
+    svg: str
+    alt: str
+    title: str = ""
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panels:
+    """Figures side by side, as many as the width allows."""
+
+    kind: ClassVar = "panels"
+    figures: Sequence[Figure]
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """Blocks behind a line that opens them."""
+
+    kind: ClassVar = "details"
+    summary: str
+    blocks: Sequence["Block"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item of the data: a picture, a text, or its id alone."""
+
+    label: str
+    name: str
+    """Its key, such as a path."""
+    picture: str | None = None
+    """A data URI, from `picture_uri`."""
+    text: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A neighbour of a query."""
+
+    item: Item
+    is_right: bool
+    similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A query and what each of several rankings finds for it, nearest first."""
+
+    query: Item
+    note: str
+    found: Mapping[str, Sequence[Hit]]
+    """By the name of the ranking."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Searches:
+    """Queries, one below the other, rankings side by side."""
+
+    kind: ClassVar = "searches"
+    searches: Sequence[Search]
+    title: str = ""
+
+
+Block = Text | Facts | Code | Table | Figure | Panels | Details | Searches
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def anchor(self) -> str:
+        """The heading as the id of the section."""
+        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """All that a page says."""
+
+    title: str
+    verdict: Verdict
+    sections: Sequence[Section]
+    subtitle: str = ""
+
+
+def picture_uri(pixels: np.ndarray, size: int = 96, quality: int = 80) -> str:
+    """A picture, uint8 [H, W, 3], as a data URI of at most `size` x `size` pixels, a few kilobytes of WebP."""
+    picture = PIL.Image.fromarray(pixels)
+    picture.thumbnail((size, size), PIL.Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    return _template().render(page=page)
+
+
+def write_page(path: str | os.PathLike, page: Page) -> None:
+    """Write the page, whole or not at all. Raises OSError."""
+    path = pathlib.Path(path)
+    side = path.with_name(path.name + ".tmp")
+    side.write_text(render(page), "utf-8")
+    side.replace(path)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja")
