@@ -84,6 +84,102 @@ def info_nce(similarities, is_positive, is_valid, temperature) -> float:
     return mean(terms)
 
 
+def nt_xent(similarities, is_positive, is_valid, temperature) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    total = sum(math.exp(s / temperature) for s in positives + negatives)
+    return -math.log(mean([math.exp(s / temperature) for s in positives]) / total)
+
+
+def tuplet(similarities, is_positive, is_valid, margin, scale) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not negatives:
+        return 0.0
+    terms = []
+    for s_p in positives:
+        nearer = math.cos(max(0.0, math.acos(s_p) - margin))
+        terms.append(math.log(1 + sum(math.exp(scale * (s_n - nearer)) for s_n in negatives)))
+    return mean(terms)
+
+
+def circle(similarities, is_positive, is_valid, margin, gamma, weights_of=None) -> float:
+    """`weights_of` are the similarities that the weights are computed from, where they are not to move."""
+    weights_of = similarities if weights_of is None else weights_of
+    negatives, positives = 0.0, 0.0
+    for s, w, positive, valid in zip(similarities, weights_of, is_positive, is_valid, strict=True):
+        if valid and positive:
+            positives += math.exp(-gamma * max(0.0, 1 + margin - w) * (s - (1 - margin)))
+        elif valid:
+            negatives += math.exp(gamma * max(0.0, w + margin) * (s - margin))
+    return math.log(1 + negatives * positives)
+
+
+def lifted_structure(similarities, is_positive, is_valid, margin, temperature) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    pull = sum(math.exp(distance(s) / temperature) for s in positives)
+    push = sum(math.exp((margin - distance(s)) / temperature) for s in negatives)
+    return max(0.0, temperature * math.log(pull) + temperature * math.log(push))
+
+
+def margin(similarities, is_positive, is_valid, margin, beta) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    pull = [max(0.0, margin + (distance(s) - beta)) for s in positives]
+    push = [max(0.0, margin - (distance(s) - beta)) for s in negatives]
+    return mean(pull) + mean(push)
+
+
+def multi_similarity(similarities, is_positive, is_valid, alpha, beta, base, epsilon) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    if epsilon is not None:
+        lowest_positive, highest_negative = min(positives), max(negatives)
+        positives = [s for s in positives if s < highest_negative + epsilon]
+        negatives = [s for s in negatives if s > lowest_positive - epsilon]
+    pull = math.log(1 + sum(math.exp(-alpha * (s - base)) for s in positives)) / alpha
+    push = math.log(1 + sum(math.exp(beta * (s - base)) for s in negatives)) / beta
+    return pull + push
+
+
+def smooth_ap(similarities, is_positive, is_valid, temperature) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    precisions = []
+    for i, s_i in enumerate(positives):
+        others = positives[:i] + positives[i + 1 :]
+        rank_among_positives = 1 + sum(sigmoid((s_j - s_i) / temperature) for s_j in others)
+        rank = rank_among_positives + sum(sigmoid((s_j - s_i) / temperature) for s_j in negatives)
+        precisions.append(rank_among_positives / rank)
+    return 1 - mean(precisions)
+
+
+def recall_surrogate(similarities, is_positive, is_valid, ks, temperature, rank_temperature) -> float:
+    positives, negatives = split(similarities, is_positive, is_valid)
+    if not positives or not negatives:
+        return 0.0
+    recalls = []
+    for k in ks:
+        found = 0.0
+        for i, s_i in enumerate(positives):
+            others = positives[:i] + positives[i + 1 :] + negatives
+            rank = 1 + sum(sigmoid((s_j - s_i) / temperature) for s_j in others)
+            found += sigmoid((k - rank) / rank_temperature)
+        recalls.append(found / min(k, len(positives)))
+    return 1 - mean(recalls)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def distance(cosine: float) -> float:
+    return math.sqrt(2 - 2 * cosine)
+
+
 def split(similarities, is_positive, is_valid) -> tuple[list[float], list[float]]:
     positives, negatives = [], []
     for s, positive, valid in zip(similarities, is_positive, is_valid, strict=True):

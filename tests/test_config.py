@@ -50,7 +50,10 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
         (["top_k.num_negatives=0", "top_k.num_positives=0"], "top_k: num_negatives and num_positives are both 0"),
         (["top_k.num_negatives=some"], "top_k.num_negatives: received 'some'"),
         (["loss.name=contrastive", "loss.positive_margin=1.5"], "loss.positive_margin: received 1.5"),
-        (["loss.name=contrastve"], "loss.name: received 'contrastve'; expected one of contrastive, triplet"),
+        (
+            ["loss.name=contrastve"],
+            "loss.name: received 'contrastve'; expected one of contrastive, margin, multi_similarity",
+        ),
         (["loss.temperature=1"], "loss.name: missing"),
         (["data.split.test_fraction=1.2"], "data.split.test_fraction: received 1.2"),
         (["data.split.test_fraction=0"], "data.split.test_fraction: received 0"),

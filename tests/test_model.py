@@ -8,17 +8,39 @@ import tensorflow as tf
 from tests.conftest import MODES, compile_arguments, run_fresh
 from xbm_keras import (
     Backbone,
+    CircleLoss,
     CircularMemory,
     ContrastiveLoss,
     HardTopK,
     Head,
     InfoNCELoss,
+    LiftedStructureLoss,
+    MarginLoss,
+    MultiSimilarityLoss,
     NonFiniteFeatures,
+    NTXentLoss,
+    RecallSurrogateLoss,
+    SmoothAPLoss,
     SupConLoss,
     TripletLoss,
+    TupletLoss,
     XBMModel,
 )
 
+LOSSES = [
+    CircleLoss(),
+    ContrastiveLoss(),
+    InfoNCELoss(),
+    LiftedStructureLoss(),
+    MarginLoss(),
+    MultiSimilarityLoss(),
+    NTXentLoss(),
+    RecallSurrogateLoss(),
+    SmoothAPLoss(),
+    SupConLoss(),
+    TripletLoss(),
+    TupletLoss(),
+]
 METRICS = {"loss", "occupancy", "valid_anchors", "positive_sim", "negative_sim", "active_pairs"}
 
 
@@ -194,7 +216,7 @@ def test_in_batch_loss_equals_the_formula():
 
 
 @pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-@pytest.mark.parametrize("loss", [ContrastiveLoss(), TripletLoss(), SupConLoss(), InfoNCELoss()], ids=lambda x: x.name)
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda x: x.name)
 def test_memory_of_exactly_one_batch_equals_the_in_batch_loss(loss, mine_in):
     # Pitfall: XBM makes some losses worse; memory_size=0 is the row to compare with.
     x, y = dataset(12)
@@ -219,7 +241,7 @@ def test_permuting_the_batch_leaves_the_loss(top_k, mine_in):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [ContrastiveLoss(), TripletLoss(), SupConLoss(), InfoNCELoss()], ids=lambda x: x.name)
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda x: x.name)
 def test_loss_of_a_memory_that_starts_does_not_depend_on_its_size(loss):
     # Pitfalls: zero rows that count as class 0 (PML 2.x), a loss above 2000 at the start (research-xbm #10).
     x, y = dataset(12)
@@ -389,10 +411,10 @@ def test_class_with_one_item_trains():
     # Pitfall: the minimum of an empty positive set crashes (research-xbm #15).
     x, y = dataset(8)
     y = np.array([0, 0, 0, 1, 1, 1, 2, 3])
-    for loss in (ContrastiveLoss(), TripletLoss(), SupConLoss(), InfoNCELoss()):
+    for loss in LOSSES:
         history = compiled(8, loss=loss).fit(x, y, batch_size=8, epochs=2, verbose=0).history
         assert np.isfinite(history["loss"]).all()
-        assert history["valid_anchors"] == [1.0 if loss.name == "contrastive" else 0.75] * 2
+        assert history["valid_anchors"] == [1.0 if loss.name in ("contrastive", "margin") else 0.75] * 2
 
 
 @pytest.mark.parametrize("labels", [np.zeros(8, int), np.arange(8)], ids=["one class", "all alone"])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import typing
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import train
-from xbm_keras import feature_cache, terminal
+from xbm_keras import experiment, feature_cache, schema, terminal
 from xbm_keras.evaluation import evaluate_retrieval
 
 flags.FLAGS.mark_as_parsed()
@@ -172,14 +173,14 @@ def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["memory.memory_size=0"],
-        ["memory.memory_size=64", "memory.prefill=false", "memory.storage_dtype=float16"],
-        ["top_k.mine_in=features", "top_k.positives=hardest", "training.refit=false"],
-        ["top_k.num_negatives=all", "top_k.num_positives=all", "head.start=random"],
+        ["memory.memory_size=0", "loss.name=multi_similarity", "loss.epsilon=null"],
+        ["memory.memory_size=64", "memory.prefill=false", "memory.storage_dtype=float16", "loss.name=nt_xent"],
+        ["top_k.mine_in=features", "top_k.positives=hardest", "training.refit=false", "loss.name=circle"],
+        ["top_k.num_negatives=all", "top_k.num_positives=all", "head.start=random", "loss.name=smooth_ap"],
         ["loss.name=contrastive", "head.kind=residual"],
         ["loss.name=triplet", "head.kind=mlp", "head.hidden_dim=16"],
         ["loss.name=info_nce", "training.jit_compile=true"],
-        ["data.split.by=item"],
+        ["data.split.by=item", "loss.name=recall_surrogate", "loss.ks=[1,4]"],
     ],
     ids=lambda overrides: ",".join(overrides),
 )
@@ -417,3 +418,13 @@ def test_the_scores_of_the_readme(data_dir, tmp_path):
     assert metrics["leave_one_out"]["frozen"]["map_at_r"] == pytest.approx(0.500, abs=0.005)
     assert metrics["query_gallery"]["frozen"]["recall_at_1"] == pytest.approx(0.783, abs=0.005)
     assert metrics["leave_one_out"]["trained"]["map_at_r"] >= 0.575
+
+
+def test_every_loss_of_the_schema_has_a_class_with_the_same_name_and_defaults():
+    members = typing.get_args(typing.get_args(schema.LossConfig)[0])
+    sections = {typing.get_args(section.model_fields["name"].annotation)[0]: section for section in members}
+    assert sections.keys() == experiment.LOSSES.keys()
+    for name, section in sections.items():
+        loss = experiment.LOSSES[name]()
+        assert loss.name == name
+        assert loss.get_config() == section(name=name).model_dump(exclude={"name"})

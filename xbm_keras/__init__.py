@@ -6,21 +6,44 @@ from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.cosine_scores import cosine_scores
 from xbm_keras.stages.hard_top_k import HardTopK, Picks
 from xbm_keras.stages.head import Head, Start, whiten
-from xbm_keras.stages.pair_losses import ContrastiveLoss, InfoNCELoss, SupConLoss, TripletLoss
+from xbm_keras.stages.pair_losses import (
+    CircleLoss,
+    ContrastiveLoss,
+    InfoNCELoss,
+    LiftedStructureLoss,
+    MarginLoss,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    PairLoss,
+    RecallSurrogateLoss,
+    SmoothAPLoss,
+    SupConLoss,
+    TripletLoss,
+    TupletLoss,
+)
 
 __all__ = [
     "Backbone",
+    "CircleLoss",
     "CircularMemory",
     "ContrastiveLoss",
     "HardTopK",
     "Head",
     "InfoNCELoss",
+    "LiftedStructureLoss",
+    "MarginLoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
     "NonFiniteFeatures",
+    "PairLoss",
     "Picks",
+    "RecallSurrogateLoss",
     "Rows",
+    "SmoothAPLoss",
     "Start",
     "SupConLoss",
     "TripletLoss",
+    "TupletLoss",
     "XBMModel",
     "batch_as_rows",
     "cosine_scores",

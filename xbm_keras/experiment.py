@@ -20,10 +20,36 @@ from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head, whiten
-from xbm_keras.stages.pair_losses import ContrastiveLoss, InfoNCELoss, SupConLoss, TripletLoss
+from xbm_keras.stages.pair_losses import (
+    CircleLoss,
+    ContrastiveLoss,
+    InfoNCELoss,
+    LiftedStructureLoss,
+    MarginLoss,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    RecallSurrogateLoss,
+    SmoothAPLoss,
+    SupConLoss,
+    TripletLoss,
+    TupletLoss,
+)
 
 log = logging.getLogger("xbm_keras")
-LOSSES = {"contrastive": ContrastiveLoss, "triplet": TripletLoss, "supcon": SupConLoss, "info_nce": InfoNCELoss}
+LOSSES = {
+    "contrastive": ContrastiveLoss,
+    "margin": MarginLoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "supcon": SupConLoss,
+    "info_nce": InfoNCELoss,
+    "nt_xent": NTXentLoss,
+    "tuplet": TupletLoss,
+    "circle": CircleLoss,
+    "lifted_structure": LiftedStructureLoss,
+    "triplet": TripletLoss,
+    "smooth_ap": SmoothAPLoss,
+    "recall_surrogate": RecallSurrogateLoss,
+}
 
 
 def make_model(config: schema.Config, backbone: Backbone | None, width: int, num_rows: int) -> XBMModel:

@@ -1,5 +1,6 @@
 """The schema of configs/*.yaml. Its defaults are the recipe: a file names the data, and what it wants otherwise."""
 
+import math
 from typing import Annotated, Literal
 
 import pydantic
@@ -7,7 +8,10 @@ from pydantic import Field
 
 from xbm_keras.data_schema import BackboneConfig, Cache, DataConfig, Positive, Section
 
+AboveZero = Annotated[float, Field(gt=0)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
+UpTo2 = Annotated[float, Field(ge=0, le=2)]
+"""A distance of unit vectors, or a difference of cosines."""
 
 
 class HeadConfig(Section):
@@ -53,28 +57,109 @@ class Contrastive(Section):
     negative_margin: Cosine = 0.4
 
 
-class Triplet(Section):
-    """Triplet loss; `margin: null` is the soft form."""
+class Margin(Section):
+    """Margin loss on Euclidean distances of unit vectors."""
 
-    name: Literal["triplet"]
-    margin: Annotated[float, Field(ge=0, le=2)] | None = 0.1
+    name: Literal["margin"]
+    margin: UpTo2 = 0.2
+    beta: UpTo2 = 1.2
+    """The boundary between positives and negatives."""
+
+
+class MultiSimilarity(Section):
+    """Multi-similarity loss; `epsilon: null` keeps all pairs, else only those that its mining finds informative."""
+
+    name: Literal["multi_similarity"]
+    alpha: AboveZero = 2.0
+    beta: AboveZero = 50.0
+    base: Cosine = 0.5
+    epsilon: UpTo2 | None = 0.1
 
 
 class SupCon(Section):
     """Supervised contrastive loss."""
 
     name: Literal["supcon"]
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: AboveZero = 0.1
 
 
 class InfoNCE(Section):
     """InfoNCE loss."""
 
     name: Literal["info_nce"]
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: AboveZero = 0.1
 
 
-LossConfig = Annotated[Contrastive | Triplet | SupCon | InfoNCE, Field(discriminator="name")]
+class NTXent(Section):
+    """NT-Xent loss."""
+
+    name: Literal["nt_xent"]
+    temperature: AboveZero = 0.1
+
+
+class Tuplet(Section):
+    """Tuplet margin loss; `margin: 0` is the N-pair loss."""
+
+    name: Literal["tuplet"]
+    margin: Annotated[float, Field(ge=0, le=math.pi / 2)] = 0.1
+    """In radians."""
+    scale: AboveZero = 64.0
+
+
+class Circle(Section):
+    """Circle loss."""
+
+    name: Literal["circle"]
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.4
+    gamma: AboveZero = 80.0
+
+
+class LiftedStructure(Section):
+    """Generalised lifted structure loss on Euclidean distances of unit vectors."""
+
+    name: Literal["lifted_structure"]
+    margin: UpTo2 = 1.0
+    temperature: AboveZero = 1.0
+
+
+class Triplet(Section):
+    """Triplet loss; `margin: null` is the soft form."""
+
+    name: Literal["triplet"]
+    margin: UpTo2 | None = 0.1
+
+
+class SmoothAP(Section):
+    """Smooth average precision."""
+
+    name: Literal["smooth_ap"]
+    temperature: AboveZero = 0.01
+
+
+class RecallSurrogate(Section):
+    """Smooth Recall@k, the mean over several k."""
+
+    name: Literal["recall_surrogate"]
+    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
+    temperature: AboveZero = 0.01
+    rank_temperature: AboveZero = 1.0
+
+
+LossConfig = Annotated[
+    Contrastive
+    | Margin
+    | MultiSimilarity
+    | SupCon
+    | InfoNCE
+    | NTXent
+    | Tuplet
+    | Circle
+    | LiftedStructure
+    | Triplet
+    | SmoothAP
+    | RecallSurrogate,
+    Field(discriminator="name"),
+]
 
 
 class Training(Section):

@@ -1,0 +1,85 @@
+"""What the pair losses share: the base class, and reductions over the pairs of an anchor."""
+
+import tensorflow as tf
+
+from xbm_keras.stages.hard_top_k import Picks
+
+
+class PairLoss:
+    """A pair loss with its parameters, in the manner of `keras.losses.Loss`, called as `loss(similarities, picks)`."""
+
+    name: str
+
+    def __call__(self, similarities: tf.Tensor, picks: Picks) -> tf.Tensor:
+        """Loss per anchor, [B] float32, of similarities [B, T]."""
+        raise TypeError(f"{type(self).__name__} is abstract; define __call__(similarities, picks) in a subclass.")
+
+    def valid_anchors(self, picks: Picks) -> tf.Tensor:
+        """Which anchors count in the mean, [B] bool: those with a positive and a negative."""
+        return has_both(picks)
+
+    def get_config(self) -> dict:
+        """Arguments of the constructor."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_config(cls, config: dict) -> "PairLoss":
+        """The loss that `get_config` described."""
+        return cls(**config)
+
+
+def require_positive(name: str, value: float, hint: str) -> float:
+    """The value, where it is more than 0. Raises ValueError otherwise, also for NaN."""
+    if not value > 0:
+        raise ValueError(f"Received {name}={value}; expected more than 0. {hint}")
+    return value
+
+
+def require_between(name: str, value: float, low: float, high: float, what: str) -> float:
+    """The value, where it lies in low..high. Raises ValueError otherwise, also for NaN."""
+    if not low <= value <= high:
+        raise ValueError(f"Received {name}={value}; expected {what}, in {low:g}..{high:g}.")
+    return value
+
+
+def split(picks: Picks) -> tuple[tf.Tensor, tf.Tensor]:
+    """Masks [B, T] of the positive and of the negative pairs."""
+    return picks.is_valid & picks.is_positive, picks.is_valid & ~picks.is_positive
+
+
+def has_any(mask: tf.Tensor) -> tf.Tensor:
+    """Whether each anchor has such a pair, [B] bool."""
+    return tf.reduce_any(mask, axis=1)
+
+
+def has_both(picks: Picks) -> tf.Tensor:
+    """Whether each anchor has a positive and a negative, [B] bool."""
+    is_positive, is_negative = split(picks)
+    return has_any(is_positive) & has_any(is_negative)
+
+
+def count(mask: tf.Tensor) -> tf.Tensor:
+    """Number of such pairs of each anchor, [B] float32."""
+    return tf.reduce_sum(tf.cast(mask, tf.float32), axis=1)
+
+
+def mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Mean of each row over the mask, [B]; 0 with zero gradient over an empty one."""
+    return tf.reduce_sum(tf.where(mask, values, 0.0), axis=1) / tf.maximum(count(mask), 1.0)
+
+
+def log_sum_exp(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Log of the sum of exponentials of each row over the mask, [B]; over an empty one a finite number."""
+    lowest = tf.reduce_min(logits, axis=1, keepdims=True)
+    peak = tf.stop_gradient(tf.reduce_max(tf.where(mask, logits, lowest), axis=1, keepdims=True))
+    # Masked before the exponential: at a low temperature it would overflow, and 0 * inf is a NaN gradient.
+    powers = tf.where(mask, tf.exp(tf.where(mask, logits - peak, 0.0)), 0.0)
+    total = tf.reduce_sum(powers, axis=1)
+    return tf.math.log(tf.where(has_any(mask), total, 1.0)) + peak[:, 0]
+
+
+def distances(similarities: tf.Tensor) -> tf.Tensor:
+    """Euclidean distances of unit vectors with these cosines, `sqrt(2 - 2 s)`, with a finite gradient everywhere."""
+    squares = 2.0 - 2.0 * similarities
+    # Nearer than float32 tells apart, where the root's slope has no bound. Written so that NaN stays NaN.
+    return tf.sqrt(tf.where(squares < 1e-6, 1e-6, squares))
