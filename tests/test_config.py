@@ -5,6 +5,8 @@ import pathlib
 import pytest
 
 from xbm_keras.config import ConfigError, load_config, save_config
+from xbm_keras.experiment import LOSSES
+from xbm_keras.schema import SupCon
 
 MINIMAL = "data: {source: features, path: x.npz}\nbackbone: {kind: none}\n"
 
@@ -22,6 +24,19 @@ def test_values_come_from_defaults_file_and_overrides_in_this_order(path):
     assert config.training.epochs == 9
     assert config.training.learning_rate == 0.001  # a float, though YAML 1.1 reads 1e-3 as text
     assert config.head.embedding_dim == 128
+
+
+def test_parameters_without_a_name_are_those_of_the_default_loss(path):
+    assert load_config(path, ["loss.temperature=0.5"]).loss == SupCon(name="supcon", temperature=0.5)
+
+
+def test_every_loss_runs_again_as_it_is(path, tmp_path):
+    for name in LOSSES:
+        config = load_config(path, [f"loss.name={name}"])
+        save_config(config, tmp_path / "again.yaml")
+        assert load_config(str(tmp_path / "again.yaml")) == config
+        LOSSES[name](**config.loss.model_dump(exclude={"name"}))
+    assert load_config(path, ["loss.name=recall_surrogate", "loss.ks=[1,3]"]).loss.ks == [1, 3]
 
 
 def test_environment_variables_have_defaults(path, monkeypatch):
@@ -54,7 +69,7 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
             ["loss.name=contrastve"],
             "loss.name: received 'contrastve'; expected one of contrastive, margin, multi_similarity",
         ),
-        (["loss.temperature=1"], "loss.name: missing"),
+        (["loss.margin=0.2"], "loss.margin: unknown key; known here: name, temperature"),
         (["data.split.test_fraction=1.2"], "data.split.test_fraction: received 1.2"),
         (["data.split.test_fraction=0"], "data.split.test_fraction: received 0"),
         (["data.source=image_foldr"], "did you mean 'image_folder'?"),

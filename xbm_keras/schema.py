@@ -140,7 +140,7 @@ class RecallSurrogate(Section):
     """Smooth Recall@k, the mean over several k."""
 
     name: Literal["recall_surrogate"]
-    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
+    ks: list[Positive] = Field([1, 2, 4, 8, 16], min_length=1)
     temperature: AboveZero = 0.01
     rank_temperature: AboveZero = 1.0
 
@@ -192,6 +192,12 @@ class Config(Section):
     top_k: TopK = TopK()
     loss: LossConfig = SupCon(name="supcon")
     training: Training = Training()
+
+    @pydantic.field_validator("loss", mode="before")
+    @classmethod
+    def _default_loss(cls, loss):
+        """Parameters without a name are those of the default loss."""
+        return {"name": "supcon", **loss} if isinstance(loss, dict) else loss
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
