@@ -34,6 +34,25 @@ def lda(features, labels, embedding_dim, shrinkage, weighting=0.1) -> tuple[np.n
     return _centred(features, vectors[:, largest_first] * values[largest_first] ** weighting)
 
 
+def nda(features, labels, embedding_dim, shrinkage, weighting=0.1, neighbors=4) -> tuple[np.ndarray, np.ndarray]:
+    """Pair by pair, in the coordinates of `whiten` without its rotation."""
+    features, labels = np.asarray(features, np.float64), np.asarray(labels)
+    total = np.cov(features.T, bias=True)
+    values, vectors = np.linalg.eigh(shrunk_within(features, labels, shrinkage))
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    between = root @ (0.98 * (total - within_covariance(features, labels)) + 0.02 * total) @ root
+    z = (features - features.mean(axis=0)) @ root
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    local = np.zeros_like(between)
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if labels[j] != labels[i]]
+        for j in sorted(others, key=lambda j: -z[i] @ z[j])[:neighbors]:
+            local += np.outer(z[i] - z[j], z[i] - z[j])
+    values, vectors = np.linalg.eigh(between / np.trace(between) + local / np.trace(local))
+    largest_first = np.argsort(values)[::-1][:embedding_dim]
+    return _centred(features, root @ vectors[:, largest_first] * values[largest_first] ** weighting)
+
+
 def shrunk_within(features, labels, shrinkage) -> np.ndarray:
     within = within_covariance(features, labels)
     d = len(within)

@@ -26,6 +26,7 @@ from xbm_keras.stages.pair_losses import ContrastiveLoss, InfoNCELoss, SupConLos
 log = logging.getLogger("xbm_keras")
 WARMUP = 0.1  # of all steps
 SHRINKAGES = (0.1, 0.3, 0.5, 0.7)  # that head.shrinkage: auto tries
+SHRUNK_STARTS = ("whiten", "lda", "nda")
 LOSSES = {"contrastive": ContrastiveLoss, "triplet": TripletLoss, "supcon": SupConLoss, "info_nce": InfoNCELoss}
 
 
@@ -102,7 +103,7 @@ def closed_forms_of(dataset: Dataset, positions: np.ndarray) -> ClosedForms:
 def make_start(config: schema.HeadConfig, closed_forms: ClosedForms, shrinkage: float) -> Start:
     """The closed form that the config names."""
     with blaming_config():
-        if config.start in ("whiten", "lda"):
+        if config.start in SHRUNK_STARTS:
             return getattr(closed_forms, config.start)(config.embedding_dim, shrinkage)
         return getattr(closed_forms, config.start)(config.embedding_dim)
 
@@ -111,7 +112,7 @@ def choose_shrinkage(config: schema.HeadConfig, closed_forms: ClosedForms, datas
     """The shrinkage that the config asks for; for "auto" that of the best start on the validation items."""
     if config.shrinkage != "auto":
         return config.shrinkage
-    if config.start not in ("whiten", "lda"):
+    if config.start not in SHRUNK_STARTS:
         return 0.0
     labels = dataset.labels[dataset.splits.validation]
     features = np.asarray(UnitRows(dataset.features, dataset.splits.validation))

@@ -16,10 +16,10 @@ class HeadConfig(Section):
     embedding_dim: Positive = 128
     kind: Literal["linear", "residual", "mlp"] = "linear"
     hidden_dim: Positive = 512
-    start: Literal["random", "identity", "pca", "whiten", "lda"] = "lda"
+    start: Literal["random", "identity", "pca", "whiten", "lda", "nda"] = "nda"
     """The weights before the first step: a closed form of the training features, or random."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Of the within-class covariance, for whiten and lda; "auto" takes the best one on the validation classes."""
+    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one on the validation classes."""
 
 
 class Memory(Section):

@@ -49,7 +49,7 @@ def test_pca_equals_the_oracle(embedding_dim):
     [(make_classes, 0.0), (make_classes, 0.3), (make_classes, 1.0), (two_classes, 0.3), (two_classes, 1.0)],
 )
 @pytest.mark.parametrize("embedding_dim", [1, 3, D])
-@pytest.mark.parametrize("kind", ["whiten", "lda"])
+@pytest.mark.parametrize("kind", ["whiten", "lda", "nda"])
 def test_whitening_and_discriminants_equal_the_oracle(kind, make_data, embedding_dim, shrinkage):
     features, labels = make_data()
     start = getattr(ClosedForms(features, labels), kind)(embedding_dim, shrinkage)
@@ -57,10 +57,26 @@ def test_whitening_and_discriminants_equal_the_oracle(kind, make_data, embedding
 
 
 @pytest.mark.parametrize("weighting", [0.0, 0.5])
-def test_the_weighting_is_a_power_of_the_variance(weighting):
+@pytest.mark.parametrize("kind", ["lda", "nda"])
+def test_the_weighting_is_a_power_of_the_variance(kind, weighting):
     features, labels = make_classes()
-    expected = reference_starts.lda(features, labels, 4, 0.2, weighting)
-    assert_same_map(ClosedForms(features, labels).lda(4, 0.2, weighting), expected)
+    expected = getattr(reference_starts, kind)(features, labels, 4, 0.2, weighting)
+    assert_same_map(getattr(ClosedForms(features, labels), kind)(4, 0.2, weighting), expected)
+
+
+@pytest.mark.parametrize("block", [1, 7, 59])
+def test_blocks_do_not_change_the_neighbours(block, monkeypatch):
+    features, labels = make_classes()
+    monkeypatch.setattr(head_starts, "LOCAL_BLOCK", block)
+    assert_same_map(ClosedForms(features, labels).nda(3, 0.3), reference_starts.nda(features, labels, 3, 0.3))
+
+
+def test_neighbours_are_sought_among_some_of_many_items(monkeypatch):
+    features, labels = make_classes(400)
+    whole = ClosedForms(features, labels).nda(3)
+    monkeypatch.setattr(head_starts, "MAX_LOCAL_ITEMS", 300)
+    some = ClosedForms(features, labels).nda(3)
+    assert 1e-6 < np.abs(np.abs(some.kernel) - np.abs(whole.kernel)).max() < 0.2 * np.abs(whole.kernel).max()
 
 
 def test_scaled_weights_give_the_same_embeddings():
@@ -83,7 +99,7 @@ def test_one_object_gives_what_each_start_gives_alone():
     features, labels = make_classes()
     shared = ClosedForms(features, labels)
     for shrinkage in (0.0, 0.9, 0.3):
-        for kind in ("whiten", "lda"):
+        for kind in ("whiten", "lda", "nda"):
             alone = getattr(ClosedForms(features, labels), kind)(3, shrinkage)
             np.testing.assert_array_equal(getattr(shared, kind)(3, shrinkage).kernel, alone.kernel)
 
@@ -99,7 +115,7 @@ def test_whitened_classes_have_the_identity_as_covariance_and_the_mean_is_zero()
     np.testing.assert_allclose(np.cov(whitened.T, bias=True), np.diag(variances), atol=1e-3 * variances[0])
 
 
-@pytest.mark.parametrize("kind", ["pca", "whiten", "lda"])
+@pytest.mark.parametrize("kind", ["pca", "whiten", "lda", "nda"])
 def test_a_narrower_start_is_a_prefix_of_a_wider_one(kind):
     closed_forms = ClosedForms(*two_classes())
     narrow, wide = getattr(closed_forms, kind)(2), getattr(closed_forms, kind)(4)
@@ -141,6 +157,15 @@ def test_a_single_class_has_no_discriminant():
     features, _ = make_classes()
     labels = np.zeros(len(features))
     assert_same_map(ClosedForms(features, labels).lda(2, 0.3), reference_starts.lda(features, labels, 2, 0.3))
+    with pytest.raises(ValueError, match="single class; expected at least two"):
+        ClosedForms(features, labels).nda(2)
+
+
+def test_fewer_items_of_other_classes_than_neighbours():
+    features, _ = make_classes(8)
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    expected = reference_starts.nda(features, labels, 2, 0.3, neighbors=2)
+    assert_same_map(ClosedForms(features, labels).nda(2, 0.3), expected)
 
 
 def test_as_the_start_of_a_head():
@@ -155,13 +180,13 @@ def test_as_the_start_of_a_head():
     np.testing.assert_allclose(embeddings @ tf.transpose(embeddings), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["identity", "pca", "whiten", "lda"])
+@pytest.mark.parametrize("kind", ["identity", "pca", "whiten", "lda", "nda"])
 def test_more_dimensions_than_features_are_refused(kind):
     with pytest.raises(ValueError, match=r"embedding_dim=6 for features of width 5; expected at most 5.*head"):
         getattr(ClosedForms(*make_classes()), kind)(6)
 
 
-@pytest.mark.parametrize("kind", ["whiten", "lda"])
+@pytest.mark.parametrize("kind", ["whiten", "lda", "nda"])
 def test_what_has_no_inverse_is_refused(kind):
     features, labels = make_classes()
     for shrinkage in (-0.1, 1.1, float("nan")):
