@@ -1,4 +1,4 @@
-"""Slow, obvious oracles for the memory, the picks, the losses and the whitening start. They import nothing of ours."""
+"""Slow, obvious oracles for the memory, the picks and the losses. They import nothing of ours."""
 
 import collections
 import math
@@ -206,29 +206,3 @@ def numerical_gradient(function, x: np.ndarray, step: float = 1e-6) -> np.ndarra
 
 def cosine(a, b) -> float:
     return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def whiten(features, labels, embedding_dim, shrinkage) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias; the columns of the kernel are known up to their sign."""
-    features = np.asarray(features, np.float64)
-    n, d = features.shape
-    within = within_covariance(features, labels)
-    shrunk = (1 - shrinkage) * within + shrinkage * np.trace(within) / d * np.eye(d)
-    values, vectors = np.linalg.eigh(shrunk)
-    inverse_root = vectors @ np.diag(values**-0.5) @ vectors.T
-    centred = (features - features.mean(axis=0)) @ inverse_root
-    total = sum(np.outer(row, row) for row in centred) / n
-    values, vectors = np.linalg.eigh(total)
-    largest_first = np.argsort(values)[::-1][:embedding_dim]
-    kernel = inverse_root @ vectors[:, largest_first]
-    return kernel, -features.mean(axis=0) @ kernel
-
-
-def within_covariance(features, labels) -> np.ndarray:
-    n, d = features.shape
-    covariance = np.zeros((d, d))
-    for label in set(np.asarray(labels).tolist()):
-        of_class = features[np.asarray(labels) == label]
-        for row in of_class - of_class.mean(axis=0):
-            covariance += np.outer(row, row) / n
-    return covariance

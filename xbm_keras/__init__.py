@@ -5,7 +5,8 @@ from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.cosine_scores import cosine_scores
 from xbm_keras.stages.hard_top_k import HardTopK, Picks
-from xbm_keras.stages.head import Head, Start, whiten
+from xbm_keras.stages.head import Head
+from xbm_keras.stages.head_starts import ClosedForms, Start
 from xbm_keras.stages.pair_losses import (
     CircleLoss,
     ContrastiveLoss,
@@ -26,6 +27,7 @@ __all__ = [
     "Backbone",
     "CircleLoss",
     "CircularMemory",
+    "ClosedForms",
     "ContrastiveLoss",
     "HardTopK",
     "Head",
@@ -47,5 +49,4 @@ __all__ = [
     "XBMModel",
     "batch_as_rows",
     "cosine_scores",
-    "whiten",
 ]

@@ -19,7 +19,8 @@ from xbm_keras.model import XBMModel
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
-from xbm_keras.stages.head import Head, whiten
+from xbm_keras.stages.head import Head
+from xbm_keras.stages.head_starts import ClosedForms, Start
 from xbm_keras.stages.pair_losses import (
     CircleLoss,
     ContrastiveLoss,
@@ -36,6 +37,9 @@ from xbm_keras.stages.pair_losses import (
 )
 
 log = logging.getLogger("xbm_keras")
+WARMUP = 0.1  # of all steps
+SHRINKAGES = (0.1, 0.3, 0.5, 0.7)  # that head.shrinkage: auto tries
+SHRUNK_STARTS = ("whiten", "lda", "nda")
 LOSSES = {
     "contrastive": ContrastiveLoss,
     "margin": MarginLoss,
@@ -52,8 +56,9 @@ LOSSES = {
 }
 
 
-def make_model(config: schema.Config, backbone: Backbone | None, width: int, num_rows: int) -> XBMModel:
-    """The model, built for features of a width, with a memory of at most `num_rows` rows."""
+def make_model(config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray) -> XBMModel:
+    """The model, built for features of a width, with a memory that holds at most the items with these labels."""
+    num_rows = len(labels)
     memory_size = min(config.memory.memory_size, num_rows)
     if memory_size < config.memory.memory_size:
         log.info(
@@ -74,26 +79,85 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, num
         name="xbm",
     )
     model.build({"features": (None, width)})
+    num_steps = max(1, config.training.epochs * steps_per_epoch(config, make_sampler(config, labels)))
+    warmup = round(WARMUP * num_steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, num_steps - warmup, warmup_target=config.training.learning_rate, warmup_steps=warmup
+    )
     model.compile(
-        keras.optimizers.AdamW(config.training.learning_rate, weight_decay=config.training.weight_decay),
+        keras.optimizers.AdamW(rate, weight_decay=config.training.weight_decay),
         jit_compile=config.training.jit_compile,
     )
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
 
 
-def start_model(config: schema.Config, dataset: Dataset, backbone: Backbone | None, positions: np.ndarray) -> XBMModel:
-    """A model before its first step: the head at its closed form of these items, the memory prefilled with them."""
-    rows, labels = UnitRows(dataset.features, positions), dataset.labels[positions]
-    model = make_model(config, backbone, rows.shape[1], len(rows))
-    if config.head.start == "whiten":
-        with blaming_config():
-            model.head.set_start(whiten(rows, labels, config.head.embedding_dim, config.head.shrinkage))
+def start_model(
+    config: schema.Config,
+    dataset: Dataset,
+    backbone: Backbone | None,
+    positions: np.ndarray,
+    closed_forms: ClosedForms | None = None,
+) -> XBMModel:
+    """A model before its first step: the head at its closed form of these items, the memory prefilled with them.
+
+    Args:
+        config: of the run.
+        dataset: the items.
+        backbone: None for a model of features.
+        positions: of the training items.
+        closed_forms: of the same items, where they are known already.
+    """
+    labels = dataset.labels[positions]
+    model = make_model(config, backbone, dataset.features.shape[1], labels)
+    if config.head.start != "random":
+        closed_forms = closed_forms or closed_forms_of(dataset, positions)
+        shrinkage = choose_shrinkage(config.head, closed_forms, dataset)
+        model.head.set_start(make_start(config.head, closed_forms, shrinkage).scaled())
     if config.memory.prefill and model.memory.memory_size:
-        order = np.random.default_rng(config.training.seed).permutation(len(rows))
+        order = np.random.default_rng(config.training.seed).permutation(len(positions))
         shuffled = UnitRows(dataset.features, positions[order])
         model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
     return model
+
+
+def closed_forms_of(dataset: Dataset, positions: np.ndarray) -> ClosedForms:
+    """One pass over the features of these items."""
+    return ClosedForms(UnitRows(dataset.features, positions), dataset.labels[positions])
+
+
+def make_start(config: schema.HeadConfig, closed_forms: ClosedForms, shrinkage: float) -> Start:
+    """The closed form that the config names."""
+    with blaming_config():
+        if config.start in SHRUNK_STARTS:
+            return getattr(closed_forms, config.start)(config.embedding_dim, shrinkage)
+        return getattr(closed_forms, config.start)(config.embedding_dim)
+
+
+def choose_shrinkage(config: schema.HeadConfig, closed_forms: ClosedForms, dataset: Dataset) -> float:
+    """The shrinkage that the config asks for; for "auto" that of the best start on the validation items."""
+    if config.shrinkage != "auto":
+        return config.shrinkage
+    if config.start not in SHRUNK_STARTS:
+        return 0.0
+    labels = dataset.labels[dataset.splits.validation]
+    features = np.asarray(UnitRows(dataset.features, dataset.splits.validation))
+    scores = {}
+    for shrinkage in SHRINKAGES:
+        kernel, bias = make_start(config, closed_forms, shrinkage)
+        scores[shrinkage] = evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
+    return max(scores, key=scores.__getitem__)
+
+
+def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler:
+    """Batches of items with these labels."""
+    c = config.training
+    return PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
+
+
+def steps_per_epoch(config: schema.Config, sampler: PKSampler) -> int:
+    """By default as many as draw the number of items once."""
+    return config.training.steps_per_epoch or math.ceil(sampler.num_items / sampler.batch_size)
 
 
 def fit(
@@ -103,18 +167,34 @@ def fit(
     positions: np.ndarray,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int | None = None,
 ) -> None:
-    """Train on the items at these positions, for at most this number of epochs."""
+    """Train on the items at these positions, for at most this number of epochs; `verbose` as of `keras.Model.fit`."""
     if not epochs:
         return
-    c = config.training
     labels = dataset.labels[positions]
-    sampler = PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
-    rows = UnitRows(dataset.features, positions)
-    batches = batch_dataset(rows, labels, dataset.sample_ids[positions], sampler)
-    steps = c.steps_per_epoch or math.ceil(len(rows) / sampler.batch_size)
-    verbose = 1 if sys.stdout.isatty() else 2
+    sampler = make_sampler(config, labels)
+    batches = batch_dataset(UnitRows(dataset.features, positions), labels, dataset.sample_ids[positions], sampler)
+    steps = steps_per_epoch(config, sampler)
+    if verbose is None:
+        verbose = 1 if sys.stdout.isatty() else 2
     model.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=list(callbacks), verbose=verbose, shuffle=False)
+
+
+def select(
+    config: schema.Config,
+    dataset: Dataset,
+    model: XBMModel,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int | None = None,
+) -> KeepBestHead:
+    """Train on the training classes, and end with the head of the epoch that is best on the validation classes."""
+    splits = dataset.splits
+    evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
+    best = KeepBestHead(evaluation, config.training.patience)
+    train = dataset.with_views(splits.train)
+    fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *callbacks], verbose)
+    return best
 
 
 def score(dataset: Dataset, head: Head | None, positions: np.ndarray) -> dict[str, dict[str, float]]:
@@ -159,16 +239,17 @@ def run(
     """
     splits = dataset.splits
     train = dataset.with_views(splits.train)
-    model = start_model(config, dataset, backbone, train)
+    closed_forms = closed_forms_of(dataset, train)
+    shrinkage = choose_shrinkage(config.head, closed_forms, dataset)
+    config = config.model_copy(update={"head": config.head.model_copy(update={"shrinkage": shrinkage})})
+    model = start_model(config, dataset, backbone, train, closed_forms)
     start = copy_head(model.head)
-    evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
-    best = KeepBestHead(evaluation, config.training.patience)
     log.info(
         "Phase select: %d items train, %d of held-out classes choose the epoch.",
         len(splits.train),
         len(splits.validation),
     )
-    fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *_logs(workdir, "select")])
+    best = select(config, dataset, model, _logs(workdir, "select"))
     validation = compare(config, dataset, start, model.head, splits.validation)
 
     if config.training.refit:
@@ -179,7 +260,8 @@ def run(
         fit(config, dataset, model, everything, best.epoch, _logs(workdir, "refit"))
     metrics = compare(config, dataset, start, model.head, splits.test)
     phase = "refit" if config.training.refit else "select"
-    return model, {**metrics, "validation": {**validation, "epoch": best.epoch}, "phase": phase}
+    chosen = {"epoch": best.epoch, "shrinkage": shrinkage}
+    return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
 
 
 def copy_head(head: Head) -> Head:

@@ -20,8 +20,10 @@ class HeadConfig(Section):
     embedding_dim: Positive = 128
     kind: Literal["linear", "residual", "mlp"] = "linear"
     hidden_dim: Positive = 512
-    start: Literal["random", "whiten"] = "whiten"
-    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.3
+    start: Literal["random", "identity", "pca", "whiten", "lda", "nda"] = "nda"
+    """The weights before the first step: a closed form of the training features, or random."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one on the validation classes."""
 
 
 class Memory(Section):
@@ -80,7 +82,7 @@ class SupCon(Section):
     """Supervised contrastive loss."""
 
     name: Literal["supcon"]
-    temperature: AboveZero = 0.1
+    temperature: AboveZero = 0.05
 
 
 class InfoNCE(Section):
@@ -165,7 +167,7 @@ LossConfig = Annotated[
 class Training(Section):
     """How the head is fitted."""
 
-    epochs: Annotated[int, Field(ge=0)] = 30
+    epochs: Annotated[int, Field(ge=0)] = 12
     """At most; the best epoch on the validation classes counts, and epoch 0, the start, is a candidate."""
     patience: Positive = 8
     """Epochs without improvement after which the selection stops."""
@@ -173,7 +175,8 @@ class Training(Section):
     samples_per_class: Positive = 4
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """The highest: it rises over the first tenth of all steps, then falls as a cosine to 0 in the last of `epochs`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     refit: bool = True
     """After the number of epochs was chosen, train again on all training classes, the validation classes included."""

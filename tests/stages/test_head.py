@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import reference_pairs
 from tests.conftest import in_mode
-from tests.reference_pairs import cosine, numerical_gradient, within_covariance
-from xbm_keras import CircularMemory, HardTopK, Head, Picks, Rows, SupConLoss, XBMModel
-from xbm_keras.stages import head as head_module
-from xbm_keras.stages.head import KINDS, Start, whiten
+from tests.reference_pairs import cosine, numerical_gradient
+from xbm_keras import CircularMemory, HardTopK, Head, Picks, Rows, Start, SupConLoss, XBMModel
+from xbm_keras.stages.head import KINDS
 
 D, E = 5, 3
 INDICES = np.array([[6, 2, 2], [0, 1, 4], [2, 5, 0], [3, 3, 3]])  # rows in and out of order, once, twice, thrice
@@ -260,103 +258,6 @@ def test_one_trace_for_picks_of_changing_variety():
     for indices in (INDICES, np.zeros_like(INDICES), INDICES[::-1]):
         step(tf.constant(make_features(4)[:, :E]), tf.constant(indices, tf.int32))
     assert len(traces) == 1
-
-
-# The closed form.
-
-
-def make_classes(num_items=60, seed=0):
-    """Classes of unequal size, one of a single item; directions of unlike variance, far from the origin."""
-    random = np.random.default_rng(seed)
-    labels = np.concatenate([[99], random.choice([0, 0, 0, 7, 7, -3, 2**40], num_items - 1)])
-    means = {label: random.normal(size=D) for label in set(labels.tolist())}
-    mix = random.normal(size=(D, D)) * [0.2, 0.5, 1.0, 0.1, 0.7]
-    features = np.stack([means[label] for label in labels.tolist()]) + random.normal(size=(num_items, D)) @ mix + 2.0
-    return features.astype("float32"), labels
-
-
-@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("embedding_dim", [1, 3, D])
-def test_whitening_equals_the_oracle(embedding_dim, shrinkage):
-    features, labels = make_classes()
-    start = whiten(features, labels, embedding_dim, shrinkage)
-    assert start.kernel.dtype == start.bias.dtype == np.float32
-    kernel, bias = reference_pairs.whiten(features, labels, embedding_dim, shrinkage)
-    sign = np.sign(np.sum(kernel * start.kernel, axis=0))
-    np.testing.assert_allclose(start.kernel * sign, kernel, rtol=1e-4, atol=1e-4 * np.abs(kernel).max())
-    np.testing.assert_allclose(start.bias * sign, bias, rtol=1e-4, atol=1e-4 * np.abs(bias).max())
-
-
-def test_whitened_classes_have_the_identity_as_covariance_and_the_mean_is_zero():
-    features, labels = make_classes()
-    kernel, bias = whiten(features, labels, D, shrinkage=0.0)
-    whitened = features.astype("float64") @ kernel + bias
-    np.testing.assert_allclose(within_covariance(whitened, labels), np.eye(D), atol=1e-4)
-    np.testing.assert_allclose(whitened.mean(axis=0), 0.0, atol=1e-4)
-    variances = whitened.var(axis=0)
-    assert (np.diff(variances) < 0).all()  # the directions of largest total variance come first
-    np.testing.assert_allclose(np.cov(whitened.T, bias=True), np.diag(variances), atol=1e-3 * variances[0])
-
-
-def test_a_narrower_whitening_is_a_prefix_of_a_wider_one():
-    features, labels = make_classes()
-    narrow, wide = whiten(features, labels, 2), whiten(features, labels, 4)
-    np.testing.assert_allclose(np.abs(wide.kernel[:, :2]), np.abs(narrow.kernel), rtol=1e-5)
-
-
-@pytest.mark.parametrize("block_rows", [1, 7, 59, 60])
-def test_blocks_do_not_change_the_whitening(block_rows, monkeypatch):
-    features, labels = make_classes()
-    whole = whiten(features, labels, 3)
-    monkeypatch.setattr(head_module, "BLOCK_ROWS", block_rows)
-    in_blocks = whiten(features, labels, 3)
-    sign = np.sign(np.sum(whole.kernel * in_blocks.kernel, axis=0))
-    np.testing.assert_allclose(in_blocks.kernel * sign, whole.kernel, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(in_blocks.bias * sign, whole.bias, rtol=1e-5, atol=1e-6)
-
-
-def test_whitening_reads_a_mapped_file_in_blocks(tmp_path, monkeypatch):
-    features, labels = make_classes()
-    np.save(tmp_path / "features.npy", features.astype("float16"))
-    monkeypatch.setattr(head_module, "BLOCK_ROWS", 16)
-    mapped = whiten(np.load(tmp_path / "features.npy", mmap_mode="r"), labels, 3)
-    plain = whiten(features.astype("float16"), labels, 3)
-    np.testing.assert_allclose(np.abs(mapped.kernel), np.abs(plain.kernel), rtol=1e-5, atol=1e-6)
-
-
-def test_whitening_leaves_out_directions_that_no_item_uses():
-    """Without shrinkage the covariance of such features has no inverse."""
-    features, labels = make_classes()
-    basis = np.linalg.qr(np.random.default_rng(4).normal(size=(D + 2, D)))[0]
-    kernel, bias = whiten(features.astype("float64") @ basis.T, labels, D, shrinkage=0.0)
-    plain, _ = whiten(features, labels, D, shrinkage=0.0)
-    np.testing.assert_allclose(np.abs(basis.T @ kernel), np.abs(plain), rtol=1e-3, atol=1e-3)
-    unused = np.eye(D + 2) - basis @ basis.T
-    np.testing.assert_allclose(unused @ kernel, 0.0, atol=1e-4)
-    assert np.isfinite(bias).all()
-
-
-def test_whitening_as_the_start_of_a_head():
-    features, labels = make_classes()
-    head = make_head(start=whiten(features, labels, E))
-    kernel, bias = reference_pairs.whiten(features, labels, E, 0.3)
-    by_hand = features @ kernel + bias
-    expected = [[cosine(a, b) for b in by_hand[:9]] for a in by_hand[:9]]
-    embeddings = head(features[:9])
-    np.testing.assert_allclose(embeddings @ tf.transpose(embeddings), expected, atol=1e-4)
-
-
-def test_whitening_refuses_what_it_cannot_do():
-    features, labels = make_classes()
-    with pytest.raises(ValueError, match=r"embedding_dim=6 for features of width 5; expected at most 5.*head"):
-        whiten(features, labels, 6)
-    for shrinkage in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"shrinkage=.*expected a number in 0\.\.1"):
-            whiten(features, labels, 3, shrinkage)
-    with pytest.raises(ValueError, match=r"60 items in 60 classes with no variation inside any class"):
-        whiten(features, np.arange(60), 3)
-    with pytest.raises(ValueError, match="no variation inside any class; expected classes with at least two different"):
-        whiten(np.repeat(features[:4], 3, axis=0), np.repeat(np.arange(4), 3), 3)
 
 
 # Constructor, configuration, files.

@@ -39,6 +39,11 @@ class PKSampler:
         self._rounds: dict[int, np.ndarray] = {}
 
     @property
+    def num_items(self) -> int:
+        """N."""
+        return sum(map(len, self.members))
+
+    @property
     def batch_size(self) -> int:
         """P x K."""
         return self.classes_per_batch * self.samples_per_class

@@ -1,26 +1,14 @@
-"""FC layer and L2 normalisation: the only trainable weights. And the closed forms that it may start from."""
-
-from typing import NamedTuple
+"""FC layer and L2 normalisation: the only trainable weights."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import Rows
 from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
 from xbm_keras.stages.hard_top_k import Picks
+from xbm_keras.stages.head_starts import Start
 
-BLOCK_ROWS = 8192  # of the pass over the training features
 KINDS = ("linear", "residual", "mlp")
-
-
-class Start(NamedTuple):
-    """A linear map to start from: `z = f @ kernel + bias`."""
-
-    kernel: np.ndarray
-    """[D, E] float32."""
-    bias: np.ndarray
-    """[E] float32."""
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -140,62 +128,3 @@ class Head(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "seed": self.seed,
         }
-
-
-def whiten(features: np.ndarray, labels: np.ndarray, embedding_dim: int, shrinkage: float = 0.3) -> Start:
-    """Within-class whitening, then the directions of largest total variance.
-
-    With within-class covariance `S`, shrunk to `(1 - a) S + a tr(S) / D I`, and its inverse square root `P`, the kernel
-    is `P U`, where `U` are the first E eigenvectors of the total covariance of `f P`; the bias centres the features.
-    Directions in which items of one class differ are scaled down; what remains tells classes apart, also unseen ones.
-
-    Args:
-        features: [N, D], unit vectors; read in blocks, so anything that is sliced like an array will do.
-        labels: [N].
-        embedding_dim: E, at most D.
-        shrinkage: a, in 0..1.
-
-    Raises:
-        ValueError: if E > D, if the shrinkage is outside 0..1, or if no class has two different items.
-
-    Reference:
-        Within-class covariance normalisation, Hatch et al., Interspeech 2006; shrinkage as in Friedman, "Regularized
-        Discriminant Analysis", 1989.
-    """
-    num_items, width = features.shape
-    if embedding_dim > width:
-        raise ValueError(
-            f"Received embedding_dim={embedding_dim} for features of width {width}; expected at most {width}. "
-            "Lower head.embedding_dim, or use start: random."
-        )
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
-    mean, total, within = _covariances(features, labels)
-    scale = np.trace(within) / width
-    if scale < 1e-12:
-        raise ValueError(
-            f"Received {num_items} items in {len(np.unique(labels))} classes with no variation inside any class; "
-            "expected classes with at least two different items. Use start: random, or give labels that group items."
-        )
-    variances, directions = np.linalg.eigh((1 - shrinkage) * within + shrinkage * scale * np.eye(width))
-    # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
-    is_used = variances > 1e-9 * variances[-1]
-    projection = np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
-    _, axes = np.linalg.eigh(projection.T @ total @ projection)
-    kernel = projection @ axes[:, ::-1][:, :embedding_dim]
-    return Start(kernel.astype(np.float32), (-mean @ kernel).astype(np.float32))
-
-
-def _covariances(features, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [D], total and within-class covariance [D, D], in one pass over blocks of rows, in float64."""
-    num_items, width = features.shape
-    _, classes = np.unique(labels, return_inverse=True)
-    counts = np.bincount(classes)
-    sums, moment = np.zeros((len(counts), width)), np.zeros((width, width))
-    for start in range(0, num_items, BLOCK_ROWS):
-        block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
-        np.add.at(sums, classes[start : start + BLOCK_ROWS], block)
-        moment += block.T @ block
-    mean = sums.sum(axis=0) / num_items
-    of_means = (sums / counts[:, None]).T @ sums
-    return mean, moment / num_items - np.outer(mean, mean), (moment - of_means) / num_items

@@ -1,0 +1,73 @@
+"""Slow, obvious oracles for the closed-form starts. They import nothing of ours.
+
+Each gives kernel and bias; the columns of the kernel are known up to their sign.
+"""
+
+import numpy as np
+import scipy.linalg
+
+
+def pca(features, embedding_dim) -> tuple[np.ndarray, np.ndarray]:
+    features = np.asarray(features, np.float64)
+    _, _, directions = np.linalg.svd(features - features.mean(axis=0))
+    return _centred(features, directions[:embedding_dim].T)
+
+
+def whiten(features, labels, embedding_dim, shrinkage) -> tuple[np.ndarray, np.ndarray]:
+    features = np.asarray(features, np.float64)
+    values, vectors = np.linalg.eigh(shrunk_within(features, labels, shrinkage))
+    inverse_root = vectors @ np.diag(values**-0.5) @ vectors.T
+    centred = (features - features.mean(axis=0)) @ inverse_root
+    total = sum(np.outer(row, row) for row in centred) / len(features)
+    values, vectors = np.linalg.eigh(total)
+    largest_first = np.argsort(values)[::-1][:embedding_dim]
+    return _centred(features, inverse_root @ vectors[:, largest_first])
+
+
+def lda(features, labels, embedding_dim, shrinkage, weighting=0.1) -> tuple[np.ndarray, np.ndarray]:
+    """By the generalised eigenproblem."""
+    features = np.asarray(features, np.float64)
+    total = np.cov(features.T, bias=True)
+    between = total - within_covariance(features, labels)
+    values, vectors = scipy.linalg.eigh(0.98 * between + 0.02 * total, shrunk_within(features, labels, shrinkage))
+    largest_first = np.argsort(values)[::-1][:embedding_dim]
+    return _centred(features, vectors[:, largest_first] * values[largest_first] ** weighting)
+
+
+def nda(features, labels, embedding_dim, shrinkage, weighting=0.1, neighbors=4) -> tuple[np.ndarray, np.ndarray]:
+    """Pair by pair, in the coordinates of `whiten` without its rotation."""
+    features, labels = np.asarray(features, np.float64), np.asarray(labels)
+    total = np.cov(features.T, bias=True)
+    values, vectors = np.linalg.eigh(shrunk_within(features, labels, shrinkage))
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    between = root @ (0.98 * (total - within_covariance(features, labels)) + 0.02 * total) @ root
+    z = (features - features.mean(axis=0)) @ root
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    local = np.zeros_like(between)
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if labels[j] != labels[i]]
+        for j in sorted(others, key=lambda j: -z[i] @ z[j])[:neighbors]:
+            local += np.outer(z[i] - z[j], z[i] - z[j])
+    values, vectors = np.linalg.eigh(between / np.trace(between) + local / np.trace(local))
+    largest_first = np.argsort(values)[::-1][:embedding_dim]
+    return _centred(features, root @ vectors[:, largest_first] * values[largest_first] ** weighting)
+
+
+def shrunk_within(features, labels, shrinkage) -> np.ndarray:
+    within = within_covariance(features, labels)
+    d = len(within)
+    return (1 - shrinkage) * within + shrinkage * np.trace(within) / d * np.eye(d)
+
+
+def within_covariance(features, labels) -> np.ndarray:
+    n, d = features.shape
+    covariance = np.zeros((d, d))
+    for label in set(np.asarray(labels).tolist()):
+        of_class = features[np.asarray(labels) == label]
+        for row in of_class - of_class.mean(axis=0):
+            covariance += np.outer(row, row) / n
+    return covariance
+
+
+def _centred(features, kernel) -> tuple[np.ndarray, np.ndarray]:
+    return kernel, -features.mean(axis=0) @ kernel

@@ -1,0 +1,199 @@
+"""Closed forms that the FC layer may start from, all of them from one pass over the training features."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+BLOCK_ROWS = 8192  # of the pass over the training features
+NEIGHBORS = 4  # of other classes, of each item
+MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
+LOCAL_BLOCK = 1024
+TOTAL_IN_BETWEEN = 0.02  # share of the total covariance that orders the directions beyond the discriminants
+
+
+class Start(NamedTuple):
+    """A linear map to start from: `z = f @ kernel + bias`."""
+
+    kernel: np.ndarray
+    """[D, E] float32."""
+    bias: np.ndarray
+    """[E] float32."""
+
+    def scaled(self) -> "Start":
+        """The same embeddings, from weights as large as random ones (rms 1 / sqrt(D)): one learning rate suits all."""
+        scale = 1 / max(np.sqrt(np.mean(self.kernel**2) * len(self.kernel)), 1e-12)
+        return Start(self.kernel * np.float32(scale), self.bias * np.float32(scale))
+
+
+class ClosedForms:
+    """Mean and covariances of labelled features, and the linear maps that follow from them.
+
+    The features are read once, in blocks, and summed in float64; `nda` reads some of them once more. All maps share the
+    sums, and all shrinkages share one eigendecomposition, so that trying several costs little. The bias of each map but
+    `identity` centres the features.
+
+    Args:
+        features: [N, D], unit vectors; anything that is sliced like an array will do.
+        labels: [N].
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray):
+        self.features, self.labels = features, np.asarray(labels)
+        self.num_items, self.width = features.shape
+        _, classes = np.unique(labels, return_inverse=True)
+        counts = np.bincount(classes)
+        self.num_classes = len(counts)
+        sums, moment = np.zeros((len(counts), self.width)), np.zeros((self.width, self.width))
+        for start in range(0, self.num_items, BLOCK_ROWS):
+            block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
+            np.add.at(sums, classes[start : start + BLOCK_ROWS], block)
+            moment += block.T @ block
+        self.mean = sums.sum(axis=0) / self.num_items
+        """[D]"""
+        self.total = moment / self.num_items - np.outer(self.mean, self.mean)
+        """[D, D] covariance of all items."""
+        self.within = (moment - (sums / counts[:, None]).T @ sums) / self.num_items
+        """[D, D] covariance of the items around the means of their classes."""
+
+    def identity(self, embedding_dim: int) -> Start:
+        """The first E features as they are: for E = D, and for networks that were trained to be cut (Matryoshka)."""
+        self._require(embedding_dim)
+        kernel = np.eye(self.width, embedding_dim, dtype=np.float32)
+        return Start(kernel, np.zeros(embedding_dim, np.float32))
+
+    def pca(self, embedding_dim: int) -> Start:
+        """The E directions of largest variance. Labels play no part."""
+        self._require(embedding_dim)
+        return self._centred(_leading_eigenvectors(self.total, embedding_dim)[1])
+
+    def whiten(self, embedding_dim: int, shrinkage: float = 0.3) -> Start:
+        """Within-class whitening, then the directions of largest total variance.
+
+        With within-class covariance `S`, shrunk to `(1 - a) S + a tr(S) / D I`, and its inverse square root `P`, the
+        kernel is `P U`, where `U` are the first E eigenvectors of the total covariance of `f P`. Directions in which
+        items of one class differ are scaled down; what remains tells classes apart, also unseen ones.
+
+        Args:
+            embedding_dim: E, at most D.
+            shrinkage: a, in 0..1.
+
+        Raises:
+            ValueError: if E > D, if the shrinkage is outside 0..1, or if no class has two different items.
+
+        Reference:
+            Within-class covariance normalisation, Hatch et al., Interspeech 2006; shrinkage as in Friedman,
+            "Regularized Discriminant Analysis", 1989.
+        """
+        projection = self._whitening(embedding_dim, shrinkage)
+        _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
+        return self._centred(projection @ axes)
+
+    def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.1) -> Start:
+        """Linear discriminant analysis: within-class whitening, then the directions of largest between-class variance.
+
+        The kernel is `P U diag(v)^w`, with `P` as for `whiten`, and eigenvectors `U` and eigenvalues `v` of the
+        between-class covariance of `f P`. That has rank C - 1 for C classes; a little of the total covariance (2 %) is
+        mixed in, so that the directions beyond are those of largest total variance. The weighting makes directions
+        count less that tell less of the known classes.
+
+        Args:
+            embedding_dim: E, at most D.
+            shrinkage: a, in 0..1.
+            weighting: w, 0 or more; 0 is the plain discriminant analysis.
+
+        Raises:
+            ValueError: as `whiten`.
+
+        Reference:
+            Fisher, 1936; Rao, 1948.
+        """
+        projection = self._whitening(embedding_dim, shrinkage)
+        return self._weighted(projection, self._between(projection), embedding_dim, weighting)
+
+    def nda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.1) -> Start:
+        """Nonparametric discriminant analysis: as `lda`, where half of the between-class covariance is local.
+
+        That half is the mean of `d d'` over the differences `d` of each whitened item, of unit length, from its four
+        nearest items of other classes. It has full rank, and weighs most what tells neighbouring classes apart. The two
+        halves have the same trace. Neighbours are sought among 8,192 items at most, drawn at random. Arguments and
+        errors as for `lda`.
+
+        Reference:
+            Fukunaga and Mantock, "Nonparametric Discriminant Analysis", PAMI 1983.
+        """
+        projection = self._whitening(embedding_dim, shrinkage)
+        between, local = self._between(projection), self._local_between(projection)
+        mixed = between / np.trace(between) + local / np.trace(local)
+        return self._weighted(projection, mixed, embedding_dim, weighting)
+
+    def _whitening(self, embedding_dim: int, shrinkage: float) -> np.ndarray:
+        """Inverse square root [D, D] of the shrunk within-class covariance, up to a rotation."""
+        self._require(embedding_dim)
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
+        scale = np.trace(self.within) / self.width
+        if scale < 1e-12:
+            raise ValueError(
+                f"Received {self.num_items} items in {self.num_classes} classes with no variation inside any class; "
+                "expected classes with at least two different items. Use start: pca or random, or give labels that "
+                "group items."
+            )
+        variances, directions = self._within_eigh
+        variances = (1 - shrinkage) * variances + shrinkage * scale
+        # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
+        is_used = variances > 1e-9 * variances[-1]
+        return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
+
+    def _between(self, projection: np.ndarray) -> np.ndarray:
+        """Between-class covariance [D, D] of the projected features, with a little of the total covariance."""
+        between = (1 - TOTAL_IN_BETWEEN) * (self.total - self.within) + TOTAL_IN_BETWEEN * self.total
+        return projection.T @ between @ projection
+
+    def _local_between(self, projection: np.ndarray) -> np.ndarray:
+        """Sum [D, D] of `d d'` over items and their nearest items of other classes, after projection to unit length."""
+        chosen = np.random.default_rng(0).permutation(self.num_items)[:MAX_LOCAL_ITEMS]
+        labels = self.labels[chosen]
+        num_neighbors = min(NEIGHBORS, len(labels) - np.unique(labels, return_counts=True)[1].max())
+        if not num_neighbors:
+            raise ValueError("Received items of a single class; expected at least two. Use start: whiten.")
+        z = ((np.asarray(self.features[chosen], np.float64) - self.mean) @ projection).astype(np.float32)
+        z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        neighbor_sums, times_chosen = np.empty_like(z), np.zeros(len(z), np.float32)
+        for start in range(0, len(z), LOCAL_BLOCK):
+            rows = slice(start, start + LOCAL_BLOCK)
+            similarities = z[rows] @ z.T
+            similarities[labels[rows, None] == labels] = -np.inf
+            nearest = np.argpartition(-similarities, num_neighbors - 1, axis=1)[:, :num_neighbors]
+            neighbor_sums[rows] = z[nearest].sum(axis=1)
+            times_chosen += np.bincount(nearest.ravel(), minlength=len(z))
+        # The sum over pairs (i, j) of (z_i - z_j)(z_i - z_j)', multiplied out.
+        crossed = z.T @ neighbor_sums
+        return ((num_neighbors + times_chosen[:, None]) * z).T @ z - crossed - crossed.T
+
+    def _weighted(self, projection, between, embedding_dim: int, weighting: float) -> Start:
+        """The leading directions of a between-class covariance, scaled by a power of their variances."""
+        variances, axes = _leading_eigenvectors(between, embedding_dim)
+        return self._centred(projection @ axes * np.maximum(variances, 0.0) ** weighting)
+
+    @functools.cached_property
+    def _within_eigh(self) -> tuple[np.ndarray, np.ndarray]:
+        return scipy.linalg.eigh(self.within)
+
+    def _centred(self, kernel: np.ndarray) -> Start:
+        return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))
+
+    def _require(self, embedding_dim: int) -> None:
+        if embedding_dim > self.width:
+            raise ValueError(
+                f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
+                f"{self.width}. Lower head.embedding_dim, or use start: random."
+            )
+
+
+def _leading_eigenvectors(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues [count] of a symmetric matrix [D, D] and their vectors [D, count], the largest first."""
+    width = len(matrix)
+    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[width - count, width - 1])
+    return values[::-1], vectors[:, ::-1]
