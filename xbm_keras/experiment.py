@@ -103,8 +103,9 @@ def fit(
     positions: np.ndarray,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int | None = None,
 ) -> None:
-    """Train on the items at these positions, for at most this number of epochs."""
+    """Train on the items at these positions, for at most this number of epochs; `verbose` as of `keras.Model.fit`."""
     if not epochs:
         return
     c = config.training
@@ -113,8 +114,25 @@ def fit(
     rows = UnitRows(dataset.features, positions)
     batches = batch_dataset(rows, labels, dataset.sample_ids[positions], sampler)
     steps = c.steps_per_epoch or math.ceil(len(rows) / sampler.batch_size)
-    verbose = 1 if sys.stdout.isatty() else 2
+    if verbose is None:
+        verbose = 1 if sys.stdout.isatty() else 2
     model.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=list(callbacks), verbose=verbose, shuffle=False)
+
+
+def select(
+    config: schema.Config,
+    dataset: Dataset,
+    model: XBMModel,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int | None = None,
+) -> KeepBestHead:
+    """Train on the training classes, and end with the head of the epoch that is best on the validation classes."""
+    splits = dataset.splits
+    evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
+    best = KeepBestHead(evaluation, config.training.patience)
+    train = dataset.with_views(splits.train)
+    fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *callbacks], verbose)
+    return best
 
 
 def score(dataset: Dataset, head: Head | None, positions: np.ndarray) -> dict[str, dict[str, float]]:
@@ -158,17 +176,14 @@ def run(
         The trained model, and the contents of `metrics.json`.
     """
     splits = dataset.splits
-    train = dataset.with_views(splits.train)
-    model = start_model(config, dataset, backbone, train)
+    model = start_model(config, dataset, backbone, dataset.with_views(splits.train))
     start = copy_head(model.head)
-    evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
-    best = KeepBestHead(evaluation, config.training.patience)
     log.info(
         "Phase select: %d items train, %d of held-out classes choose the epoch.",
         len(splits.train),
         len(splits.validation),
     )
-    fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *_logs(workdir, "select")])
+    best = select(config, dataset, model, _logs(workdir, "select"))
     validation = compare(config, dataset, start, model.head, splits.validation)
 
     if config.training.refit:
