@@ -103,7 +103,7 @@ class ResumableOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def update_trial(self, trial_id, metrics, step=0):
         """Note metrics; a worker that was given up may report a trial that another one finished meanwhile."""
-        if self.trials[trial_id].status in (TrialStatus.COMPLETED, TrialStatus.FAILED):
+        if trial_id in self.end_order:
             return self.trials[trial_id]
         return super().update_trial(trial_id, metrics, step)
 

@@ -1,5 +1,6 @@
 """The search space: which keys of the config vary, as KerasTuner's hyperparameters, and back to a config."""
 
+import contextlib
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -95,36 +96,40 @@ def declare(hp: keras_tuner.HyperParameters, config: Config, space: Space) -> No
         if not ready:
             raise ConfigError(f"Received search.space with conditions in a circle: {', '.join(sorted(keys))}.")
         for key, dimension in ready:
-            _declare(hp, key, dimension, list(dimension.when.items()), _own_value(config, key))
+            with contextlib.ExitStack() as scopes:
+                for other, wanted in dimension.when.items():
+                    scopes.enter_context(
+                        hp.conditional_scope(other, [_encode(value, space[other][0]) for value in wanted])
+                    )
+                _declare(hp, _name(key, dimension, space), dimension, _own_value(config, key))
         waiting = [each for each in waiting if each not in ready]
 
 
-def _declare(hp, key: str, dimension: Dimension, conditions: list, own: Value) -> None:
-    if conditions:
-        (other, wanted), *others = conditions
-        with hp.conditional_scope(other, [_encode(value) for value in wanted]):
-            return _declare(hp, key, dimension, others, own)
+def _name(key: str, dimension: Dimension, space: Space) -> str:
+    """Of the hyperparameter: KerasTuner takes a name once only, a key may have other values under other conditions."""
+    if len(space[key]) == 1:
+        return key
+    conditions = [f"{other} is {'|'.join(map(str, wanted))}" for other, wanted in dimension.when.items()]
+    return f"{key} when {' and '.join(conditions)}"
+
+
+def _declare(hp: keras_tuner.HyperParameters, name: str, dimension: Dimension, own: Any) -> None:
     if dimension.values is None:
-        is_whole = isinstance(dimension.min, int) and isinstance(dimension.max, int)
-        is_inside = isinstance(own, int | float) and dimension.min <= own <= dimension.max
-        kind = hp.Int if is_whole else hp.Float
-        sampling = "log" if dimension.log else "linear"
-        kind(key, dimension.min, dimension.max, sampling=sampling, default=own if is_inside else None)
-        return None
-    values = dimension.values
-    is_numeric = all(type(value) in (int, float) for value in values)
-    if is_numeric and float in map(type, values):
-        values = [float(value) for value in values]
-    elif not is_numeric:
-        values = [_encode(value) for value in values]
-        own = _encode(own)
-    hp.Choice(key, values, default=own if own in values else None)
-    return None
+        low, high = typing.cast(float, dimension.min), typing.cast(float, dimension.max)
+        kind = hp.Int if isinstance(low, int) and isinstance(high, int) else hp.Float
+        default = own if isinstance(own, int | float) and low <= own <= high else None
+        kind(name, low, high, sampling="log" if dimension.log else "linear", default=default)
+        return
+    values, own = [_encode(value, dimension) for value in dimension.values], _encode(own, dimension)
+    hp.Choice(name, values, default=own if own in values else None)
 
 
-def _encode(value: Value) -> Value:
-    """As KerasTuner takes it: numbers alone, or, where a list mixes types, text."""
-    return value if type(value) in (int, float) else str(value)
+def _encode(value: Value, dimension: Dimension) -> Value:
+    """As KerasTuner takes it, where the values of a key have one type: a list that is not of numbers is text."""
+    types = {type(each) for each in dimension.values or []}
+    if not types <= {int, float}:
+        return str(value)
+    return float(value) if float in types and isinstance(value, int) else value
 
 
 def _own_value(config: Config, key: str) -> Any:
@@ -137,7 +142,8 @@ def _own_value(config: Config, key: str) -> Any:
 def to_overrides(space: Space, values: Mapping[str, Any]) -> dict[str, Value]:
     """A trial's values as overrides of the config; decimal numbers to four digits."""
     overrides = {}
-    for key, value in values.items():
+    for name, value in values.items():
+        key = name.split(" ")[0]  # what follows is the condition
         if key in space:  # else KerasTuner's own, such as "tuner/epochs"
             if isinstance(value, str):
                 listed = [each for dimension in space[key] for each in dimension.values or []]
