@@ -1,12 +1,13 @@
 """The search space: which keys of the config vary, as KerasTuner's hyperparameters, and back to a config."""
 
-import contextlib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import keras_tuner
 import pydantic
+from keras_tuner.engine.hyperparameters import Choice, Float, HyperParameter, Int
+from keras_tuner.src.engine.conditions import Parent  # `conditional_scope` cannot say "this and that"
 
 from xbm_keras.config import ConfigError, check_config
 from xbm_keras.schema import Config, HeadConfig
@@ -96,12 +97,12 @@ def declare(hp: keras_tuner.HyperParameters, config: Config, space: Space) -> No
         if not ready:
             raise ConfigError(f"Received search.space with conditions in a circle: {', '.join(sorted(keys))}.")
         for key, dimension in ready:
-            with contextlib.ExitStack() as scopes:
-                for other, wanted in dimension.when.items():
-                    scopes.enter_context(
-                        hp.conditional_scope(other, [_encode(value, space[other][0]) for value in wanted])
-                    )
-                _declare(hp, _name(key, dimension, space), dimension, _own_value(config, key))
+            name, own = _name(key, dimension, space), _own_value(config, key)
+            conditions = [
+                Parent(other, [_encode(value, space[other][0]) for value in wanted])
+                for other, wanted in dimension.when.items()
+            ]
+            hp.merge([_hyperparameter(name, dimension, own, conditions)], overwrite=False)
         waiting = [each for each in waiting if each not in ready]
 
 
@@ -113,15 +114,15 @@ def _name(key: str, dimension: Dimension, space: Space) -> str:
     return f"{key} when {' and '.join(conditions)}"
 
 
-def _declare(hp: keras_tuner.HyperParameters, name: str, dimension: Dimension, own: Any) -> None:
+def _hyperparameter(name: str, dimension: Dimension, own: Any, conditions: list[Parent]) -> HyperParameter:
     if dimension.values is None:
         low, high = typing.cast(float, dimension.min), typing.cast(float, dimension.max)
-        kind = hp.Int if isinstance(low, int) and isinstance(high, int) else hp.Float
+        kind = Int if isinstance(low, int) and isinstance(high, int) else Float
         default = own if isinstance(own, int | float) and low <= own <= high else None
-        kind(name, low, high, sampling="log" if dimension.log else "linear", default=default)
-        return
+        sampling = "log" if dimension.log else "linear"
+        return kind(name, low, high, sampling=sampling, default=default, conditions=conditions)
     values, own = [_encode(value, dimension) for value in dimension.values], _encode(own, dimension)
-    hp.Choice(name, values, default=own if own in values else None)
+    return Choice(name, values, default=own if own in values else None, conditions=conditions)
 
 
 def _encode(value: Value, dimension: Dimension) -> Value:
