@@ -12,20 +12,15 @@ import shutil
 
 from absl import app, flags
 
-from xbm_keras import experiment, export, loading, run_folder, terminal
+from train import CONFIG, SET, VERBOSE, WORKDIR, train
+from xbm_keras import loading, run_folder, terminal
 from xbm_keras.config import load_config
 from xbm_keras.tuning import HeadHyperModel, Search, SearchError, load_folds, take_role, work
 
-CONFIG = flags.DEFINE_string("config", "configs/clinc150.yaml", "YAML file that describes the experiment.")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go; the same folder goes on with a search.", required=True
-)
-MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all.", lower_bound=1)
+MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
 TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
-SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
 CHIEF = flags.DEFINE_string("chief", None, "HOST:PORT at which to hand out trials to workers, and run none here.")
 WORKER = flags.DEFINE_string("worker", None, "HOST:PORT of a chief, whose trials to run.")
-VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the libraries below.")
 
 
 def main(argv):
@@ -36,30 +31,28 @@ def main(argv):
     with terminal.readable_errors(SearchError):
         role = take_role(CHIEF.value, WORKER.value)
         config = load_config(CONFIG.value, SET.value)
+        workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         backbone = loading.make_backbone(config)
         folds = load_folds(config, backbone)
         hypermodel = HeadHyperModel(config, folds)
         if role == "worker":
-            return work(hypermodel)
-        search = Search(hypermodel, pathlib.Path(WORKDIR.value), TUNER.value, MAX_TRIALS.value)
+            work(hypermodel)
+            return
+        search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value)
         search.run(is_chief=role == "chief")
-        for name, each in (("default", search.default_config()), ("best", search.best_config())):
-            train(each, folds[0], backbone, search.workdir / name)
-    return search.print_results()
+        train_once(search.default_config(), folds[0], backbone, workdir / "default")
+        train_once(search.best_config(), folds[0], backbone, workdir / "best")
+    search.print_results()
 
 
-def train(config, dataset, backbone, workdir):
-    """What train.py does, unless it is done."""
+def train_once(config, dataset, backbone, workdir):
+    """What train.py does, where it is not done yet."""
     if (workdir / "metrics.json").exists():
-        if load_config(workdir / "config.yaml") == config:
+        if load_config(str(workdir / "config.yaml")) == config:
             return
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
     run_folder.create(str(workdir), CONFIG.value, config)
-    run_folder.write_data(workdir, dataset)
-    model, metrics = experiment.run(config, dataset, backbone, workdir)
-    run_folder.write_model(workdir, model)
-    export.export_encoder(model, workdir / "export")
-    run_folder.write_metrics(workdir, metrics)
+    train(config, dataset, backbone, workdir)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import grpc
 import keras
 import keras_tuner
 from keras_tuner.engine.trial import Trial
+from keras_tuner.src import config as keras_tuner_config
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
@@ -42,6 +43,7 @@ class HeadTuner(keras_tuner.Tuner):
     """
 
     def __init__(self, oracle: ResumableOracle, hypermodel: HeadHyperModel, directory: str = "."):
+        keras_tuner_config.DEBUG = False  # else the traceback of each failed trial is printed; it is in the state too
         super().__init__(oracle, hypermodel, directory=directory, project_name="keras_tuner")
         if not self._is_worker() and oracle.path.exists():
             oracle.reload()
