@@ -28,12 +28,18 @@ def main(argv):
         workdir = run_folder.create(WORKDIR.value, CONFIG.value, config)
         backbone = loading.make_backbone(config)
         dataset = loading.load_dataset(config, backbone)
-        run_folder.write_data(workdir, dataset)
-        model, metrics = experiment.run(config, dataset, backbone, workdir)
-        run_folder.write_model(workdir, model)
-        export.export_encoder(model, workdir / "export")
-        run_folder.write_metrics(workdir, metrics)
+        metrics = train(config, dataset, backbone, workdir)
     terminal.print_results(workdir, metrics)
+
+
+def train(config, dataset, backbone, workdir):
+    """Fit, evaluate and export; the metrics."""
+    run_folder.write_data(workdir, dataset)
+    model, metrics = experiment.run(config, dataset, backbone, workdir)
+    run_folder.write_model(workdir, model)
+    export.export_encoder(model, workdir / "export")
+    run_folder.write_metrics(workdir, metrics)
+    return metrics
 
 
 if __name__ == "__main__":

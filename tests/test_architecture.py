@@ -13,8 +13,12 @@ KNOW_THE_CONFIG = {
     "xbm_keras.loading",
     "xbm_keras.run_folder",
     "xbm_keras.schema",
+    "xbm_keras.search_schema",
     "xbm_keras.terminal",
-    "xbm_keras.tuning",
+    "xbm_keras.tuning.hypermodel",
+    "xbm_keras.tuning.search",
+    "xbm_keras.tuning.space",
+    "xbm_keras.tuning.tuner",
 }
 STAGES_IN_ORDER = ["circular_memory", "cosine_scores", "hard_top_k", "head", "pair_losses"]
 

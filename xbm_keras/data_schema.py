@@ -28,6 +28,8 @@ class Split(Section):
     """Of the classes (or items), drawn with `seed`; used when nothing above is given."""
     validation_fraction: Fraction = 0.25
     """Of the training classes (or items), held out to choose the number of epochs."""
+    validation_fold: Annotated[int, Field(ge=0)] = 0
+    """Which part of them, where `validation_fraction` cuts them into several."""
     query_column: str | None = None
     """Column that says which test items are queries ("query" or "test") and which are the gallery ("gallery" or
     "train") of the query/gallery protocol; items with another value take part in neither."""

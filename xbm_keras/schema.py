@@ -7,6 +7,7 @@ import pydantic
 from pydantic import Field
 
 from xbm_keras.data_schema import BackboneConfig, Cache, DataConfig, Positive, Section
+from xbm_keras.search_schema import Search
 
 AboveZero = Annotated[float, Field(gt=0)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
@@ -195,6 +196,7 @@ class Config(Section):
     top_k: TopK = TopK()
     loss: LossConfig = SupCon(name="supcon")
     training: Training = Training()
+    search: Search = Search()
 
     @pydantic.field_validator("loss", mode="before")
     @classmethod

@@ -35,11 +35,11 @@ def set_up(verbose: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
-    """What a user can mend ends as one message and exit code 2, not as a traceback."""
+def readable_errors(*more: type[Exception]) -> Iterator[None]:
+    """What a user can mend, and these, ends as one message and exit code 2, not as a traceback."""
     try:
         yield
-    except (ConfigError, DataError, NonFiniteFeatures) as error:
+    except (ConfigError, DataError, NonFiniteFeatures, *more) as error:
         rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
         print(error, file=sys.stderr)
         sys.exit(2)

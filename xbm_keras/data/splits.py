@@ -30,6 +30,7 @@ def split_items(
     num_train_classes: int | None = None,
     test_fraction: float = 0.5,
     validation_fraction: float = 0.25,
+    validation_fold: int = 0,
     query_column: str | None = None,
     seed: int = 0,
 ) -> Splits:
@@ -39,7 +40,7 @@ def split_items(
 
     Raises:
         DataError: for a column that does not exist or never says "train" or "test", for classes that do not exist, or
-            where too few classes remain to train on (2), to validate on (2) or to test on (1).
+            where too few classes remain to train on (2), to validate on (2) or to test on (1), or for the fold.
     """
     num_items = len(items.keys)
     if items.labels is None and by == "class":
@@ -75,7 +76,14 @@ def split_items(
             f"Received {len(train_names)} training and {len(np.unique(units[is_test]))} test {_plural(by)}; expected "
             "at least 4 to train on, 2 of which validate, and 1 to test on. Change data.split, or add data."
         )
-    is_validation = is_train & np.isin(units, train_names[:num_validation])
+    fold = train_names[validation_fold * num_validation :][:num_validation]
+    if len(fold) < num_validation:
+        raise DataError(
+            f"Received data.split.validation_fold={validation_fold} with {len(train_names)} training {_plural(by)}, "
+            f"{num_validation} of which validate; expected less than {len(train_names) // num_validation} (a search: "
+            "at most so many folds). Lower it, or data.split.validation_fraction."
+        )
+    is_validation = is_train & np.isin(units, fold)
     test = np.flatnonzero(is_test)
     is_query = is_gallery = None
     if query_column is not None:

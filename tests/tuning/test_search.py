@@ -1,0 +1,187 @@
+"""tune.py as a user meets it, and its trials as train.py meets them."""
+
+import json
+import os
+import pathlib
+
+import keras
+import keras_tuner
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from absl import flags
+from absl.testing import flagsaver
+
+import train
+import tune
+from xbm_keras.config import load_config
+from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
+from xbm_keras.tuning.hypermodel import estimate_bytes
+
+flags.FLAGS.mark_as_parsed()
+SPACE = {
+    "memory.memory_size": [0, 64],
+    "top_k.num_negatives": [4, "all"],
+    "training.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True},
+}
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A config of vectors in which a few directions tell classes apart, and louder ones do not."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 12)
+    centers = np.repeat(rng.normal(size=(24, 6)) * 1.5, 12, axis=0)
+    features = np.concatenate([centers + rng.normal(size=(288, 6)) * 0.6, rng.normal(size=(288, 18)) * 1.5], axis=1)
+    np.savez(folder / "vectors.npz", features=features.astype(np.float32), label=labels)
+    config = {
+        "data": {"source": "features", "path": str(folder / "vectors.npz")},
+        "backbone": {"kind": "none"},
+        "head": {"embedding_dim": 8},
+        "training": {"epochs": 2, "classes_per_batch": 4, "samples_per_class": 4},
+        "search": {"space": SPACE},
+    }
+    (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
+    return folder / "vectors.yaml"
+
+
+def search(config, workdir, max_trials, *overrides, tuner="random"):
+    """tune.py with these flags; the table of trials."""
+    given = {"config": str(config), "workdir": str(workdir), "max_trials": max_trials, "tuner": tuner}
+    with flagsaver.flagsaver(**given, set=list(overrides)):
+        tune.main(["tune.py"])
+    return pd.read_csv(pathlib.Path(workdir) / "trials.csv", dtype={"trial": str})
+
+
+def run(config, workdir, *overrides):
+    """train.py with these flags; the metrics of the run."""
+    with flagsaver.flagsaver(config=str(config), workdir=str(workdir), set=list(overrides)):
+        train.main(["train.py"])
+    return json.loads((pathlib.Path(workdir) / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(vectors, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("search")
+    return workdir, search(vectors, workdir, 3)
+
+
+def test_a_search_leaves_what_the_docs_say(finished):
+    workdir, table = finished
+    assert {p.name for p in workdir.iterdir()} == {
+        "best", "best.yaml", "default", "keras_tuner", "search.yaml", "trials", "trials.csv",
+    }  # fmt: skip
+    assert {p.name for p in (workdir / "trials").iterdir()} == {
+        "0000.yaml", "0001.yaml", "0002.yaml", "default.json", "default.yaml",
+    }  # fmt: skip
+    assert table.trial.tolist() == ["0000", "0001", "0002"]
+    assert set(table.status) == {"completed"}
+    assert table.val_map_at_r.between(0, 1).all()
+    assert set(SPACE) < set(table.columns)
+    for name in ("default", "best"):
+        assert (workdir / name / "export/1/saved_model.pb").exists()
+
+
+def test_the_best_config_gives_the_best_score(finished, tmp_path):
+    workdir, table = finished
+    default = json.loads((workdir / "trials/default.json").read_text())["val_map_at_r"]
+    metrics = run(workdir / "best.yaml", tmp_path / "again")
+    assert metrics["phase"] == "refit"
+    score = metrics["validation"]["leave_one_out"]["trained"]["map_at_r"]
+    assert score == pytest.approx(max(default, table.val_map_at_r.max()), abs=1e-4)
+    assert json.loads((workdir / "best/metrics.json").read_text())["validation"] == metrics["validation"]
+
+
+def test_a_trial_runs_through_train_as_it_is(finished, tmp_path):
+    workdir, table = finished
+    row = table.iloc[1]
+    config = load_config(str(workdir / "trials" / f"{row.trial}.yaml"), ["training.refit=false"])
+    assert config.memory.memory_size == row["memory.memory_size"]
+    assert config.training.learning_rate == row["training.learning_rate"]
+    metrics = run(workdir / "trials" / f"{row.trial}.yaml", tmp_path / "again", "training.refit=false")
+    assert metrics["validation"]["leave_one_out"]["trained"]["map_at_r"] == pytest.approx(row.val_map_at_r, abs=1e-4)
+    assert metrics["validation"]["epoch"] == row.epoch
+
+
+def test_more_trials_go_on(finished, vectors):
+    workdir, table = finished
+    stamp = (workdir / "trials/0002.yaml").stat().st_mtime_ns
+    longer = search(vectors, workdir, 4)
+    assert (workdir / "trials/0002.yaml").stat().st_mtime_ns == stamp
+    pd.testing.assert_frame_equal(longer[:3], table)
+    assert len(longer) == 4
+
+
+@pytest.mark.parametrize("overrides", [["head.embedding_dim=4"], ["search.folds=2"]])
+def test_another_config_is_refused_where_a_search_is(finished, vectors, capsys, overrides):
+    with pytest.raises(SystemExit):
+        search(vectors, finished[0], 4, *overrides)
+    assert "holds a search of another config, space or tuner" in capsys.readouterr().err
+
+
+def test_failed_trials_have_their_reason_and_end_a_hopeless_search(vectors, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(oracles.ResumableOracle, "max_failures", 3)
+    config = yaml.safe_load(vectors.read_text())
+    config["search"]["space"] = {"memory.memory_size": [1, 2, 3, 64]}  # less than a batch of 16, but the last
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as stopped:
+        search(tmp_path / "x.yaml", tmp_path, 10, tuner="grid")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "3 trials in a row failed" in message
+    assert "memory.memory_size 3 is smaller than the batch of 16" in message
+    table = search(tmp_path / "x.yaml", tmp_path, 10, tuner="grid")  # told once, the search may go on
+    assert table.status.tolist() == ["failed"] * 3 + ["completed"]
+    assert "smaller than the batch" in table.reason[0]
+    assert (tmp_path / "trials/0000.yaml").exists()
+
+
+def test_folds_are_averaged(vectors, tmp_path):
+    config = load_config(str(vectors), ["search.folds=2"])
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    first, second = (set(fold.labels[fold.splits.validation]) for fold in hypermodel.folds)
+    assert len(first) == len(second) == 3
+    assert not first & second
+    metrics = hypermodel.evaluate(config)
+    folds = [metrics[f"val_map_at_r_fold_{i}"] for i in range(2)]
+    assert metrics["val_map_at_r"] == pytest.approx(np.mean(folds))
+    overrides = ["data.split.validation_fold=1", "training.refit=false"]
+    validation = run(vectors, tmp_path / "fold", *overrides)["validation"]
+    assert validation["leave_one_out"]["trained"]["map_at_r"] == pytest.approx(folds[1], abs=1e-4)
+
+
+def test_test_classes_are_never_scored(vectors):
+    config = load_config(str(vectors))
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    fold = hypermodel.folds[0]
+    fold.features[fold.splits.test] = np.nan  # whatever reads them, shows it
+    fold.labels[fold.splits.test] = -1
+    assert 0 < hypermodel.evaluate(config)["val_map_at_r"] < 1
+
+
+def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch):
+    config = load_config(str(vectors))
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    hp = keras_tuner.HyperParameters()
+    hypermodel.declare_hyperparameters(hp)
+    with pytest.raises(keras_tuner.errors.FailedTrialError, match=r"needs about 0\.0 GB of memory, and 0\.0 GB"):
+        hypermodel.build(hp)
+    assert estimate_bytes(config, 100_000, 512) > 65_536 * 512 * 4
+
+
+def test_users_bring_their_own_tuner(vectors, tmp_path):
+    config = load_config(str(vectors))
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    tuner = keras_tuner.RandomSearch(
+        hypermodel, hypermodel.objective, max_trials=1, directory=tmp_path, seed=3, executions_per_trial=1
+    )
+    tuner.search(verbose=0)
+    trial = tuner.oracle.get_best_trials()[0]
+    best = hypermodel.config_of(trial.hyperparameters)
+    assert best.memory.memory_size in (0, 64)
+    assert hypermodel.evaluate(best)["val_map_at_r"] == pytest.approx(trial.score, abs=1e-4)
+    assert isinstance(tuner.get_best_models()[0], keras.Model)
+    assert "KERASTUNER_ORACLE_IP" not in os.environ

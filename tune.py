@@ -1,0 +1,59 @@
+"""Search for the best memory size, k, loss and head for your data, then train and export the best as train.py would.
+
+python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: no wall of start-up messages
+
+import pathlib
+import shutil
+
+from absl import app, flags
+
+from train import CONFIG, SET, VERBOSE, WORKDIR, train
+from xbm_keras import loading, run_folder, terminal
+from xbm_keras.config import load_config
+from xbm_keras.tuning import HeadHyperModel, Search, SearchError, load_folds, take_role, work
+
+MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
+TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
+CHIEF = flags.DEFINE_string("chief", None, "HOST:PORT at which to hand out trials to workers, and run none here.")
+WORKER = flags.DEFINE_string("worker", None, "HOST:PORT of a chief, whose trials to run.")
+
+
+def main(argv):
+    """One search, and its best config from training to an exported model."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Received {argv[1]!r}; settings are given as --set section.key=value.")
+    terminal.set_up(VERBOSE.value)
+    with terminal.readable_errors(SearchError):
+        role = take_role(CHIEF.value, WORKER.value)
+        config = load_config(CONFIG.value, SET.value)
+        workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
+        backbone = loading.make_backbone(config)
+        folds = load_folds(config, backbone)
+        hypermodel = HeadHyperModel(config, folds)
+        if role == "worker":
+            work(hypermodel)
+            return
+        search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value)
+        search.run(is_chief=role == "chief")
+        train_once(search.default_config(), folds[0], backbone, workdir / "default")
+        train_once(search.best_config(), folds[0], backbone, workdir / "best")
+    search.print_results()
+
+
+def train_once(config, dataset, backbone, workdir):
+    """What train.py does, where it is not done yet."""
+    if (workdir / "metrics.json").exists():
+        if load_config(str(workdir / "config.yaml")) == config:
+            return
+        shutil.rmtree(workdir)  # of a shorter search, whose best was another
+    run_folder.create(str(workdir), CONFIG.value, config)
+    train(config, dataset, backbone, workdir)
+
+
+if __name__ == "__main__":
+    app.run(main)

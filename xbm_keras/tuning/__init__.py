@@ -1,0 +1,7 @@
+"""Search for the best memory size, k, loss and head, on features that are computed once, with KerasTuner."""
+
+from xbm_keras.tuning.hypermodel import HeadHyperModel, load_folds
+from xbm_keras.tuning.search import Search, SearchError
+from xbm_keras.tuning.tuner import HeadTuner, take_role, work
+
+__all__ = ["HeadHyperModel", "HeadTuner", "Search", "SearchError", "load_folds", "take_role", "work"]

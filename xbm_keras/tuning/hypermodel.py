@@ -1,0 +1,158 @@
+"""The model that is tuned, after KerasTuner's conventions: a trial is the selection phase of train.py."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import keras
+import keras_tuner
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from xbm_keras import experiment
+from xbm_keras.config import check_config
+from xbm_keras.loading import Dataset, load_dataset
+from xbm_keras.model import XBMModel
+from xbm_keras.schema import Config
+from xbm_keras.stages.backbone import Backbone
+from xbm_keras.tuning.space import check_space, declare, default_space, overridden, to_overrides
+
+
+def load_folds(config: Config, backbone: Backbone | None = None) -> list[Dataset]:
+    """The data, `search.folds` times, with the same features and test items, but other classes to validate on.
+
+    Raises:
+        DataError: for data that cannot be used, or has too few classes for so many folds.
+    """
+    first = load_dataset(config, backbone)
+    folds = [first]
+    for number in range(1, config.search.folds):
+        values = overridden(config, {"data.split.validation_fold": number})
+        other = load_dataset(check_config(values, f"fold {number}"), backbone)
+        folds.append(dataclasses.replace(first, splits=other.splits))
+    return folds
+
+
+class HeadHyperModel(keras_tuner.HyperModel):
+    """Builds and fits the model of a config with some of its keys changed.
+
+    Args:
+        config: what is not searched. Its `search.space` names the keys, else `default_space` does.
+        folds: the data, one `Dataset` for each choice of validation classes; their scores are averaged.
+
+    Raises:
+        ConfigError: for a space that does not fit the config.
+
+    Example:
+        >>> config = load_config("configs/clinc150.yaml")
+        >>> hypermodel = HeadHyperModel(config, load_folds(config))
+        >>> tuner = keras_tuner.RandomSearch(hypermodel, hypermodel.objective, max_trials=20, directory="search")
+        >>> tuner.search()
+        >>> best = hypermodel.config_of(tuner.get_best_hyperparameters()[0])
+    """
+
+    objective = keras_tuner.Objective("val_map_at_r", "max")
+
+    def __init__(self, config: Config, folds: Sequence[Dataset]):
+        super().__init__(name="head")
+        self.config = config
+        self.folds = folds
+        self.num_rows = len(folds[0].with_views(folds[0].splits.train))
+        self.space = config.search.space or default_space(config, self.num_rows)
+        check_space(config, self.space)
+
+    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
+        """Register the whole search space."""
+        declare(hp, self.config, self.space)
+
+    def config_of(self, hp: keras_tuner.HyperParameters) -> Config:
+        """The config of a trial. Raises ConfigError for a combination that cannot be run."""
+        return check_config(overridden(self.config, to_overrides(self.space, hp.values)), "This combination")
+
+    def build(self, hp: keras_tuner.HyperParameters) -> XBMModel:
+        """The compiled model before its first step.
+
+        Raises:
+            ConfigError: for a combination that cannot be run.
+            keras_tuner.errors.FailedTrialError: where it would need more memory than there is.
+        """
+        self.declare_hyperparameters(hp)
+        config = self.config_of(hp)
+        self._check_memory(config)
+        return self._start(config, self.folds[0])
+
+    def fit(self, hp: keras_tuner.HyperParameters, model: XBMModel, *args, callbacks=(), **kwargs) -> dict[str, float]:
+        """Train on each fold and score the best epoch's head on its validation classes.
+
+        Args:
+            hp: the trial's values.
+            model: from `build`; it trains on the first fold.
+            args: of `Tuner.search`; not used, the data is the hypermodel's own.
+            callbacks: for the first fold.
+            kwargs: the same; `epochs` is a key of the config.
+
+        Returns:
+            Metrics for the oracle, the mean over folds: `val_map_at_r`, `val_recall_at_1`, `epoch`; with several folds
+            also `val_map_at_r_fold_0` and so on; and `seconds`.
+        """
+        return self._fit(self.config_of(hp), model, callbacks)
+
+    def evaluate(self, config: Config) -> dict[str, float]:
+        """The same metrics of any config of the same data, such as the one without changes."""
+        self._check_memory(config)
+        return self._fit(config, self._start(config, self.folds[0]))
+
+    def _check_memory(self, config: Config) -> None:
+        need = estimate_bytes(config, self.num_rows, self.folds[0].features.shape[1])
+        free = psutil.virtual_memory().available
+        if need > free and not tf.config.list_physical_devices("GPU"):  # a GPU raises an error; a CPU kills the process
+            raise keras_tuner.errors.FailedTrialError(
+                f"It needs about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+            )
+
+    def _fit(
+        self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
+    ) -> dict[str, float]:
+        began = time.monotonic()
+        results = [self._fit_fold(config, self.folds[0], model, callbacks)]
+        results += [self._fit_fold(config, dataset, self._start(config, dataset)) for dataset in self.folds[1:]]
+        metrics = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
+        if len(results) > 1:
+            metrics |= {f"val_map_at_r_fold_{i}": each["val_map_at_r"] for i, each in enumerate(results)}
+        return {**metrics, "seconds": time.monotonic() - began}
+
+    def _start(self, config: Config, dataset: Dataset) -> XBMModel:
+        return experiment.start_model(config, dataset, None, dataset.with_views(dataset.splits.train))
+
+    def _fit_fold(
+        self, config: Config, dataset: Dataset, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
+    ) -> dict[str, float]:
+        best = experiment.select(config, dataset, model, callbacks, verbose=0)
+        scores = experiment.score(dataset, model.head, dataset.splits.validation)["leave_one_out"]
+        return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}
+
+
+def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
+    """Main memory that training needs beside the features: an upper bound of the large tensors, float32.
+
+    Args:
+        config: of the run.
+        num_rows: training items.
+        width: D of the features.
+    """
+    batch_size = config.training.classes_per_batch * config.training.samples_per_class
+    rows = min(config.memory.memory_size, num_rows) or batch_size
+    negatives, positives = (
+        rows if count == "all" else count for count in (config.top_k.num_negatives, config.top_k.num_positives)
+    )
+    num_picks = batch_size * (negatives + positives)
+    embedding_dim = config.head.embedding_dim
+    elements = (
+        2 * rows * width  # the memory, and its rows as the step reads them
+        + 8 * batch_size * rows  # scores, masks and preferences
+        + 4 * rows * embedding_dim  # all rows through the head, and the gradient
+        + 2 * min(rows, num_picks) * (width + embedding_dim)  # the picks, each once, and the gradient
+        + 4 * num_picks * embedding_dim  # the picks of each anchor, and the gradient
+    )
+    return 4 * elements

@@ -1,0 +1,332 @@
+"""KerasTuner's oracles, with what a search that may be killed at any moment needs besides.
+
+The stock ones write their state in several files, do not save the state of the Bayesian search's random numbers nor
+where a grid search stands, and in a search with workers wait for ever for one that died.
+"""
+
+import collections
+import itertools
+import json
+import math
+import os
+import pathlib
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import keras_tuner
+import numpy as np
+import sklearn.exceptions
+import threadpoolctl
+from keras_tuner.engine.hyperparameters import Choice
+from keras_tuner.engine.trial import Trial, TrialStatus
+
+MAX_ATTEMPTS = 2
+NUM_CANDIDATES = 4096
+INITIAL_POINTS = 15  # random trials before the Gaussian process; KerasTuner's default, 3 per key, would be most trials
+REASON = "tuner/reason"
+TRIAL_STATE = ("trial_id", "status", "message", "score", "best_step")
+
+
+class Journal(Protocol):
+    """Who is told of trials, in the process that holds the oracle."""
+
+    def on_trial_begin(self, trial: Trial) -> None:
+        """A trial was handed out."""
+
+    def on_trial_end(self, trial: Trial) -> None:
+        """A trial has its final status."""
+
+
+class ResumableOracle(keras_tuner.Oracle):
+    """Draws from (seed, number of the trial), keeps its whole state in one file, and outlives its workers.
+
+    A mixin: it stands before one of KerasTuner's oracles.
+
+    Attributes:
+        journal: is told of trials.
+        max_failures: so many failed trials in a row end the search; their reasons are in `stop_reason`.
+        worker_timeout: seconds after which the trial of a silent worker is given to another one.
+    """
+
+    journal: Journal | None = None
+    max_failures = 5
+    worker_timeout = math.inf
+    stop_reason = ""
+
+    def __init__(self, *args, seed: int = 0, **kwargs):
+        # KerasTuner takes a seed of 0 for none. Failures are counted below: its own count raises inside its lock.
+        super().__init__(*args, seed=seed + 1, max_consecutive_failed_trials=1_000_000_000, **kwargs)
+        self.verbose = 0
+        self.attempts: collections.Counter[str] = collections.Counter()
+        self.last_heard: dict[str, float] = {}
+        self.has_stopped = False
+        self._failures: list[Trial] = []
+
+    def populate_space(self, trial_id):
+        """Values for a trial, which depend on the seed, its number and the finished trials alone."""
+        state = np.random.SeedSequence([self.seed, int(trial_id)]).generate_state(2)
+        self._seed_state = int(state[0])
+        self._random_state = np.random.RandomState(state[1])
+        return super().populate_space(trial_id)
+
+    @keras_tuner.synchronized
+    def create_trial(self, tuner_id):
+        """The next trial; one whose process died is given out again, and failed after the second death."""
+        self.last_heard[tuner_id] = time.monotonic()
+        self._forget_silent()
+        while not self.stop_reason:
+            trial = super().create_trial(tuner_id)
+            if trial.status == TrialStatus.STOPPED and self.ongoing_trials:
+                # One of them may yet come back, from a worker that dies.
+                self.tuner_ids.add(tuner_id)
+                return Trial(self.get_space(), status=TrialStatus.IDLE)
+            if trial.status == TrialStatus.STOPPED:
+                break
+            if trial.status != TrialStatus.RUNNING:
+                return trial
+            self.attempts[trial.trial_id] += 1
+            if self.attempts[trial.trial_id] <= MAX_ATTEMPTS:
+                self.save()
+                if self.journal:
+                    self.journal.on_trial_begin(trial)
+                return trial
+            trial.status = TrialStatus.FAILED
+            trial.message = f"The process died {MAX_ATTEMPTS} times in this trial, perhaps for want of memory."
+            self.end_trial(trial)
+        self.tuner_ids.discard(tuner_id)
+        self.has_stopped = True
+        return Trial(self.get_space(), status=TrialStatus.STOPPED)
+
+    @keras_tuner.synchronized
+    def update_trial(self, trial_id, metrics, step=0):
+        """Note metrics; a worker that was given up may report a trial that another one finished meanwhile."""
+        if trial_id in self.end_order:
+            return self.trials[trial_id]
+        return super().update_trial(trial_id, metrics, step)
+
+    @keras_tuner.synchronized
+    def end_trial(self, trial):
+        """Note the result, whoever brings it first."""
+        known = self.trials[trial.trial_id]
+        if trial.trial_id in self.end_order:
+            return
+        if trial.trial_id in self._retry_queue:
+            self._retry_queue.remove(trial.trial_id)
+        # A trial that a worker sends back lost its message, and the digits of its numbers, in KerasTuner's protocol.
+        trial.message = trial.hyperparameters.values.pop(REASON, trial.message)
+        trial.hyperparameters = known.hyperparameters
+        super().end_trial(trial)
+        self.save()
+        self._failures = [*self._failures, known] if known.status == TrialStatus.FAILED else []
+        if len(self._failures) >= self.max_failures:
+            reasons = "\n".join(f"  {each.trial_id}: {reason_of(each)}" for each in self._failures)
+            self.stop_reason = f"{len(self._failures)} trials in a row failed:\n{reasons}"
+        if self.journal:
+            self.journal.on_trial_end(known)
+
+    def get_trial(self, trial_id):
+        """The trial. Workers ask for theirs now and then, as a sign of life."""
+        for tuner_id, trial in list(self.ongoing_trials.items()):
+            if trial.trial_id == trial_id:
+                self.last_heard[tuner_id] = time.monotonic()
+        return super().get_trial(trial_id)
+
+    @keras_tuner.synchronized
+    def is_over(self) -> bool:
+        """Whether no worker waits for anything, and none needs to."""
+        self._forget_silent()
+        return self.has_stopped and not (self.ongoing_trials or self._retry_queue or self.tuner_ids)
+
+    def _forget_silent(self):
+        now = time.monotonic()
+        for tuner_id in list(self.tuner_ids):
+            if now - self.last_heard.get(tuner_id, now) > self.worker_timeout:
+                self.tuner_ids.discard(tuner_id)
+                trial = self.ongoing_trials.pop(tuner_id, None)
+                if trial is not None:
+                    self._retry_queue.append(trial.trial_id)
+
+    def get_state(self):
+        """All that a new process needs, trials included; of their hyperparameters the values: they share a space."""
+        trials = [
+            {
+                **{name: getattr(trial, name) for name in TRIAL_STATE},
+                "metrics": trial.metrics.get_config(),
+                "values": trial.hyperparameters.values,
+            }
+            for trial in self.trials.values()
+        ]
+        return {**super().get_state(), "attempts": self.attempts, "trials": trials}
+
+    def set_state(self, state):
+        """What `get_state` gave; trials in the order of their numbers, which the Gaussian process sees."""
+        super().set_state({**state, "ongoing_trials": {}})
+        self.attempts = collections.Counter(state["attempts"])
+        for each in sorted(state["trials"], key=lambda each: int(each["trial_id"])):
+            trial = Trial(self.get_space())
+            trial.hyperparameters.values = each["values"]
+            trial.metrics = trial.metrics.from_config(each["metrics"])
+            for name in TRIAL_STATE:
+                setattr(trial, name, each[name])
+            self.trials[trial.trial_id] = trial
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file of the state."""
+        return pathlib.Path(self._get_oracle_fname())
+
+    def save(self):
+        """Write the state, whole or not at all."""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.get_state()))
+        os.replace(partial, self.path)
+
+    def reload(self):
+        """Go on where another process stopped: what it ran and did not finish is run again first."""
+        self.set_state(json.loads(self.path.read_text()))
+        unfinished = [trial.trial_id for trial in self.trials.values() if trial.status == TrialStatus.RUNNING]
+        self._retry_queue = unfinished[::-1]  # KerasTuner takes the last one first
+
+    def _save_trial(self, trial):
+        """Nothing: the state holds the trials."""
+
+
+class RandomOracle(ResumableOracle, keras_tuner.oracles.RandomSearchOracle):
+    """Random search."""
+
+
+class GaussianProcessOracle(keras_tuner.oracles.BayesianOptimizationOracle):
+    """KerasTuner's Gaussian process and confidence bound, sought among many candidates at once.
+
+    KerasTuner climbs from 50 points with one prediction for each step, which takes longer than a trial here.
+    """
+
+    def populate_space(self, trial_id):
+        """Random values at first; then the candidate with the best confidence bound, if it is new."""
+        finished = [trial for trial in self.trials.values() if trial.status == TrialStatus.COMPLETED]
+        if len(finished) < INITIAL_POINTS:
+            return self._random_populate_space()
+        with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
+            x, y = self._fit(finished)
+            candidates = self._candidates(x[y.argmin()])
+            mean, deviation = self.gpr.predict(candidates, return_std=True)
+        values = self._vector_to_values(candidates[np.argmin(mean - self.beta * deviation)])
+        if self._duplicate(values):
+            return self._random_populate_space()
+        return {"status": TrialStatus.RUNNING, "values": values}
+
+    def _fit(self, finished: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
+        """Fit the process to the finished trials, x [n, keys] and -score [n], and give those."""
+        x, y = self._vectors(finished), np.array([-trial.score for trial in finished])
+        self.gpr.fit(x, y)
+        if self.ongoing_trials:  # as if they came out a little worse than expected, so that none is proposed again
+            ongoing = self._vectors(self.ongoing_trials.values())
+            mean, deviation = self.gpr.predict(ongoing, return_std=True)
+            self.gpr.fit(np.concatenate([x, ongoing]), np.concatenate([y, mean + deviation]))
+        return x, y
+
+    def _vectors(self, trials: Iterable[Trial]) -> np.ndarray:
+        """Points [n, keys] of the unit cube; a key that is not active stands at its default."""
+        values, space = [trial.hyperparameters.values for trial in trials], self._nonfixed_space()
+        return np.array([[key.value_to_prob(each.get(key.name, key.default)) for key in space] for each in values])
+
+    def _candidates(self, best: np.ndarray) -> np.ndarray:
+        """Points [n, keys] that stand for values: random ones, and as many near the best trial."""
+        space, random = self._nonfixed_space(), self._random_state
+        points = random.uniform(size=(NUM_CANDIDATES, len(space)))
+        near = best + random.normal(scale=0.1, size=points.shape)
+        is_kept = random.uniform(size=points.shape) < 0.5  # of the best trial's values about half
+        points = np.concatenate([points, np.clip(np.where(is_kept, best, near), 0, 1)])
+        column = {key.name: i for i, key in enumerate(space)}
+        for i, key in enumerate(space):  # keys of a condition come before those that depend on them
+            if isinstance(key, Choice):
+                n = len(key.values)
+                points[:, i] = (np.minimum(np.floor(points[:, i] * n), n - 1) + 0.5) / n
+            for condition in key.conditions:
+                parent = space[column[condition.name]]
+                allowed = [parent.value_to_prob(value) for value in condition.values]
+                is_active = np.isclose(points[:, [column[condition.name]]], allowed).any(axis=1)
+                points[~is_active, i] = key.value_to_prob(key.default)
+        return points
+
+
+class BayesianOracle(ResumableOracle, GaussianProcessOracle):
+    """Bayesian optimisation."""
+
+
+class HyperbandOracle(ResumableOracle, keras_tuner.oracles.HyperbandOracle):
+    """Many short trials, the best of which are run again, longer."""
+
+    def __init__(self, *, max_trials: int, max_epochs: int, **kwargs):
+        super().__init__(max_epochs=max_epochs, **kwargs)
+        self.max_trials = max_trials
+        self.hyperband_iterations = math.ceil(max_trials / self.trials_per_iteration())
+
+    def trials_per_iteration(self) -> int:
+        """Trials in one sweep over all brackets."""
+        return sum(self._get_size(bracket, round_) for bracket, round_ in self._rounds())
+
+    def rungs(self) -> list[int]:
+        """Numbers of epochs that trials are run for."""
+        return sorted({self._get_epochs(bracket, round_) for bracket, round_ in self._rounds()})
+
+    def _rounds(self):
+        return [(b, r) for b in range(self._get_num_brackets()) for r in range(self._get_num_rounds(b))]
+
+
+class GridOracle(ResumableOracle):
+    """All combinations, in the order of the space, the last key fastest; of a range ten values."""
+
+    def populate_space(self, trial_id):
+        """The combination of this number."""
+        values = next(itertools.islice(self.combinations(), int(trial_id), None), None)
+        if values is None:
+            return {"status": TrialStatus.STOPPED, "values": None}
+        return {"status": TrialStatus.RUNNING, "values": values}
+
+    def combinations(self) -> Iterator[dict]:
+        """The values of the active keys of each combination."""
+
+        def extend(hps, remaining):
+            if not remaining:
+                yield dict(hps.values)
+                return
+            key, *others = remaining
+            if not hps.is_active(key):
+                yield from extend(hps, others)
+                return
+            for value in key.values if isinstance(key, Choice) else sorted(key.values):
+                hps.values[key.name] = value
+                yield from extend(hps, others)
+            del hps.values[key.name]
+
+        yield from extend(self.get_space(), self.hyperparameters.space)
+
+
+def make_oracle(kind: str, objective: keras_tuner.Objective, max_trials: int, max_epochs: int, seed: int):
+    """The oracle of that name: "bayesian", "hyperband", "random" or "grid".
+
+    Args:
+        kind: the name.
+        objective: what is maximised.
+        max_trials: trials at most.
+        max_epochs: of the longest trials; for "hyperband".
+        seed: of all drawing.
+    """
+    if kind == "hyperband":
+        return HyperbandOracle(objective=objective, max_trials=max_trials, max_epochs=max(max_epochs, 1), seed=seed)
+    return {"bayesian": BayesianOracle, "random": RandomOracle, "grid": GridOracle}[kind](
+        objective=objective, max_trials=max_trials, seed=seed
+    )
+
+
+def reason_of(trial: Trial) -> str:
+    """Why a trial failed, in one line: of a traceback the last error."""
+    if trial.status != TrialStatus.FAILED:
+        return ""
+    text = (trial.message or "The score is not a number.").rsplit("Traceback (most recent call last):\n", 1)[-1]
+    lines = itertools.dropwhile(lambda line: line.startswith(" "), text.splitlines())  # where it was raised
+    return " ".join(" ".join(lines).split())

@@ -1,0 +1,217 @@
+"""A search in a folder: what it writes, says, and goes on from."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import pandas as pd
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+import yaml
+from keras_tuner.engine.trial import Trial, TrialStatus
+
+from xbm_keras.config import ConfigError, check_config, load_config, save_config
+from xbm_keras.schema import Config
+from xbm_keras.terminal import PROTOCOLS
+from xbm_keras.tuning.hypermodel import HeadHyperModel
+from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of
+from xbm_keras.tuning.space import overridden, to_overrides
+from xbm_keras.tuning.tuner import HeadTuner, SearchError, serve
+
+log = logging.getLogger("xbm_keras.tuning")
+
+
+class Search:
+    """Trials of a hypermodel, kept in a folder. The same arguments go on where an earlier process stopped.
+
+    Writes `search.yaml` (what is searched), `trials/<number>.yaml` (configs for train.py), `trials.csv`, `best.yaml`,
+    and `keras_tuner/` (the oracle's state).
+
+    Args:
+        hypermodel: what is tuned.
+        workdir: the folder.
+        tuner: "bayesian", "hyperband", "random" or "grid".
+        max_trials: how many in all; more than before goes on.
+
+    Raises:
+        ConfigError: where the folder holds a search of something else.
+    """
+
+    def __init__(self, hypermodel: HeadHyperModel, workdir: pathlib.Path, tuner: str, max_trials: int):
+        self.hypermodel = hypermodel
+        self.workdir = workdir
+        self.max_trials = max_trials
+        config = hypermodel.config
+        self.oracle = make_oracle(tuner, hypermodel.objective, max_trials, config.training.epochs, config.training.seed)
+        self._claim_folder(tuner)
+        self.oracle.journal = self
+        self.tuner = HeadTuner(self.oracle, hypermodel, str(workdir))
+        self.default: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+
+    def _claim_folder(self, tuner: str) -> None:
+        config = self.hypermodel.config
+        space = {key: [d.model_dump(exclude_defaults=True) for d in ds] for key, ds in self.hypermodel.space.items()}
+        about = {"tuner": tuner, **config.model_dump(mode="json")}
+        about["search"] = {"space": space, "folds": config.search.folds}
+        file = self.workdir / "search.yaml"
+        if file.exists() and yaml.safe_load(file.read_text("utf-8")) != json.loads(json.dumps(about)):
+            raise ConfigError(
+                f"Received --workdir {self.workdir}, which holds a search of another config, space or tuner; to go on "
+                f"with that one give the same as in {file}, else another folder."
+            )
+        try:
+            (self.workdir / "trials").mkdir(parents=True, exist_ok=True)
+            _write(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise ConfigError(f"Received --workdir {self.workdir}, which cannot be written: {error}") from error
+
+    def run(self, is_chief: bool = False) -> None:
+        """Run what remains of the trials, here or, as a chief, by workers.
+
+        Raises:
+            SearchError: after several failed trials in a row, with their reasons.
+        """
+        if isinstance(self.oracle, HyperbandOracle):
+            rungs = ", ".join(map(str, self.oracle.rungs()))
+            log.info(
+                "Hyperband: %d trials, of %s epochs; a whole sweep takes %d.",
+                self.max_trials,
+                rungs,
+                self.oracle.trials_per_iteration(),
+            )
+        self.default = self._score_default()
+        log.info("The config as it is: validation MAP@R %.4f.", self.default["val_map_at_r"])
+        ours = logging.getLogger("xbm_keras")
+        level = ours.level
+        ours.setLevel(logging.WARNING)  # what each run says would be said in each trial
+        log.setLevel(logging.INFO)
+        try:
+            with self._progress():
+                serve(self.oracle) if is_chief else self.tuner.search(verbose=0)
+        finally:
+            ours.setLevel(level)
+        self._write_results()
+        if self.oracle.stop_reason:
+            raise SearchError(f"{self.oracle.stop_reason}\nThe same command goes on after them.")
+
+    def _score_default(self) -> dict[str, float]:
+        """Metrics of the config as it is, which the search is to beat. What is wrong with it ends the search here."""
+        file = self.workdir / "trials" / "default.json"
+        if not file.exists():
+            config = self.default_config()
+            save_config(config, file.with_suffix(".yaml"))
+            _write(file, json.dumps(self.hypermodel.evaluate(config)))
+        return json.loads(file.read_text())
+
+    def _progress(self) -> rich.progress.Progress:
+        columns = (rich.progress.MofNCompleteColumn(), rich.progress.BarColumn(), "{task.description}")
+        console = rich.get_console()
+        self.bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=self.max_trials, completed=len(self.oracle.end_order))
+        self._seconds: list[float] = []
+        return self.bar
+
+    def on_trial_begin(self, trial: Trial) -> None:
+        """Write its config, before it runs."""
+        self._began[trial.trial_id] = time.monotonic()
+        nested = self._nested(trial)
+        _write(self._config_file(trial), yaml.safe_dump(nested, sort_keys=False, allow_unicode=True))
+
+    def on_trial_end(self, trial: Trial) -> None:
+        """Write the table, and say how it went."""
+        self._write_results()
+        self._seconds.append(time.monotonic() - self._began.pop(trial.trial_id, time.monotonic()))
+        num_done = len(self.oracle.end_order)
+        left = (self.max_trials - num_done) * sum(self._seconds) / len(self._seconds)
+        left /= max(1, len(self.oracle.ongoing_trials))
+        best = self.best_trial()
+        best_so_far = f"best {best.score:.4f} ({number_of(best)})" if best else "none finished"
+        result = f"{trial.score:.4f}" if trial.status == TrialStatus.COMPLETED else f"failed: {reason_of(trial)}"
+        rest = f"{best_so_far}, default {self.default['val_map_at_r']:.4f}, {_minutes(left)} left"
+        log.info("%s/%d  %s  %s  %s", num_done, self.max_trials, number_of(trial), result, rest)
+        self.bar.update(self.task, completed=num_done, description=rest)
+
+    def best_trial(self) -> Trial | None:
+        """The finished trial with the best score, if there is any."""
+        finished = [trial for trial in self.oracle.trials.values() if trial.status == TrialStatus.COMPLETED]
+        return max(finished, key=lambda trial: trial.score, default=None)
+
+    def best_config(self) -> Config:
+        """The config of the best trial; the default where no trial is better than it."""
+        best = self.best_trial()
+        is_better = best is not None and best.score > self.default["val_map_at_r"]
+        return check_config(self._nested(best), "best.yaml") if is_better else self.default_config()
+
+    def default_config(self) -> Config:
+        """The config as it is, without its search section."""
+        return check_config(overridden(self.hypermodel.config, {}), "The config")
+
+    def print_results(self) -> None:
+        """Default and best side by side, from the folders `default/` and `best/` that train.py's calls filled."""
+        console = rich.console.Console(highlight=False)
+        best = self.best_trial()
+        title = f"MAP@R of the default and of the best of {len(self.oracle.trials)} trials"
+        table = rich.table.Table(box=rich.box.SIMPLE, title=title, title_justify="left")
+        scores = {"default": self.default["val_map_at_r"], "best": best.score if best else math.nan}
+        metrics = {name: json.loads((self.workdir / name / "metrics.json").read_text()) for name in scores}
+        protocols = [name for name in metrics["best"] if name in PROTOCOLS]
+        for column in ("", "dimensions", "validation", *(f"test, {PROTOCOLS[name]}" for name in protocols)):
+            table.add_column(column, justify="right" if column else "left")
+        for name, score in scores.items():
+            width = load_config(str(self.workdir / name / "config.yaml")).head.embedding_dim
+            tests = [f"{metrics[name][protocol]['trained']['map_at_r']:.4f}" for protocol in protocols]
+            table.add_row(name, str(width), f"{score:.4f}", *tests)
+        console.print(table)
+        if self.best_config() == self.default_config():
+            console.print("No trial is better than the config as it is.")
+        console.print(f"[bold]Best[/bold]    {self.workdir}/best.yaml, {self.workdir}/best/", soft_wrap=True)
+        console.print(f"[bold]Trials[/bold]  {self.workdir}/trials.csv, {self.workdir}/trials/", soft_wrap=True)
+
+    def table(self) -> pd.DataFrame:
+        """One row per trial: number, status, metrics, seconds, the values of all keys, and why it failed."""
+        rows = [
+            {
+                "trial": number_of(trial),
+                "status": trial.status.lower(),
+                **{name: trial.metrics.get_last_value(name) for name in trial.metrics.metrics},
+                **to_overrides(self.hypermodel.space, trial.hyperparameters.values),
+                "reason": reason_of(trial),
+            }
+            for trial in self.oracle.trials.values()
+        ]
+        frame = pd.DataFrame(rows, columns=None if rows else ["trial", "status", "val_map_at_r", "reason"])
+        return frame[[*frame.columns.drop("reason"), "reason"]]
+
+    def _write_results(self) -> None:
+        _write(self.workdir / "trials.csv", self.table().to_csv(index=False))
+        save_config(self.best_config(), self.workdir / "best.yaml")
+
+    def _nested(self, trial: Trial) -> dict[str, Any]:
+        overrides = to_overrides(self.hypermodel.space, trial.hyperparameters.values)
+        return overridden(self.hypermodel.config, overrides)
+
+    def _config_file(self, trial: Trial) -> pathlib.Path:
+        return self.workdir / "trials" / f"{number_of(trial)}.yaml"
+
+
+def number_of(trial: Trial) -> str:
+    """Four digits."""
+    return f"{int(trial.trial_id):04d}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,172 @@
+"""The search space: which keys of the config vary, as KerasTuner's hyperparameters, and back to a config."""
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import keras_tuner
+import pydantic
+from keras_tuner.engine.hyperparameters import Choice, Float, HyperParameter, Int
+from keras_tuner.src.engine.conditions import Parent  # `conditional_scope` cannot say "this and that"
+
+from xbm_keras.config import ConfigError, check_config
+from xbm_keras.schema import Config, HeadConfig
+from xbm_keras.search_schema import Dimension, Value
+
+Space = dict[str, list[Dimension]]
+SEARCHABLE = ("head", "memory", "top_k", "loss", "training")  # the others would change the features, or the data
+TEMPERATURE = Dimension(min=0.02, max=0.5, log=True)
+LOSSES: dict[str, dict[str, Dimension]] = {
+    "supcon": {"temperature": TEMPERATURE},
+    "info_nce": {"temperature": TEMPERATURE},
+    "multi_similarity": {"beta": Dimension(min=5.0, max=100.0, log=True), "base": Dimension(min=0.2, max=0.8)},
+    "circle": {"margin": Dimension(min=0.1, max=0.6), "gamma": Dimension(min=16.0, max=256.0, log=True)},
+    "triplet": {"margin": Dimension(min=0.02, max=0.5, log=True)},
+    "contrastive": {"positive_margin": Dimension(min=0.5, max=1.0), "negative_margin": Dimension(min=0.0, max=0.8)},
+}
+"""The losses that are searched by default, and which of their parameters. The others are near to one of these."""
+
+
+def default_space(config: Config, num_rows: int) -> Space:
+    """Memory size, k, loss, start and width of the head, learning rate and weight decay.
+
+    Args:
+        config: the embedding is never searched wider than its `head.embedding_dim`, since a wider one costs more to
+            serve. Memories are 0, or at least as large as its batch.
+        num_rows: training items; the largest memory is the first power of two that holds them all, or 65,536.
+    """
+    batch_size = config.training.classes_per_batch * config.training.samples_per_class
+    sizes = [0] + [2**i for i in range(17) if batch_size <= 2**i < 2 * num_rows]
+    width = config.head.embedding_dim
+    starts = typing.get_args(HeadConfig.model_fields["start"].annotation)
+    space = {
+        "memory.memory_size": [Dimension(values=sizes)],
+        "top_k.num_negatives": [Dimension(values=[4, 8, 16, 32, 64, 128, 256])],
+        "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
+        "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
+        "loss.name": [Dimension(values=list(LOSSES))],
+        "head.start": [Dimension(values=list(starts))],
+        "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
+        "training.learning_rate": [Dimension(min=1e-5, max=1e-2, log=True)],
+        "training.weight_decay": [Dimension(min=1e-6, max=1e-1, log=True)],
+    }
+    for loss, parameters in LOSSES.items():
+        for name, dimension in parameters.items():
+            when = dimension.model_copy(update={"when": {"loss.name": [loss]}})
+            space.setdefault(f"loss.{name}", []).append(when)
+    return space
+
+
+def check_space(config: Config, space: Space) -> None:
+    """Try each value of each key by itself.
+
+    Raises:
+        ConfigError: for a key that does not exist or is none to search, for a value that it does not take, or for a
+            condition on a key or value that is not in the space.
+    """
+    for key, dimensions in space.items():
+        if key.split(".")[0] not in SEARCHABLE or "." not in key:
+            known = ", ".join(f"{section}.*" for section in SEARCHABLE)
+            raise ConfigError(f"Received search.space with {key!r}; keys that can be searched are {known}.")
+        for dimension in dimensions:
+            conditions: dict[str, Value] = {}
+            for other, wanted in dimension.when.items():
+                known_values = [value for d in space.get(other, []) for value in d.values or []]
+                unknown = [value for value in wanted if value not in known_values]
+                if other == key or unknown:
+                    raise ConfigError(
+                        f"Received search.space with {key} when {other} is {unknown or wanted}; expected another key "
+                        f"of the space and values that it lists{': ' if known_values else ''}"
+                        f"{', '.join(map(str, known_values))}."
+                    )
+                conditions[other] = wanted[0]
+            for value in dimension.values or [dimension.min, dimension.max]:
+                try:
+                    check_config(overridden(config, {**conditions, key: value}), f"search.space with {key}: {value}")
+                except ConfigError as error:
+                    # What lies at no key is a combination that does not go together: in the search a failed trial.
+                    cause = error.__cause__
+                    if not isinstance(cause, pydantic.ValidationError) or any(e["loc"] for e in cause.errors()):
+                        raise
+
+
+def declare(hp: keras_tuner.HyperParameters, config: Config, space: Space) -> None:
+    """Register the space; the config's own values, where they lie in it, are the defaults."""
+    waiting = [(key, dimension) for key, dimensions in space.items() for dimension in dimensions]
+    while waiting:  # KerasTuner wants the keys of a condition first
+        keys = {key for key, _ in waiting}
+        ready = [(key, dimension) for key, dimension in waiting if not keys & set(dimension.when)]
+        if not ready:
+            raise ConfigError(f"Received search.space with conditions in a circle: {', '.join(sorted(keys))}.")
+        for key, dimension in ready:
+            name, own = _name(key, dimension, space), _own_value(config, key)
+            conditions = [
+                Parent(other, [_encode(value, space[other][0]) for value in wanted])
+                for other, wanted in dimension.when.items()
+            ]
+            hp.merge([_hyperparameter(name, dimension, own, conditions)], overwrite=False)
+        waiting = [each for each in waiting if each not in ready]
+
+
+def _name(key: str, dimension: Dimension, space: Space) -> str:
+    """Of the hyperparameter: KerasTuner takes a name once only, a key may have other values under other conditions."""
+    if len(space[key]) == 1:
+        return key
+    conditions = [f"{other} is {'|'.join(map(str, wanted))}" for other, wanted in dimension.when.items()]
+    return f"{key} when {' and '.join(conditions)}"
+
+
+def _hyperparameter(name: str, dimension: Dimension, own: Any, conditions: list[Parent]) -> HyperParameter:
+    if dimension.values is None:
+        low, high = typing.cast(float, dimension.min), typing.cast(float, dimension.max)
+        kind = Int if isinstance(low, int) and isinstance(high, int) else Float
+        default = own if isinstance(own, int | float) and low <= own <= high else None
+        sampling = "log" if dimension.log else "linear"
+        return kind(name, low, high, sampling=sampling, default=default, conditions=conditions)
+    values, own = [_encode(value, dimension) for value in dimension.values], _encode(own, dimension)
+    return Choice(name, values, default=own if own in values else None, conditions=conditions)
+
+
+def _encode(value: Value, dimension: Dimension) -> Value:
+    """As KerasTuner takes it, where the values of a key have one type: a list that is not of numbers is text."""
+    types = {type(each) for each in dimension.values or []}
+    if not types <= {int, float}:
+        return str(value)
+    return float(value) if float in types and isinstance(value, int) else value
+
+
+def _own_value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def to_overrides(space: Space, values: Mapping[str, Any]) -> dict[str, Value]:
+    """A trial's values as overrides of the config; decimal numbers to four digits."""
+    overrides = {}
+    for name, value in values.items():
+        key = name.split(" ")[0]  # what follows is the condition
+        if key in space:  # else KerasTuner's own, such as "tuner/epochs"
+            if isinstance(value, str):
+                listed = [each for dimension in space[key] for each in dimension.values or []]
+                value = next(each for each in listed if str(each) == value)
+            overrides[key] = float(f"{value:.4g}") if isinstance(value, float) else value
+    if "tuner/epochs" in values:
+        overrides["training.epochs"] = int(values["tuner/epochs"])
+    return overrides
+
+
+def overridden(config: Config, overrides: Mapping[str, Value]) -> dict[str, Any]:
+    """The config as nested dicts, unchecked, with these keys changed, and without its search section."""
+    nested = config.model_dump(mode="json")
+    nested.pop("search", None)
+    if overrides.get("loss.name", config.loss.name) != config.loss.name:
+        nested["loss"] = {}  # the parameters of another loss
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        inside = nested
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[name] = value
+    return nested
