@@ -4,13 +4,22 @@ python train.py --config configs/grocery.yaml --workdir runs/grocery --set train
 """
 
 import os
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: no wall of start-up messages
+if "--verbose" not in sys.argv:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its libraries complain about CUDA before they read any setting
+    try:
+        import tensorflow as tf  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
 
 from absl import app, flags
 
 from xbm_keras import experiment, export, loading, run_folder, terminal
 from xbm_keras.config import load_config
+from xbm_keras.costs import Costs
 
 CONFIG = flags.DEFINE_string("config", "configs/grocery.yaml", "YAML file that describes the experiment.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
@@ -26,19 +35,28 @@ def main(argv):
     with terminal.readable_errors():
         config = load_config(CONFIG.value, SET.value)
         workdir = run_folder.create(WORKDIR.value, CONFIG.value, config)
+        costs = Costs()
+        costs.begin("features")
         backbone = loading.make_backbone(config)
         dataset = loading.load_dataset(config, backbone)
-        metrics = train(config, dataset, backbone, workdir)
+        metrics = train(config, dataset, backbone, workdir, costs)
     terminal.print_results(workdir, metrics)
 
 
-def train(config, dataset, backbone, workdir):
-    """Fit, evaluate and export; the metrics."""
+def train(config, dataset, backbone, workdir, costs):
+    """Fit, evaluate, export and report; the metrics."""
     run_folder.write_data(workdir, dataset)
-    model, metrics = experiment.run(config, dataset, backbone, workdir)
+    try:
+        model, metrics = experiment.run(config, dataset, backbone, workdir, costs)
+    except experiment.Interrupted as interrupt:
+        run_folder.write_model(workdir, interrupt.model)
+        terminal.print_kept(workdir, interrupt.epoch)
+        raise
+    costs.begin("saving")
     run_folder.write_model(workdir, model)
     export.export_encoder(model, workdir / "export")
     run_folder.write_metrics(workdir, metrics)
+    run_folder.write_report(workdir, config, dataset, model.head, metrics, costs.end())
     return metrics
 
 

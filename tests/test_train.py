@@ -19,7 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import train
-from xbm_keras import experiment, feature_cache, schema, terminal
+from xbm_keras import experiment, feature_cache, results, schema
 from xbm_keras.evaluation import evaluate_retrieval
 
 flags.FLAGS.mark_as_parsed()
@@ -94,7 +94,8 @@ def finished(vectors, tmp_path_factory):
 
 def test_a_run_leaves_what_the_readme_says(finished):
     assert {p.name for p in finished.iterdir()} == {
-        "config.yaml", "data.json", "export", "history.csv", "metrics.json", "model.keras", "tensorboard",
+        "config.yaml", "data.json", "export", "history.csv", "metrics.json", "model.keras", "report.html",
+        "tensorboard",
     }  # fmt: skip
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
@@ -367,7 +368,7 @@ def test_a_saved_model_as_backbone(photos, tmp_path):
 def test_the_verdict_says_when_training_made_it_worse():
     def verdict(frozen, closed_form, trained):
         scores = {"frozen": frozen, "closed_form": closed_form, "trained": trained}
-        return terminal.verdict({"leave_one_out": {name: {"map_at_r": value} for name, value in scores.items()}})
+        return results.verdict({"leave_one_out": {name: {"map_at_r": value} for name, value in scores.items()}})
 
     assert "WORSE than the frozen features: MAP@R 0.400 against 0.500" in verdict(0.5, 0.45, 0.4)
     assert "worse than its closed form start, by 0.050" in verdict(0.5, 0.65, 0.6)

@@ -1,11 +1,17 @@
 """What a run does at the end of each epoch, beside the evaluation."""
 
+import logging
 import pathlib
+import time
 
 import keras
 import pandas as pd
 
 from xbm_keras.evaluation import RetrievalEvaluation
+from xbm_keras.progress import Bar
+
+log = logging.getLogger("xbm_keras")
+SECONDS_BETWEEN_LINES = 10
 
 
 class KeepBestHead(keras.callbacks.Callback):
@@ -23,6 +29,7 @@ class KeepBestHead(keras.callbacks.Callback):
         self.evaluation = evaluation
         self.patience = patience
         self.epoch = 0
+        self.weights: list | None = None
 
     def on_train_begin(self, logs=None):
         """Epoch 0."""
@@ -38,8 +45,9 @@ class KeepBestHead(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):
-        """Back to the best head."""
-        self.model.head.set_weights(self.weights)
+        """Back to the best head; to be called, too, where an exception ended the training."""
+        if self.weights is not None:
+            self.model.head.set_weights(self.weights)
 
 
 class HistoryCsv(keras.callbacks.Callback):
@@ -55,3 +63,33 @@ class HistoryCsv(keras.callbacks.Callback):
         row = pd.DataFrame([{"phase": self.phase, "epoch": epoch + 1, **(logs or {})}])
         old = [pd.read_csv(self.path)] if self.path.exists() else []
         pd.concat([*old, row]).to_csv(self.path, index=False)
+
+
+class TrainingProgress(keras.callbacks.Callback):
+    """Advances a bar by steps and notes the scores; where there is no terminal, a line every now and then.
+
+    Args:
+        bar: of as many steps as the epochs have in all.
+    """
+
+    def __init__(self, bar: Bar):
+        super().__init__()
+        self.bar = bar
+        self.best = (float("-inf"), 0)
+        self.last_line = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """One step."""
+        self.bar.advance()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Note loss and score."""
+        parts = [f"epoch {epoch + 1}/{self.params['epochs']}", f"loss {logs['loss']:.4f}"]
+        if "val_map_at_r" in logs:
+            self.best = max(self.best, (logs["val_map_at_r"], -epoch - 1))
+            parts.append(f"MAP@R {logs['val_map_at_r']:.4f} (best {self.best[0]:.4f}, epoch {-self.best[1]})")
+        self.bar.advance(0, ", ".join(parts))
+        log.debug("%s: %s", parts[0], ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+        if self.bar.progress is None and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            log.info("%s: %s", self.bar.title, self.bar.note)

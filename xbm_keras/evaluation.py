@@ -10,6 +10,7 @@ import numpy as np
 
 from xbm_keras.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, without_own
 from xbm_keras.metrics import map_at_r, r_precision, recall_at_k
+from xbm_keras.progress import track
 from xbm_keras.stages.cosine_scores import l2_normalize
 from xbm_keras.stages.head import Head
 
@@ -85,7 +86,7 @@ def evaluate_retrieval(
     num_others = len(gallery) - is_leave_one_out
     blocks = to_blocks(gallery, width=block_width(memory_mb))
     values = []
-    for start in range(0, len(order), CHUNK):
+    for start in track(range(0, len(order), CHUNK), "evaluation", len(order)):
         chosen = order[start : start + CHUNK]
         relevant = num_relevant[chosen]
         k = min(max(*ks, relevant[-1]), num_others)
@@ -146,7 +147,7 @@ def embed(head: Head, features: np.ndarray, batch_size: int = 4096) -> np.ndarra
         batch_size: rows read at once.
     """
     embeddings = np.empty((len(features), head.embedding_dim), np.float32)
-    for start in range(0, len(features), batch_size):
+    for start in track(range(0, len(features), batch_size), "embedding", len(features)):
         rows = slice(start, start + batch_size)
         embeddings[rows] = head(l2_normalize(features[rows]))
     return embeddings

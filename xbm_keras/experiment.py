@@ -3,14 +3,14 @@
 import logging
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from xbm_keras import schema
-from xbm_keras.callbacks import HistoryCsv, KeepBestHead
+from xbm_keras import progress, schema
+from xbm_keras.callbacks import HistoryCsv, KeepBestHead, TrainingProgress
+from xbm_keras.costs import Costs
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
@@ -54,6 +54,18 @@ LOSSES = {
     "smooth_ap": SmoothAPLoss,
     "recall_surrogate": RecallSurrogateLoss,
 }
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C once training began: the model with the best head so far, and that head's epoch.
+
+    Until a refit is through, it is the best one on the validation classes.
+    """
+
+    def __init__(self, model: XBMModel, epoch: int):
+        super().__init__()
+        self.model = model
+        self.epoch = epoch
 
 
 def make_model(config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray) -> XBMModel:
@@ -117,7 +129,8 @@ def start_model(
     if config.memory.prefill and model.memory.memory_size:
         order = np.random.default_rng(config.training.seed).permutation(len(positions))
         shuffled = UnitRows(dataset.features, positions[order])
-        model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
+        with progress.watch(shuffled, "prefill") as shuffled:
+            model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
     return model
 
 
@@ -167,18 +180,18 @@ def fit(
     positions: np.ndarray,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: int | None = None,
+    show_progress: bool = True,
 ) -> None:
-    """Train on the items at these positions, for at most this number of epochs; `verbose` as of `keras.Model.fit`."""
+    """Train on the items at these positions, for at most this number of epochs."""
     if not epochs:
         return
     labels = dataset.labels[positions]
     sampler = make_sampler(config, labels)
     batches = batch_dataset(UnitRows(dataset.features, positions), labels, dataset.sample_ids[positions], sampler)
     steps = steps_per_epoch(config, sampler)
-    if verbose is None:
-        verbose = 1 if sys.stdout.isatty() else 2
-    model.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=list(callbacks), verbose=verbose, shuffle=False)
+    with progress.bar("training", steps * epochs, "steps") as bar:
+        all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
+        model.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=all_callbacks, verbose=0, shuffle=False)
 
 
 def select(
@@ -186,14 +199,21 @@ def select(
     dataset: Dataset,
     model: XBMModel,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: int | None = None,
+    show_progress: bool = True,
 ) -> KeepBestHead:
-    """Train on the training classes, and end with the head of the epoch that is best on the validation classes."""
+    """Train on the training classes, and end with the head of the epoch that is best on the validation classes.
+
+    Raises Interrupted by Ctrl-C.
+    """
     splits = dataset.splits
     evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
     best = KeepBestHead(evaluation, config.training.patience)
     train = dataset.with_views(splits.train)
-    fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *callbacks], verbose)
+    try:
+        fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *callbacks], show_progress)
+    except KeyboardInterrupt as interrupt:
+        best.on_train_end()
+        raise Interrupted(model, best.epoch) from interrupt
     return best
 
 
@@ -228,21 +248,25 @@ def compare(
 
 
 def run(
-    config: schema.Config, dataset: Dataset, backbone: Backbone | None, workdir: pathlib.Path
+    config: schema.Config, dataset: Dataset, backbone: Backbone | None, workdir: pathlib.Path, costs: Costs
 ) -> tuple[XBMModel, dict]:
     """Choose the number of epochs on validation classes, train on all training classes, and test once.
 
-    Writes `history.csv` and TensorBoard logs on the way.
+    Writes `history.csv` and TensorBoard logs on the way, and the costs of its stages into `costs`.
 
     Returns:
         The trained model, and the contents of `metrics.json`.
+
+    Raises:
+        Interrupted: by Ctrl-C, once training began.
     """
     splits = dataset.splits
+    costs.begin("select: training")
     train = dataset.with_views(splits.train)
     closed_forms = closed_forms_of(dataset, train)
     shrinkage = choose_shrinkage(config.head, closed_forms, dataset)
     config = config.model_copy(update={"head": config.head.model_copy(update={"shrinkage": shrinkage})})
-    model = start_model(config, dataset, backbone, train, closed_forms)
+    model = kept = start_model(config, dataset, backbone, train, closed_forms)
     start = copy_head(model.head)
     log.info(
         "Phase select: %d items train, %d of held-out classes choose the epoch.",
@@ -250,15 +274,22 @@ def run(
         len(splits.validation),
     )
     best = select(config, dataset, model, _logs(workdir, "select"))
-    validation = compare(config, dataset, start, model.head, splits.validation)
+    try:
+        costs.begin("select: validation")
+        validation = compare(config, dataset, start, model.head, splits.validation)
 
-    if config.training.refit:
-        everything = dataset.with_views(np.sort(np.concatenate([splits.train, splits.validation])))
-        log.info("Phase refit: all %d training items, %d epochs.", len(everything), best.epoch)
-        model = start_model(config, dataset, backbone, everything)
-        start = copy_head(model.head)
-        fit(config, dataset, model, everything, best.epoch, _logs(workdir, "refit"))
-    metrics = compare(config, dataset, start, model.head, splits.test)
+        if config.training.refit:
+            costs.begin("refit: training")
+            everything = dataset.with_views(np.sort(np.concatenate([splits.train, splits.validation])))
+            log.info("Phase refit: all %d training items, %d epochs.", len(everything), best.epoch)
+            model = start_model(config, dataset, backbone, everything)
+            start = copy_head(model.head)
+            fit(config, dataset, model, everything, best.epoch, _logs(workdir, "refit"))
+            kept = model
+        costs.begin("test")
+        metrics = compare(config, dataset, start, model.head, splits.test)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(kept, best.epoch) from interrupt
     phase = "refit" if config.training.refit else "select"
     chosen = {"epoch": best.epoch, "shrinkage": shrinkage}
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}

@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterator
 
 import filelock
 import numpy as np
-import rich.progress
 import tensorflow as tf
 
-from xbm_keras import ray_extraction
+from xbm_keras import progress, ray_extraction
 from xbm_keras.data.sources import READERS, DataError, Source, UnreadableItem
 from xbm_keras.extraction import compute_batches, default_batch_size
 from xbm_keras.stages.backbone import Backbone
@@ -228,8 +227,12 @@ def _digests(source: Source, cache_dir: pathlib.Path) -> tuple[list[str | None],
         return result
 
     fresh: dict[str, list] = {}
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        digests = list(pool.map(digest, range(len(source.items.keys))))
+    num_items = len(source.items.keys)
+    with progress.bar("looking for changes", num_items) as bar, concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        digests = []
+        for each in pool.map(digest, range(num_items)):
+            digests.append(each)
+            bar.advance()
     if fresh:
         path.parent.mkdir(exist_ok=True)
         _write(path, lambda file: file.write(json.dumps({**known, **fresh}, sort_keys=True).encode()))
@@ -254,8 +257,8 @@ def _extract(source, digests, wanted, folder, dtype, shard_rows, compute):
     """Compute the wanted items shard by shard."""
     first_shard = len(list(folder.glob("shard-*.json")))
     shards = [wanted[start : start + shard_rows] for start in range(0, len(wanted), shard_rows)]
-    with _progress("features", len(wanted)) as advance, contextlib.closing(compute(shards)) as batches:
-        outcomes = _counted(batches, advance)
+    with progress.bar("features", len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:
+        outcomes = _counted(batches, bar.advance)
         for number, shard in enumerate(shards, first_shard):
             entries, rows = [], []
             for i, outcome in zip(shard, outcomes, strict=False):  # the outcomes go on with the next shard
@@ -276,25 +279,6 @@ def _counted(batches: Iterator[list], advance: Callable[[int], None]) -> Iterato
     for batch in batches:
         advance(len(batch))
         yield from batch
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and time left, on standard error; gives a function that advances it."""
-    columns = (
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[rate]}"),
-    )
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, rate="")
-
-        def advance(count: int) -> None:
-            bar.advance(task, count)
-            speed = bar.tasks[task].speed
-            bar.update(task, rate=f"{speed:.0f}/s" if speed else "")
-
-        yield advance
 
 
 def _describe(folder: pathlib.Path, backbone: Backbone, dtype: str) -> None:

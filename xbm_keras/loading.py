@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -37,11 +37,29 @@ class Dataset:
     """Key of each item left out, and why."""
     num_computed: int
     """Items and views that were read for the backbone in this run; the rest was cached."""
+    source: sources.Source | arrays.Features
+    """Where the items are, to show some of them."""
+    source_positions: np.ndarray
+    """[N] their positions there."""
 
     def with_views(self, positions: np.ndarray) -> np.ndarray:
         """Positions of these items and of all their views."""
         offsets = np.arange(0, len(self.labels), len(self.keys))
         return (offsets[:, None] + positions).ravel()
+
+    def preview(self, positions: np.ndarray, prepare: Callable) -> list | None:
+        """`prepare(item)` of the pictures, uint8 [H, W, 3], or texts at these positions; None where items are vectors.
+
+        Raises UnreadableItem for one that can no longer be read.
+        """
+        if isinstance(self.source, arrays.Features):
+            return None
+        unique, places = np.unique(self.source_positions[positions], return_inverse=True)
+        shown = list(self.source.read(unique.tolist(), prepare))
+        for each in shown:
+            if isinstance(each, sources.UnreadableItem):
+                raise each
+        return [shown[place] for place in places]
 
 
 def make_backbone(config: schema.Config) -> Backbone | None:
@@ -119,7 +137,9 @@ def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
         sample_ids = sources.Items(np.concatenate(views), None, {}).sample_ids()
     splits = split_items(kept, **config.data.split.model_dump())
     labels = np.tile(codes.astype(np.int64), num_views)
-    return Dataset(features, labels, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed)
+    return Dataset(
+        features, labels, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed, source, positions
+    )
 
 
 def _compute_features(config: schema.Config, source: sources.Source, backbone: Backbone) -> CachedFeatures:

@@ -1,16 +1,26 @@
 """What a run leaves behind."""
 
 import datetime
+import importlib.metadata
 import json
 import logging
 import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from xbm_keras.config import ConfigError, save_config
+from xbm_keras.costs import Cost
+from xbm_keras.data.sources import DataError
 from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
+from xbm_keras.report.projector import write_projector
+from xbm_keras.report.run_report import write_run_report
 from xbm_keras.schema import Config
+from xbm_keras.stages.head import Head
 from xbm_keras.stages.hub_backbone import HubBackbone
 
 log = logging.getLogger("xbm_keras")
@@ -31,7 +41,7 @@ def create(workdir: str | None, config_path: str, config: Config) -> pathlib.Pat
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in ("history.csv", "data.json"):
+        for leftover in ("history.csv", "data.json", "report.html"):
             (folder / leftover).unlink(missing_ok=True)
         save_config(config, folder / "config.yaml")
     except OSError as error:
@@ -76,3 +86,59 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:
     """Write `metrics.json`, last of all: it marks a run as finished."""
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1), "utf-8")
+
+
+def write_report(
+    workdir: pathlib.Path, config: Config, dataset: Dataset, head: Head, metrics: dict, costs: Sequence[Cost]
+) -> None:
+    """Write `report.html`, and the test embeddings for TensorBoard's projector; where they cannot be made, say why.
+
+    The run itself is finished by then.
+    """
+    try:
+        write_run_report(
+            workdir / "report.html",
+            title=workdir.name,
+            command=shlex.join(["python", *sys.argv]),
+            about=_about(config, dataset, head, metrics),
+            config=(workdir / "config.yaml").read_text("utf-8"),
+            dataset=dataset,
+            head=head,
+            metrics=metrics,
+            costs=costs,
+        )
+        write_projector(workdir / "tensorboard", dataset, head)
+    except (OSError, DataError) as error:
+        log.warning("The report could not be written: %s", error)
+
+
+def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:
+    """What was run, for people."""
+    c, splits, data = config, dataset.splits, config.data
+    where = next(getattr(data, name) for name in ("root", "path", "name") if hasattr(data, name))
+    network = c.backbone
+    counts = {
+        name: f"{len(rows):,} items, {len(np.unique(dataset.labels[rows])):,} classes"
+        for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
+    }
+    memory_size = min(c.memory.memory_size, len(splits.train) + len(splits.validation) * c.training.refit)
+    devices = tf.config.list_physical_devices("GPU")
+    return {
+        "Data": f"{where} ({data.source})",
+        "Network": next(
+            (str(getattr(network, n)) for n in ("name", "preset", "path") if hasattr(network, n)), "vectors as given"
+        ),
+        "Training": counts["train"],
+        "Validation": counts["validation"],
+        "Test": counts["test"],
+        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {c.head.embedding_dim} dimensions, start {c.head.start}",
+        "Memory": f"{memory_size:,} rows, {c.memory.storage_dtype}" if memory_size else "off: pairs within a batch",
+        "Top-k sample": f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}",
+        "Loss": ", ".join(f"{name} {value}" for name, value in c.loss.model_dump().items()).removeprefix("name "),
+        "Epochs": f"{metrics['validation']['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
+        "Seed": str(c.training.seed),
+        "Device": "CPU" if not devices else str(tf.config.experimental.get_device_details(devices[0])["device_name"]),
+        "Versions": ", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")
+        ),
+    }

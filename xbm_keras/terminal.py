@@ -11,56 +11,45 @@ import rich.console
 import rich.logging
 import rich.table
 
+from xbm_keras import progress
 from xbm_keras.config import ConfigError
 from xbm_keras.data.sources import DataError
 from xbm_keras.model import NonFiniteFeatures
-
-SHOWN = {
-    "recall_at_1": "R@1",
-    "recall_at_5": "R@5",
-    "recall_at_10": "R@10",
-    "map_at_r": "MAP@R",
-    "r_precision": "R-Prec",
-}
-PROTOCOLS = {"leave_one_out": "leave-one-out", "query_gallery": "query/gallery"}
+from xbm_keras.results import PROTOCOLS, SHOWN, verdict
 
 
 def set_up(verbose: bool = False) -> None:
-    """Our own messages plain, those of the libraries below only from warnings up, unless `verbose`."""
+    """Our own messages plain, with progress; those of the libraries below only from warnings up, unless `verbose`."""
     absl.logging.set_verbosity(absl.logging.INFO if verbose else absl.logging.WARNING)
     handler = rich.logging.RichHandler(show_time=False, show_level=False, show_path=False, highlighter=None)
     ours = logging.getLogger("xbm_keras")
     ours.handlers, ours.propagate = [handler], False
-    ours.setLevel("INFO")
+    ours.setLevel("DEBUG" if verbose else "INFO")
+    progress.show()
 
 
 @contextlib.contextmanager
 def readable_errors(*more: type[Exception]) -> Iterator[None]:
-    """What a user can mend, and these, ends as one message and exit code 2, not as a traceback."""
+    """What a user can mend, and these, ends as one message and exit code 2; Ctrl-C with 130. Neither as a traceback."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from what is kept: features computed, trials done.", file=sys.stderr)
+        sys.exit(130)
     except (ConfigError, DataError, NonFiniteFeatures, *more) as error:
         rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
-def verdict(metrics: dict) -> str:
-    """One sentence: is the trained head worth having."""
-    scores = {name: values["map_at_r"] for name, values in metrics["leave_one_out"].items()}
-    others = {name: value for name, value in scores.items() if name != "trained"}
-    best = max(others, key=others.__getitem__)
-    gain = scores["trained"] - others[best]
-    name = best.replace("_", " ")
-    if scores["trained"] < scores["frozen"]:
-        return (
-            f"The head is WORSE than the frozen features: MAP@R {scores['trained']:.3f} against {scores['frozen']:.3f}."
-        )
-    if gain < 0:
-        return f"Training made the head worse than its {name} start, by {-gain:.3f} MAP@R: use training.epochs=0."
-    if gain < 0.001:
-        return f"Training changed next to nothing: MAP@R {scores['trained']:.3f}, {name} {others[best]:.3f}."
-    return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name})."
+def print_kept(workdir: pathlib.Path, epoch: int) -> None:
+    """What an interrupted run leaves."""
+    which = f"of epoch {epoch}" if epoch else "the untrained start"
+    print(
+        f"The best head so far, {which}, is in {workdir}/model.keras; it was not tested. "
+        f"To end there: --set training.epochs={epoch}",
+        file=sys.stderr,
+    )
 
 
 def print_results(workdir: pathlib.Path, metrics: dict) -> None:
@@ -77,6 +66,7 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
                 table.add_row(f"  {name.replace('_', ' ')}", *(f"{values[metric]:.3f}" for metric in SHOWN))
     console.print(table)
     console.print(verdict(metrics))
+    console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
     console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)
     console.print(f"[bold]Numbers[/bold]  {workdir}/metrics.json, {workdir}/history.csv", soft_wrap=True)
     console.print(f"[bold]Curves[/bold]   tensorboard --logdir {workdir}/tensorboard", soft_wrap=True)

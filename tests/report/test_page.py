@@ -55,10 +55,11 @@ def everything():
         page.Text(evil),
         page.Facts({evil: evil}),
         page.Code(evil),
+        page.Heading(evil),
         page.Table(["", evil], [evil, [evil, page.Cell(evil, bar=0.25, tone="bad", is_best=True)]], evil),
         page.Panels([page.Figure(drawn(), evil, evil, evil), page.Figure(drawn((5, 1)), "alt")]),
         page.Details(evil, [page.Text("inside")]),
-        page.Searches([page.Search(picture, evil, {"frozen": hits, evil: hits[::-1]})], evil),
+        page.Searches([page.Search(picture, evil, {"frozen": hits, evil: hits[::-1]})]),
         page.Searches([page.Search(text, "", {"frozen": [page.Hit(bare, True, 0.123)]})]),
     ]
     return page.Page(evil, page.Verdict(evil, "good"), [page.Section(evil, blocks)], evil)
@@ -107,7 +108,7 @@ def test_colours_are_those_of_the_page_in_light_and_dark(everything):
 
 def test_the_same_figure_gives_the_same_bytes():
     assert drawn() == drawn() != drawn((4, 4))
-    assert 'width="360" height="220"' in drawn()
+    assert 'width="350" height="220"' in drawn()
 
 
 def test_thumbnails_are_small():

@@ -8,7 +8,9 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
+import cycler
 import matplotlib
 import matplotlib.axes
 import matplotlib.figure
@@ -27,11 +29,12 @@ _VARIABLES = {
     BAD: "--bad",
     **{color: f"--series-{i}" for i, color in enumerate(SERIES, 1)},
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, and in the font of the page
     "svg.hashsalt": "xbm_keras",  # the same figure gives the same bytes
     "font.size": 11,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$1"
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "axes.spines.top": False,
@@ -39,7 +42,7 @@ _STYLE = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.facecolor": "none",
-    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+    "axes.prop_cycle": cycler.cycler(color=SERIES),
     "figure.facecolor": "none",
     "grid.color": GRID,
     "grid.linewidth": 0.7,
@@ -56,7 +59,7 @@ _STYLE = {
 
 
 @contextlib.contextmanager
-def drawing(width: int = 360, height: int = 220) -> Iterator[tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]]:
+def drawing(width: int = 350, height: int = 220) -> Iterator[tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]]:
     """A figure of this size in CSS pixels, and its axes, in the style of the page.
 
     Example:

@@ -40,6 +40,14 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    kind: ClassVar = "heading"
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """Names and values, side by side."""
 
@@ -99,10 +107,10 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Panels:
-    """Figures side by side, as many as the width allows."""
+    """Figures and tables side by side, as many as the width allows."""
 
     kind: ClassVar = "panels"
-    figures: Sequence[Figure]
+    blocks: Sequence["Block"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +159,9 @@ class Searches:
 
     kind: ClassVar = "searches"
     searches: Sequence[Search]
-    title: str = ""
 
 
-Block = Text | Facts | Code | Table | Figure | Panels | Details | Searches
+Block = Text | Heading | Facts | Code | Table | Figure | Panels | Details | Searches
 
 
 @dataclasses.dataclass(frozen=True)

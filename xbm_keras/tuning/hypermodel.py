@@ -128,7 +128,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
     def _fit_fold(
         self, config: Config, dataset: Dataset, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
-        best = experiment.select(config, dataset, model, callbacks, verbose=0)
+        best = experiment.select(config, dataset, model, callbacks, show_progress=False)
         scores = experiment.score(dataset, model.head, dataset.splits.validation)["leave_one_out"]
         return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}
 

@@ -1,0 +1,67 @@
+"""Time and memory of the stages of a run."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+
+import tensorflow as tf
+
+with contextlib.suppress(ImportError):
+    import resource  # not on Windows
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one stage."""
+
+    stage: str
+    seconds: float
+    peak_mb: float | None
+    """The most memory that the process held, from its start to the end of the stage."""
+    gpu_peak_mb: float | None
+    """The most that TensorFlow held on the first GPU during the stage."""
+
+
+class Costs:
+    """A stopwatch: `begin` ends the stage before.
+
+    Example:
+        >>> costs = Costs()
+        >>> costs.begin("features")
+        >>> costs.begin("training")
+        >>> [cost.stage for cost in costs.end()]
+        ['features', 'training']
+    """
+
+    def __init__(self):
+        self.finished: list[Cost] = []
+        self._stage: str | None = None
+
+    def begin(self, stage: str) -> None:
+        """A stage begins."""
+        self.end()
+        self._stage, self._start = stage, time.perf_counter()
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.reset_memory_stats("GPU:0")
+
+    def end(self) -> list[Cost]:
+        """The stage ends; the costs of all so far."""
+        if self._stage is not None:
+            seconds = time.perf_counter() - self._start
+            self.finished.append(Cost(self._stage, seconds, _peak_mb(), _gpu_peak_mb()))
+            self._stage = None
+        return self.finished
+
+
+def _peak_mb() -> float | None:
+    if "resource" not in globals():
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _gpu_peak_mb() -> float | None:
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6

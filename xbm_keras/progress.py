@@ -1,0 +1,131 @@
+"""Progress of whatever takes longer than two seconds: a bar on a terminal, elsewhere one line when it is done.
+
+Entry points ask for it with `show`; a script that uses the library as such has its output for itself.
+"""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import rich.console
+import rich.progress
+
+log = logging.getLogger("xbm_keras")
+DELAY = 2.0  # seconds
+_is_shown = False
+
+
+def show() -> None:
+    """Show progress from now on."""
+    global _is_shown
+    _is_shown = True
+
+
+class Bar:
+    """One task and its bar, which appears once it has taken more than `DELAY` seconds. Bars may be nested.
+
+    Args:
+        title: what is done.
+        total: steps.
+        unit: of a step, in the plural.
+    """
+
+    def __init__(self, title: str, total: int, unit: str):
+        self.title, self.total, self.unit = title, total, unit
+        self.completed = 0
+        self.note = ""
+        self.start = time.monotonic()
+        self.progress: rich.progress.Progress | None = None
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """So many steps are done; the note stands at the end of the bar."""
+        self.completed += count
+        self.note = self.note if note is None else note
+        if self.progress is None and self.seconds > DELAY and _is_shown and sys.stderr.isatty():
+            self._open()
+        if self.progress is not None:
+            fields = {"rate": f"{self.completed / self.seconds:,.3g} {self.unit}/s", "note": self.note}
+            self.progress.update(self.progress.task_ids[0], completed=self.completed, **fields)
+
+    def restart(self) -> None:
+        """Back to zero, for another pass."""
+        self.completed = 0
+
+    def close(self) -> None:
+        """Leave the bar as it is; where there is no terminal, say what was done."""
+        if self.progress is not None:
+            self.progress.stop()
+        elif _is_shown and self.seconds > DELAY and self.completed:
+            rate = f"{self.completed / self.seconds:,.3g} {self.unit}/s"
+            log.info("%s: %s %s in %.0f s (%s)", self.title, f"{self.completed:,}", self.unit, self.seconds, rate)
+
+    @property
+    def seconds(self) -> float:
+        """Since the task began."""
+        return time.monotonic() - self.start
+
+    def _open(self) -> None:
+        self.progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(24),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[rate]}"),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+            rich.progress.TextColumn("[dim]{task.fields[note]}"),
+            console=rich.console.Console(stderr=True),
+        )
+        self.progress.add_task(self.title, total=self.total, rate="", note="")
+        self.progress.start()
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int, unit: str = "items") -> Iterator[Bar]:
+    """A `Bar`, closed at the end.
+
+    Example:
+        >>> with bar("reading", total=3) as reading:
+        ...     for _ in range(3):
+        ...         reading.advance()
+    """
+    one = Bar(title, total, unit)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def track(starts: range, title: str, total: int) -> Iterable[int]:
+    """The starts of the blocks of `total` items, with a bar."""
+    with bar(title, total) as blocks:
+        for start in starts:
+            yield start
+            blocks.advance(min(starts.step, total - start))
+
+
+class WatchedRows:
+    """Rows [n, D] that are read in slices, with a bar; each further pass over them begins it anew."""
+
+    def __init__(self, rows, advance: Callable[[int], None], restart: Callable[[], None]):
+        self.rows = rows
+        self.shape = rows.shape
+        self._advance, self._restart = advance, restart
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        block = self.rows[index]
+        if isinstance(index, slice):
+            if not index.start:
+                self._restart()
+            self._advance(len(block))
+        return block
+
+
+@contextlib.contextmanager
+def watch(rows, title: str) -> Iterator[WatchedRows]:
+    """These rows, with a bar for those who read them in slices."""
+    with bar(title, len(rows)) as reading:
+        yield WatchedRows(rows, reading.advance, reading.restart)

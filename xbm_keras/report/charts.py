@@ -1,0 +1,198 @@
+"""The figures of a run's report."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+
+from xbm_keras.report.comparison import to_plane
+from xbm_keras.report.figures import INK, MUTED, SERIES, drawing, to_svg
+from xbm_keras.report.page import Figure
+
+GRAY, AMBER, BLUE = SERIES[:3]
+COLOR_OF = {"frozen": GRAY, "closed_form": AMBER, "trained": BLUE}
+MARKERS = "osD^vPX*<>"
+PHASES = {"select": (BLUE, "-", "choosing the epoch"), "refit": (AMBER, "--", "all training classes")}
+
+
+def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]], best_epoch: int) -> list[Figure]:
+    """One figure per quantity, over the epochs.
+
+    Args:
+        history: columns phase, epoch and the logs of `fit`.
+        validation: `{embedding: {metric: value}}` of the validation classes.
+        best_epoch: the chosen one.
+    """
+    figures = [_curve(history, "Loss", {"loss": ""}, "Training loss per epoch.")]
+    select = history[history.phase == "select"]
+    if "val_map_at_r" in history and len(select):
+        with drawing() as (figure, axes):
+            axes.plot(select.epoch, select.val_map_at_r, color=BLUE, marker="o", markersize=3, label="head")
+            for name in ("frozen", "closed_form"):
+                if name in validation:
+                    label = name.replace("_", " ")
+                    axes.axhline(
+                        validation[name]["map_at_r"],
+                        color=COLOR_OF[name],
+                        ls="--" if name == "frozen" else ":",
+                        label=label,
+                    )
+            if best_epoch:
+                axes.axvline(best_epoch, color=MUTED, lw=1, ls=(0, (1, 2)))
+            _name_epochs(axes)
+            axes.legend()
+            svg = to_svg(figure)
+        chosen = f"Epoch {best_epoch} was chosen." if best_epoch else "No epoch beat the untrained start."
+        figures.append(
+            Figure(
+                svg,
+                f"MAP@R of the validation classes over {len(select)} epochs, beside frozen features and closed form.",
+                "MAP@R on validation classes",
+                f"{chosen} Test classes take no part in this.",
+            )
+        )
+    pairs = {"active_pairs": "pairs with a gradient", "valid_anchors": "anchors with a pair"}
+    similarities = {"positive_sim": "positives", "negative_sim": "negatives"}
+    figures += [
+        _curve(history, "Similarity of the picked pairs", similarities, "Mean cosine similarity under the head."),
+        _curve(history, "Active pairs", pairs, "Shares of picked pairs, and of anchors.", (0, 1.04)),
+        _curve(history, "Memory occupancy", {"occupancy": ""}, "Filled share of the cross-batch memory.", (0, 1.04)),
+    ]
+    return [figure for figure in figures if figure is not None]
+
+
+def _curve(
+    history: pd.DataFrame, title: str, columns: Mapping[str, str], caption: str, limits: tuple | None = None
+) -> Figure | None:
+    """Some columns over the epochs, a line per phase; None where the run did not log them."""
+    columns = {name: label for name, label in columns.items() if name in history and history[name].notna().any()}
+    if not columns:
+        return None
+    phases = [phase for phase in PHASES if (history.phase == phase).any()]
+    with drawing() as (figure, axes):
+        for phase in phases:
+            rows = history[history.phase == phase]
+            color, dashes, said = PHASES[phase]
+            for (name, label), marker in zip(columns.items(), ("o", "s"), strict=False):
+                text = ", ".join(part for part in (label, said if len(phases) > 1 else "") if part)
+                axes.plot(
+                    rows.epoch,
+                    rows[name],
+                    color=color,
+                    ls=dashes,
+                    marker=marker,
+                    markersize=3,
+                    label=text or None,
+                )
+        _name_epochs(axes)
+        if limits:
+            axes.set_ylim(*limits)
+        if len(phases) * len(columns) > 1:
+            axes.legend()
+        svg = to_svg(figure)
+    return Figure(svg, f"{title} over the epochs: {', '.join(columns)}.", title, caption)
+
+
+def _name_epochs(axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+
+
+def scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], titles: Mapping[str, str]) -> Figure:
+    """MAP@R of each embedding as bars.
+
+    Args:
+        metrics: `{protocol: {embedding: {metric: value}}}`.
+        titles: of the protocols.
+    """
+    bars, place = [], 0.0
+    for protocol, title in titles.items():
+        for name, values in metrics.get(protocol, {}).items():
+            bars.append((place, name, values["map_at_r"], title))
+            place += 1
+        place += 0.6
+    with drawing(350, 30 + 26 * round(place)) as (figure, axes):
+        for y, name, value, _ in bars:
+            axes.barh(-y, value, 0.72, color=COLOR_OF.get(name, BLUE))
+            axes.text(value, -y, f" {value:.3f}", va="center", color=INK, weight="bold" if name == "trained" else None)
+        axes.set_yticks([-y for y, *_ in bars], [name.replace("_", " ") for _, name, *_ in bars])
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.set(xticks=[], xlim=(0, 1.18 * max(value for _, _, value, _ in bars)))
+        axes.grid(False)
+        axes.spines["bottom"].set_visible(False)
+        svg = to_svg(figure)
+    said = "; ".join(f"{name.replace('_', ' ')}, {title}: {value:.3f}" for _, name, value, title in bars)
+    return Figure(svg, f"Bars of MAP@R: {said}.", "MAP@R")
+
+
+def histograms(similarities: Mapping[str, tuple[np.ndarray, np.ndarray]], rates: Mapping[str, float]) -> list[Figure]:
+    """Similarities of same-class and other-class pairs, a figure per embedding, on one scale.
+
+    Args:
+        similarities: by embedding: of same-class pairs [P], and of other-class pairs [P'].
+        rates: by embedding: how often the former exceeds the latter.
+    """
+    lowest = min(min(np.quantile(part, 0.001) for part in parts) for parts in similarities.values())
+    edges = np.linspace(min(lowest, 0.9), 1, 51)
+    figures = []
+    for name, (same, other) in similarities.items():
+        with drawing() as (figure, axes):
+            for values, color, dashes, label in ((other, AMBER, "--", "other class"), (same, BLUE, "-", "same class")):
+                heights = np.histogram(np.clip(values, edges[0], 1), edges)[0] / len(values)
+                axes.stairs(heights, edges, color=color, ls=dashes, lw=1.8, label=label)
+                axes.stairs(heights, edges, color=color, fill=True, alpha=0.22)
+            axes.set_xlabel("cosine similarity of a pair")
+            axes.set_yticks([])
+            axes.legend(loc="upper left" if np.median(same) > edges.mean() else "upper right")
+            svg = to_svg(figure)
+        words = name.replace("_", " ")
+        caption = f"A same-class pair is the more similar one {rates[name]:.1%} of the time."
+        alt = f"Histogram of the similarities of {words} embeddings: same-class pairs, median {np.median(same):.2f}; "
+        alt += f"other-class pairs, median {np.median(other):.2f}."
+        figures.append(Figure(svg, alt, words.capitalize(), caption))
+    return figures
+
+
+def maps(embeddings: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]) -> list[Figure]:
+    """A 2-D map of the same items per embedding, and the legend.
+
+    Args:
+        embeddings: by name, [n, E].
+        labels: [n] positions in `names`.
+        names: of at most ten classes.
+    """
+    figures: list[Figure] = []
+    plane = None
+    for name, vectors in embeddings.items():
+        plane, share = to_plane(vectors, like=plane)
+        with drawing(350, 310) as (figure, axes):
+            for i in range(len(names)):
+                axes.scatter(
+                    plane[labels == i, 0],
+                    plane[labels == i, 1],
+                    s=18,
+                    marker=MARKERS[i],
+                    color=SERIES[i],
+                    alpha=0.8,
+                    linewidths=0,
+                )
+            axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+            axes.spines[["left", "bottom"]].set_visible(False)
+            svg = to_svg(figure)
+        words = name.replace("_", " ").capitalize()
+        alt = f"Scatter plot of {len(labels)} {name.replace('_', ' ')} embeddings of {len(names)} classes."
+        figures.append(Figure(svg, alt, words, f"The two axes hold {share:.0%} of the variance."))
+    with drawing(350, 24 + 20 * len(names)) as (figure, axes):
+        for i, name in enumerate(names):
+            axes.scatter([0.03], [-i], s=42, marker=MARKERS[i], color=SERIES[i], linewidths=0)
+            axes.text(0.08, -i, clipped(name, 40), va="center", color=INK)
+        axes.set(xlim=(0, 1), ylim=(-len(names) + 0.4, 0.6))
+        axes.set_axis_off()
+        svg = to_svg(figure)
+    return [*figures, Figure(svg, "Legend: " + ", ".join(names), "Classes")]
+
+
+def clipped(text: str, length: int) -> str:
+    """At most this many characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
