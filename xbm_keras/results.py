@@ -22,16 +22,22 @@ def verdict(metrics: dict) -> str:
     scores = {name: values["map_at_r"] for name, values in metrics["leave_one_out"].items()}
     best, gain = _gain(metrics)
     name = best.replace("_", " ")
-    against = "" if best == "frozen" else f"; the frozen features have {scores['frozen']:.3f}"
     if scores["trained"] < scores["frozen"]:
         return (
             f"The head is WORSE than the frozen features: MAP@R {scores['trained']:.3f} against {scores['frozen']:.3f}."
         )
     if gain < 0:
         return f"Training made the head worse than its {name} start, by {-gain:.3f} MAP@R: use training.epochs=0."
+    above = scores["trained"] - scores["frozen"]
+    if gain < 0.001 <= above:
+        return (
+            f"The head is {above:.3f} MAP@R above the frozen features; training changed next to nothing of its {name} "
+            f"({scores[best]:.3f}, now {scores['trained']:.3f})."
+        )
     if gain < 0.001:
-        return f"Training changed next to nothing: MAP@R {scores['trained']:.3f}, {name} {scores[best]:.3f}{against}."
-    return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name}){against}."
+        return f"The head changes next to nothing: MAP@R {scores['trained']:.3f}, {name} {scores[best]:.3f}."
+    beside = f", and {above:.3f} above the frozen features" if best != "frozen" else ""
+    return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name}){beside}."
 
 
 def _gain(metrics: dict) -> tuple[str, float]:

@@ -45,11 +45,8 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
 def print_kept(workdir: pathlib.Path, epoch: int) -> None:
     """What an interrupted run leaves."""
     which = f"of epoch {epoch}" if epoch else "the untrained start"
-    print(
-        f"The best head so far, {which}, is in {workdir}/model.keras; it was not tested. "
-        f"To end there: --set training.epochs={epoch}",
-        file=sys.stderr,
-    )
+    kept = f"The best head so far, {which}, is in {workdir}/model.keras; it was not tested."
+    print(f"{kept} For a run that ends there: --set training.epochs={epoch}", file=sys.stderr)
 
 
 def print_results(workdir: pathlib.Path, metrics: dict) -> None:

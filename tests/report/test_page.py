@@ -106,6 +106,14 @@ def test_colours_are_those_of_the_page_in_light_and_dark(everything):
     assert "var(--good)" in drawn()
 
 
+def test_numbers_in_figures_keep_their_digits():
+    with figures.drawing() as (figure, axes):
+        axes.text(0.123456, 0.5, "0.12345")
+        svg = figures.to_svg(figure)
+    assert ">0.12345<" in svg
+    assert not re.search(r'\bd="[^"]*\.\d{3}', svg)
+
+
 def test_the_same_figure_gives_the_same_bytes():
     assert drawn() == drawn() != drawn((4, 4))
     assert 'width="350" height="220"' in drawn()

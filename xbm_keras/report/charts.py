@@ -106,23 +106,27 @@ def scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], titles: Map
         metrics: `{protocol: {embedding: {metric: value}}}`.
         titles: of the protocols.
     """
-    bars, place = [], 0.0
+    rows: list[tuple[str, float | None]] = []
     for protocol, title in titles.items():
-        for name, values in metrics.get(protocol, {}).items():
-            bars.append((place, name, values["map_at_r"], title))
-            place += 1
-        place += 0.6
-    with drawing(350, 30 + 26 * round(place)) as (figure, axes):
-        for y, name, value, _ in bars:
-            axes.barh(-y, value, 0.72, color=COLOR_OF.get(name, BLUE))
-            axes.text(value, -y, f" {value:.3f}", va="center", color=INK, weight="bold" if name == "trained" else None)
-        axes.set_yticks([-y for y, *_ in bars], [name.replace("_", " ") for _, name, *_ in bars])
+        if metrics.get(protocol):
+            rows.append((title, None))
+            rows += [(name, values["map_at_r"]) for name, values in metrics[protocol].items()]
+    most = max(value for _, value in rows if value is not None)
+    with drawing(350, 10 + 25 * len(rows)) as (figure, axes):
+        for y, (name, value) in enumerate(rows):
+            if value is None:
+                axes.text(0, -y - 0.1, name, va="center", color=MUTED)
+            else:
+                weight = "bold" if name == "trained" else "normal"
+                axes.barh(-y, value, 0.7, color=COLOR_OF.get(name, BLUE))
+                axes.text(value, -y, f" {value:.3f}", va="center", weight=weight)
+        axes.set_yticks([-y for y in range(len(rows))], ["" if v is None else n.replace("_", " ") for n, v in rows])
         axes.tick_params(length=0, labelcolor=INK)
-        axes.set(xticks=[], xlim=(0, 1.18 * max(value for _, _, value, _ in bars)))
+        axes.set(xticks=[], xlim=(0, 1.2 * most), ylim=(0.5 - len(rows), 0.5))
         axes.grid(False)
-        axes.spines["bottom"].set_visible(False)
+        axes.spines[:].set_visible(False)
         svg = to_svg(figure)
-    said = "; ".join(f"{name.replace('_', ' ')}, {title}: {value:.3f}" for _, name, value, title in bars)
+    said = "; ".join(name if value is None else f"{name.replace('_', ' ')} {value:.3f}" for name, value in rows)
     return Figure(svg, f"Bars of MAP@R: {said}.", "MAP@R")
 
 

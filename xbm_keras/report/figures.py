@@ -32,7 +32,7 @@ _VARIABLES = {
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, and in the font of the page
     "svg.hashsalt": "xbm_keras",  # the same figure gives the same bytes
-    "font.size": 11,
+    "font.size": 12,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called "$1"
     "axes.edgecolor": GRID,
@@ -47,14 +47,14 @@ _STYLE: Any = {
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "lines.linewidth": 1.8,
     "xtick.color": GRID,
     "ytick.color": GRID,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
 }
 
 
@@ -81,7 +81,8 @@ def to_svg(figure: matplotlib.figure.Figure) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     svg = re.sub(r'="([\d.]+)pt"', r'="\1"', svg, count=2)  # width and height: 1 pt is 1 CSS pixel here
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # hundredths of a pixel are enough
+    # Hundredths of a pixel are enough; what stands between the tags is text.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = svg.replace("<svg", '<svg aria-hidden="true"', 1)  # the page says what is to be seen
     return _with_ids_of_its_own(svg)
 
