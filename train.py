@@ -24,6 +24,7 @@ from xbm_keras.costs import Costs
 CONFIG = flags.DEFINE_string("config", "configs/grocery.yaml", "YAML file that describes the experiment.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
 SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
+REPORT = flags.DEFINE_bool("report", True, "Write report.html; takes some seconds.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the libraries below.")
 
 
@@ -56,7 +57,8 @@ def train(config, dataset, backbone, workdir, costs):
     run_folder.write_model(workdir, model)
     export.export_encoder(model, workdir / "export")
     run_folder.write_metrics(workdir, metrics)
-    run_folder.write_report(workdir, config, dataset, model.head, metrics, costs.end())
+    if REPORT.value:
+        run_folder.write_report(workdir, config, dataset, model.head, metrics, costs.end())
     return metrics
 
 

@@ -3,18 +3,15 @@
 python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: no wall of start-up messages
-
 import pathlib
 import shutil
 
 from absl import app, flags
 
-from train import CONFIG, SET, VERBOSE, WORKDIR, train
+from train import CONFIG, SET, VERBOSE, WORKDIR, train  # first: it keeps the start of TensorFlow quiet
 from xbm_keras import loading, run_folder, terminal
 from xbm_keras.config import load_config
+from xbm_keras.costs import Costs
 from xbm_keras.tuning import HeadHyperModel, Search, SearchError, load_folds, take_role, work
 
 MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
@@ -52,7 +49,7 @@ def train_once(config, dataset, backbone, workdir):
             return
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
     run_folder.create(str(workdir), CONFIG.value, config)
-    train(config, dataset, backbone, workdir)
+    train(config, dataset, backbone, workdir, Costs())
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ def serve_in_a_fresh_process(export, inputs, tmp_path):
         return list(outputs.values())
 
 
-def run(config, workdir, *overrides):
+def run(config, workdir, *overrides, report=False):
     """train.py with these flags; the metrics of the run."""
-    with flagsaver.flagsaver(config=str(config), workdir=str(workdir), set=list(overrides)):
+    with flagsaver.flagsaver(config=str(config), workdir=str(workdir), set=list(overrides), report=report):
         train.main(["train.py"])
     return json.loads((pathlib.Path(workdir) / "metrics.json").read_text())
 
@@ -88,7 +88,7 @@ def vectors(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(vectors, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "first"
-    run(vectors, workdir)
+    run(vectors, workdir, report=True)
     return workdir
 
 

@@ -24,7 +24,7 @@ def show() -> None:
 
 
 class Bar:
-    """One task and its bar, which appears once it has taken more than `DELAY` seconds. Bars may be nested.
+    """One task and its bar, which appears once it has taken more than `DELAY` seconds and goes on. Bars may be nested.
 
     Args:
         title: what is done.
@@ -34,7 +34,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, unit: str):
         self.title, self.total, self.unit = title, total, unit
-        self.completed = 0
+        self.completed = self.num_advances = 0
         self.note = ""
         self.start = time.monotonic()
         self.progress: rich.progress.Progress | None = None
@@ -42,8 +42,10 @@ class Bar:
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """So many steps are done; the note stands at the end of the bar."""
         self.completed += count
+        self.num_advances += 1
         self.note = self.note if note is None else note
-        if self.progress is None and self.seconds > DELAY and _is_shown and sys.stderr.isatty():
+        is_due = self.seconds > DELAY and self.completed < self.total
+        if self.progress is None and is_due and _is_shown and sys.stderr.isatty():
             self._open()
         if self.progress is not None:
             fields = {"rate": f"{self.completed / self.seconds:,.3g} {self.unit}/s", "note": self.note}
@@ -57,7 +59,7 @@ class Bar:
         """Leave the bar as it is; where there is no terminal, say what was done."""
         if self.progress is not None:
             self.progress.stop()
-        elif _is_shown and self.seconds > DELAY and self.completed:
+        elif _is_shown and self.seconds > DELAY and self.num_advances > 1 and not sys.stderr.isatty():
             rate = f"{self.completed / self.seconds:,.3g} {self.unit}/s"
             log.info("%s: %s %s in %.0f s (%s)", self.title, f"{self.completed:,}", self.unit, self.seconds, rate)
 

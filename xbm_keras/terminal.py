@@ -63,7 +63,8 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
                 table.add_row(f"  {name.replace('_', ' ')}", *(f"{values[metric]:.3f}" for metric in SHOWN))
     console.print(table)
     console.print(verdict(metrics))
-    console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
+    if (workdir / "report.html").exists():
+        console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
     console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)
     console.print(f"[bold]Numbers[/bold]  {workdir}/metrics.json, {workdir}/history.csv", soft_wrap=True)
     console.print(f"[bold]Curves[/bold]   tensorboard --logdir {workdir}/tensorboard", soft_wrap=True)

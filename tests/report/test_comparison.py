@@ -108,3 +108,5 @@ def test_the_map_is_of_the_largest_variance_and_lies_as_the_other_one():
     turned = plane @ np.array([[0.6, 0.8], [0.8, -0.6]])
     np.testing.assert_allclose(comparison.to_plane(vectors, like=turned)[0], turned, atol=1e-5)
     assert comparison.to_plane(np.ones((3, 1)))[0].tolist() == [[0, 0]] * 3
+    two, share = comparison.to_plane(vectors[:, :2])
+    assert (two.shape, share) == ((len(vectors), 2), pytest.approx(1))

@@ -119,7 +119,7 @@ def scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], titles: Map
             else:
                 weight = "bold" if name == "trained" else "normal"
                 axes.barh(-y, value, 0.7, color=COLOR_OF.get(name, BLUE))
-                axes.text(value, -y, f" {value:.3f}", va="center", weight=weight)
+                axes.text(value + 0.015 * most, -y, f"{value:.3f}", va="center", weight=weight)
         axes.set_yticks([-y for y in range(len(rows))], ["" if v is None else n.replace("_", " ") for n, v in rows])
         axes.tick_params(length=0, labelcolor=INK)
         axes.set(xticks=[], xlim=(0, 1.2 * most), ylim=(0.5 - len(rows), 0.5))
@@ -148,7 +148,8 @@ def histograms(similarities: Mapping[str, tuple[np.ndarray, np.ndarray]], rates:
                 axes.stairs(heights, edges, color=color, fill=True, alpha=0.22)
             axes.set_xlabel("cosine similarity of a pair")
             axes.set_yticks([])
-            axes.legend(loc="upper left" if np.median(same) > edges.mean() else "upper right")
+            axes.set_ylim(top=1.2 * axes.get_ylim()[1])  # room for the legend
+            axes.legend(loc="upper center", ncols=2)
             svg = to_svg(figure)
         words = name.replace("_", " ")
         caption = f"A same-class pair is the more similar one {rates[name]:.1%} of the time."

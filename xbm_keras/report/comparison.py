@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse.linalg
 
 from xbm_keras.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, unit_rows, without_own
 from xbm_keras.metrics import map_at_r
@@ -161,12 +162,14 @@ def to_plane(vectors: np.ndarray, like: np.ndarray | None = None) -> tuple[np.nd
         vectors: scaled to unit length first.
         like: [N, 2], another map of the same items; this one is turned and mirrored to lie as that one does.
     """
-    centred = unit_rows(vectors)
+    centred = unit_rows(vectors).astype(np.float64)
     centred -= centred.mean(axis=0)
-    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    width = min(2, len(sizes))
-    plane = np.zeros((len(vectors), 2))
-    plane[:, :width] = left[:, :width] * sizes[:width]
+    plane, total = np.zeros((len(vectors), 2)), float((centred**2).sum())
+    if min(centred.shape) > 2 and total:
+        left, sizes, _ = scipy.sparse.linalg.svds(centred, k=2, v0=np.ones(min(centred.shape)))
+        plane = left[:, ::-1] * sizes[::-1]
+    elif total:
+        plane[:, : centred.shape[1]] = centred[:, :2]  # nothing to project
     if like is not None:
         plane = plane @ scipy.linalg.orthogonal_procrustes(plane, like)[0]
-    return plane, float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), np.finfo(np.float32).tiny))
+    return plane, float((plane**2).sum() / total) if total else 1.0

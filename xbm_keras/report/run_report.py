@@ -60,8 +60,9 @@ class Test:
     """Of both."""
 
     def name_of(self, label: int) -> str:
-        """A class's name."""
-        return str(self.dataset.label_names[label])
+        """A class's name; a number alone would say little."""
+        name = self.dataset.label_names[label]
+        return name if isinstance(name, str) else f"class {name}"
 
 
 def write_run_report(
