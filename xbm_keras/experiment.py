@@ -136,7 +136,8 @@ def start_model(
 
 def closed_forms_of(dataset: Dataset, positions: np.ndarray) -> ClosedForms:
     """One pass over the features of these items."""
-    return ClosedForms(UnitRows(dataset.features, positions), dataset.labels[positions])
+    with progress.watch(UnitRows(dataset.features, positions), "closed form") as rows:
+        return ClosedForms(rows, dataset.labels[positions])
 
 
 def make_start(config: schema.HeadConfig, closed_forms: ClosedForms, shrinkage: float) -> Start:

@@ -34,7 +34,9 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from what is kept: features computed, trials done.", file=sys.stderr)
+        print(
+            "Interrupted. The same command goes on from what is kept: features computed, trials done.", file=sys.stderr
+        )
         sys.exit(130)
     except (ConfigError, DataError, NonFiniteFeatures, *more) as error:
         rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
