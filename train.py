@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 
 from absl import app, flags
 
-from xbm_keras import experiment, export, loading, run_folder, terminal
+from xbm_keras import experiment, loading, run_folder, terminal
 from xbm_keras.config import load_config
 
 CONFIG = flags.DEFINE_string("config", "configs/grocery.yaml", "YAML file that describes the experiment.")
@@ -31,7 +31,7 @@ def main(argv):
         run_folder.write_data(workdir, dataset)
         model, metrics = experiment.run(config, dataset, backbone, workdir)
         run_folder.write_model(workdir, model)
-        export.export_encoder(model, workdir / "export")
+        run_folder.export_model(workdir, model, config, metrics)
         run_folder.write_metrics(workdir, metrics)
     terminal.print_results(workdir, metrics)
 
