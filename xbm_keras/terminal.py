@@ -35,11 +35,11 @@ def set_up(verbose: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
-    """What a user can mend ends as one message and exit code 2, not as a traceback."""
+def readable_errors(*more: type[Exception]) -> Iterator[None]:
+    """What a user can mend, these errors included, ends as one message and exit code 2, not as a traceback."""
     try:
         yield
-    except (ConfigError, DataError, NonFiniteFeatures) as error:
+    except (ConfigError, DataError, NonFiniteFeatures, *more) as error:
         rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -63,9 +63,8 @@ def verdict(metrics: dict) -> str:
     return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name})."
 
 
-def print_results(workdir: pathlib.Path, metrics: dict) -> None:
-    """The table of `metrics.json`, the verdict and the paths."""
-    console = rich.console.Console(highlight=False)
+def print_scores(metrics: dict) -> None:
+    """The table of `{protocol: {embedding: {metric: value}}}`."""
     table = rich.table.Table(box=rich.box.SIMPLE, title="Test items", title_justify="left")
     table.add_column("")
     for title in SHOWN.values():
@@ -75,7 +74,13 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
             table.add_row(f"[bold]{PROTOCOLS[protocol]}[/bold]")
             for name, values in embeddings.items():
                 table.add_row(f"  {name.replace('_', ' ')}", *(f"{values[metric]:.3f}" for metric in SHOWN))
-    console.print(table)
+    rich.console.Console(highlight=False).print(table)
+
+
+def print_results(workdir: pathlib.Path, metrics: dict) -> None:
+    """The table of `metrics.json`, the verdict and the paths."""
+    console = rich.console.Console(highlight=False)
+    print_scores(metrics)
     console.print(verdict(metrics))
     console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)
     console.print(f"[bold]Numbers[/bold]  {workdir}/metrics.json, {workdir}/history.csv", soft_wrap=True)
