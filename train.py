@@ -17,7 +17,7 @@ if "--verbose" not in sys.argv:
 
 from absl import app, flags
 
-from xbm_keras import experiment, export, loading, run_folder, terminal
+from xbm_keras import experiment, loading, run_folder, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
 
@@ -55,7 +55,7 @@ def train(config, dataset, backbone, workdir, costs):
         raise
     costs.begin("saving")
     run_folder.write_model(workdir, model)
-    export.export_encoder(model, workdir / "export")
+    run_folder.export_model(workdir, model, config, metrics)
     run_folder.write_metrics(workdir, metrics)
     if REPORT.value:
         run_folder.write_report(workdir, config, dataset, model.head, metrics, costs.end())

@@ -9,9 +9,12 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "xbm_keras"
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
 KNOW_THE_CONFIG = {
     "xbm_keras.config",
+    "xbm_keras.evaluation_tool",
     "xbm_keras.experiment",
+    "xbm_keras.index_tool",
     "xbm_keras.loading",
     "xbm_keras.run_folder",
+    "xbm_keras.saved_run",
     "xbm_keras.schema",
     "xbm_keras.search_schema",
     "xbm_keras.terminal",
@@ -24,9 +27,11 @@ STAGES_IN_ORDER = ["circular_memory", "cosine_scores", "hard_top_k", "head", "pa
 
 
 def imports_of(name):
-    """Modules of ours that a module imports, written as `xbm_keras.x.y`."""
+    """Modules of ours that a module imports, written as `xbm_keras.x.y`, except to run it as a program."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    tree = ast.parse(MODULES[name].read_text())
+    tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if __name__ == '__main__':")]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

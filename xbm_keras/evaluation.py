@@ -3,6 +3,7 @@
 Letters: Q queries, N gallery items, E embedding width; R of a query: the gallery items that have its label.
 """
 
+import sys
 from collections.abc import Sequence
 
 import keras
@@ -233,3 +234,9 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         else:
             scores = evaluate_retrieval(vectors[q], labels[q], vectors[~q], labels[~q], self.ks)
         return {self.prefix + name: value for name, value in scores.items()}
+
+
+if __name__ == "__main__":
+    from xbm_keras.evaluation_tool import main
+
+    sys.exit(main())

@@ -1,30 +1,196 @@
-"""The SavedModel that serves: inputs -> embeddings, with no memory, miner, loss or optimizer inside."""
+"""The SavedModel that serves: everything between what clients send and embeddings, and nothing else."""
 
+import io
 import pathlib
+from collections.abc import Callable
 
 import keras
+import numpy as np
+import PIL.Image
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
+from xbm_keras.decoding import MAX_PIXELS, decode_all
 from xbm_keras.model import XBMModel
+from xbm_keras.stages.backbone import Backbone
+from xbm_keras.versions import latest_version, new_version
+from xbm_keras.warmup import write_requests
+
+# Requests to `serve_bytes`, `serve_uint8` or `serve_features` wait up to 2 ms for others to share a pass with.
+BATCHING = """\
+max_batch_size { value: 32 }
+batch_timeout_micros { value: 2000 }
+max_enqueued_batches { value: 64 }
+num_batch_threads { value: 2 }
+"""
 
 
-def export_encoder(model: XBMModel, folder: pathlib.Path) -> pathlib.Path:
-    """Write the encoder in TF Serving's layout, `folder/<version>/`, as the next version.
+def export_encoder(
+    model: XBMModel, folder: pathlib.Path, *, weights: str = "float32", max_pixels: int = MAX_PIXELS
+) -> pathlib.Path:
+    """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version.
 
-    `serving_default` takes what the model was made for: RGB images in 0..255, float32 [N, H, W, 3] of any one size
-    (`inputs`), backbone features [N, D] (`features`), or of texts `token_ids` and `padding_mask`, int32 [N, L]; it
-    gives `embeddings`, float32 [N, E] of unit length. N is free, also 0. Preprocessing is inside, except for the
-    tokenizer, whose operations TensorFlow alone does not have.
+    The signatures, in all of which N is free, also 0, and `embeddings` are float32 [N, E] of unit length:
+
+    - `serving_default` takes what the model was made for: RGB images in 0..255, float32 [N, H, W, 3] of any one size
+      (`inputs`), backbone features [N, D] (`features`), or of texts `token_ids` and `padding_mask`, int32 [N, L].
+    - `serve_uint8`, of images: the same as uint8 (`inputs`).
+    - `serve_bytes`, of images: encoded ones, strings [N] (`bytes`): JPEG, PNG, GIF, BMP and WebP as far as TensorFlow
+      decodes them, each of any size, resized as in training. It also gives `valid`, bool [N]: a string that is no such
+      picture, is damaged, or has more than `max_pixels` gets a zero vector and false, and does not disturb the others.
+    - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
+
+    Preprocessing is inside, except for the tokenizer, whose operations TensorFlow alone does not have. The memory, the
+    miner, the loss and the optimizer are not. In `assets.extra` lie requests with which TF Serving warms up, and beside
+    the versions `batching.config` for it.
+
+    Args:
+        model: a built model.
+        folder: of the versions.
+        weights: "float32"; or "float16" for half the size: matrices and kernels are kept in it and computed with in
+            float32, vectors and the insides of a SavedModel backbone stay as they are.
+        max_pixels: of an encoded picture, told by its header before it is decoded; of an animation, of all frames.
 
     Returns:
         The folder of the new version.
+
+    Raises:
+        ValueError: for other weights, or weights that float16 cannot hold.
     """
-    versions = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
-    target = folder / str(max(versions, default=0) + 1)
-    encoder = model.encoder
-    signature = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype, name=x.name), encoder.input)
+    if weights not in ("float32", "float16"):
+        raise ValueError(f"Received weights={weights!r}; expected 'float32' or 'float16'.")
+    stored = _half(model) if weights == "float16" else []
+
+    def embed(features):
+        return {"embeddings": model.head(model.unit_length(features))}
+
+    features = {"features": tf.TensorSpec((None, model.memory.feature_dim), tf.float32)}
+    signatures: dict[str, Signature] = {
+        "serve_features": (_with_weights(lambda inputs: embed(inputs["features"]), stored), features)
+    }
+    if model.backbone is None:
+        signatures["serving_default"] = signatures["serve_features"]
+    else:
+        embed_inputs = _with_weights(lambda inputs: embed(model.backbone(inputs)), stored)
+        signatures |= _of_inputs(model.backbone, embed_inputs, max_pixels)
     archive = keras.export.ExportArchive()
-    archive.track(encoder)
-    archive.add_endpoint("serving_default", lambda x: {"embeddings": encoder(x, training=False)}, [signature])
-    archive.write_out(str(target), verbose=False)
-    return target
+    if model.backbone is not None and model.backbone.is_saved_model:
+        archive.track(model.backbone.network)  # its tables; variables are found by themselves
+    for name, (function, inputs) in sorted(signatures.items()):
+        specs = {key: tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()}
+        archive.add_endpoint(name, function, [specs])
+    with new_version(folder) as target:
+        archive.write_out(str(target), verbose=False)
+        requests = {name: _example(inputs, model.backbone) for name, (_, inputs) in sorted(signatures.items())}
+        write_requests(target / "assets.extra" / "tf_serving_warmup_requests", requests)
+    (folder / "batching.config").write_text(BATCHING)
+    return latest_version(folder)
+
+
+Signature = tuple[Callable, dict[str, tf.TensorSpec]]
+
+
+def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str, Signature]:
+    """The signatures that begin with the backbone's own inputs: functions of one dict, and what the dict holds."""
+    shape, dtype = backbone.input_shape_per_item, tf.as_dtype(backbone.input_dtype_per_item)
+    if isinstance(shape, dict):
+        return {"serving_default": (embed, {key: tf.TensorSpec((None, *each), dtype) for key, each in shape.items()})}
+    if not backbone.image_size:
+        return {
+            "serving_default": (
+                lambda inputs: embed(inputs["inputs"]),
+                {"inputs": tf.TensorSpec((None, *shape), dtype)},
+            )
+        }
+    # One graph of the network for all three.
+    prepared = tf.TensorSpec((None, *backbone.image_size, 3), tf.float32)
+    embed = tf.function(embed, input_signature=[prepared], autograph=False)
+
+    def from_images(inputs):
+        return embed(backbone.resize(inputs["inputs"]))
+
+    def from_bytes(inputs):
+        data = inputs["bytes"]
+        positions, images = decode_all(data, backbone.resize, max_pixels)
+        size = tf.size(data, tf.int64)
+        embedded = {name: _scatter(values, positions, size) for name, values in embed(images).items()}
+        return {**embedded, "valid": _scatter(tf.ones_like(positions, tf.bool), positions, size)}
+
+    return {
+        "serving_default": (from_images, {"inputs": tf.TensorSpec((None, None, None, 3), tf.float32)}),
+        "serve_uint8": (from_images, {"inputs": tf.TensorSpec((None, None, None, 3), tf.uint8)}),
+        "serve_bytes": (from_bytes, {"bytes": tf.TensorSpec((None,), tf.string)}),
+    }
+
+
+def _scatter(values, positions, size):
+    """Rows at their positions among `size` rows, zeros or False at the others."""
+    shape = tf.concat([[size], tf.shape(values, tf.int64)[1:]], axis=0)
+    return tf.scatter_nd(positions[:, None], values, shape)
+
+
+def _half(model: XBMModel) -> list[tuple[keras.Variable, tf.Variable]]:
+    """Matrices and kernels of backbone and head, and each in float16. Statistics and biases need the range of float32.
+
+    Raises:
+        ValueError: for a weight that float16 cannot hold.
+    """
+    layers = [layer for layer in (model.backbone, model.head) if layer is not None and not _is_saved_model(layer)]
+    stored = []
+    for weight in (weight for layer in layers for weight in layer.weights):
+        if len(weight.shape) > 1:
+            half = tf.cast(weight.value, tf.float16)
+            if not np.isfinite(half).all():
+                raise ValueError(
+                    f"Received weights='float16' and the weight {weight.path}, whose values it cannot hold; expected "
+                    "finite ones within 65504. Use weights='float32'."
+                )
+            stored.append((weight, tf.Variable(half, trainable=False)))
+    return stored
+
+
+def _is_saved_model(layer: keras.Layer) -> bool:
+    return isinstance(layer, Backbone) and layer.is_saved_model
+
+
+def _with_weights(function: Callable, stored: list[tuple[keras.Variable, tf.Variable]]) -> Callable:
+    """The function, computing with these variables in place of the model's own."""
+
+    def with_weights(inputs):
+        with keras.StatelessScope(state_mapping=[(weight, tf.cast(half, weight.dtype)) for weight, half in stored]):
+            return function(inputs)
+
+    return with_weights if stored else function
+
+
+def _example(inputs: dict[str, tf.TensorSpec], backbone: Backbone | None) -> dict[str, tf.Tensor]:
+    """One item of a signature: black pictures, the first token, features of ones."""
+    size = (backbone.image_size if backbone is not None else None) or (1,)
+    if "bytes" in inputs:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", size[::-1]).save(file, "JPEG")
+        return {"bytes": tf.constant([file.getvalue()])}
+    shapes = {
+        name: [1, *(each or size[i % len(size)] for i, each in enumerate(spec.shape[1:]))]
+        for name, spec in inputs.items()
+    }
+    return {name: tf.ones(shapes[name], spec.dtype) for name, spec in inputs.items()}
+
+
+def describe_signatures(version: pathlib.Path) -> dict[str, str]:
+    """What each signature of an exported model takes, such as "`inputs`: float32 [N, H, W, 3]"."""
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+
+    def shape(tensor):
+        sizes = [dim.size for dim in tensor.tensor_shape.dim]
+        letters = "NHW" if len(sizes) == 4 else "NL"
+        return ", ".join(letters[i] if size < 0 else str(size) for i, size in enumerate(sizes))
+
+    return {
+        name: ", ".join(
+            f"`{key}`: {tf.as_dtype(tensor.dtype).name} [{shape(tensor)}]"
+            for key, tensor in sorted(signature.inputs.items())
+        )
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+        if not name.startswith("__")
+    }

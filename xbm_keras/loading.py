@@ -10,7 +10,7 @@ import numpy as np
 from xbm_keras import data_schema, schema
 from xbm_keras.config import ConfigError
 from xbm_keras.data import arrays, sources, texts, tfds
-from xbm_keras.data.splits import Splits, split_items
+from xbm_keras.data.splits import Splits, only_test, split_items
 from xbm_keras.data.views import View
 from xbm_keras.feature_cache import CachedFeatures, ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
@@ -109,8 +109,13 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     return arrays.Features(c.path, c.features, c.labels)
 
 
-def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
+def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: bool = False) -> Dataset:
     """Features, labels and splits; the backbone sees each item once, ever.
+
+    Args:
+        config: of the data and the cache.
+        backbone: the frozen network.
+        all_test: whether all items are test items, instead of those that the config says.
 
     Raises:
         DataError: for data that cannot be used as they are.
@@ -135,7 +140,8 @@ def load_dataset(config: schema.Config, backbone: Backbone | None) -> Dataset:
     if config.cache.views_as_positives:
         views = [np.char.add(kept.keys.astype(str), f" view {v}" if v else "") for v in range(num_views)]
         sample_ids = sources.Items(np.concatenate(views), None, {}).sample_ids()
-    splits = split_items(kept, **config.data.split.model_dump())
+    split = config.data.split
+    splits = only_test(kept, split.query_column) if all_test else split_items(kept, **split.model_dump())
     labels = np.tile(codes.astype(np.int64), num_views)
     return Dataset(
         features, labels, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed, source, positions

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras import model_card
 from xbm_keras.config import ConfigError, save_config
 from xbm_keras.costs import Cost
 from xbm_keras.data.sources import DataError
+from xbm_keras.export import describe_signatures, export_encoder
 from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.report.projector import write_projector
@@ -81,6 +83,17 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
     if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
         model = model.without_backbone()
     model.save(workdir / "model.keras")
+
+
+def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> None:
+    """Write `export/<version>/`, with `model_card.md` and, where the items have names of classes, `labels.json`."""
+    target = export_encoder(
+        model, workdir / "export", weights=config.export.weights, max_pixels=config.export.max_pixels
+    )
+    about = json.loads((workdir / "data.json").read_text("utf-8"))
+    card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(target))
+    (target / "model_card.md").write_text(card, "utf-8")
+    (target / "labels.json").write_text(json.dumps(about["labels"], indent=1, ensure_ascii=False), "utf-8")
 
 
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:

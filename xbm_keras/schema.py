@@ -185,6 +185,17 @@ class Training(Section):
     seed: int = 0
 
 
+class Export(Section):
+    """The SavedModel."""
+
+    weights: Literal["float32", "float16"] = "float32"
+    """float16 halves the size; what is computed stays float32."""
+    max_pixels: Positive = 1 << 25
+    """Encoded pictures with more are refused before they are decoded."""
+    license: str | None = None
+    """Of the backbone's weights, for the model card; by default what a LICENSE file beside them begins with."""
+
+
 class Config(Section):
     """One experiment."""
 
@@ -196,6 +207,7 @@ class Config(Section):
     top_k: TopK = TopK()
     loss: LossConfig = SupCon(name="supcon")
     training: Training = Training()
+    export: Export = Export()
     search: Search = Search()
 
     @pydantic.field_validator("loss", mode="before")

@@ -51,9 +51,8 @@ def print_kept(workdir: pathlib.Path, epoch: int) -> None:
     print(f"{kept} For a run that ends there: --set training.epochs={epoch}", file=sys.stderr)
 
 
-def print_results(workdir: pathlib.Path, metrics: dict) -> None:
-    """The table of `metrics.json`, the verdict and the paths."""
-    console = rich.console.Console(highlight=False)
+def print_scores(metrics: dict) -> None:
+    """The table of `{protocol: {embedding: {metric: value}}}`."""
     table = rich.table.Table(box=rich.box.SIMPLE, title="Test items", title_justify="left")
     table.add_column("")
     for title in SHOWN.values():
@@ -63,7 +62,13 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
             table.add_row(f"[bold]{PROTOCOLS[protocol]}[/bold]")
             for name, values in embeddings.items():
                 table.add_row(f"  {name.replace('_', ' ')}", *(f"{values[metric]:.3f}" for metric in SHOWN))
-    console.print(table)
+    rich.console.Console(highlight=False).print(table)
+
+
+def print_results(workdir: pathlib.Path, metrics: dict) -> None:
+    """The table of `metrics.json`, the verdict and the paths."""
+    console = rich.console.Console(highlight=False)
+    print_scores(metrics)
     console.print(verdict(metrics))
     if (workdir / "report.html").exists():
         console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)

@@ -85,17 +85,29 @@ def split_items(
         )
     is_validation = is_train & np.isin(units, fold)
     test = np.flatnonzero(is_test)
-    is_query = is_gallery = None
-    if query_column is not None:
-        require_column(query_column, items.columns, "the data")
-        roles = np.asarray(items.columns[query_column])[test].astype(str)
-        is_query, is_gallery = np.isin(roles, QUERY_VALUES), np.isin(roles, GALLERY_VALUES)
-        if not (is_query.any() and is_gallery.any()):
-            raise DataError(
-                f"Received query column {query_column!r} with the values {', '.join(np.unique(roles)[:8])} on test "
-                f"items; expected one of {', '.join(QUERY_VALUES)} and one of {', '.join(GALLERY_VALUES)} among them."
-            )
+    is_query, is_gallery = _roles(items, test, query_column)
     return Splits(np.flatnonzero(is_train & ~is_validation), np.flatnonzero(is_validation), test, is_query, is_gallery)
+
+
+def only_test(items: Items, query_column: str | None = None) -> Splits:
+    """All items test. Raises DataError for a query column that does not exist or never says who is what."""
+    test, none = np.arange(len(items.keys)), np.arange(0)
+    return Splits(none, none, test, *_roles(items, test, query_column))
+
+
+def _roles(items: Items, test: np.ndarray, query_column: str | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Which of the test items are queries, and which the gallery."""
+    if query_column is None:
+        return None, None
+    require_column(query_column, items.columns, "the data")
+    roles = np.asarray(items.columns[query_column])[test].astype(str)
+    is_query, is_gallery = np.isin(roles, QUERY_VALUES), np.isin(roles, GALLERY_VALUES)
+    if not (is_query.any() and is_gallery.any()):
+        raise DataError(
+            f"Received query column {query_column!r} with the values {', '.join(np.unique(roles)[:8])} on test "
+            f"items; expected one of {', '.join(QUERY_VALUES)} and one of {', '.join(GALLERY_VALUES)} among them."
+        )
+    return is_query, is_gallery
 
 
 def _plural(by: str) -> str:

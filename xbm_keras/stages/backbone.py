@@ -98,9 +98,13 @@ class Backbone(keras.layers.Layer):
         y = _only_output(self.network(x, training=False))
         return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
 
+    def resize(self, image: tf.Tensor) -> tf.Tensor:
+        """A picture [H, W, 3] at `image_size`, float32, as `call` resizes it."""
+        return resize_images(image, self.image_size)
+
     def prepare(self, item: np.ndarray) -> np.ndarray:
         """One item as `call` takes it in a batch: a picture at `image_size`, float32. Safe to call in threads."""
-        return resize_images(tf.constant(item), self.image_size).numpy() if self.image_size else item
+        return self.resize(tf.constant(item)).numpy() if self.image_size else item
 
     def as_function(self) -> Callable:
         """`call` as a graph, for batches of prepared items."""

@@ -111,10 +111,14 @@ class HubBackbone(Backbone):
         y = _main_output(self.network({name: all_inputs[name] for name in self.network.input}, training=False))
         return tf.stop_gradient(_pool_tokens(tf.cast(y, tf.float32), mask, self.pooling))
 
+    def resize(self, image):
+        """A picture [H, W, 3] at `image_size`, float32, as `call` resizes it."""
+        return self.preprocess.resizing(tf.cast(image, tf.float32))
+
     def prepare(self, item):
         """One item as `call` takes it in a batch: a picture at `image_size`, or the tokens and mask of a text [L]."""
         if self.modality == "image":
-            return np.asarray(self.preprocess.resizing(tf.cast(item, tf.float32)))
+            return np.asarray(self.resize(item))
         inputs = self.preprocess(item)
         return {name: np.asarray(inputs[name], np.int32) for name in TEXT_INPUTS}
 

@@ -1,0 +1,84 @@
+"""`python -m xbm_keras.evaluation` and `python -m xbm_keras.index` on a finished run."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tests.test_train import finished, vectors  # noqa: F401 (fixtures)
+from xbm_keras import evaluation_tool, index_tool
+from xbm_keras.index import read_index
+from xbm_keras.pictures import fingerprint
+
+
+@pytest.fixture
+def other_data(vectors, tmp_path):  # noqa: F811
+    """A config of three classes, which are too few to train on."""
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        chosen = np.isin(data["label"], np.unique(data["label"])[:3])
+        np.savez(tmp_path / "other.npz", **{name: data[name][chosen] for name in data.files})
+    config = yaml.safe_load(vectors.read_text())
+    config["data"]["path"] = str(tmp_path / "other.npz")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "other.yaml"
+
+
+def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):  # noqa: F811
+    assert evaluation_tool.main([f"--model={finished}", f"--output={tmp_path}/scores.json"]) == 0
+    scores, run = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", finished / "metrics.json"))
+    for protocol in ("leave_one_out", "query_gallery"):
+        for name in ("frozen", "trained"):
+            assert scores[protocol][name] == pytest.approx(run[protocol][name], abs=1e-6)
+    assert "leave-one-out" in capsys.readouterr().out
+
+
+def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):  # noqa: F811
+    command = [f"--model={finished}", f"--config={other_data}", "--items=all", f"--embed={tmp_path}/vectors.npy"]
+    assert evaluation_tool.main([*command, f"--output={tmp_path}/scores.json"]) == 0
+    with np.load(tmp_path / "other.npz") as data:
+        expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"], verbose=0)
+        labels = data["label"].tolist()
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, atol=1e-5)
+    listed = pd.read_csv(tmp_path / "vectors.csv")
+    assert listed.label.tolist() == labels
+    assert listed.key.tolist() == list(range(36))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.yaml").unlink(), "holds no config.yaml"),
+        (lambda folder: (folder / "model.keras").unlink(), "holds no model.keras"),
+    ],
+)
+def test_what_is_no_run_is_told(finished, tmp_path, capsys, change, message):  # noqa: F811
+    shutil.copytree(finished, tmp_path / "run")
+    change(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        evaluation_tool.main([f"--model={tmp_path}/run"])
+    assert message in capsys.readouterr().err
+
+
+def test_features_of_another_width_are_told(finished, other_data, tmp_path, capsys):  # noqa: F811
+    with np.load(tmp_path / "other.npz") as data:
+        np.savez(tmp_path / "other.npz", **{**data, "features": data["features"][:, :5]})
+    with pytest.raises(SystemExit):
+        evaluation_tool.main([f"--model={finished}", f"--config={other_data}", "--items=all"])
+    assert "features of width 5 for a head that takes 24" in capsys.readouterr().err
+
+
+def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):  # noqa: F811
+    command = ["build", f"--model={finished}", f"--index={tmp_path}/index"]
+    assert index_tool.main(command) == 0
+    gallery, about, _ = read_index(tmp_path / "index")
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"], verbose=0)
+        assert gallery.labels.tolist() == data["label"].tolist()
+    np.testing.assert_allclose(gallery.vectors, expected, atol=1e-5)
+    assert about["model"] == fingerprint(finished / "export/1")
+    assert index_tool.main([*command, "--items=test"]) == 0
+    assert read_index(tmp_path / "index")[1]["items"] == 144

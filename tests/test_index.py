@@ -1,0 +1,160 @@
+"""Galleries: exact search against NumPy, items that come and go, and the command line on real runs and pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.test_export import encoded, image_model
+from xbm_keras import index, index_tool
+from xbm_keras.export import export_encoder
+from xbm_keras.index import Gallery, Search, add_items, read_index, remove_items, write_index
+from xbm_keras.versions import latest_version, new_version
+
+
+def unit(*shape, seed=0):
+    rows = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def gallery(num_items=50, width=8, prefix="item ä", seed=0):
+    ids = np.array([f"{prefix}{i}" for i in range(num_items)], dtype=str)
+    return Gallery(unit(num_items, width, seed=seed), ids, np.array([f"class {i % 7}" for i in range(num_items)]))
+
+
+def nearest_by_hand(vectors, query, k):
+    """Positions of the k best, one query at a time; equal scores by position."""
+    scores = [float(np.dot(query / np.linalg.norm(query), v)) for v in vectors]
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+
+
+def served(folder):
+    return tf.saved_model.load(str(latest_version(folder))).signatures["search"]
+
+
+@pytest.mark.parametrize("scores_at_a_time", [1 << 24, 120])
+def test_search_is_exact(monkeypatch, tmp_path, scores_at_a_time):
+    monkeypatch.setattr(index, "SCORES", scores_at_a_time)
+    items, queries = gallery(), 3 * unit(9, 8, seed=1)
+    write_index(tmp_path, items, "model")
+    search = served(tmp_path)
+    for k in (1, 6, 50, 1000):
+        found = search(embeddings=tf.constant(queries), k=tf.constant(k))
+        expected = [nearest_by_hand(items.vectors, query, k) for query in queries]
+        assert [[name.decode() for name in row] for row in found["ids"].numpy()] == items.ids[expected].tolist()
+        assert [[name.decode() for name in row] for row in found["labels"].numpy()] == items.labels[expected].tolist()
+        scores = np.einsum("qe,qke->qk", queries / np.linalg.norm(queries, axis=1)[:, None], items.vectors[expected])
+        np.testing.assert_allclose(found["similarities"], scores, atol=1e-6)
+    none = search(embeddings=tf.constant(queries[:0]), k=tf.constant(3))
+    assert none["ids"].shape == none["similarities"].shape == (0, 3)
+
+
+def test_copies_rank_by_position():
+    vectors = np.repeat(unit(3, 8), 5, axis=0)
+    ids, _ = Search(Gallery(vectors, np.arange(15).astype(str), np.full(15, ""))).find(vectors[7:8], 5)
+    assert ids[0].tolist() == ["5", "6", "7", "8", "9"]
+
+
+def test_items_come_and_go(tmp_path):
+    items = gallery()
+    write_index(tmp_path, items, "model")
+    moved = Gallery(unit(2, 8, seed=5), np.array([items.ids[3], "new"]), np.array(["", "fresh"]))
+    assert add_items(tmp_path, moved, "model")["items"] == 51
+    assert remove_items(tmp_path, items.ids[[0, 1]])["items"] == 49
+    assert latest_version(tmp_path).name == "3"
+    found = served(tmp_path)(embeddings=tf.constant(moved.vectors), k=tf.constant(1))
+    assert found["ids"].numpy().ravel().tolist() == [items.ids[3].encode(), b"new"]
+    np.testing.assert_allclose(found["similarities"], 1.0, atol=1e-6)
+    everything = served(tmp_path)(embeddings=tf.constant(moved.vectors), k=tf.constant(100))["ids"].numpy()
+    assert items.ids[0].encode() not in everything
+    remove_items(tmp_path, read_index(tmp_path)[0].ids)
+    assert served(tmp_path)(embeddings=tf.constant(moved.vectors), k=tf.constant(5))["ids"].shape == (2, 0)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    items = gallery()
+    write_index(tmp_path, items, "model")
+    for message, change in {
+        "embedded by the model other": lambda: add_items(tmp_path, gallery(2), "other"),
+        "width 3 for a gallery of width 8": lambda: add_items(tmp_path, gallery(2, width=3), "model"),
+        "which the gallery does not hold": lambda: remove_items(tmp_path, ["nobody"]),
+        "expected it once": lambda: Gallery(unit(2, 8), np.array(["a", "a"]), np.array(["", ""])),
+        "with N ids": lambda: Gallery(unit(2, 8), np.array(["a"]), np.array(["", ""])),
+        "holds no version": lambda: read_index(tmp_path / "empty"),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            change()
+    assert latest_version(tmp_path).name == "1"
+
+
+def test_a_version_that_was_not_finished_is_none(tmp_path):
+    write_index(tmp_path, gallery(), "model")
+    with pytest.raises(FileNotFoundError), new_version(tmp_path) as folder:
+        (folder / "nowhere/half").write_text("")
+    (tmp_path / "2.tmp").mkdir()  # of a process that was killed
+    assert latest_version(tmp_path).name == "1"
+    assert add_items(tmp_path, gallery(1, prefix="more"), "model")["items"] == 51
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "1", "2"}
+
+
+def test_approximate_search_finds_nearly_all(tmp_path):
+    pytest.importorskip("usearch", reason="needs the extra [ann]")
+    items = gallery(1500, 16)
+    about = write_index(tmp_path, items, "model", approximate_search=True)
+    assert about["recall_at_10"] > 0.95
+    more = gallery(500, 16, prefix="more", seed=3)
+    add_items(tmp_path, more, "model")
+    about = remove_items(tmp_path, items.ids[:300])
+    assert about["recall_at_10"] > 0.95
+    left, _, approximate = read_index(tmp_path)
+    assert len(approximate) == len(left.ids) == 1700
+    ids, similarities = index.search_approximately(left, approximate, more.vectors, 10)
+    exact_ids, exact_similarities = Search(left).find(more.vectors, 10)
+    assert ids[:, 0].tolist() == more.ids.tolist()
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, exact_ids, strict=True)])
+    assert recall > 0.95
+    np.testing.assert_allclose(similarities[:, 0], exact_similarities[:, 0], atol=1e-5)
+
+
+def test_without_usearch_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
+    with pytest.raises(ValueError, match=r"\[ann\]"):
+        write_index(tmp_path, gallery(), "model", approximate_search=True)
+    assert not list(tmp_path.glob("[0-9]*"))
+
+
+def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
+    model = export_encoder(image_model(), tmp_path / "export")
+    for i in range(4):
+        path = tmp_path / f"photos/class {i % 2}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(20 + i, 30, seed=i))
+    (tmp_path / "photos/class 0/bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/late.png").write_bytes(encoded(40, 12, seed=9))
+    command = lambda *words: index_tool.main([*map(str, words), f"--index={tmp_path}/index"])  # noqa: E731
+    assert command("build", f"--model={model}", f"--pictures={tmp_path}/photos") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Left out class 0/bad.jpg" in said
+    assert "4 items of width 4" in said
+    assert command("add", f"--model={model}", f"--pictures={tmp_path}/more") == 0
+    assert command("remove", "class 1/3.png") == 0
+    items = json.loads((latest_version(tmp_path / "index") / "items.json").read_text())
+    assert items["ids"] == ["class 0/0.png", "class 0/2.png", "class 1/1.png", "late.png"]
+    assert items["labels"] == ["class 0", "class 0", "class 1", ""]
+    capsys.readouterr()
+    assert (
+        command("search", f"--model={model}", "--k=2", tmp_path / "more/late.png", tmp_path / "photos/class 0/bad.jpg")
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["1.0000", "late.png"]
+    assert lines[3].endswith("bad.jpg: no picture that can be read")
+
+    shutil.copytree(model, tmp_path / "export/2")
+    other = export_encoder(image_model(weights_seed=1), tmp_path / "export")
+    with pytest.raises(SystemExit):
+        command("add", f"--model={other}", f"--pictures={tmp_path}/more")
+    assert "expected one model" in capsys.readouterr().err

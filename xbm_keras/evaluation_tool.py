@@ -1,0 +1,48 @@
+"""`python -m xbm_keras.evaluation`: scores and vectors of a finished run on any data."""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from xbm_keras import experiment, saved_run, terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 2 where it cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m xbm_keras.evaluation", description="Evaluate a finished run on any data, or embed them."
+    )
+    parser.add_argument("--model", required=True, help="the workdir of the run")
+    parser.add_argument("--config", help="of the data; by default the run's own")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    parser.add_argument("--items", choices=("test", "all"), default="test", help="which of the data's items")
+    parser.add_argument("--output", help="write the scores to this .json file")
+    parser.add_argument(
+        "--embed", help="write vectors [N, E] to this .npy file, and keys and labels to a .csv beside it"
+    )
+    options = parser.parse_args(arguments)
+    terminal.set_up()
+    with terminal.readable_errors():
+        head = saved_run.load_head(options.model)
+        dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
+        saved_run.check_width(head, dataset)
+        if options.embed:
+            write_vectors(pathlib.Path(options.embed), head, dataset)
+        heads = {"frozen": None, "trained": head}
+        scores = {name: experiment.score(dataset, each, dataset.splits.test) for name, each in heads.items()}
+    metrics = {protocol: {name: scores[name][protocol] for name in heads} for protocol in scores["frozen"]}
+    terminal.print_scores(metrics)
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(metrics, indent=1), "utf-8")
+    return 0
+
+
+def write_vectors(path: pathlib.Path, head, dataset) -> None:
+    """Write the embeddings [N, E] of the test items, and, line for line, their keys and labels."""
+    test = dataset.splits.test
+    np.save(path, saved_run.embed_items(head, dataset, test))
+    labels = np.array(dataset.label_names)[dataset.labels[test]]
+    pd.DataFrame({"key": dataset.keys[test], "label": labels}).to_csv(path.with_suffix(".csv"), index=False)

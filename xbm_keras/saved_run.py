@@ -1,0 +1,60 @@
+"""A finished run, opened again: what its network and head make of any data."""
+
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from xbm_keras.config import ConfigError, load_config
+from xbm_keras.data.rows import UnitRows
+from xbm_keras.evaluation import embed
+from xbm_keras.loading import Dataset, load_dataset, make_backbone
+from xbm_keras.stages.head import Head
+
+
+def load_data(
+    run: str, config_path: str | None = None, overrides: Sequence[str] = (), all_test: bool = False
+) -> Dataset:
+    """The items that a config describes, with features of the network of a run.
+
+    Args:
+        run: the workdir of the run.
+        config_path: of the data and the cache; its other sections do not matter. By default the run's own.
+        overrides: `section.key=value`.
+        all_test: whether all items are test items, instead of those that the config says.
+
+    Raises:
+        ConfigError: where the folder holds no finished run, or the config cannot be used.
+        DataError: for data that cannot be used.
+    """
+    own = pathlib.Path(run) / "config.yaml"
+    if not own.is_file():
+        raise ConfigError(f"Received --model {run!r}, which holds no config.yaml; expected the workdir of a run.")
+    config = load_config(config_path or str(own), overrides)
+    if config.data.source != "features":
+        config = config.model_copy(update={"backbone": load_config(str(own)).backbone})
+    return load_dataset(config, make_backbone(config), all_test)
+
+
+def load_head(run: str) -> Head:
+    """The trained head. Raises ConfigError where the folder holds no finished run."""
+    path = pathlib.Path(run) / "model.keras"
+    if not path.is_file():
+        raise ConfigError(f"Received --model {run!r}, which holds no model.keras; expected the workdir of a run.")
+    return keras.saving.load_model(path, compile=False).head
+
+
+def check_width(head: Head, dataset: Dataset) -> None:
+    """Raises ConfigError where the features are of another width than the head's."""
+    width, expected = dataset.features.shape[1], head.kernel.shape[0]
+    if width != expected:
+        raise ConfigError(
+            f"Received features of width {width} for a head that takes {expected}; expected features of the network "
+            "that the head was trained on."
+        )
+
+
+def embed_items(head: Head, dataset: Dataset, positions: np.ndarray) -> np.ndarray:
+    """Embeddings [n, E] of items, float32 of unit length."""
+    return embed(head, UnitRows(dataset.features, positions))
