@@ -54,8 +54,8 @@ LOSSES = {
     "lifted steep": (LiftedStructureLoss(0.5, 0.02), reference_pairs.lifted_structure, (0.5, 0.02)),
     "smooth_ap": (SmoothAPLoss(0.1), reference_pairs.smooth_ap, (0.1,)),
     "smooth_ap steep": (SmoothAPLoss(0.01), reference_pairs.smooth_ap, (0.01,)),
-    "recall": (RecallSurrogateLoss((1, 2, 4), 0.1, 0.5), reference_pairs.recall_surrogate, ((1, 2, 4), 0.1, 0.5)),
-    "recall steep": (RecallSurrogateLoss((1, 8), 0.01, 1.0), reference_pairs.recall_surrogate, ((1, 8), 0.01, 1.0)),
+    "recall": (RecallSurrogateLoss((1, 2, 4), 0.1, 0.5), reference_pairs.recall_surrogate, ([1, 2, 4], 0.1, 0.5)),
+    "recall steep": (RecallSurrogateLoss((1, 8), 0.01, 1.0), reference_pairs.recall_surrogate, ([1, 8], 0.01, 1.0)),
 }
 SIGMOID_OF_MINUS_1 = 1 / (1 + math.e)
 BLOCKED = ["triplet", "smooth_ap", "recall"]

@@ -3,7 +3,7 @@
 They compare each positive with every other pick, which is done in blocks of positives: [B, T, T] is never held.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -67,7 +67,7 @@ def recall_surrogate(
     similarities: tf.Tensor,
     picks: Picks,
     *,
-    ks: tuple[int, ...] = (1, 2, 4, 8, 16),
+    ks: Sequence[int] = (1, 2, 4, 8, 16),
     temperature: float = 0.01,
     rank_temperature: float = 1.0,
 ) -> tf.Tensor:
@@ -136,12 +136,10 @@ class RecallSurrogateLoss(PairLoss):
 
     name = "recall_surrogate"
 
-    def __init__(
-        self, ks: tuple[int, ...] = (1, 2, 4, 8, 16), temperature: float = 0.01, rank_temperature: float = 1.0
-    ):
+    def __init__(self, ks: Sequence[int] = (1, 2, 4, 8, 16), temperature: float = 0.01, rank_temperature: float = 1.0):
         if not ks or min(ks) < 1:
             raise ValueError(f"Received ks={ks}; expected one or more whole numbers from 1 on, such as (1, 2, 4).")
-        self.ks = tuple(ks)
+        self.ks = list(ks)
         self.temperature = require_positive("temperature", temperature, "The paper has 0.01.")
         self.rank_temperature = require_positive("rank_temperature", rank_temperature, "The paper has 1.")
 
