@@ -78,7 +78,8 @@ def to_svg(figure: matplotlib.figure.Figure) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     svg = re.sub(r'="([\d.]+)pt"', r'="\1"', svg, count=2)  # width and height: 1 pt is 1 CSS pixel here
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # hundredths of a pixel are enough
+    # Hundredths of a pixel are enough; the numbers that the reader reads stay.
+    svg = re.sub(r'="[^"]*"', lambda attribute: re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]), svg)
     svg = svg.replace("<svg", '<svg aria-hidden="true"', 1)  # the page says what is to be seen
     return _with_ids_of_its_own(svg)
 

@@ -98,7 +98,7 @@ def declare(hp: keras_tuner.HyperParameters, config: Config, space: Space) -> No
         if not ready:
             raise ConfigError(f"Received search.space with conditions in a circle: {', '.join(sorted(keys))}.")
         for key, dimension in ready:
-            name, own = _name(key, dimension, space), _own_value(config, key)
+            name, own = _name(key, dimension, space), own_value(config, key)
             conditions = [
                 Parent(other, [_encode(value, space[other][0]) for value in wanted])
                 for other, wanted in dimension.when.items()
@@ -134,7 +134,8 @@ def _encode(value: Value, dimension: Dimension) -> Value:
     return float(value) if float in types and isinstance(value, int) else value
 
 
-def _own_value(config: Config, key: str) -> Any:
+def own_value(config: Config, key: str) -> Any:
+    """The config's value of a key; None where it has no such key, such as a parameter of another loss."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part, None)
