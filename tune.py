@@ -39,6 +39,7 @@ def main(argv):
         search.run(is_chief=role == "chief")
         train_once(search.default_config(), folds[0], backbone, workdir / "default")
         train_once(search.best_config(), folds[0], backbone, workdir / "best")
+        search.write_page()
     search.print_results()
 
 

@@ -58,6 +58,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         super().__init__(name="head")
         self.config = config
         self.folds = folds
+        self.closed_forms = [experiment.closed_forms_of(fold, fold.with_views(fold.splits.train)) for fold in folds]
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
@@ -80,7 +81,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self.declare_hyperparameters(hp)
         config = self.config_of(hp)
         self._check_memory(config)
-        return self._start(config, self.folds[0])
+        return self._start(config, 0)
 
     def fit(self, hp: keras_tuner.HyperParameters, model: XBMModel, *args, callbacks=(), **kwargs) -> dict[str, float]:
         """Train on each fold and score the best epoch's head on its validation classes.
@@ -101,7 +102,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
     def evaluate(self, config: Config) -> dict[str, float]:
         """The same metrics of any config of the same data, such as the one without changes."""
         self._check_memory(config)
-        return self._fit(config, self._start(config, self.folds[0]))
+        return self._fit(config, self._start(config, 0))
 
     def _check_memory(self, config: Config) -> None:
         need = estimate_bytes(config, self.num_rows, self.folds[0].features.shape[1])
@@ -115,19 +116,22 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
         began = time.monotonic()
-        results = [self._fit_fold(config, self.folds[0], model, callbacks)]
-        results += [self._fit_fold(config, dataset, self._start(config, dataset)) for dataset in self.folds[1:]]
+        results = [self._fit_fold(config, 0, model, callbacks)]
+        results += [self._fit_fold(config, i, self._start(config, i)) for i in range(1, len(self.folds))]
         metrics = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
         if len(results) > 1:
             metrics |= {f"val_map_at_r_fold_{i}": each["val_map_at_r"] for i, each in enumerate(results)}
         return {**metrics, "seconds": time.monotonic() - began}
 
-    def _start(self, config: Config, dataset: Dataset) -> XBMModel:
-        return experiment.start_model(config, dataset, None, dataset.with_views(dataset.splits.train))
+    def _start(self, config: Config, fold: int) -> XBMModel:
+        dataset = self.folds[fold]
+        train = dataset.with_views(dataset.splits.train)
+        return experiment.start_model(config, dataset, None, train, self.closed_forms[fold])
 
     def _fit_fold(
-        self, config: Config, dataset: Dataset, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
+        self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
+        dataset = self.folds[fold]
         best = experiment.select(config, dataset, model, callbacks, show_progress=False)
         scores = experiment.score(dataset, model.head, dataset.splits.validation)["leave_one_out"]
         return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import pathlib
 import time
@@ -16,12 +15,15 @@ import rich.table
 import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from xbm_keras.config import ConfigError, check_config, load_config, save_config
+from xbm_keras.config import ConfigError, check_config, save_config
+from xbm_keras.report.page import write_page
 from xbm_keras.schema import Config
+from xbm_keras.search_schema import Dimension
 from xbm_keras.terminal import PROTOCOLS
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of
-from xbm_keras.tuning.space import overridden, to_overrides
+from xbm_keras.tuning.page import Axis, Findings, search_page
+from xbm_keras.tuning.space import overridden, own_value, to_overrides
 from xbm_keras.tuning.tuner import HeadTuner, SearchError, serve
 
 log = logging.getLogger("xbm_keras.tuning")
@@ -46,6 +48,7 @@ class Search:
     def __init__(self, hypermodel: HeadHyperModel, workdir: pathlib.Path, tuner: str, max_trials: int):
         self.hypermodel = hypermodel
         self.workdir = workdir
+        self.kind = tuner
         self.max_trials = max_trials
         config = hypermodel.config
         self.oracle = make_oracle(tuner, hypermodel.objective, max_trials, config.training.epochs, config.training.seed)
@@ -98,6 +101,7 @@ class Search:
         finally:
             ours.setLevel(level)
         self._write_results()
+        self.write_page()
         if self.oracle.stop_reason:
             raise SearchError(f"{self.oracle.stop_reason}\nThe same command goes on after them.")
 
@@ -153,24 +157,50 @@ class Search:
         """The config as it is, without its search section."""
         return check_config(overridden(self.hypermodel.config, {}), "The config")
 
+    def test_scores(self) -> dict[str, dict[str, float]]:
+        """MAP@R on the test classes by protocol, of "default" and "best", once train.py's steps made those folders."""
+        files = {name: self.workdir / name / "metrics.json" for name in ("default", "best")}
+        if not all(file.exists() for file in files.values()):
+            return {}
+        metrics = {name: json.loads(file.read_text()) for name, file in files.items()}
+        return {
+            title: {name: each[protocol]["trained"]["map_at_r"] for name, each in metrics.items()}
+            for protocol, title in PROTOCOLS.items()
+            if protocol in metrics["best"]
+        }
+
+    def write_page(self) -> None:
+        """Write `search.html`."""
+        space, config = self.hypermodel.space, self.hypermodel.config
+        about = {
+            "tuner": self.kind,
+            "trials": str(len(self.oracle.trials)),
+            "class folds": str(config.search.folds),
+            "seed": str(config.training.seed),
+        }
+        default = {key: own_value(config, key) for key in space} | {"val_map_at_r": self.default["val_map_at_r"]}
+        axes = {key: _axis(dimensions) for key, dimensions in space.items()}
+        command = f"python train.py --config {self.workdir}/best.yaml"
+        findings = Findings(self.table(), axes, default, self.test_scores(), command, about)
+        write_page(self.workdir / "search.html", search_page(findings, f"Search in {self.workdir.name}"))
+
     def print_results(self) -> None:
-        """Default and best side by side, from the folders `default/` and `best/` that train.py's calls filled."""
+        """Default and best side by side, and where everything is."""
         console = rich.console.Console(highlight=False)
         best = self.best_trial()
         title = f"MAP@R of the default and of the best of {len(self.oracle.trials)} trials"
         table = rich.table.Table(box=rich.box.SIMPLE, title=title, title_justify="left")
-        scores = {"default": self.default["val_map_at_r"], "best": best.score if best else math.nan}
-        metrics = {name: json.loads((self.workdir / name / "metrics.json").read_text()) for name in scores}
-        protocols = [name for name in metrics["best"] if name in PROTOCOLS]
-        for column in ("", "dimensions", "validation", *(f"test, {PROTOCOLS[name]}" for name in protocols)):
+        tests = self.test_scores()
+        for column in ("", "dimensions", "validation", *(f"test, {protocol}" for protocol in tests)):
             table.add_column(column, justify="right" if column else "left")
-        for name, score in scores.items():
-            width = load_config(str(self.workdir / name / "config.yaml")).head.embedding_dim
-            tests = [f"{metrics[name][protocol]['trained']['map_at_r']:.4f}" for protocol in protocols]
-            table.add_row(name, str(width), f"{score:.4f}", *tests)
+        for name, config in (("default", self.default_config()), ("best", self.best_config())):
+            score = best.score if best and config != self.default_config() else self.default["val_map_at_r"]
+            numbers = [score, *(scores[name] for scores in tests.values())]
+            table.add_row(name, str(config.head.embedding_dim), *(f"{number:.4f}" for number in numbers))
         console.print(table)
         if self.best_config() == self.default_config():
             console.print("No trial is better than the config as it is.")
+        console.print(f"[bold]Page[/bold]    {self.workdir}/search.html", soft_wrap=True)
         console.print(f"[bold]Best[/bold]    {self.workdir}/best.yaml, {self.workdir}/best/", soft_wrap=True)
         console.print(f"[bold]Trials[/bold]  {self.workdir}/trials.csv, {self.workdir}/trials/", soft_wrap=True)
 
@@ -199,6 +229,14 @@ class Search:
 
     def _config_file(self, trial: Trial) -> pathlib.Path:
         return self.workdir / "trials" / f"{number_of(trial)}.yaml"
+
+
+def _axis(dimensions: list[Dimension]) -> Axis:
+    """Of a key; where conditions give it several sets of values, of all of them."""
+    if any(dimension.values is None for dimension in dimensions):
+        return Axis(None, any(dimension.log for dimension in dimensions))
+    values = [value for dimension in dimensions for value in dimension.values or []]
+    return Axis(list(dict.fromkeys(values)))
 
 
 def number_of(trial: Trial) -> str:

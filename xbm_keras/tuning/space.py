@@ -10,7 +10,7 @@ from keras_tuner.engine.hyperparameters import Choice, Float, HyperParameter, In
 from keras_tuner.src.engine.conditions import Parent  # `conditional_scope` cannot say "this and that"
 
 from xbm_keras.config import ConfigError, check_config
-from xbm_keras.schema import Config, HeadConfig
+from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension, Value
 
 Space = dict[str, list[Dimension]]
@@ -38,14 +38,13 @@ def default_space(config: Config, num_rows: int) -> Space:
     batch_size = config.training.classes_per_batch * config.training.samples_per_class
     sizes = [0] + [2**i for i in range(17) if batch_size <= 2**i < 2 * num_rows]
     width = config.head.embedding_dim
-    starts = typing.get_args(HeadConfig.model_fields["start"].annotation)
     space = {
         "memory.memory_size": [Dimension(values=sizes)],
         "top_k.num_negatives": [Dimension(values=[4, 8, 16, 32, 64, 128, 256])],
         "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
         "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
         "loss.name": [Dimension(values=list(LOSSES))],
-        "head.start": [Dimension(values=list(starts))],
+        "head.start": [Dimension(values=["random", "pca", "whiten", "lda", "nda"])],
         "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
         "training.learning_rate": [Dimension(min=1e-5, max=1e-2, log=True)],
         "training.weight_decay": [Dimension(min=1e-6, max=1e-1, log=True)],
@@ -99,7 +98,7 @@ def declare(hp: keras_tuner.HyperParameters, config: Config, space: Space) -> No
         if not ready:
             raise ConfigError(f"Received search.space with conditions in a circle: {', '.join(sorted(keys))}.")
         for key, dimension in ready:
-            name, own = _name(key, dimension, space), _own_value(config, key)
+            name, own = _name(key, dimension, space), own_value(config, key)
             conditions = [
                 Parent(other, [_encode(value, space[other][0]) for value in wanted])
                 for other, wanted in dimension.when.items()
@@ -135,7 +134,8 @@ def _encode(value: Value, dimension: Dimension) -> Value:
     return float(value) if float in types and isinstance(value, int) else value
 
 
-def _own_value(config: Config, key: str) -> Any:
+def own_value(config: Config, key: str) -> Any:
+    """The config's value of a key; None where it has no such key, such as a parameter of another loss."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part, None)

@@ -1,0 +1,309 @@
+"""search.html: which memory size and k to use, how the search went, and what mattered."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Rectangle
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.inspection import permutation_importance
+
+from xbm_keras.report.figures import GOOD, INK, MUTED, SERIES, drawing, to_svg
+from xbm_keras.report.page import Cell, Code, Details, Facts, Figure, Page, Panels, Section, Table, Text, Verdict
+
+SCORE = "val_map_at_r"
+MEMORY, NEGATIVES, POSITIVES = "memory.memory_size", "top_k.num_negatives", "top_k.num_positives"
+MIN_TRIALS_FOR_IMPORTANCE = 10
+NAMES = {MEMORY: "memory size", NEGATIVES: "negatives per anchor", POSITIVES: "positives per anchor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """How the values of a key are laid out."""
+
+    values: Sequence | None
+    """Those of a list, in order; None for a range."""
+    is_log: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What the page shows."""
+
+    trials: pd.DataFrame
+    """One row per trial: `trial`, `status`, `val_map_at_r`, `reason`, and the keys of the space."""
+    axes: Mapping[str, Axis]
+    """By key, in the order of the space."""
+    default: Mapping[str, Any]
+    """Its value of each key, and under `val_map_at_r` its score."""
+    test: Mapping[str, Mapping[str, float]]
+    """MAP@R on the test classes by protocol, of "default" and "best"; empty before they are trained."""
+    command: str
+    """How to train the best."""
+    about: Mapping[str, str]
+    """The rest, such as the tuner."""
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """Those with a score, best first."""
+        found = self.trials[self.trials.status == "completed"]
+        return found.sort_values(SCORE, ascending=False) if len(found) else found
+
+    @property
+    def has_better(self) -> bool:
+        """Whether a trial is better than the default."""
+        return len(self.finished) > 0 and self.finished[SCORE].iloc[0] > self.default[SCORE]
+
+
+def search_page(findings: Findings, title: str) -> Page:
+    """The page of a search."""
+    finished, sections = findings.finished, []
+    if len(finished):
+        sections = [_best(findings), _memory_and_k(findings), _importance(findings), _keys(findings)]
+        sections.append(Section("How the search went", [_history(findings)]))
+    sections.append(_all_trials(findings))
+    num_failed = int((findings.trials.status == "failed").sum())
+    subtitle = f"{len(finished)} trials finished, {num_failed} failed. Scores are MAP@R on held-out training classes."
+    return Page(title, _verdict(findings), [s for s in sections if s.blocks], subtitle)
+
+
+def _verdict(findings: Findings) -> Verdict:
+    if not len(findings.finished):
+        return Verdict("No trial has finished.", "bad")
+    default = findings.default[SCORE]
+    if not findings.has_better:
+        return Verdict(f"Keep the config as it is: no trial is better than its {default:.4f}.")
+    best = findings.finished.iloc[0]
+    chosen = [f"{NAMES[key]} {_text(best[key])}" for key in NAMES if _is_set(best, key)]
+    use = f"Use {', '.join(chosen)}" if chosen else f"Use trial {best.trial}"
+    return Verdict(f"{use}: validation MAP@R {best[SCORE]:.4f} instead of {default:.4f} (trial {best.trial}).", "good")
+
+
+def _best(findings: Findings) -> Section:
+    best, default = findings.finished.iloc[0], findings.default
+    rows: list[Any] = ["Score"]
+    rows.append(
+        ["validation MAP@R", f"{default[SCORE]:.4f}", Cell(f"{best[SCORE]:.4f}", is_best=best[SCORE] > default[SCORE])]
+    )
+    for protocol, scores in findings.test.items():
+        is_better = scores["best"] > scores["default"]
+        rows.append(
+            [f"test MAP@R, {protocol}", f"{scores['default']:.4f}", Cell(f"{scores['best']:.4f}", is_best=is_better)]
+        )
+    rows.append("Values")
+    for key in findings.axes:
+        now, then = _text(best.get(key)), _text(default.get(key))
+        rows.append([key, then, Cell(now, is_best=now != then)])
+    note = (
+        "The best of many trials looks a little better on the validation classes than it is; the test classes were "
+        "looked at after the search, for these two configs only."
+    )
+    table = Table(["", "default", f"best, trial {best.trial}"], rows)
+    return Section("Default and best", [table, Text(note, is_note=True), Code(findings.command)])
+
+
+def _memory_and_k(findings: Findings) -> Section:
+    axes = findings.axes
+    blocks: list[Any] = []
+    maps = [
+        _heat_map(findings, MEMORY, k)
+        for k in (NEGATIVES, POSITIVES)
+        if MEMORY in axes and k in axes and axes[MEMORY].values and axes[k].values
+    ]
+    if maps:
+        blocks.append(Panels(maps))
+    for key in NAMES:
+        if key in axes and axes[key].values:
+            blocks.append(_by_value(findings, key))
+    return Section("Memory size and k", blocks)
+
+
+def _heat_map(findings: Findings, x: str, y: str) -> Figure:
+    finished = findings.finished
+    columns, rows = findings.axes[x].values or [], findings.axes[y].values or []
+    low, high = finished[SCORE].quantile(0.1), finished[SCORE].max()
+    best = finished.iloc[0]
+    with drawing(380, 300) as (figure, axes):
+        axes.grid(False)
+        for i, column in enumerate(columns):
+            for j, row in enumerate(rows):
+                found = finished[_equals(finished[x], column) & _equals(finished[y], row)][SCORE]
+                if len(found):
+                    strength = float(np.clip((found.max() - low) / max(high - low, 1e-9), 0, 1))
+                    axes.add_patch(
+                        Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=SERIES[0], alpha=0.08 + 0.5 * strength, lw=0)
+                    )
+                    label = f"{found.max():.3f}".removeprefix("0")
+                    is_best = _text(best[x]) == _text(column) and _text(best[y]) == _text(row)
+                    axes.text(
+                        i, j, label, ha="center", va="center", fontsize=9, color=INK,
+                        fontweight="bold" if is_best else "normal",
+                    )  # fmt: skip
+                    if is_best:
+                        axes.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, fill=False, edgecolor=GOOD, lw=2))
+        _categories(axes.xaxis, columns)
+        _categories(axes.yaxis, rows)
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel=NAMES[x], ylabel=NAMES[y])
+        svg = to_svg(figure)
+    alt = (
+        f"Best score for each pair of {NAMES[x]} and {NAMES[y]}; the best of all at {_text(best[x])}, {_text(best[y])}."
+    )
+    caption = "The best trial in each cell, whatever its other values; empty where none was. Framed: the best of all."
+    return Figure(svg, alt, f"{NAMES[x].capitalize()} and {NAMES[y]}", caption)
+
+
+def _by_value(findings: Findings, key: str) -> Table:
+    finished = findings.finished
+    rows: list[Any] = []
+    best_of = {value: finished[_equals(finished[key], value)][SCORE] for value in findings.axes[key].values or []}
+    top = max((scores.max() for scores in best_of.values() if len(scores)), default=0.0)
+    floor = findings.finished[SCORE].min()
+    for value, scores in best_of.items():
+        if len(scores):
+            bar = (scores.max() - floor) / max(top - floor, 1e-9)
+            cell = Cell(f"{scores.max():.4f}", bar=float(bar), is_best=bool(scores.max() == top))
+            rows.append([_text(value), str(len(scores)), cell, f"{scores.median():.4f}"])
+        else:
+            rows.append([_text(value), "0", "", ""])
+    return Table([NAMES[key], "trials", "best", "median"], rows)
+
+
+def _importance(findings: Findings) -> Section:
+    finished = findings.finished
+    columns = {key: _as_numbers(finished[key], axis) for key, axis in findings.axes.items() if key in finished}
+    columns = {key: values for key, values in columns.items() if len(np.unique(values)) > 1}
+    if len(finished) < MIN_TRIALS_FOR_IMPORTANCE or not columns:
+        return Section("What mattered", [])
+    x, y = np.stack(list(columns.values()), axis=1), finished[SCORE].to_numpy()
+    forest = RandomForestRegressor(300, min_samples_leaf=2, oob_score=True, random_state=0).fit(x, y)
+    drops = permutation_importance(forest, x, y, n_repeats=20, random_state=0).importances_mean
+    shares = np.maximum(drops, 0) / max(np.maximum(drops, 0).sum(), 1e-12)
+    order = np.argsort(shares)
+    names = np.array(list(columns))[order]
+    with drawing(560, 26 * len(order) + 50) as (figure, axes):
+        axes.barh(np.arange(len(order)), shares[order], color=SERIES[0], height=0.6)
+        axes.set_yticks(np.arange(len(order)), names)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        svg = to_svg(figure)
+    ranking = ", ".join(f"{name} {share:.0%}" for name, share in zip(names[::-1], shares[order][::-1], strict=True))
+    explained = max(0.0, forest.oob_score_)
+    caption = (
+        "Share of each key in how much worse a random forest predicts the scores when the values of that key are "
+        f"shuffled. The forest explains {explained:.0%} of the differences between trials that it was not fitted to; "
+        "the lower that is, the less the shares say."
+    )
+    return Section("What mattered", [Figure(svg, f"Importance: {ranking}.", caption=caption)])
+
+
+def _keys(findings: Findings) -> Section:
+    shown = [_key_figure(findings, key) for key in findings.axes if key in findings.finished]
+    caption = (
+        "Each point is a trial; the star is the best, the dashed line the default's score. Scores far below the others "
+        "are at the lower edge."
+    )
+    return Section("Each key", [Text(caption, is_note=True), Panels(shown)])
+
+
+def _key_figure(findings: Findings, key: str) -> Figure:
+    axis, best = findings.axes[key], findings.finished.iloc[0]
+    finished = findings.finished[findings.finished[key].map(_text) != ""]
+    low, high = _limits(findings)
+    with drawing(300, 200) as (figure, axes):
+        if axis.values is None:
+            places = finished[key].astype(float).to_numpy()
+            if axis.is_log:
+                axes.set_xscale("log")
+            jitter = np.zeros(len(places))
+        else:
+            index = {_text(value): i for i, value in enumerate(axis.values)}
+            places = finished[key].map(lambda value: index[_text(value)]).to_numpy(float)
+            jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(places))
+            _categories(axes.xaxis, axis.values)
+            axes.set_xlim(-0.5, len(axis.values) - 0.5)
+        scores = np.maximum(finished[SCORE].to_numpy(float), low)
+        axes.scatter(places + jitter, scores, s=16, color=SERIES[0], alpha=0.6, linewidths=0)
+        if _is_set(best, key):
+            axes.scatter((places + jitter)[:1], scores[:1], s=90, marker="*", color=GOOD, zorder=3, linewidths=0)
+        axes.axhline(findings.default[SCORE], color=MUTED, linestyle="--", linewidth=1)
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+        svg = to_svg(figure)
+    return Figure(svg, f"Scores by {key}; the best trial has {_text(best.get(key)) or 'none'}.", key)
+
+
+def _history(findings: Findings) -> Figure:
+    trials = findings.trials[findings.trials.status == "completed"]
+    numbers, scores = trials.trial.astype(int).to_numpy(), trials[SCORE].to_numpy(float)
+    low, high = _limits(findings)
+    with drawing(620, 240) as (figure, axes):
+        axes.scatter(numbers, np.maximum(scores, low), s=16, color=SERIES[0], alpha=0.6, linewidths=0, label="trial")
+        axes.step(numbers, np.maximum.accumulate(scores), where="post", color=GOOD, label="best so far")
+        axes.axhline(findings.default[SCORE], color=MUTED, linestyle="--", linewidth=1, label="default")
+        axes.set(xlabel="trial", ylabel="validation MAP@R")
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+        axes.legend(loc="lower right")
+        svg = to_svg(figure)
+    first = numbers[int(np.argmax(scores))]
+    return Figure(svg, f"Score of each trial in order; the best came at trial {first:04d} of {len(trials)}.")
+
+
+def _all_trials(findings: Findings) -> Section:
+    keys = [key for key in findings.axes if key in findings.trials]
+    rows = [
+        [row.trial, Cell(f"{row[SCORE]:.4f}", is_best=i == 0), *(_text(row[key]) for key in keys)]
+        for i, (_, row) in enumerate(findings.finished.iterrows())
+    ]
+    blocks: list[Any] = [Facts(findings.about)]
+    if rows:
+        blocks.append(Details(f"All {len(rows)} finished trials", [Table(["trial", "score", *keys], rows)]))
+    failed = findings.trials[findings.trials.status == "failed"]
+    if len(failed):
+        reasons = [[row.trial, row.reason] for _, row in failed.iterrows()]
+        blocks.append(
+            Details(f"{len(failed)} failed trials", [Table(["trial", "reason"], reasons, text_columns=["reason"])])
+        )
+    return Section("Trials", blocks)
+
+
+def _limits(findings: Findings) -> tuple[float, float]:
+    """Where the scores of interest lie: the worst quarter may be far away."""
+    scores = findings.finished[SCORE]
+    high = max(scores.max(), findings.default[SCORE])
+    low = min(scores.quantile(0.25), findings.default[SCORE])
+    return low - 0.25 * (high - low) - 1e-4, high + 1e-4
+
+
+def _categories(axis, values: Sequence) -> None:
+    axis.set_ticks(range(len(values)), [_text(value) for value in values])
+    if sum(len(_text(value)) for value in values) > 28 and axis.axis_name == "x":
+        axis.set_tick_params(rotation=35)
+
+
+def _as_numbers(column: pd.Series, axis: Axis) -> np.ndarray:
+    if axis.values is None:
+        values = column.to_numpy(float)
+        return np.nan_to_num(np.log(values) if axis.is_log else values, nan=-100.0)
+    index = {_text(value): i for i, value in enumerate(axis.values)}
+    return column.map(lambda value: index.get(_text(value), -1)).to_numpy(float)
+
+
+def _equals(column: pd.Series, value) -> pd.Series:
+    return column.map(_text) == _text(value)
+
+
+def _is_set(row: pd.Series, key: str) -> bool:
+    return key in row and _text(row[key]) != ""
+
+
+def _text(value: Any) -> str:
+    """A value as a reader writes it; of one that is not there nothing."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float | np.floating):  # pandas makes numbers with gaps floats
+        return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:d}" if isinstance(value, int | np.integer) else str(value)
