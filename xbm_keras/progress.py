@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import rich.console
 import rich.progress
+import rich.table
 
 log = logging.getLogger("xbm_keras")
 DELAY = 2.0  # seconds
@@ -71,11 +72,15 @@ class Bar:
     def _open(self) -> None:
         self.progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(24),
+            rich.progress.BarColumn(16),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("{task.fields[rate]}"),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-            rich.progress.TextColumn("[dim]{task.fields[note]}"),
+            # The note gets what is left of the line.
+            rich.progress.TextColumn(
+                "[dim]{task.fields[note]}", table_column=rich.table.Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
+            expand=True,
             console=rich.console.Console(stderr=True),
         )
         self.progress.add_task(self.title, total=self.total, rate="", note="")
