@@ -110,6 +110,24 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert json.loads((finished / "data.json").read_text())["classes"] == {"train": 9, "validation": 3, "test": 12}
 
 
+def test_tensorboard_gets_the_test_embeddings(finished):
+    folder = finished / "tensorboard"
+    assert 'tensor_path: "trained.tsv"' in (folder / "projector_config.pbtxt").read_text()
+    rows = np.loadtxt(folder / "trained.tsv", delimiter="\t")
+    items = (folder / "trained-items.tsv").read_text("utf-8").splitlines()
+    assert items[0] == "class\titem"
+    assert rows.shape == (len(items) - 1, 8) == (144, 8)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
+
+
+def test_a_report_that_cannot_be_written_loses_no_run(vectors, tmp_path, capsys):
+    (tmp_path / "run/report.html.tmp").mkdir(parents=True)  # in the way
+    run(vectors, tmp_path / "run", "training.epochs=0", report=True)
+    assert "The report could not be written" in capsys.readouterr().out
+    assert (tmp_path / "run/metrics.json").exists()
+    assert (tmp_path / "run/export/1/saved_model.pb").exists()
+
+
 def test_whitening_helps_here(finished):
     scores = json.loads((finished / "metrics.json").read_text())["leave_one_out"]
     assert scores["closed_form"]["map_at_r"] > scores["frozen"]["map_at_r"] + 0.1
@@ -283,7 +301,10 @@ def photos(tmp_path):
 
 
 def test_a_folder_with_a_corrupt_picture_and_a_lonely_one(photos, tmp_path, capsys):
-    run(photos, tmp_path / "run")
+    run(photos, tmp_path / "run", report=True)
+    report = (tmp_path / "run/report.html").read_text("utf-8")
+    assert "1 item(s) were skipped: an empty file (1)." in report
+    assert report.count("data:image/webp;base64,") > 20
     about = json.loads((tmp_path / "run/data.json").read_text())
     assert about["skipped"] == {"klasse 1/2.png": "an empty file"}
     assert about["classes_with_one_item"] == ["alone"]

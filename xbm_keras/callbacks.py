@@ -84,10 +84,11 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Note loss and score."""
-        parts = [f"epoch {epoch + 1}/{self.params['epochs']}", f"loss {logs['loss']:.4f}"]
+        parts = [f"epoch {epoch + 1}/{self.params['epochs']}"]
         if "val_map_at_r" in logs:
             self.best = max(self.best, (logs["val_map_at_r"], -epoch - 1))
             parts.append(f"MAP@R {logs['val_map_at_r']:.4f} (best {self.best[0]:.4f}, epoch {-self.best[1]})")
+        parts.append(f"loss {logs['loss']:.4f}")
         self.bar.advance(0, ", ".join(parts))
         log.debug("%s: %s", parts[0], ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
         if self.bar.progress is None and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import rich.console
 import rich.progress
+import rich.table
 
 log = logging.getLogger("xbm_keras")
 DELAY = 2.0  # seconds
@@ -48,8 +49,8 @@ class Bar:
         if self.progress is None and is_due and _is_shown and sys.stderr.isatty():
             self._open()
         if self.progress is not None:
-            fields = {"rate": f"{self.completed / self.seconds:,.3g} {self.unit}/s", "note": self.note}
-            self.progress.update(self.progress.task_ids[0], completed=self.completed, **fields)
+            task = self.progress.task_ids[0]
+            self.progress.update(task, completed=self.completed, rate=self.rate, note=self.note)
 
     def restart(self) -> None:
         """Back to zero, for another pass."""
@@ -60,22 +61,31 @@ class Bar:
         if self.progress is not None:
             self.progress.stop()
         elif _is_shown and self.seconds > DELAY and self.num_advances > 1 and not sys.stderr.isatty():
-            rate = f"{self.completed / self.seconds:,.3g} {self.unit}/s"
-            log.info("%s: %s %s in %.0f s (%s)", self.title, f"{self.completed:,}", self.unit, self.seconds, rate)
+            done = f"{self.completed:,} {self.unit}"
+            log.info("%s: %s in %.0f s (%s)", self.title, done, self.seconds, self.rate)
 
     @property
     def seconds(self) -> float:
         """Since the task began."""
         return time.monotonic() - self.start
 
+    @property
+    def rate(self) -> str:
+        """Steps per second."""
+        return f"{self.completed / self.seconds:,.3g} {self.unit}/s"
+
     def _open(self) -> None:
         self.progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(24),
+            rich.progress.BarColumn(16),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("{task.fields[rate]}"),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-            rich.progress.TextColumn("[dim]{task.fields[note]}"),
+            # The note gets what is left of the line.
+            rich.progress.TextColumn(
+                "[dim]{task.fields[note]}", table_column=rich.table.Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
+            expand=True,
             console=rich.console.Console(stderr=True),
         )
         self.progress.add_task(self.title, total=self.total, rate="", note="")

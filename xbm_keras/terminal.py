@@ -69,7 +69,7 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
     """The table of `metrics.json`, the verdict and the paths."""
     console = rich.console.Console(highlight=False)
     print_scores(metrics)
-    console.print(verdict(metrics))
+    console.print(verdict(metrics), soft_wrap=True)
     if (workdir / "report.html").exists():
         console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
     console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)

@@ -198,7 +198,7 @@ def picture_uri(pixels: np.ndarray, size: int = 96, quality: int = 80) -> str:
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    return _template().render(page=page)
+    return _template().render(page=page).lstrip()
 
 
 def write_page(path: str | os.PathLike, page: Page) -> None:
