@@ -168,15 +168,15 @@ LossConfig = Annotated[
 class Training(Section):
     """How the head is fitted."""
 
-    epochs: Annotated[int, Field(ge=0)] = 12
+    epochs: Annotated[int, Field(ge=0)] = 10
     """At most; the best epoch on the validation classes counts, and epoch 0, the start, is a candidate."""
-    patience: Positive = 8
+    patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32
     samples_per_class: Positive = 4
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """The highest: it rises over the first tenth of all steps, then falls as a cosine to 0 in the last of `epochs`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     refit: bool = True
