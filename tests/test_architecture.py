@@ -11,6 +11,7 @@ KNOW_THE_CONFIG = {
     "xbm_keras.config",
     "xbm_keras.evaluation_tool",
     "xbm_keras.experiment",
+    "xbm_keras.export_tool",
     "xbm_keras.index_tool",
     "xbm_keras.loading",
     "xbm_keras.run_folder",

@@ -124,6 +124,7 @@ def test_answers_are_those_of_the_exported_model(server, folder):
     assert own["items"][0]["id"] == "class 1/4 ä.png"
     assert own["items"][0]["label"] == "class 1"
     assert own["items"][0]["similarity"] == pytest.approx(1.0, abs=1e-6)
+    assert [item["label"] for item in server.get("/items?count=3")] == ["class 0", "class 1", "class 2"]
 
 
 def test_limits(server):

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import sys
 from collections.abc import Callable
 
 import keras
@@ -194,3 +195,9 @@ def describe_signatures(version: pathlib.Path) -> dict[str, str]:
         for name, signature in saved.meta_graphs[0].signature_def.items()
         if not name.startswith("__")
     }
+
+
+if __name__ == "__main__":
+    from xbm_keras.export_tool import main
+
+    sys.exit(main())

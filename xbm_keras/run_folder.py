@@ -85,8 +85,8 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
     model.save(workdir / "model.keras")
 
 
-def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> None:
-    """Write `export/<version>/`, with `model_card.md` and, where the items have names of classes, `labels.json`."""
+def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
+    """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
     target = export_encoder(
         model, workdir / "export", weights=config.export.weights, max_pixels=config.export.max_pixels
     )
@@ -94,6 +94,7 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
     card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(target))
     (target / "model_card.md").write_text(card, "utf-8")
     (target / "labels.json").write_text(json.dumps(about["labels"], indent=1, ensure_ascii=False), "utf-8")
+    return target
 
 
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:

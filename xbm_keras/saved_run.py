@@ -10,6 +10,7 @@ from xbm_keras.config import ConfigError, load_config
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import embed
 from xbm_keras.loading import Dataset, load_dataset, make_backbone
+from xbm_keras.model import XBMModel
 from xbm_keras.stages.head import Head
 
 
@@ -39,10 +40,25 @@ def load_data(
 
 def load_head(run: str) -> Head:
     """The trained head. Raises ConfigError where the folder holds no finished run."""
+    return _load(run).head
+
+
+def load_model(run: str) -> XBMModel:
+    """The whole model, with its backbone. Raises ConfigError where the folder holds no finished run."""
+    model = _load(run)
+    backbone = make_backbone(load_config(str(pathlib.Path(run) / "config.yaml")))
+    if backbone is None or model.backbone is not None:
+        return model
+    whole = XBMModel(backbone, model.head, model.memory, model.top_k, model.pair_loss)  # it was saved without
+    whole.build({"features": (None, model.memory.feature_dim)})
+    return whole
+
+
+def _load(run: str) -> XBMModel:
     path = pathlib.Path(run) / "model.keras"
     if not path.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no model.keras; expected the workdir of a run.")
-    return keras.saving.load_model(path, compile=False).head
+    return keras.saving.load_model(path, compile=False)
 
 
 def check_width(head: Head, dataset: Dataset) -> None:

@@ -54,8 +54,9 @@ class Index:
                 log.warning("Version %d of the index was embedded by another model; keeping %d.", newest, self.version)
                 return
             loaded = tf.saved_model.load(str(version))
-            ids = frozenset(json.loads((version / "items.json").read_text("utf-8"))["ids"])
-            self.loaded, self.ids, self.version = loaded, ids, newest
+            items = json.loads((version / "items.json").read_text("utf-8"))
+            labels = dict(zip(items["ids"], items["labels"], strict=True))
+            self.loaded, self.labels, self.version = loaded, labels, newest
 
     def search(self, embeddings: tf.Tensor, k: int) -> list[list[dict]]:
         """For each embedding the k nearest items, best first."""
@@ -120,7 +121,7 @@ def make_app(model: pathlib.Path, index: pathlib.Path, folder: pathlib.Path | No
     @app.get("/health")
     def health() -> dict:
         gallery.refresh()
-        return {"status": "ok", "model": version.name, "index": str(gallery.version), "items": len(gallery.ids)}
+        return {"status": "ok", "model": version.name, "index": str(gallery.version), "items": len(gallery.labels)}
 
     @app.post("/embed")
     async def embed(pictures: list[fastapi.UploadFile]) -> dict:
@@ -146,10 +147,16 @@ def make_app(model: pathlib.Path, index: pathlib.Path, folder: pathlib.Path | No
 
         return await compute(pictures, run)
 
+    @app.get("/items")
+    def items(count: Annotated[int, fastapi.Query(ge=1, le=MAX_K)] = 12) -> list[dict]:
+        """Some items of the index, from all over it."""
+        ids = list(gallery.labels)
+        return [{"id": i, "label": gallery.labels[i]} for i in ids[:: max(1, len(ids) // count)][:count]]
+
     @app.get("/picture/{item:path}")
     def picture(item: str):
         """The picture of an item of the index, and no other file."""
-        path = folder / item if folder is not None and item in gallery.ids else None
+        path = folder / item if folder is not None and item in gallery.labels else None
         if path is None or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
             raise fastapi.HTTPException(404, "no such item")
         return fastapi.responses.FileResponse(path)
