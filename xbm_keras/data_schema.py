@@ -127,7 +127,28 @@ class Text(_Data):
         return "text"
 
 
-DataConfig = Annotated[ImageFolder | ImageTable | ImageArray | TFDS | Features | Text, Field(discriminator="source")]
+class Glyphs(_Data):
+    """Characters of the fonts that ship with matplotlib, drawn a little turned and noisy; each character is a class.
+
+    The column `role` says "query" for fonts with serifs and "gallery" for those without.
+    """
+
+    source: Literal["glyphs"]
+    min_fonts: Annotated[int, Field(ge=2, le=16)] = 8
+    """A character must be in so many of the 16 fonts."""
+    max_classes: Positive | None = None
+    """At most so many characters, spread evenly over Unicode."""
+    drawings: Positive = 1
+    """Items for each character and font."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Degrees; each item is turned by at most so much."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Standard deviation of the noise on each pixel, where black to white is 1."""
+
+
+DataConfig = Annotated[
+    ImageFolder | ImageTable | ImageArray | TFDS | Features | Text | Glyphs, Field(discriminator="source")
+]
 
 
 class NoBackbone(Section):
@@ -170,6 +191,12 @@ class SavedModel(_ImageBackbone):
     pooling: Literal["avg", "max", "first"] = "avg"
 
 
+class GlyphNet(Section):
+    """The small network of 48x48 pictures that ships with the package, pretrained on Latin and Cyrillic characters."""
+
+    kind: Literal["glyph_net"]
+
+
 class KerasHub(Section):
     """A network of `keras_hub`, of texts or pictures, with the preprocessing of its preset; needs the extra [hub]."""
 
@@ -184,7 +211,9 @@ class KerasHub(Section):
     """By default what the network was made for."""
 
 
-BackboneConfig = Annotated[NoBackbone | Application | KerasFile | SavedModel | KerasHub, Field(discriminator="kind")]
+BackboneConfig = Annotated[
+    NoBackbone | Application | KerasFile | SavedModel | GlyphNet | KerasHub, Field(discriminator="kind")
+]
 
 
 class Cache(Section):

@@ -3,18 +3,21 @@
 import contextlib
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from xbm_keras import data_schema, schema
 from xbm_keras.config import ConfigError
-from xbm_keras.data import arrays, sources, texts, tfds
+from xbm_keras.data import arrays, glyphs, sources, texts, tfds
 from xbm_keras.data.splits import Splits, only_test, split_items
 from xbm_keras.data.views import View
 from xbm_keras.feature_cache import CachedFeatures, ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.hub_backbone import HubBackbone
+
+GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,8 @@ def make_backbone(config: schema.Config) -> Backbone | None:
     c = config.backbone
     if isinstance(c, data_schema.NoBackbone):
         return None
+    if isinstance(c, data_schema.GlyphNet):
+        return Backbone.from_keras_file(str(GLYPH_NET))
     size = (c.image_size[0], c.image_size[1]) if c.image_size else None
     with blaming_config():
         if isinstance(c, data_schema.KerasHub):
@@ -106,6 +111,8 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
         return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key, c.text_key)
     if isinstance(c, data_schema.Text):
         return texts.TextTable(c.path, c.text_column, c.label_column)
+    if isinstance(c, data_schema.Glyphs):
+        return glyphs.Glyphs(c.min_fonts, c.max_classes, c.drawings, c.rotation, c.noise, cache_dir=config.cache.dir)
     return arrays.Features(c.path, c.features, c.labels)
 
 
