@@ -38,7 +38,7 @@ def main():
     options.add_argument("--config", default="configs/clinc150.yaml")
     options.add_argument("--losses", nargs="+", default=list(experiment.LOSSES), choices=list(experiment.LOSSES))
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    options.add_argument("--rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3, 3e-3])
+    options.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4, 1e-3])
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the config")
     options = options.parse_args()
