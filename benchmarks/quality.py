@@ -100,9 +100,8 @@ def table(path: str, dataset: Dataset, options) -> list[dict]:
         of_train = experiment.closed_forms_of(dataset, dataset.splits.train)
         of_all = experiment.closed_forms_of(dataset, train)
     for start in wanted:
-        head = load_config(path, [f"head.start={start}"]).head
-        shrinkage = experiment.choose_shrinkage(head, of_train, dataset)
-        kernel, bias = experiment.make_start(head, of_all, shrinkage)
+        head = experiment.choose_start(load_config(path, [f"head.start={start}"]).head, of_train, dataset)
+        kernel, bias = experiment.make_start(head, of_all)
         rows.append(summary(start, [scores_of(dataset, test @ kernel + bias)]))
     for name, overrides in TRAINED.items():
         if is_wanted(name):

@@ -37,8 +37,9 @@ from xbm_keras.stages.pair_losses import (
 )
 
 log = logging.getLogger("xbm_keras")
-WARMUP = 0.1  # of all steps
+FIRST_RATE = 1 / 30  # of the learning rate, in the first step
 SHRINKAGES = (0.1, 0.3, 0.5, 0.7)  # that head.shrinkage: auto tries
+AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
 SHRUNK_STARTS = ("whiten", "lda", "nda")
 LOSSES = {
     "contrastive": ContrastiveLoss,
@@ -92,9 +93,8 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
     )
     model.build({"features": (None, width)})
     num_steps = max(1, config.training.epochs * steps_per_epoch(config, make_sampler(config, labels)))
-    warmup = round(WARMUP * num_steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, num_steps - warmup, warmup_target=config.training.learning_rate, warmup_steps=warmup
+    rate = keras.optimizers.schedules.ExponentialDecay(
+        FIRST_RATE * config.training.learning_rate, num_steps, 1 / FIRST_RATE
     )
     model.compile(
         keras.optimizers.AdamW(rate, weight_decay=config.training.weight_decay),
@@ -124,8 +124,8 @@ def start_model(
     model = make_model(config, backbone, dataset.features.shape[1], labels)
     if config.head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions)
-        shrinkage = choose_shrinkage(config.head, closed_forms, dataset)
-        model.head.set_start(make_start(config.head, closed_forms, shrinkage).scaled())
+        head = choose_start(config.head, closed_forms, dataset)
+        model.head.set_start(make_start(head, closed_forms).scaled())
     if config.memory.prefill and model.memory.memory_size:
         order = np.random.default_rng(config.training.seed).permutation(len(positions))
         shuffled = UnitRows(dataset.features, positions[order])
@@ -140,27 +140,31 @@ def closed_forms_of(dataset: Dataset, positions: np.ndarray) -> ClosedForms:
         return ClosedForms(rows, dataset.labels[positions])
 
 
-def make_start(config: schema.HeadConfig, closed_forms: ClosedForms, shrinkage: float) -> Start:
+def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
     """The closed form that the config names."""
     with blaming_config():
         if config.start in SHRUNK_STARTS:
-            return getattr(closed_forms, config.start)(config.embedding_dim, shrinkage)
+            return getattr(closed_forms, config.start)(config.embedding_dim, config.shrinkage)
         return getattr(closed_forms, config.start)(config.embedding_dim)
 
 
-def choose_shrinkage(config: schema.HeadConfig, closed_forms: ClosedForms, dataset: Dataset) -> float:
-    """The shrinkage that the config asks for; for "auto" that of the best start on the validation items."""
+def choose_start(config: schema.HeadConfig, closed_forms: ClosedForms, dataset: Dataset) -> schema.HeadConfig:
+    """The same config, with the start and the shrinkage that are best on the validation items in place of "auto"."""
+    starts = AUTO_STARTS if config.start == "auto" else (config.start,)
+    shrinkages = (0.0,) if config.start not in ("auto", *SHRUNK_STARTS) else SHRINKAGES
     if config.shrinkage != "auto":
-        return config.shrinkage
-    if config.start not in SHRUNK_STARTS:
-        return 0.0
+        shrinkages = (config.shrinkage,)
+    choices = [config.model_copy(update={"start": s, "shrinkage": a}) for s in starts for a in shrinkages]
+    if len(choices) == 1:
+        return choices[0]
     labels = dataset.labels[dataset.splits.validation]
     features = np.asarray(UnitRows(dataset.features, dataset.splits.validation))
-    scores = {}
-    for shrinkage in SHRINKAGES:
-        kernel, bias = make_start(config, closed_forms, shrinkage)
-        scores[shrinkage] = evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
-    return max(scores, key=scores.__getitem__)
+
+    def score_of(choice: schema.HeadConfig) -> float:
+        kernel, bias = make_start(choice, closed_forms)
+        return evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
+
+    return max(choices, key=score_of)
 
 
 def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler:
@@ -265,8 +269,7 @@ def run(
     costs.begin("select: training")
     train = dataset.with_views(splits.train)
     closed_forms = closed_forms_of(dataset, train)
-    shrinkage = choose_shrinkage(config.head, closed_forms, dataset)
-    config = config.model_copy(update={"head": config.head.model_copy(update={"shrinkage": shrinkage})})
+    config = config.model_copy(update={"head": choose_start(config.head, closed_forms, dataset)})
     model = kept = start_model(config, dataset, backbone, train, closed_forms)
     start = copy_head(model.head)
     log.info(
@@ -292,7 +295,7 @@ def run(
     except KeyboardInterrupt as interrupt:
         raise Interrupted(kept, best.epoch) from interrupt
     phase = "refit" if config.training.refit else "select"
-    chosen = {"epoch": best.epoch, "shrinkage": shrinkage}
+    chosen = {"epoch": best.epoch, "start": config.head.start, "shrinkage": config.head.shrinkage}
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
 
 

@@ -21,8 +21,9 @@ class HeadConfig(Section):
     embedding_dim: Positive = 128
     kind: Literal["linear", "residual", "mlp"] = "linear"
     hidden_dim: Positive = 512
-    start: Literal["random", "identity", "pca", "whiten", "lda", "nda"] = "nda"
-    """The weights before the first step: a closed form of the training features, or random."""
+    start: Literal["auto", "random", "identity", "pca", "whiten", "lda", "nda"] = "auto"
+    """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
+    whichever is better on the validation classes."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one on the validation classes."""
 
@@ -177,7 +178,8 @@ class Training(Section):
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    """The highest: it rises over the first tenth of all steps, then falls as a cosine to 0 in the last of `epochs`."""
+    """At the end of the last of `epochs`. It grows by a constant factor each step, from a thirtieth, so that to choose
+    the epoch is to choose how far to go from the start: on some data the best head is near it, on others far."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     refit: bool = True
     """After the number of epochs was chosen, train again on all training classes, the validation classes included."""
