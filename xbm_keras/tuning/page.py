@@ -178,8 +178,8 @@ def _importance(findings: Findings) -> Section:
     if len(finished) < MIN_TRIALS_FOR_IMPORTANCE or not columns:
         return Section("What mattered", [])
     x, y = np.stack(list(columns.values()), axis=1), finished[SCORE].to_numpy()
-    forest = RandomForestRegressor(300, min_samples_leaf=2, oob_score=True, random_state=0).fit(x, y)
-    drops = permutation_importance(forest, x, y, n_repeats=20, random_state=0).importances_mean
+    forest = RandomForestRegressor(100, min_samples_leaf=2, oob_score=True, random_state=0).fit(x, y)
+    drops = permutation_importance(forest, x, y, n_repeats=10, random_state=0).importances_mean
     shares = np.maximum(drops, 0) / max(np.maximum(drops, 0).sum(), 1e-12)
     order = np.argsort(shares)
     names = np.array(list(columns))[order]
@@ -305,5 +305,6 @@ def _text(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float | np.floating):  # pandas makes numbers with gaps floats
-        return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+        number = float(value)
+        return f"{number:.0f}" if number.is_integer() and abs(number) < 1e9 else f"{number:.4g}"
     return f"{value:d}" if isinstance(value, int | np.integer) else str(value)

@@ -18,6 +18,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.src import config as keras_tuner_config
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
+from keras_tuner.src.engine import conditions
 
 from xbm_keras.config import ConfigError
 from xbm_keras.tuning.hypermodel import HeadHyperModel
@@ -25,6 +26,7 @@ from xbm_keras.tuning.oracles import REASON, RandomOracle, ResumableOracle
 
 log = logging.getLogger("xbm_keras.tuning")
 HEARTBEAT_SECONDS = 5
+WORKER_TIMEOUT_SECONDS = 60  # without a sign of life, after which a worker's trial is given to another
 IDLE_SECONDS = 0.3
 MAX_WAIT_SECONDS = 3600  # of a chief without workers; KerasTuner's workers wait as long for a chief
 
@@ -44,6 +46,7 @@ class HeadTuner(keras_tuner.Tuner):
 
     def __init__(self, oracle: ResumableOracle, hypermodel: HeadHyperModel, directory: str = "."):
         keras_tuner_config.DEBUG = False  # else the traceback of each failed trial is printed; it is in the state too
+        vars(conditions)["print"] = lambda *values: None  # it prints each condition that goes to a worker
         super().__init__(oracle, hypermodel, directory=directory, project_name="keras_tuner")
         if not self._is_worker() and oracle.path.exists():
             oracle.reload()
@@ -139,6 +142,7 @@ def serve(oracle: ResumableOracle) -> None:
     Raises:
         SearchError: after an hour without a worker.
     """
+    oracle.worker_timeout = WORKER_TIMEOUT_SECONDS
     address = f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=1))
     protos.get_service_grpc().add_OracleServicer_to_server(OracleServicer(oracle), server)

@@ -1,0 +1,78 @@
+"""search.html: what its reader is told."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xbm_keras.report.page import render
+from xbm_keras.tuning.page import Axis, Findings, search_page
+
+SIZES, COUNTS = [0, 64, 256], [4, 16]
+AXES = {
+    "memory.memory_size": Axis(SIZES),
+    "top_k.num_negatives": Axis(COUNTS),
+    "training.learning_rate": Axis(None, is_log=True),
+    "loss.temperature": Axis(None),
+}
+DEFAULT = {
+    "memory.memory_size": 65_536,
+    "top_k.num_negatives": 4,
+    "training.learning_rate": 1e-3,
+    "loss.temperature": 0.1,
+    "val_map_at_r": 0.5,
+}
+
+
+def findings(count, default=DEFAULT, test=None):
+    """Trials whose score grows with the memory, and with nothing else; the last one failed."""
+    rng = np.random.default_rng(0)
+    sizes = rng.choice(SIZES, count)
+    scores = 0.4 + 0.1 * np.array([SIZES.index(size) for size in sizes]) + rng.uniform(0, 0.001, count)
+    trials = pd.DataFrame(
+        {
+            "trial": [f"{i:04d}" for i in range(count)],
+            "status": ["completed"] * (count - 1) + ["failed"],
+            "val_map_at_r": np.where(np.arange(count) < count - 1, scores, np.nan),
+            "memory.memory_size": sizes,
+            "top_k.num_negatives": rng.choice(COUNTS, count),
+            "training.learning_rate": 10.0 ** rng.uniform(-5, -2, count),
+            "loss.temperature": np.where(rng.uniform(size=count) < 0.5, np.nan, 0.25),
+            "reason": [""] * (count - 1) + ["ConfigError: <no>"],
+        }
+    )
+    return Findings(trials, AXES, default, test or {}, "python train.py --config x/best.yaml", {"tuner": "random"})
+
+
+def test_the_verdict_says_which_memory_size_and_k():
+    found = findings(40)
+    best = found.finished.iloc[0]
+    page = search_page(found, "Search")
+    assert best["memory.memory_size"] == 256
+    assert page.verdict.tone == "good"
+    assert page.verdict.text == (
+        f"Use memory size 256, negatives per anchor {best['top_k.num_negatives']}: validation MAP@R "
+        f"{best.val_map_at_r:.4f} instead of 0.5000 (trial {best.trial})."
+    )
+    html = render(page)
+    assert "ConfigError: &lt;no&gt;" in html
+    assert f".{best.val_map_at_r:.3f}".removeprefix(".0") in html  # in the heat map
+
+
+def test_a_default_that_no_trial_beats_is_kept():
+    page = search_page(findings(20, {**DEFAULT, "val_map_at_r": 0.9}), "Search")
+    assert page.verdict.text == "Keep the config as it is: no trial is better than its 0.9000."
+
+
+def test_what_mattered_is_the_memory():
+    (section,) = [s for s in search_page(findings(40), "Search").sections if s.title == "What mattered"]
+    first, share = section.blocks[0].alt.removeprefix("Importance: ").split(",")[0].split(" ")
+    assert first == "memory.memory_size"
+    assert int(share.rstrip("%")) > 80
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_page_of_few_trials(count):
+    page = search_page(findings(count, test={"leave-one-out": {"default": 0.5, "best": 0.4}}), "Search")
+    assert render(page)
+    assert page.verdict.text.startswith("No trial has finished." if count == 1 else ("Use", "Keep"))
+    assert "What mattered" not in [section.title for section in page.sections]
