@@ -21,7 +21,7 @@ from xbm_keras import experiment, loading, run_folder, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
 
-CONFIG = flags.DEFINE_string("config", "configs/grocery.yaml", "YAML file that describes the experiment.")
+CONFIG = flags.DEFINE_string("config", "configs/default.yaml", "YAML file that describes the experiment.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
 SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
 REPORT = flags.DEFINE_bool("report", True, "Write report.html; takes some seconds.")
