@@ -12,7 +12,7 @@ from xbm_keras.report import figures, page
 class Reader(html.parser.HTMLParser):
     """Tags, attributes and text of a page; checks that each tag is closed by its own."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "wbr")
 
     def __init__(self, text):
         super().__init__()

@@ -82,7 +82,7 @@ def searches(test: TestItems) -> list[Block]:
             hits = zip(positions.tolist(), ranking.hits[row].tolist(), similarities.tolist(), strict=True)
             title = f"{name.capitalize()}: {ranking.hits[row].sum()} of {len(positions)} right"
             found[title] = [Hit(items[position], is_right, value) for position, is_right, value in hits]
-        note = f"MAP@R {before.map_at_r[row]:.2f} → {after.map_at_r[row]:.2f}"
+        note = f"MAP@R {before.map_at_r[row]:.2f}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{after.map_at_r[row]:.2f}"
         return Search(items[int(queries[row])], note, found)
 
     gained = int((after.map_at_r > before.map_at_r).sum())

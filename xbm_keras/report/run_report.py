@@ -30,7 +30,7 @@ from xbm_keras.report.page import (
 from xbm_keras.stages.head import Head
 
 NUM_SKIPPED_LISTED = 50
-TONES: Mapping[str, Tone] = {"better": "good", "same": "plain", "worse": "bad"}
+TONES: Mapping[str, Tone] = {"better": "good", "mixed": "plain", "worse": "bad"}
 
 
 def write_run_report(
