@@ -1,4 +1,4 @@
-"""`python -m xbm_keras.evaluation` and `python -m xbm_keras.index` on a finished run."""
+"""`python -m xbm_keras.evaluation`, `.export` and `.index` on a finished run."""
 
 import json
 import shutil
@@ -7,10 +7,12 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 import yaml
 
+from tests.test_export import stored_dtypes
 from tests.test_train import finished, vectors  # noqa: F401 (fixtures)
-from xbm_keras import evaluation_tool, index_tool
+from xbm_keras import evaluation_tool, export_tool, index_tool
 from xbm_keras.index import read_index
 from xbm_keras.pictures import fingerprint
 
@@ -82,3 +84,15 @@ def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):  # noqa: F8
     assert about["model"] == fingerprint(finished / "export/1")
     assert index_tool.main([*command, "--items=test"]) == 0
     assert read_index(tmp_path / "index")[1]["items"] == 144
+
+
+def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(finished, tmp_path / "run")
+    assert export_tool.main([f"--model={tmp_path}/run", "--set=export.weights=float16"]) == 0
+    assert capsys.readouterr().out.split()[-1] == str(tmp_path / "run/export/2")
+    assert tf.float16 in {dtype for _, dtype in stored_dtypes(tmp_path / "run/export/2")}
+    assert "weights: float16" in (tmp_path / "run/export/2/model_card.md").read_text()
+    (tmp_path / "run/metrics.json").unlink()
+    with pytest.raises(SystemExit):
+        export_tool.main([f"--model={tmp_path}/run"])
+    assert "expected a finished run" in capsys.readouterr().err

@@ -1,14 +1,10 @@
-"""ONNX and LiteRT against the model, and the command that exports a run again."""
-
-import shutil
+"""ONNX and LiteRT against the model."""
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from tests.test_export import SIZE, image_model, stored_dtypes
-from tests.test_train import finished, vectors  # noqa: F401 (fixtures)
-from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel, export_tool
+from tests.test_export import SIZE, image_model
+from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.other_runtimes import export_to
 
 
@@ -68,15 +64,3 @@ def test_litert_gives_the_same(tmp_path, case):
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.onnx or \.tflite"):
         export_to(features_model(), tmp_path / "model.pt")
-
-
-def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
-    shutil.copytree(finished, tmp_path / "run")
-    assert export_tool.main([f"--model={tmp_path}/run", "--set=export.weights=float16"]) == 0
-    assert capsys.readouterr().out.split()[-1] == str(tmp_path / "run/export/2")
-    assert tf.float16 in {dtype for _, dtype in stored_dtypes(tmp_path / "run/export/2")}
-    assert "weights: float16" in (tmp_path / "run/export/2/model_card.md").read_text()
-    (tmp_path / "run/metrics.json").unlink()
-    with pytest.raises(SystemExit):
-        export_tool.main([f"--model={tmp_path}/run"])
-    assert "expected a finished run" in capsys.readouterr().err
