@@ -120,6 +120,25 @@ def test_tensorboard_gets_the_test_embeddings(finished):
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
 
 
+def test_ctrl_c_in_the_refit_leaves_the_head_of_the_selection(vectors, tmp_path, monkeypatch, capsys):
+    fit, heads = experiment.fit, []
+
+    def interrupted_the_second_time(config, dataset, model, *rest):
+        heads.append(model.head)
+        if len(heads) == 2:
+            model.head.kernel.assign(0 * model.head.kernel)
+            raise KeyboardInterrupt
+        fit(config, dataset, model, *rest)
+
+    monkeypatch.setattr(experiment, "fit", interrupted_the_second_time)
+    with pytest.raises(SystemExit) as exit:
+        run(vectors, tmp_path / "run")
+    assert exit.value.code == 130
+    assert "it was not tested" in capsys.readouterr().err
+    saved = keras.saving.load_model(tmp_path / "run/model.keras").head
+    np.testing.assert_array_equal(saved.kernel, heads[0].kernel)
+
+
 def test_a_report_that_cannot_be_written_loses_no_run(vectors, tmp_path, capsys):
     (tmp_path / "run/report.html.tmp").mkdir(parents=True)  # in the way
     run(vectors, tmp_path / "run", "training.epochs=0", report=True)

@@ -270,14 +270,15 @@ def run(
     train = dataset.with_views(splits.train)
     closed_forms = closed_forms_of(dataset, train)
     config = config.model_copy(update={"head": choose_start(config.head, closed_forms, dataset)})
-    model = kept = start_model(config, dataset, backbone, train, closed_forms)
+    model = start_model(config, dataset, backbone, train, closed_forms)
     start = copy_head(model.head)
     log.info(
         "Phase select: %d items train, %d of held-out classes choose the epoch.",
         len(splits.train),
         len(splits.validation),
     )
-    best = select(config, dataset, model, _logs(workdir, "select"))
+    epoch = select(config, dataset, model, _logs(workdir, "select")).epoch
+    kept = model.head.get_weights()  # what Ctrl-C leaves from here on
     try:
         costs.begin("select: validation")
         validation = compare(config, dataset, start, model.head, splits.validation)
@@ -285,17 +286,18 @@ def run(
         if config.training.refit:
             costs.begin("refit: training")
             everything = dataset.with_views(np.sort(np.concatenate([splits.train, splits.validation])))
-            log.info("Phase refit: all %d training items, %d epochs.", len(everything), best.epoch)
+            log.info("Phase refit: all %d training items, %d epochs.", len(everything), epoch)
             model = start_model(config, dataset, backbone, everything)
             start = copy_head(model.head)
-            fit(config, dataset, model, everything, best.epoch, _logs(workdir, "refit"))
-            kept = model
+            fit(config, dataset, model, everything, epoch, _logs(workdir, "refit"))
+            kept = model.head.get_weights()
         costs.begin("test")
         metrics = compare(config, dataset, start, model.head, splits.test)
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(kept, best.epoch) from interrupt
+        model.head.set_weights(kept)
+        raise Interrupted(model, epoch) from interrupt
     phase = "refit" if config.training.refit else "select"
-    chosen = {"epoch": best.epoch, "start": config.head.start, "shrinkage": config.head.shrinkage}
+    chosen = {"epoch": epoch, "start": config.head.start, "shrinkage": config.head.shrinkage}
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
 
 
