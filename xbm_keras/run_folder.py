@@ -136,6 +136,7 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
     memory_size = min(c.memory.memory_size, len(splits.train) + len(splits.validation) * c.training.refit)
+    start = metrics["validation"].get("start", c.head.start)  # which one, where the config says "auto"
     devices = tf.config.list_physical_devices("GPU")
     return {
         "Data": f"{where} ({data.source})",
@@ -145,7 +146,7 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
         "Training": counts["train"],
         "Validation": counts["validation"],
         "Test": counts["test"],
-        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {c.head.embedding_dim} dimensions, start {c.head.start}",
+        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {c.head.embedding_dim} dimensions, start {start}",
         "Memory": f"{memory_size:,} rows, {c.memory.storage_dtype}" if memory_size else "off: pairs within a batch",
         "Top-k sample": f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}",
         "Loss": ", ".join(f"{name} {value}" for name, value in c.loss.model_dump().items()).removeprefix("name "),
