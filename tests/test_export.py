@@ -144,10 +144,10 @@ def test_a_picture_of_too_many_pixels_is_refused(model, tmp_path):
     assert serve(bytes=tf.constant([encoded(25, 40), encoded(25, 41)]))["valid"].numpy().tolist() == [True, False]
 
 
-def test_versions_count_up_and_give_equal_answers(model, tmp_path):
-    first, second = export_encoder(model, tmp_path), export_encoder(model, tmp_path)
-    assert [first.name, second.name] == ["1", "2"]
-    serve, again = (tf.saved_model.load(str(version)).signatures["serve_bytes"] for version in (first, second))
+def test_versions_count_up_and_give_equal_answers(model, exported):
+    second = export_encoder(model, exported.parent)
+    assert [exported.name, second.name] == ["1", "2"]
+    serve, again = (tf.saved_model.load(str(version)).signatures["serve_bytes"] for version in (exported, second))
     data = tf.constant(PICTURES)
     np.testing.assert_array_equal(serve(bytes=data)["embeddings"], again(bytes=data)["embeddings"])
 

@@ -69,20 +69,21 @@ def export_encoder(
     signatures: dict[str, Signature] = {
         "serve_features": (_with_weights(lambda inputs: embed(inputs["features"]), stored), features)
     }
-    if model.backbone is None:
+    backbone = model.backbone
+    if backbone is None:
         signatures["serving_default"] = signatures["serve_features"]
     else:
-        embed_inputs = _with_weights(lambda inputs: embed(model.backbone(inputs)), stored)
-        signatures |= _of_inputs(model.backbone, embed_inputs, max_pixels)
+        embed_inputs = _with_weights(lambda inputs: embed(backbone(inputs)), stored)
+        signatures |= _of_inputs(backbone, embed_inputs, max_pixels)
     archive = keras.export.ExportArchive()
-    if model.backbone is not None and model.backbone.is_saved_model:
-        archive.track(model.backbone.network)  # its tables; variables are found by themselves
+    if backbone is not None and backbone.is_saved_model:
+        archive.track(backbone.network)  # its tables; variables are found by themselves
     for name, (function, inputs) in sorted(signatures.items()):
         specs = {key: tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()}
         archive.add_endpoint(name, function, [specs])
     with new_version(folder) as target:
         archive.write_out(str(target), verbose=False)
-        requests = {name: _example(inputs, model.backbone) for name, (_, inputs) in sorted(signatures.items())}
+        requests = {name: _example(inputs, backbone) for name, (_, inputs) in sorted(signatures.items())}
         write_requests(target / "assets.extra" / "tf_serving_warmup_requests", requests)
     (folder / "batching.config").write_text(BATCHING)
     return latest_version(folder)
@@ -169,7 +170,7 @@ def _example(inputs: dict[str, tf.TensorSpec], backbone: Backbone | None) -> dic
     size = (backbone.image_size if backbone is not None else None) or (1,)
     if "bytes" in inputs:
         file = io.BytesIO()
-        PIL.Image.new("RGB", size[::-1]).save(file, "JPEG")
+        PIL.Image.new("RGB", (size[-1], size[0])).save(file, "JPEG")
         return {"bytes": tf.constant([file.getvalue()])}
     shapes = {
         name: [1, *(each or size[i % len(size)] for i, each in enumerate(spec.shape[1:]))]

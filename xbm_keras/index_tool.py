@@ -111,21 +111,23 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--index", required=True, help="the folder of its versions")
         return made
 
-    model = {"required": True, "help": "the workdir of a run, or an exported model"}
+    def model(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--model", required=True, help="the workdir of a run, or an exported model")
+
     made = command("build", build, help="embed a run's data, or a folder of pictures")
-    made.add_argument("--model", **model)
+    model(made)
     made.add_argument("--pictures", help="a folder; by default the run's data")
     made.add_argument("--config", help="of other data than the run's own")
     made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
     made.add_argument("--approximate", action="store_true", help="also an approximate index; needs the extra [ann]")
     made = command("add", add, help="embed a folder of pictures, and add them")
-    made.add_argument("--model", **model)
+    model(made)
     made.add_argument("--pictures", required=True)
     made = command("remove", remove, help="remove items")
     made.add_argument("id", nargs="+")
     made = command("search", search, help="the items nearest to pictures")
-    made.add_argument("--model", **model)
+    model(made)
     made.add_argument("--k", type=int, default=10)
     made.add_argument("--approximate", action="store_true")
     made.add_argument("picture", nargs="+")
