@@ -46,7 +46,7 @@ def folder(tmp_path):
     config = {
         "data": {"source": "features", "path": str(tmp_path / "x.npz")},
         "backbone": {"kind": "none"},
-        "head": {"embedding_dim": 8},
+        "head": {"embedding_dim": 8, "start": "random"},
         "training": {"epochs": 2, "classes_per_batch": 4, "samples_per_class": 4},
         "search": {"space": SPACE},
     }
