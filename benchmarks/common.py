@@ -5,7 +5,13 @@ import json
 import os
 import pathlib
 import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -16,6 +22,70 @@ def parser(about: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=about)
     result.add_argument("--json", help="also write the results to this file")
     return result
+
+
+def unit_vectors(num_rows: int, width: int, seed: int) -> np.ndarray:
+    """Random directions, float32 [num_rows, width]."""
+    vectors = np.random.default_rng(seed).standard_normal((num_rows, width), np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def interleaved(variants: dict[Any, Callable], repeats: int) -> dict[Any, dict[str, float]]:
+    """Median milliseconds of each variant after a warm-up, taken in turns, so that a noisy machine hits all of them.
+
+    `cpu ms` is the time that all cores together spent on it, which other work on the machine disturbs less.
+    """
+    clocks = {"ms": time.perf_counter, "cpu ms": time.process_time}
+    times: dict[Any, list[list[float]]] = {name: [] for name in variants}
+    for _ in range(repeats + 1):
+        for name, variant in variants.items():
+            start = [clock() for clock in clocks.values()]
+            took = variant()
+            times[name].append([(clock() - s) * 1e3 for clock, s in zip(clocks.values(), start, strict=True)])
+            if isinstance(variant, Peer):
+                times[name][-1] = took
+    return {
+        name: dict(zip(clocks, map(statistics.median, zip(*each[1:], strict=True)), strict=True))
+        for name, each in times.items()
+    }
+
+
+def peak_mb(process: int | str = "self") -> float:
+    """Peak memory of a process in MB; not by getrusage, whose maximum begins with that of the parent process."""
+    status = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1e3
+
+
+class Peer:
+    """benchmarks/peer.py in the Python of its own environment; each call is one round. False without a Python."""
+
+    def __init__(self, python: str | None, what: str, num_rows: int):
+        self.process = None
+        if python:
+            script = pathlib.Path(__file__).with_name("peer.py")
+            command = [python, str(script), what, "--rows", str(num_rows)]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.process.stdout.readline()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process:
+            self.process.communicate()
+
+    def __bool__(self):
+        return self.process is not None
+
+    def __call__(self) -> list[float]:
+        """One round: its milliseconds, and those of all cores together."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return [float(each) for each in self.process.stdout.readline().split()]
+
+    def peak_mb(self) -> float:
+        """Its peak memory in MB."""
+        return peak_mb(self.process.pid)
 
 
 def machine() -> str:

@@ -54,8 +54,8 @@ class ClassicalXBM(XBMModel):
         labels, ids = self._labels_and_ids(x, y, y_pred)
         anchors = y_pred["embeddings"]  # [B, E]
         rows = self.memory.enqueue(tf.stop_gradient(anchors), labels, ids, jit_compile=self.jit_compile)  # [M, E]
-        picks = self.top_k(anchors, rows.features, rows, labels, ids)  # [B, T]
-        similarities = tf.einsum("be,bte->bt", anchors, tf.gather(rows.features, picks.indices))
+        picks = self.top_k(anchors, rows, labels, ids)  # [B, T]
+        similarities = tf.einsum("be,bte->bt", anchors, rows.take(picks.indices))
         is_valid = self.pair_loss.valid_anchors(picks)
         count = tf.reduce_sum(tf.cast(is_valid, tf.float32))
         return tf.reduce_sum(tf.where(is_valid, self.pair_loss(similarities, picks), 0.0)) / tf.maximum(count, 1.0)

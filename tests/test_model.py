@@ -20,6 +20,7 @@ from xbm_keras import (
     NonFiniteFeatures,
     NTXentLoss,
     RecallSurrogateLoss,
+    Sketch,
     SmoothAPLoss,
     SupConLoss,
     TripletLoss,
@@ -321,13 +322,13 @@ def test_gradient_reaches_the_head_from_both_sides(mine_in):
 
 
 @pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_hardness_is_measured_where_mine_in_says(mine_in):
+def test_hardness_is_measured_where_mine_in_says(mine_in, monkeypatch):
     x, y = dataset(10, classes=2)
     model = make_model(10, HardTopK(2, 0), mine_in=mine_in)
     features = unit(x["features"])
     keys = unit(features @ built_kernel(model, x)) if mine_in == "embeddings" else features
-    picked, pick = [], model._pick
-    model._pick = lambda *args: picked.append(pick(*args)) or picked[-1]
+    picked, pick = [], model.top_k.call
+    monkeypatch.setattr(model.top_k, "call", lambda *args, **how: picked.append(pick(*args, **how)) or picked[-1])
     loss_of(model, x, y, training=True)
     scores = keys @ keys.T
     for i in range(10):
@@ -337,23 +338,82 @@ def test_hardness_is_measured_where_mine_in_says(mine_in):
         np.testing.assert_allclose(picked[0].feature_scores[i], features[i] @ features[hardest].T, atol=1e-6)
 
 
+@pytest.mark.parametrize("key_refresh", [200, 30])
+def test_stored_keys_of_all_rows_train_like_exact_ones(key_refresh, mode):
+    """Renewing all rows in each step is exact; some of them is a little stale in the mining, never in the loss."""
+    x, y = dataset()
+    exact = compiled(200, HardTopK(4, 2, "hardest"), mine_in="embeddings", mode=mode)
+    stored = compiled(200, HardTopK(4, 2, "hardest"), mine_in="embeddings", mode=mode, key_refresh=key_refresh)
+    losses = [[model.train_on_batch(*some(x, y, slice(i, i + 8)))[0] for i in (0, 8, 16)] for model in (exact, stored)]
+    assert np.isfinite(losses[1]).all()
+    if key_refresh == 200:
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+        assert_same_training(stored, exact, rtol=1e-3, atol=1e-6)
+
+
+def test_a_sketch_that_keeps_everything_mines_like_the_features(mode):
+    x, y = dataset()
+    features = compiled(200, HardTopK(4, 2, "hardest"), mode=mode)
+    sketch = compiled(200, HardTopK(4, 2, "hardest"), mode=mode, mine_in="sketch", sketch=Sketch(6))
+    for model in (features, sketch):
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert_same_training(sketch, features, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"mine_in": "embeddings", "key_refresh": 7}, {"mine_in": "sketch"}])
+def test_stored_keys_are_saved_and_traced_once(options, tmp_path):
+    x, y = dataset()
+    sketch = {"sketch": Sketch(3)} if options["mine_in"] == "sketch" else {}
+    model = compiled(40, HardTopK(2, 1, "hardest"), mode="graph", **options, **sketch)
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for mine, other in zip(model.mining_keys.weights, again.mining_keys.weights, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    for each in (model, again):
+        each.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    assert_same_training(model, again, rtol=1e-5, atol=1e-7)
+    assert model.without_backbone().get_config()["mine_in"] == options["mine_in"]
+
+
+@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
+def test_low_precision_memory_trains(storage_dtype, mine_in):
+    x, y = dataset()
+    model = XBMModel(None, Head(3), CircularMemory(200, storage_dtype), HardTopK(4, 2), SupConLoss(), mine_in=mine_in)
+    model.compile("sgd", run_eagerly=True)
+    history = model.fit(x, y, batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_arguments_of_mining_that_are_refused():
+    for received, message in [
+        ({"mine_in": "sketch"}, "mine_in='sketch' with sketch=None; expected a Sketch"),
+        ({"sketch": Sketch(2)}, "mine_in='features' with sketch="),
+        ({"key_refresh": 0}, "key_refresh=0; expected 'exact' or a number of rows"),
+        ({"rerank": 0}, "rerank=0; expected a whole number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_model(**received)
+
+
 # --- samples and their copies ---
 
 
 @pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_an_item_never_meets_its_own_copy(mine_in):
+def test_an_item_never_meets_its_own_copy(mine_in, monkeypatch):
     # Pitfalls: the copy that the last epoch left scores exactly 1.0; and masked after mining, nothing else is picked.
     x, y = dataset(24)
     model = compiled(100, HardTopK("all", 7), mode="eager", mine_in=mine_in)
-    seen, pick = [], model._pick
+    seen, pick = [], model.top_k.call
 
-    def spy(features, anchors, rows, row_embeddings, labels, ids):
-        picks = pick(features, anchors, rows, row_embeddings, labels, ids)
+    def spy(features, rows, labels, ids, **how):
+        picks = pick(features, rows, labels, ids, **how)
         picked = tf.gather(rows.sample_ids, picks.indices).numpy()
         seen.append((ids.numpy(), picked, picks.is_valid.numpy(), picks.is_positive.numpy(), picks.feature_scores))
         return picks
 
-    model._pick = spy
+    monkeypatch.setattr(model.top_k, "call", spy)
     model.fit(x, y, batch_size=8, epochs=4, verbose=0)
     assert int(model.memory.num_enqueued.value) == 96  # several copies of each
     for ids, picked, is_valid, _, scores in seen:
@@ -403,7 +463,7 @@ def test_missing_labels():
 
 
 def test_unknown_mine_in():
-    with pytest.raises(ValueError, match="Received mine_in='pixels'; expected 'features' or 'embeddings'"):
+    with pytest.raises(ValueError, match="Received mine_in='pixels'; expected one of features, embeddings, sketch"):
         make_model(mine_in="pixels")
 
 
@@ -656,7 +716,8 @@ def test_weights_file_restores_rows_labels_ids_and_counter(tmp_path):
     restored.load_weights(path)
     assert memory_of(restored) == memory_of(model)
     assert memory_of(model)["num_enqueued"] == 48
-    assert set(memory_of(model)) == {"features", "labels", "sample_ids", "is_newest", "num_enqueued"}
+    of_rows = {"features", "labels", "sample_ids", "is_newest", "previous_in_bucket"}
+    assert set(memory_of(model)) == of_rows | {"newest_in_bucket", "num_enqueued"}
     model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     restored.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     assert_same_training(restored, model)

@@ -22,6 +22,7 @@ from xbm_keras.stages.pair_losses import (
     TripletLoss,
     TupletLoss,
 )
+from xbm_keras.stages.sketch import Sketch, principal_directions
 
 __all__ = [
     "Backbone",
@@ -41,6 +42,7 @@ __all__ = [
     "Picks",
     "RecallSurrogateLoss",
     "Rows",
+    "Sketch",
     "SmoothAPLoss",
     "Start",
     "SupConLoss",
@@ -49,4 +51,5 @@ __all__ = [
     "XBMModel",
     "batch_as_rows",
     "cosine_scores",
+    "principal_directions",
 ]

@@ -35,6 +35,7 @@ from xbm_keras.stages.pair_losses import (
     TripletLoss,
     TupletLoss,
 )
+from xbm_keras.stages.sketch import Sketch, principal_directions
 
 log = logging.getLogger("xbm_keras")
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
@@ -83,12 +84,17 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
         Head(c.embedding_dim, c.kind, c.hidden_dim, seed=seed, name="head"),
         CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
         HardTopK(
-            config.top_k.num_negatives, config.top_k.num_positives, config.top_k.positives, seed=seed, name="top_k"
+            **config.top_k.model_dump(exclude={"mine_in", "key_refresh", "sketch_dim", "rerank"}),
+            seed=seed,
+            name="top_k",
         ),
         LOSSES[config.loss.name](**config.loss.model_dump(exclude={"name"})),
         mine_in=config.top_k.mine_in,
         # A prefilled memory that holds all training items has nothing to learn from a batch.
         enqueue=not (config.memory.prefill and memory_size == num_rows),
+        key_refresh=config.top_k.key_refresh,
+        sketch=Sketch(config.top_k.sketch_dim) if config.top_k.mine_in == "sketch" else None,
+        rerank=config.top_k.rerank,
         name="xbm",
     )
     model.build({"features": (None, width)})
@@ -126,6 +132,10 @@ def start_model(
         closed_forms = closed_forms or closed_forms_of(dataset, positions)
         head = choose_start(config.head, closed_forms, dataset)
         model.head.set_start(make_start(head, closed_forms).scaled())
+    if model.sketch is not None:
+        rows = UnitRows(dataset.features, positions)
+        with blaming_config():
+            model.sketch.projection.assign(principal_directions(rows, config.top_k.sketch_dim))
     if config.memory.prefill and model.memory.memory_size:
         order = np.random.default_rng(config.training.seed).permutation(len(positions))
         shuffled = UnitRows(dataset.features, positions[order])

@@ -5,12 +5,14 @@ import tensorflow as tf
 
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows, non_finite_message
-from xbm_keras.stages.cosine_scores import cosine_scores
-from xbm_keras.stages.hard_top_k import HardTopK, Picks
+from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
+from xbm_keras.stages.mining_keys import MiningKeys
 from xbm_keras.stages.pair_losses import PairLoss
+from xbm_keras.stages.sketch import Sketch
 
-STAGES = ("backbone", "head", "memory", "top_k", "pair_loss")
+STAGES = ("backbone", "head", "memory", "top_k", "pair_loss", "sketch")
+MINE_IN = ("features", "embeddings", "sketch")
 MAX_REPORTED_IDS = 8
 
 
@@ -28,13 +30,18 @@ class XBMModel(keras.Model):
         memory: the cross-batch memory. Size 0 trains on in-batch pairs.
         top_k: chooses the pairs.
         pair_loss: a `PairLoss`.
-        mine_in: the space in which the top k are sought: "features" or "embeddings" (the memory through the current
-            head, without gradient).
+        mine_in: the space in which the top k are sought: "features", "embeddings" (the memory through the head,
+            without gradient) or "sketch" (a short frozen code of the features). The loss embeds the picks anew anyhow.
         enqueue: False leaves the memory as it is, for one that was prefilled with the whole training set.
+        key_refresh: for `mine_in="embeddings"`: "exact" passes all rows through the current head in each step; a number
+            S keeps their embeddings and renews S of them per step, in turn, so that none is older than ceil(M / S)
+            steps.
+        sketch: for `mine_in="sketch"`, the projection.
+        rerank: for `mine_in="sketch"`: of the best `rerank` k by sketch the best k by feature score are picked.
 
     Raises:
-        ValueError: for an unknown `mine_in`; in a step, for a batch without labels, or without sample ids where there
-            is a memory.
+        ValueError: for an unknown `mine_in`, or one whose arguments are missing; in a step, for a batch without labels,
+            or without sample ids where there is a memory.
         NonFiniteFeatures: by `fit`, for a batch with NaN or infinite features.
 
     Example:
@@ -55,11 +62,22 @@ class XBMModel(keras.Model):
         pair_loss: PairLoss,
         mine_in: str = "features",
         enqueue: bool = True,
+        key_refresh: int | str = "exact",
+        sketch: Sketch | None = None,
+        rerank: int = 4,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        if mine_in not in ("features", "embeddings"):
-            raise ValueError(f"Received mine_in={mine_in!r}; expected 'features' or 'embeddings'.")
+        if mine_in not in MINE_IN:
+            raise ValueError(f"Received mine_in={mine_in!r}; expected one of {', '.join(MINE_IN)}.")
+        if (mine_in == "sketch") != (sketch is not None):
+            raise ValueError(
+                f"Received mine_in={mine_in!r} with sketch={sketch!r}; expected a Sketch with mine_in='sketch' alone."
+            )
+        if key_refresh != "exact" and (not isinstance(key_refresh, int) or key_refresh < 1):
+            raise ValueError(f"Received key_refresh={key_refresh!r}; expected 'exact' or a number of rows per step.")
+        if not isinstance(rerank, int) or rerank < 1:
+            raise ValueError(f"Received rerank={rerank!r}; expected a whole number, 1 or more.")
         self.backbone = backbone
         self.head = head
         self.memory = memory
@@ -67,6 +85,14 @@ class XBMModel(keras.Model):
         self.pair_loss = pair_loss
         self.mine_in = mine_in
         self.enqueue = enqueue
+        self.key_refresh = key_refresh
+        self.sketch = sketch
+        self.rerank = rerank
+        self.mining_keys = None
+        if mine_in == "sketch" and memory.memory_size:
+            self.mining_keys = MiningKeys(memory.memory_size, sketch.sketch_dim, name="mining_keys")
+        elif mine_in == "embeddings" and key_refresh != "exact" and memory.memory_size:
+            self.mining_keys = MiningKeys(memory.memory_size, head.embedding_dim, key_refresh, name="mining_keys")
         self.unit_length = keras.layers.UnitNormalization(name="unit_length", dtype="float32")
         self.occupancy = keras.metrics.Mean(name="occupancy")
         self.valid_anchors = keras.metrics.Mean(name="valid_anchors")
@@ -85,8 +111,8 @@ class XBMModel(keras.Model):
             features_shape = (None, self.backbone.compute_output_shape(input_shape["inputs"])[-1])
         else:
             features_shape = (None, input_shape["inputs"][-1])
-        for stage in (self.head, self.memory):
-            if not stage.built:  # a loaded model brings its stages already built
+        for stage in (self.head, self.memory, self.sketch):
+            if stage is not None and not stage.built:  # a loaded model brings its stages already built
                 stage.build(features_shape)
         self.built = True
 
@@ -113,7 +139,8 @@ class XBMModel(keras.Model):
         features, anchors = y_pred["features"], y_pred["embeddings"]  # [B, D] frozen, [B, E]
         rows = self._enqueue(features, labels, ids) if training else batch_as_rows(features, labels, ids)  # [M, D]
         row_embeddings = self._embed_rows(rows, features, anchors)  # [M, E]; None where the picks are fewer
-        picks = self._pick(features, anchors, rows, row_embeddings, labels, ids)  # [B, T]
+        keys = self._mining_space(features, anchors, rows, row_embeddings)  # [B, K] and [M, K], the latter in blocks
+        picks = self.top_k(features, rows, labels, ids, **keys)  # [B, T]
         similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)  # [B, T]
         per_anchor = self.pair_loss(similarities, picks)  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
@@ -150,13 +177,20 @@ class XBMModel(keras.Model):
             return self.head.embed_rows(rows)
         return None
 
-    def _pick(self, features, anchors, rows, row_embeddings, labels, ids) -> Picks:
+    def _mining_space(self, features, anchors, rows, row_embeddings) -> dict:
+        """Arguments of `top_k` that say where hardness is measured; none of them for the features."""
         if self.mine_in == "features":
-            return self.top_k(features, rows.features, rows, labels, ids)
-        keys = self.head.embed_rows(rows) if row_embeddings is None else row_embeddings
-        picks = self.top_k(anchors, tf.stop_gradient(keys), rows, labels, ids)
-        scores = cosine_scores(features, rows.features)  # in graphs dropped where no loss reads it
-        return picks._replace(feature_scores=tf.gather(scores, picks.indices, batch_dims=1))
+            return {}
+        if self.mine_in == "sketch":
+            make_keys, how = self.sketch, {"anchor_keys": self.sketch(features), "rerank": self.rerank}
+        else:
+            make_keys, how = self.head, {"anchor_keys": anchors}
+        if self.mine_in == "embeddings" and row_embeddings is not None:
+            return {**how, "row_keys": lambda start, width: tf.slice(row_embeddings, [start, 0], [width, -1])}
+        if self.mining_keys is None or rows.features is features:
+            return {**how, "row_keys": lambda start, width: make_keys(rows.block(start, width))}
+        self.mining_keys.update(make_keys, self.memory, rows, tf.shape(features)[0], jit_compile=self.jit_compile)
+        return {**how, "row_keys": self.mining_keys.block}
 
     def _track(self, similarities, picks, is_valid):
         """Update the metrics of the progress bar."""
@@ -229,7 +263,18 @@ class XBMModel(keras.Model):
 
     def without_backbone(self) -> "XBMModel":
         """The same model, same weights, for features as inputs."""
-        twin = XBMModel(None, self.head, self.memory, self.top_k, self.pair_loss, self.mine_in, self.enqueue)
+        twin = XBMModel(
+            None,
+            self.head,
+            self.memory,
+            self.top_k,
+            self.pair_loss,
+            self.mine_in,
+            self.enqueue,
+            self.key_refresh,
+            self.sketch,
+            self.rerank,
+        )
         twin.build({"features": (None, self.memory.feature_dim)})
         twin.compile(self.optimizer)
         return twin
@@ -244,6 +289,8 @@ class XBMModel(keras.Model):
             **{name: stage and keras.saving.serialize_keras_object(stage) for name, stage in stages.items()},
             "mine_in": self.mine_in,
             "enqueue": self.enqueue,
+            "key_refresh": self.key_refresh,
+            "rerank": self.rerank,
         }
 
     @classmethod

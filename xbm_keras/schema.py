@@ -33,7 +33,7 @@ class Memory(Section):
 
     memory_size: Annotated[int, Field(ge=0)] = 65_536
     """Rows; 0 trains on in-batch pairs. More than there are training items is cut to their number."""
-    storage_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     prefill: bool = True
     """Fill the memory with training items before the first step."""
 
@@ -44,12 +44,29 @@ class TopK(Section):
     num_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 32
     num_positives: Annotated[int, Field(ge=0)] | Literal["all"] = 8
     positives: Literal["hardest", "easiest", "random"] = "random"
-    mine_in: Literal["features", "embeddings"] = "embeddings"
+    mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
+    """Where hardness is measured; "sketch" is a short frozen code of the features."""
+    key_refresh: Positive | Literal["exact"] = "exact"
+    """Of `mine_in: embeddings`: all rows through the head in each step, or S rows: ages up to memory_size / S steps."""
+    sketch_dim: Positive = 64
+    rerank: Positive = 4
+    """Of `mine_in: sketch`: of the best `rerank` k by sketch the best k by feature score are picked."""
+    max_score: Cosine | None = None
+    """Guard: no negative with a higher feature score."""
+    absolute_margin: UpTo2 | None = None
+    """Guard: no negative closer than this to the feature score of the anchor's hardest positive."""
+    relative_margin: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Guard: the same as a share of that score."""
 
     @pydantic.model_validator(mode="after")
     def _has_picks(self):
         if self.num_negatives == self.num_positives == 0:
             raise ValueError("num_negatives and num_positives are both 0, which leaves no pairs; make one of them 1")
+        if self.key_refresh != "exact" and self.mine_in != "embeddings":
+            raise ValueError(
+                f"key_refresh {self.key_refresh} does not go with mine_in {self.mine_in!r}, whose keys never change; "
+                "use mine_in: embeddings, or leave key_refresh out"
+            )
         return self
 
 

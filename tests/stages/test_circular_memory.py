@@ -13,7 +13,15 @@ from tests.reference_pairs import DequeMemory
 from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel, batch_as_rows
 from xbm_keras.stages import circular_memory
 
-STATE = ("features", "labels", "sample_ids", "is_newest", "num_enqueued")
+STATE = (
+    "features",
+    "labels",
+    "sample_ids",
+    "is_newest",
+    "newest_in_bucket",
+    "previous_in_bucket",
+    "num_enqueued",
+)
 # n not dividing M, n = M, n > M, n = 0, M = 1: what broke research-xbm, lightly, OML and Quaterion.
 SIZES = [(1, 1), (1, 3), (5, 2), (7, 3), (6, 6), (4, 9), (5, 13), (8, 4), (3, 0)]
 
@@ -144,6 +152,29 @@ def test_half_precision_storage(storage_dtype, dtype, mode):
     assert in_order_of_age.tobytes() == features[1:].astype(dtype).tobytes()
 
 
+def test_int8_storage_has_a_scale_per_row(mode):
+    """A plain cast of unit vectors to int8 is all zeros."""
+    memory = make_memory(5, width=6, storage_dtype="int8")
+    features = np.random.default_rng(0).normal(size=(4, 6)).astype("float32") * [[1], [1e-3], [1e3], [0]]
+    rows = enqueue_in(memory, mode)(tf.constant(features, tf.float32), tf.range(4), tf.range(4))
+    assert rows.features.dtype == "int8"
+    largest = np.abs(features).max(axis=1, keepdims=True)
+    for read in (rows.block(0, 4), rows.take(tf.range(4)), tf.concat([rows.block(0, 1), rows.block(1, 3)], axis=0)):
+        assert (np.abs(read - features) <= 0.501 * largest / 127).all()  # half a step of rounding
+    np.testing.assert_array_equal(np.abs(rows.features.numpy()).max(axis=1), [127, 127, 127, 0, 0])
+    np.testing.assert_array_equal(rows.take(tf.constant([[2, 0]]))[0], tf.gather(rows.block(0, 5), [2, 0]))
+
+
+@pytest.mark.parametrize("storage_dtype", ["float32", "float16", "bfloat16"])
+def test_rows_are_read_in_float32(storage_dtype):
+    memory = make_memory(3, width=4, storage_dtype=storage_dtype)
+    features = np.random.default_rng(1).normal(size=(3, 4)).astype("float32")
+    rows = memory.enqueue(tf.constant(features), tf.range(3), tf.range(3))
+    expected = tf.cast(tf.cast(features, storage_dtype), tf.float32)
+    np.testing.assert_array_equal(rows.block(1, 2), expected[1:])
+    np.testing.assert_array_equal(rows.take(tf.constant([2, 2, 0])), tf.gather(expected, [2, 2, 0]))
+
+
 def test_storage_does_not_follow_the_dtype_policy():
     keras.config.set_dtype_policy("mixed_float16")
     memory = make_memory(2)
@@ -207,13 +238,29 @@ def ops_of_enqueue(jit_compile):
 def test_enqueue_in_a_graph_scatters_in_place_and_leaves_copy_on_read_mode():
     """Without the second op every read after a scatter copies all M rows; a scatter into a tensor copies them too."""
     ops = ops_of_enqueue(jit_compile=False)
-    assert ops.count("ResourceScatterNdUpdate") == ops.count("DisableCopyOnRead") == 4
+    assert ops.count("ResourceScatterNdUpdate") == ops.count("DisableCopyOnRead") == 7
     assert "TensorScatterUpdate" not in ops
+    assert "AssignVariableOp" not in ops  # of M elements
+
+
+def test_ids_whose_hashes_collide_are_told_apart(monkeypatch, mode):
+    """All in one bucket: the walk along it meets other ids, rows that have left, and rows of its own batch."""
+    monkeypatch.setattr(CircularMemory, "_buckets", lambda self, ids: tf.zeros_like(ids))
+    memory, queue = make_memory(7), DequeMemory(7)
+    enqueue = enqueue_in(memory, mode)
+    for batch in make_batches(9, 3, num_ids=6):
+        queue.enqueue(*batch)
+        assert valid_rows(enqueue(*map(tf.constant, batch))) == queue.valid_rows()
+    memory.reset()
+    queue = DequeMemory(7)
+    for batch in make_batches(4, 3, seed=1, num_ids=6):
+        queue.enqueue(*batch)
+        assert valid_rows(enqueue(*map(tf.constant, batch))) == queue.valid_rows()
 
 
 def test_enqueue_for_xla_leaves_out_the_op_that_has_no_kernel_there():
     ops = ops_of_enqueue(jit_compile=True)
-    assert ops.count("ResourceScatterNdUpdate") == 4
+    assert ops.count("ResourceScatterNdUpdate") == 7
     assert "DisableCopyOnRead" not in ops
 
 
@@ -284,8 +331,8 @@ def test_sizes_that_are_refused(memory_size):
 
 
 def test_errors_say_what_was_expected():
-    with pytest.raises(ValueError, match="storage_dtype='int8'; expected 'float32'"):
-        CircularMemory(4, storage_dtype="int8")
+    with pytest.raises(ValueError, match="storage_dtype='int4'; expected one of float32, float16, bfloat16, int8"):
+        CircularMemory(4, storage_dtype="int4")
     with pytest.raises(ValueError, match="width 3; this memory was built for width 2"):
         make_memory(4).enqueue(tf.ones([1, 3]), tf.zeros([1]), tf.zeros([1]))
     for shape in [(None, None), (None, 4, 4, 8), (None,)]:
@@ -311,6 +358,22 @@ def test_config_round_trip():
 
 
 # Checkpoints. PML saves the rows but not the pointer; TF Similarity, OML and Quaterion save nothing.
+
+
+@pytest.fixture(autouse=True)
+def _blocks_of_three_rows(monkeypatch):
+    """Several blocks per checkpoint, the last one smaller."""
+    monkeypatch.setattr(circular_memory, "CHECKPOINT_ROWS", 3)
+
+
+def test_a_memory_of_another_shape_is_refused(tmp_path):
+    """Keras' own message speaks of the number of variables."""
+    make_model().save_weights(tmp_path / "m.weights.h5")
+    for memory in (CircularMemory(8), CircularMemory(7, "int8")):
+        other = XBMModel(None, Head(2), memory, HardTopK(3, 2), SupConLoss())
+        other.build({"features": (None, 4)})
+        with pytest.raises(ValueError, match=rf"expected one of {memory.memory_size} rows of width 4 in"):
+            other.load_weights(tmp_path / "m.weights.h5")
 
 
 def make_model():
@@ -359,7 +422,7 @@ numpy.savez(sys.argv[2], **{name: getattr(memory, name).value.numpy() for name i
         assert_same_state(state_of(trained.memory), dict(fresh))
 
 
-@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16", "int8"])
 def test_half_precision_rows_are_restored_exactly(storage_dtype, tmp_path):
     model = XBMModel(None, Head(2), CircularMemory(4, storage_dtype), HardTopK(3, 2), SupConLoss())
     model.build({"features": (None, 3)})

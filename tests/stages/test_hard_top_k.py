@@ -28,7 +28,7 @@ def make_case(num_anchors=5, num_rows=12, seed=0, valid=0.8):
 
 def arguments(case):
     rows = Rows(*(tf.constant(case[name]) for name in ("row_keys", "row_labels", "row_ids", "row_is_valid")))
-    return tf.constant(case["anchor_keys"]), rows.features, rows, tf.constant(case["labels"]), tf.constant(case["ids"])
+    return tf.constant(case["anchor_keys"]), rows, tf.constant(case["labels"]), tf.constant(case["ids"])
 
 
 def pick(top_k, case, mode="eager"):
@@ -107,7 +107,7 @@ def test_the_copy_that_the_last_epoch_left_is_never_picked():
     for _ in range(5):
         rows = memory.enqueue(features, labels, ids)
         for top_k in (HardTopK(18, 18, "easiest"), HardTopK("all", "all"), HardTopK(9, 9, "random")):
-            picks = top_k(features, rows.features, rows, labels, ids)
+            picks = top_k(features, rows, labels, ids)
             is_own = tf.gather(rows.sample_ids, picks.indices) == ids[:, None]
             assert not (is_own & picks.is_valid).numpy().any()
             assert tf.boolean_mask(picks.feature_scores, picks.is_valid).numpy().max() < 0.9999
@@ -185,11 +185,11 @@ def test_the_state_of_the_random_positives_is_saved(tmp_path):
 
 @pytest.mark.parametrize("counts", [(2, 2), ("all", "all")])
 def test_no_gradient_passes(counts):
-    anchor_keys, row_keys, *rest = arguments(make_case())
+    features, rows, *rest = arguments(make_case())
     with tf.GradientTape() as tape:
-        tape.watch([anchor_keys, row_keys])
-        total = tf.reduce_sum(HardTopK(*counts)(anchor_keys, row_keys, *rest).feature_scores)
-    assert tape.gradient(total, [anchor_keys, row_keys]) == [None, None]
+        tape.watch([features, rows.features])
+        total = tf.reduce_sum(HardTopK(*counts)(features, rows, *rest).feature_scores)
+    assert tape.gradient(total, [features, rows.features]) == [None, None]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -198,9 +198,9 @@ def test_half_precision_keys(dtype, policy, mode):
     """A mask of -1e9 overflows in float16 (PML #121, TF Similarity #364)."""
     keras.config.set_dtype_policy(policy)
     case = make_case()
-    anchor_keys, row_keys, rows, *rest = arguments(case)
-    rows = rows._replace(features=tf.cast(row_keys, dtype))
-    picks = in_mode(HardTopK(3, 2, "hardest").__call__, mode)(tf.cast(anchor_keys, dtype), rows.features, rows, *rest)
+    features, rows, *rest = arguments(case)
+    rows = rows._replace(features=tf.cast(rows.features, dtype))
+    picks = in_mode(HardTopK(3, 2, "hardest").__call__, mode)(tf.cast(features, dtype), rows, *rest)
     assert picks.feature_scores.dtype == tf.float32
     assert np.isfinite(picks.feature_scores).all()
     for anchor in range(5):
@@ -211,10 +211,96 @@ def test_half_precision_keys(dtype, policy, mode):
 def test_keys_of_another_space_than_the_features():
     """`mine_in="embeddings"`: hardness is measured by the keys that are given, not by the rows' features."""
     case = make_case()
-    anchor_keys, row_keys, rows, *rest = arguments(case)
-    rows = rows._replace(features=tf.zeros([12, 9]))
-    given = HardTopK(3, 2, "hardest")(anchor_keys, row_keys, rows, *rest)
+    features, rows, *rest = arguments(case)
+    others = rows._replace(features=tf.random.normal([12, 9]))
+    given = HardTopK(3, 2, "hardest")(tf.ones([5, 9]), others, *rest, anchor_keys=features, row_keys=rows.block)
     np.testing.assert_array_equal(given.indices, pick(HardTopK(3, 2, "hardest"), case).indices)
+    scores = tf.gather(tf.reduce_sum(others.features, axis=1), given.indices)
+    np.testing.assert_allclose(given.feature_scores, scores, rtol=1e-5)
+
+
+GUARDS = [
+    {"max_score": 0.4},
+    {"absolute_margin": 0.1},
+    {"relative_margin": 0.3},
+    {"max_score": 0.5, "absolute_margin": 0.0, "relative_margin": 0.1},
+]
+
+
+def unit_case(seed):
+    case = make_case(num_anchors=6, num_rows=40, seed=seed)
+    random = np.random.default_rng(seed)
+    for name in ("anchor_keys", "row_keys"):
+        keys = random.normal(size=case[name].shape)
+        case[name] = (keys / np.linalg.norm(keys, axis=1, keepdims=True)).astype("float32")
+    case["labels"][0] = 7  # a class that no row has: no margin
+    case["ids"][1] = case["row_ids"][np.argmin(case["row_keys"] @ case["anchor_keys"][1])]
+    case["row_labels"][case["row_ids"] == case["ids"][1]] = case["labels"][1]  # its hardest positive would be itself
+    return case
+
+
+def ceiling_of(case, anchor, max_score=None, absolute_margin=None, relative_margin=None):
+    scores = case["anchor_keys"][anchor] @ case["row_keys"].T
+    positives = oracle(case, anchor, positive=True, order="lowest", count=1)
+    ceilings = [np.inf if max_score is None else max_score]
+    for row in positives:
+        ceilings += [scores[row] - (absolute_margin or 0)] if absolute_margin is not None else []
+        ceilings += [scores[row] - relative_margin * abs(scores[row])] if relative_margin is not None else []
+    return min(ceilings)
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: "-".join(guard))
+def test_guards_refuse_negatives_before_the_pick(guard, mode):
+    """pitfalls.md: top-k negatives are often mislabelled. Refused ones are replaced by the next best."""
+    for seed in range(1 if mode == "xla" else 3):
+        case = unit_case(seed)
+        picks = pick(HardTopK(5, 2, "hardest", **guard), case, mode)
+        everything = pick(HardTopK("all", 2, "hardest", **guard), case, mode)
+        for anchor in range(6):
+            scores = case["anchor_keys"][anchor] @ case["row_keys"].T
+            by_score = oracle(case, anchor, positive=False, order="highest", count=40)
+            allowed = [row for row in by_score if scores[row] <= ceiling_of(case, anchor, **guard)]
+            assert chosen(picks, anchor, positive=False) == allowed[:5]
+            assert chosen(everything, anchor, positive=False) == sorted(allowed)
+            expected = oracle(case, anchor, positive=True, order="lowest", count=2)
+            assert chosen(picks, anchor, positive=True) == expected  # positives are never refused
+
+
+def test_guards_look_at_the_features_whatever_the_keys_are(mode):
+    case, other = unit_case(0), unit_case(5)
+    features, rows, *rest = arguments(case)
+    top_k = HardTopK(5, 0, max_score=0.3)
+
+    def call(anchor_keys, row_keys):
+        block = lambda start, width: tf.slice(row_keys, [start, 0], [width, -1])  # noqa: E731
+        return top_k(features, rows, *rest, anchor_keys=anchor_keys, row_keys=block)
+
+    picks = in_mode(call, mode)(tf.constant(other["anchor_keys"]), tf.constant(other["row_keys"]))
+    by_key = {**case, "anchor_keys": other["anchor_keys"], "row_keys": other["row_keys"]}
+    for anchor in range(6):
+        scores = case["anchor_keys"][anchor] @ case["row_keys"].T
+        by_score = oracle(by_key, anchor, positive=False, order="highest", count=40)
+        assert chosen(picks, anchor, positive=False) == [row for row in by_score if scores[row] <= 0.3][:5]
+
+
+def test_rerank_picks_by_feature_score_among_the_best_by_key(mode):
+    case, keys = unit_case(1), unit_case(6)
+    features, rows, *rest = arguments(case)
+    top_k = HardTopK(3, 2, "hardest", max_score=0.9)
+
+    def call(anchor_keys, row_keys):
+        block = lambda start, width: tf.slice(row_keys, [start, 0], [width, -1])  # noqa: E731
+        return top_k(features, rows, *rest, anchor_keys=anchor_keys, row_keys=block, rerank=4)
+
+    picks = in_mode(call, mode)(tf.constant(keys["anchor_keys"]), tf.constant(keys["row_keys"]))
+    by_key = {**case, "anchor_keys": keys["anchor_keys"], "row_keys": keys["row_keys"]}
+    for anchor in range(6):
+        scores = case["anchor_keys"][anchor] @ case["row_keys"].T
+        wide = oracle(by_key, anchor, positive=False, order="highest", count=12)
+        wide = [row for row in wide if scores[row] <= 0.9]
+        assert chosen(picks, anchor, positive=False) == sorted(wide, key=lambda row: -scores[row])[:3]
+        wide = oracle(by_key, anchor, positive=True, order="lowest", count=8)
+        assert chosen(picks, anchor, positive=True) == sorted(wide, key=lambda row: scores[row])[:2]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +310,9 @@ def test_keys_of_another_space_than_the_features():
         ({"num_positives": 1.5}, "num_positives=1.5; expected a whole number, 0 or more, or 'all'"),
         ({"num_positives": "some"}, "num_positives='some'"),
         ({"num_negatives": 0, "num_positives": 0}, "leaves no pairs; make at least one"),
+        ({"max_score": 1.5}, "max_score=1.5; expected a cosine"),
+        ({"absolute_margin": -0.1}, "absolute_margin=-0.1; expected 0 or more"),
+        ({"relative_margin": -1}, "relative_margin=-1; expected 0 or more"),
         ({"positives": "hard"}, "positives='hard'; expected one of hardest, easiest, random"),
     ],
 )
@@ -235,6 +324,7 @@ def test_parameters_that_are_refused(received, message):
 def test_config_round_trip():
     """keras-rs layers lose arguments in get_config."""
     arguments = {"num_negatives": "all", "num_positives": 3, "positives": "easiest", "max_rows_for_all": 7, "seed": 9}
+    arguments |= {"max_score": 0.9, "absolute_margin": 0.1, "relative_margin": 0.2}
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(HardTopK(**arguments, name="k")))
     assert {name: getattr(again, name) for name in arguments} == arguments
     assert again.name == "k"

@@ -10,7 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-PREFILL_ROWS = 4096  # rows that one prefill step enqueues
+PREFILL_ROWS = 1024  # rows that one prefill step enqueues
+CHECKPOINT_ROWS = 65_536  # rows that are saved or restored at a time
+STORAGE_DTYPES = ("float32", "float16", "bfloat16", "int8")
+HASH_FACTOR = -7046029254386353131  # 2^64 over the golden ratio: Fibonacci hashing, Knuth, TAOCP 3, section 6.4
 
 
 class Rows(NamedTuple):
@@ -23,7 +26,19 @@ class Rows(NamedTuple):
     sample_ids: tf.Tensor
     """[M] int64."""
     is_valid: tf.Tensor
-    """[M] bool: the slot is filled, and no newer row has the same sample id."""
+    """[M] bool: the slot is filled, and no newer row has the same sample id: each id is valid at most once."""
+    scales: tf.Tensor | None = None
+    """[M] float32 where the features are int8: what a row is to be multiplied with."""
+
+    def take(self, indices: tf.Tensor) -> tf.Tensor:
+        """Features of the rows at `indices` [...], float32 [..., D]."""
+        features = tf.cast(tf.gather(self.features, indices), tf.float32)
+        return features if self.scales is None else features * tf.gather(self.scales, indices)[..., None]
+
+    def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
+        """Features of `width` rows from `start` on, float32 [width, D]. In float32 storage they are not copied."""
+        features = tf.cast(tf.slice(self.features, [start, 0], [width, -1]), tf.float32)
+        return features if self.scales is None else features * tf.slice(self.scales, [start], [width])[:, None]
 
 
 def batch_as_rows(features: tf.Tensor, labels: tf.Tensor, sample_ids: tf.Tensor) -> Rows:
@@ -41,7 +56,8 @@ class CircularMemory(keras.layers.Layer):
 
     Args:
         memory_size: rows M. 0 is legal: then `enqueue` gives the batch itself back, and nothing is kept.
-        storage_dtype: "float32", "float16" or "bfloat16", the dtype in which features are kept.
+        storage_dtype: "float32", "float16", "bfloat16" or "int8", in which features are kept. int8 rows have a scale
+            each: their largest component is 127.
 
     Raises:
         ValueError: for a negative size or an unknown storage dtype; in `build`, for a feature width that is unknown.
@@ -62,9 +78,9 @@ class CircularMemory(keras.layers.Layer):
                 f"Received memory_size={memory_size!r}; expected a whole number of rows, 0 or more. "
                 "Use 0 to train on in-batch pairs only."
             )
-        if storage_dtype not in ("float32", "float16", "bfloat16"):
+        if storage_dtype not in STORAGE_DTYPES:
             raise ValueError(
-                f"Received storage_dtype={storage_dtype!r}; expected 'float32', 'float16' or 'bfloat16'. "
+                f"Received storage_dtype={storage_dtype!r}; expected one of {', '.join(STORAGE_DTYPES)}. "
                 "float16 halves the memory."
             )
         self.memory_size = memory_size
@@ -80,9 +96,16 @@ class CircularMemory(keras.layers.Layer):
             )
         if self.memory_size:
             self.features = self._rows("features", self.storage_dtype, self.feature_dim)
+            if self.storage_dtype == "int8":
+                self.scales = self._rows("scales", "float32")
             self.labels = self._rows("labels", "int64")
             self.sample_ids = self._rows("sample_ids", "int64")
             self.is_newest = self._rows("is_newest", "bool")
+            # Rows by hash of their id, so that an enqueue finds the older row of an id without a look at all M: the
+            # newest row of each bucket, and for each row the one before it in its bucket, as 1 + its number in the
+            # order of enqueues; 0 is none. Links lead to older rows only, so one to a row that has left ends the chain.
+            self.newest_in_bucket = self._rows("newest_in_bucket", "int64")
+            self.previous_in_bucket = self._rows("previous_in_bucket", "int64")
             self.num_enqueued = self.add_weight(
                 name="num_enqueued", shape=(), dtype="int64", initializer="zeros", trainable=False, autocast=False
             )
@@ -126,23 +149,30 @@ class CircularMemory(keras.layers.Layer):
 
         n = tf.shape(features, tf.int64)[0]
         skipped = tf.maximum(n - self.memory_size, 0)  # older rows of a batch larger than the memory
-        cursor = self.num_enqueued.value + skipped
-        slots = (cursor + tf.range(n - skipped, dtype=tf.int64)) % self.memory_size
+        numbers = self.num_enqueued.value + tf.range(skipped, n)  # in the order of enqueues
+        slots = numbers % self.memory_size
         is_finite = tf.reduce_all(tf.math.is_finite(features))
 
         features, labels, sample_ids = features[skipped:], labels[skipped:], sample_ids[skipped:]
-        superseded = _is_in(self.sample_ids.value, sample_ids) & is_finite
-        self.is_newest.value.assign(self.is_newest.value & ~superseded)
-        for variable, rows in (
-            (self.features, features),
-            (self.labels, labels),
-            (self.sample_ids, sample_ids),
-            (self.is_newest, _is_last_of_its_id(sample_ids)),
+        buckets = self._buckets(sample_ids)
+        in_bucket = tf.gather(self.newest_in_bucket.value, buckets)
+        superseded = self._find(sample_ids, in_bucket)
+        before, last = _neighbours_in_bucket(buckets, numbers)
+        stored, scales = self._to_storage(features)
+        for variable, at, rows in (
+            (self.is_newest, tf.where(superseded < 0, slots, superseded), tf.zeros_like(slots)),
+            (self.is_newest, slots, _is_last_of_its_id(sample_ids)),
+            (self.features, slots, stored),
+            *([(self.scales, slots, scales)] if scales is not None else []),
+            (self.labels, slots, labels),
+            (self.sample_ids, slots, sample_ids),
+            (self.previous_in_bucket, slots, tf.where(before > 0, before, in_bucket)),
+            (self.newest_in_bucket, buckets, last),
         ):
             rows = tf.cast(rows, variable.dtype)
-            rows = tf.where(is_finite, rows, tf.gather(variable.value, slots))
+            rows = tf.where(is_finite, rows, tf.gather(variable.value, at))
             # A resource scatter is the one update whose cost does not grow with M outside XLA.
-            variable.value.scatter_nd_update(slots[:, None], rows)
+            variable.value.scatter_nd_update(at[:, None], rows)
             if not jit_compile:
                 # The scatter leaves the variable in copy-on-read mode: without this each read copies all M rows.
                 # XLA has no kernel for this op, and no such mode.
@@ -160,7 +190,35 @@ class CircularMemory(keras.layers.Layer):
             tf.convert_to_tensor(self.labels.value),
             tf.convert_to_tensor(self.sample_ids.value),
             is_filled & self.is_newest.value,
+            tf.convert_to_tensor(self.scales.value) if self.storage_dtype == "int8" else None,
         )
+
+    def _to_storage(self, features):
+        """Features in the storage dtype, and their scales where that is int8."""
+        if self.storage_dtype != "int8":
+            return tf.cast(features, self.storage_dtype), None
+        features = tf.cast(features, tf.float32)
+        scales = tf.reduce_max(tf.abs(features), axis=1) / 127.0
+        return tf.cast(tf.round(tf.math.divide_no_nan(features, scales[:, None])), tf.int8), scales
+
+    def _buckets(self, sample_ids):
+        """Hash of ids, [n] int64 below M."""
+        mixed = tf.bitwise.right_shift(sample_ids * HASH_FACTOR, tf.constant(32, tf.int64))
+        return tf.bitwise.bitwise_and(mixed, tf.constant(0x7FFFFFFF, tf.int64)) % self.memory_size
+
+    def _find(self, sample_ids, in_bucket):
+        """Slots [n] of the newest rows with these ids, -1 where there is none, in a walk along their buckets."""
+        oldest = tf.maximum(self.num_enqueued.value - self.memory_size, 0)  # links at most this are to rows that left
+
+        def step(links, found):
+            slots = (links - 1) % self.memory_size
+            is_left = links > oldest
+            is_here = is_left & (tf.gather(self.sample_ids.value, slots) == sample_ids)
+            before = tf.gather(self.previous_in_bucket.value, slots)
+            return tf.where(is_left & ~is_here, before, none), tf.where(is_here, slots, found)
+
+        none = tf.zeros_like(in_bucket)
+        return tf.while_loop(lambda links, _: tf.reduce_any(links > oldest), step, (in_bucket, none - 1))[1]
 
     def occupancy(self) -> tf.Tensor:
         """Number of filled rows, a scalar int64."""
@@ -172,6 +230,7 @@ class CircularMemory(keras.layers.Layer):
         """Forget all rows."""
         if self.memory_size:
             self.num_enqueued.assign(0)
+            self.newest_in_bucket.assign(tf.zeros_like(self.newest_in_bucket.value))
 
     def prefill(self, features: np.ndarray, labels: np.ndarray, sample_ids: np.ndarray) -> None:
         """Enqueue a whole data set before training, newest rows last; of more than M rows the last M stay.
@@ -192,6 +251,37 @@ class CircularMemory(keras.layers.Layer):
                 raise ValueError(non_finite_message(np.asarray(sample_ids[block])[is_bad]))
             self.enqueue(tf.constant(rows), tf.constant(labels[block]), tf.constant(sample_ids[block]))
 
+    def _saved_blocks(self):
+        """Name, weight and slots of each block that a checkpoint holds."""
+        for weight in self.weights:
+            if len(weight.shape) == 0:  # the counter
+                yield weight.name, weight, ...
+                continue
+            for start in range(0, weight.shape[0], CHECKPOINT_ROWS):
+                yield f"{weight.name}_{start}", weight, slice(start, start + CHECKPOINT_ROWS)
+
+    def save_own_variables(self, store):
+        """Weights by name, in blocks of rows: at once they would be copied, and the memory may fill the machine's."""
+        for name, weight, slots in self._saved_blocks():
+            store[name] = weight.value[slots].numpy()
+
+    def load_own_variables(self, store):
+        """What `save_own_variables` stored. Raises ValueError where that was a memory of another shape or dtype."""
+        blocks = list(self._saved_blocks())
+        shapes = {name: tuple(weight.value[slots].shape) for name, weight, slots in blocks}
+        saved = {name: tuple(store[name].shape) for name in store.keys()}  # noqa: SIM118
+        if saved != shapes:
+            raise ValueError(
+                f"Received a saved memory of another size or dtype; expected one of {self.memory_size} rows of width "
+                f"{self.feature_dim} in {self.storage_dtype}. Make this memory with the arguments of the saved one."
+            )
+        for name, weight, slots in blocks:
+            rows = np.asarray(store[name])
+            if slots is ...:
+                weight.assign(rows)
+            else:
+                weight.value[slots].assign(tf.constant(rows, weight.dtype))
+
     def call(self, features, *args, **kwargs):
         """Not a layer to call: see `enqueue` and `read`."""
         raise TypeError("CircularMemory has no call(); use enqueue(features, labels, sample_ids) or read().")
@@ -210,12 +300,15 @@ def non_finite_message(sample_ids: np.ndarray) -> str:
     )
 
 
-def _is_in(ids: tf.Tensor, some_ids: tf.Tensor) -> tf.Tensor:
-    """Which of ids [M] occur in some_ids [n]; O(M log n)."""
-    ordered = tf.sort(some_ids)
-    position = tf.searchsorted(ordered, ids, out_type=tf.int32)
-    padded = tf.pad(ordered, [[0, 1]])  # position n means: larger than all of them
-    return (position < tf.size(ordered)) & (tf.gather(padded, position) == ids)
+def _neighbours_in_bucket(buckets: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """For each row of a batch the links, 1 + number, to the row before it and to the last one in its bucket, [n].
+
+    0 where none stands before it in the batch.
+    """
+    is_same = buckets[:, None] == buckets[None, :]
+    links = tf.where(is_same, numbers[None, :] + 1, 0)  # [n, n]
+    is_before = numbers[None, :] < numbers[:, None]
+    return tf.reduce_max(tf.where(is_before, links, 0), axis=1), tf.reduce_max(links, axis=1)
 
 
 def _is_last_of_its_id(sample_ids: tf.Tensor) -> tf.Tensor:

@@ -87,7 +87,8 @@ class Head(keras.layers.Layer):
         Slots that were never filled get the first row's features: a zero row would give NaN gradients through the
         normalisation of some heads, though no pair uses it.
         """
-        return self(tf.where(rows.is_valid[:, None], rows.features, rows.features[:1]))
+        features = rows.block(0, tf.shape(rows.labels)[0])
+        return self(tf.where(rows.is_valid[:, None], features, features[:1]))
 
     def compare(
         self,
@@ -112,10 +113,10 @@ class Head(keras.layers.Layer):
             return tf.gather(cosine_scores(anchors, row_embeddings), picks.indices, batch_dims=1)
         flat = tf.reshape(picks.indices, [-1])
         if jit_compile:
-            picked = self(tf.gather(rows.features, flat))
+            picked = self(rows.take(flat))
         else:
             unique, position = tf.unique(flat)
-            picked = tf.gather(self(tf.gather(rows.features, unique)), position)
+            picked = tf.gather(self(rows.take(unique)), position)
         shape = tf.concat([tf.shape(picks.indices), [self.embedding_dim]], axis=0)
         return tf.einsum("be,bte->bt", anchors, tf.reshape(picked, shape))
 

@@ -1,0 +1,136 @@
+"""A full training step against the size of the memory, beside its floor and pytorch-metric-learning.
+
+    python -m benchmarks.step [--rows 1024 65536 ...] [--peer /path/to/its/python] [--json FILE]
+
+D = 1280 features, E = 128, a batch of 128, 32 negatives and 8 random positives, AdamW on a linear head, memory filled.
+
+- `features`, `features float16`, ...: exact mining in the features, by storage type.
+- `embeddings`: mining in stored embeddings, S rows renewed per step (`key_refresh`, the column `S`).
+- `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
+- `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
+  the head, forward and backward, on as many rows as are picked.
+- `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
+  environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py.
+- `recall`: share of the exact picks among the negatives; of random vectors, which is the hardest case.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import common
+from xbm_keras import CircularMemory, HardTopK, Head, Sketch, SupConLoss, XBMModel, principal_directions
+from xbm_keras.stages.streamed_top_k import block_rows
+
+D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
+RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_024, 8_192, 65_536, 262_144])
+    parser.add_argument("--names", nargs="+", default=["features", "embeddings", "sketch", "floor", "peer"])
+    parser.add_argument("--storage", nargs="+", default=["float32"], help="storage types of the memory")
+    parser.add_argument("--peer", default=os.environ.get("XBM_KERAS_PEER"))
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    results = []
+    for num_rows in options.rows:
+        results += measure(num_rows, options)
+    common.report(results, options)
+
+
+def measure(num_rows, options) -> list[dict]:
+    features, labels = make_features(num_rows), np.random.default_rng(1).integers(0, max(num_rows // 10, 40), num_rows)
+    variants, notes = {}, {}
+    for storage in options.storage:
+        suffix = "" if storage == "float32" else f" {storage}"
+        for name in set(options.names) & {"features", "embeddings", "sketch"}:
+            model = make_model(name, storage, features, labels)
+            variants[name + suffix] = step_of(model, features, labels)
+            notes[name + suffix] = {"S": model.key_refresh} if name == "embeddings" else {}
+        if "floor" in options.names:
+            variants["floor 1280" + suffix] = floor_of(tf.cast(features, storage))
+    if "floor" in options.names:
+        variants["floor 128"] = floor_of(tf.constant(features[:, :E]))
+    with common.Peer(options.peer if "peer" in options.names else None, "step", num_rows) as peer:
+        if peer:
+            variants["peer"] = peer
+        times = common.interleaved(variants, options.repeats)
+    return [{"name": name, "rows": num_rows, **each, **notes.get(name, {})} for name, each in times.items()]
+
+
+def make_features(num_rows: int) -> np.ndarray:
+    """Unit vectors [N, D] with a falling spectrum."""
+    random = np.random.default_rng(0)
+    axes = (random.standard_normal((RANK, D)) / np.sqrt(1 + np.arange(RANK))[:, None]).astype(np.float32)
+    features = np.empty((num_rows, D), np.float32)
+    for start in range(0, num_rows, 65_536):
+        n = min(65_536, num_rows - start)
+        block = random.standard_normal((n, RANK), np.float32) @ axes + 0.2 * random.standard_normal((n, D), np.float32)
+        features[start : start + n] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    return features
+
+
+def make_model(name, storage, features, labels) -> XBMModel:
+    num_rows = len(features)
+    how = {}
+    if name == "sketch":
+        how["sketch"] = Sketch(64)
+    elif name == "embeddings":
+        how["key_refresh"] = max(num_rows // 64, 256)
+    model = XBMModel(
+        None, Head(E), CircularMemory(num_rows, storage), HardTopK(NEGATIVES, POSITIVES), SupConLoss(), name, **how
+    )
+    model.build({"features": (None, D)})
+    if name == "sketch":
+        model.sketch.projection.assign(principal_directions(features[:20_000], 64))
+    model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
+    model.memory.prefill(features, labels, np.arange(num_rows))
+    return model
+
+
+def step_of(model, features, labels):
+    """A step on a batch of 32 classes, four items each, new to the memory."""
+    train = tf.function(lambda x, y: model.train_step((x, y)))
+    random = np.random.default_rng(3)
+    count = [len(features)]
+
+    def step():
+        drawn = random.integers(0, len(features), B)
+        x = {"features": tf.constant(features[drawn]), "sample_id": tf.range(count[0], count[0] + B, dtype=tf.int64)}
+        count[0] += B
+        train(x, tf.constant(np.repeat(labels[drawn[: B // 4]], 4)))["loss"].numpy()
+
+    return step
+
+
+def floor_of(rows):
+    """The bare products: blocks of the rows with the batch, and the head with the picks."""
+    num_rows, width = rows.shape
+    block = min(block_rows(width), num_rows)
+    anchors = tf.cast(rows[:B], tf.float32)
+    kernel = tf.Variable(tf.random.normal([D, E]))
+    picks = tf.random.normal([min(B * (NEGATIVES + POSITIVES), num_rows) + B, D])
+
+    @tf.function
+    def floor():
+        def step(i, best):
+            part = tf.cast(tf.slice(rows, [i * block, 0], [block, -1]), tf.float32)
+            return i + 1, tf.maximum(best, tf.reduce_max(tf.matmul(part, anchors, transpose_b=True), axis=0))
+
+        start = (tf.constant(0), tf.fill([B], -1.0))
+        best = tf.while_loop(lambda i, _: i < num_rows // block, step, start, parallel_iterations=1)[1]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.matmul(picks, kernel) ** 2)
+        return best, tape.gradient(loss, kernel)
+
+    return lambda: floor()[1].numpy()
+
+
+if __name__ == "__main__":
+    main()

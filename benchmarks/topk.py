@@ -1,0 +1,88 @@
+"""Exact top-k of a batch against a memory: the streamed one beside its floor, TensorFlow's own and FAISS.
+
+    python -m benchmarks.topk [--rows 65536 1048576] [--json FILE]
+
+- `ours`: `streamed_top_k` with classes masked, as a training step calls it.
+- `floor`: the same blocks multiplied, each reduced to a maximum per anchor.
+- `tf`: `tf.matmul` and `tf.math.top_k` of the whole score matrix, nothing masked.
+- `faiss`: `IndexFlatIP`, nothing masked; its index holds a copy of the rows.
+
+Needs `pip install ".[bench]"` for FAISS.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import faiss
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import common
+from xbm_keras.stages.circular_memory import Rows
+from xbm_keras.stages.hard_top_k import Candidates
+from xbm_keras.stages.streamed_top_k import Keys, Search, block_rows, streamed_top_k
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[65_536, 262_144, 1_048_576])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    results = []
+    for num_rows in options.rows:
+        results += measure(num_rows, options)
+    common.report(results, options)
+
+
+def measure(num_rows, options) -> list[dict]:
+    """Median times of all variants for one size, and a check that the picks agree."""
+    rows = common.unit_vectors(num_rows, options.width, seed=0)
+    anchors = common.unit_vectors(options.batch, options.width, seed=1)
+    labels = np.random.default_rng(2).integers(0, max(num_rows // 10, 2), num_rows)
+    memory = Rows(tf.constant(rows), tf.constant(labels), tf.range(num_rows, dtype=tf.int64), tf.fill([num_rows], True))
+    anchor_labels = tf.constant(np.repeat(labels[: options.batch // 4], 4))
+    index = faiss.IndexFlatIP(options.width)
+    index.add(rows)
+    width = min(block_rows(options.width), num_rows)
+
+    @tf.function
+    def ours(x):
+        among = Candidates.of(memory, anchor_labels, tf.fill([options.batch], tf.constant(-1, tf.int64)))
+        return streamed_top_k(Keys(x, memory.block), among.codes, [Search(options.k, 1.0, among.other_classes)])[0]
+
+    @tf.function
+    def floor(x):
+        def step(i, best):
+            scores = tf.matmul(memory.block(i * width, width), x, transpose_b=True)
+            return i + 1, tf.maximum(best, tf.reduce_max(scores, axis=0))
+
+        return tf.while_loop(
+            lambda i, _: i < num_rows // width, step, (0, tf.fill([options.batch], -1.0)), parallel_iterations=1
+        )[1]
+
+    @tf.function
+    def whole(x):
+        return tf.math.top_k(tf.matmul(x, memory.features, transpose_b=True), options.k)
+
+    x = tf.constant(anchors)
+    times = common.interleaved(
+        {
+            "ours": lambda: ours(x)[0].numpy(),
+            "floor": lambda: floor(x).numpy(),
+            "tf": lambda: whole(x)[0].numpy(),
+            "faiss": lambda: index.search(anchors, options.k),
+        },
+        options.repeats,
+    )
+    return [
+        {"name": name, "rows": num_rows, **each, "x floor": each["ms"] / times["floor"]["ms"]}
+        for name, each in times.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
