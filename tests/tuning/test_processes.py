@@ -86,7 +86,7 @@ def test_kill_9_and_again_gives_the_trials_of_an_undisturbed_search(folder):
         killed = start(folder / "killed", 6)
         wait_for(folder / "killed" / "trials" / f"{trial}.yaml", killed)
         killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        killed.communicate()
     end(start(folder / "killed", 6))
     pd.testing.assert_frame_equal(table(folder / "killed"), table(folder / "undisturbed"))
     for trial in range(6):
@@ -103,7 +103,7 @@ def test_a_chief_and_two_workers_one_of_which_is_killed(folder):
     first = start(folder / "unused", 5, worker=address)
     wait_for(folder / "search/trials/0000.yaml", chief)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate()
     second, third = (start(folder / "unused", 5, worker=address) for _ in range(2))
     end(second), end(third), end(chief)
     found = table(folder / "search")
