@@ -129,7 +129,7 @@ def write_report(
 def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:
     """What was run, for people."""
     c, splits, data = config, dataset.splits, config.data
-    where = next(getattr(data, name) for name in ("root", "path", "name") if hasattr(data, name))
+    where = next((getattr(data, name) for name in ("root", "path", "name") if hasattr(data, name)), None)
     network = c.backbone
     counts = {
         name: f"{len(rows):,} items, {len(np.unique(dataset.labels[rows])):,} classes"
@@ -139,7 +139,7 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
     start = metrics["validation"].get("start", c.head.start)  # which one, where the config says "auto"
     devices = tf.config.list_physical_devices("GPU")
     return {
-        "Data": f"{where} ({data.source})",
+        "Data": f"{where} ({data.source})" if where else data.source,
         "Network": next(
             (str(getattr(network, n)) for n in ("name", "preset", "path") if hasattr(network, n)), "vectors as given"
         ),

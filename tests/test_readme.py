@@ -1,0 +1,78 @@
+"""The commands and the code of the README, in its order, on a few photos."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+TESTED_ELSEWHERE = {
+    "python train.py": "test_train_glyphs.py",
+    "python train.py --config configs/grocery.yaml": "test_train.py",
+    "python train.py --config configs/cars196.yaml": "data/test_tfds.py, on a data set that can be had offline",
+    "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "test_train_hub.py: needs [hub]",
+    "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60": "tuning/",
+    "python examples/serve/server.py --model runs/my_photos/export": "test_serve_example.py",
+}
+
+
+def steps():
+    """Commands and blocks of Python, as they come in the README."""
+    found = re.findall(r"```(bash|python)\n(.*?)```|\| `(python [^`]*)` \|", README, re.DOTALL)
+    for language, block, command in found:
+        if language == "python":
+            yield [sys.executable, "-c", block]
+        else:
+            for line in (command or block).splitlines():
+                line = line.split(" && ")[-1].strip()
+                if line.startswith("python ") and line not in TESTED_ELSEWHERE:
+                    yield [sys.executable, *line.split()[1:]]
+
+
+def test_what_is_tested_elsewhere_is_in_the_readme():
+    for command in TESTED_ELSEWHERE:
+        assert command in README
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.slow
+def test_the_readme_runs(data_dir, tmp_path):
+    for name in ("train.py", "configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    rows = []
+    for folder in sorted((data_dir / "grocery/test").iterdir())[:8]:
+        for photo in sorted(folder.glob("*.jpg"))[:6]:
+            path = tmp_path / "my_photos" / folder.name / photo.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo, path)
+            rows.append({"path": f"{folder.name}/{photo.name}", "label": folder.name})
+    shutil.copy(path, tmp_path / "photo.jpg")
+    pd.DataFrame(rows).to_csv(tmp_path / "my_photos/items.csv", index=False)
+    vectors = np.random.default_rng(0).normal(size=(240, 160)).astype(np.float32)
+    np.savez(tmp_path / "my_vectors.npz", features=vectors, label=np.arange(240) % 12)
+    weights = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+    (tmp_path / "keras/models").mkdir(parents=True)
+    (tmp_path / "keras/models" / weights).symlink_to(data_dir / "weights" / weights)
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "KERAS_HOME": str(tmp_path / "keras"),
+        "PYTHONPATH": str(ROOT),
+    }
+    for step in steps():
+        done = subprocess.run(step, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, f"{' '.join(step)[:300]}\n{done.stderr[-3000:]}"
+    assert "trained" in json.loads((tmp_path / "runs/my_photos/metrics.json").read_text())["leave_one_out"]
+    assert np.load(tmp_path / "vectors.npy").shape[1] == 128
