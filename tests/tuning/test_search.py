@@ -1,5 +1,6 @@
 """tune.py as a user meets it, and its trials as train.py meets them."""
 
+import gc
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import keras_tuner
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 import yaml
 from absl import flags
 from absl.testing import flagsaver
@@ -159,6 +161,18 @@ def test_test_classes_are_never_scored(vectors):
     fold.features[fold.splits.test] = np.nan  # whatever reads them, shows it
     fold.labels[fold.splits.test] = -1
     assert 0 < hypermodel.evaluate(config)["val_map_at_r"] < 1
+
+
+def test_nothing_that_a_trial_traced_outlives_it(vectors):
+    config = load_config(str(vectors), ["training.epochs=1", "training.steps_per_epoch=1"])
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    graphs = []
+    for _ in range(2):
+        hypermodel.evaluate(config)
+        keras.backend.clear_session()
+        gc.collect()
+        graphs.append(sum(isinstance(each, tf.__internal__.FuncGraph) for each in gc.get_objects()))
+    assert graphs[0] == graphs[1]  # those of exact search, which stay for the next trial
 
 
 def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch):
