@@ -17,6 +17,7 @@ from absl.testing import flagsaver
 
 import train
 import tune
+from tests.tuning.conftest import save_vectors
 from xbm_keras.config import load_config
 from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
 from xbm_keras.tuning.hypermodel import estimate_bytes
@@ -31,13 +32,9 @@ SPACE = {
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    """A config of vectors in which a few directions tell classes apart, and louder ones do not."""
+    """A config of a small search."""
     folder = tmp_path_factory.mktemp("vectors")
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(24), 12)
-    centers = np.repeat(rng.normal(size=(24, 6)) * 1.5, 12, axis=0)
-    features = np.concatenate([centers + rng.normal(size=(288, 6)) * 0.6, rng.normal(size=(288, 18)) * 1.5], axis=1)
-    np.savez(folder / "vectors.npz", features=features.astype(np.float32), label=labels)
+    save_vectors(folder / "vectors.npz")
     config = {
         "data": {"source": "features", "path": str(folder / "vectors.npz")},
         "backbone": {"kind": "none"},
