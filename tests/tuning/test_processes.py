@@ -8,12 +8,12 @@ import sys
 import textwrap
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.tuning.conftest import save_vectors
 
 DRIVER = """
     import pathlib, sys
@@ -34,15 +34,13 @@ SPACE = {
     "memory.memory_size": [0, 64, 128],
     "loss.name": ["supcon", "triplet"],
     "loss.margin": {"min": 0.05, "max": 0.5, "when": {"loss.name": "triplet"}},
-    "training.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True},
+    "training.learning_rate": {"min": 1e-3, "max": 3e-2, "log": True},
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    features = np.repeat(rng.normal(size=(24, 16)), 12, axis=0) + rng.normal(size=(288, 16))
-    np.savez(tmp_path / "x.npz", features=features.astype(np.float32), label=np.repeat(np.arange(24), 12))
+    save_vectors(tmp_path / "x.npz")
     config = {
         "data": {"source": "features", "path": str(tmp_path / "x.npz")},
         "backbone": {"kind": "none"},

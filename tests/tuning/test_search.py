@@ -1,5 +1,6 @@
 """tune.py as a user meets it, and its trials as train.py meets them."""
 
+import gc
 import json
 import os
 import pathlib
@@ -9,12 +10,14 @@ import keras_tuner
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 import yaml
 from absl import flags
 from absl.testing import flagsaver
 
 import train
 import tune
+from tests.tuning.conftest import save_vectors
 from xbm_keras.config import load_config
 from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
 from xbm_keras.tuning.hypermodel import estimate_bytes
@@ -29,13 +32,9 @@ SPACE = {
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    """A config of vectors in which a few directions tell classes apart, and louder ones do not."""
+    """A config of a small search."""
     folder = tmp_path_factory.mktemp("vectors")
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(24), 12)
-    centers = np.repeat(rng.normal(size=(24, 6)) * 1.5, 12, axis=0)
-    features = np.concatenate([centers + rng.normal(size=(288, 6)) * 0.6, rng.normal(size=(288, 18)) * 1.5], axis=1)
-    np.savez(folder / "vectors.npz", features=features.astype(np.float32), label=labels)
+    save_vectors(folder / "vectors.npz")
     config = {
         "data": {"source": "features", "path": str(folder / "vectors.npz")},
         "backbone": {"kind": "none"},
@@ -159,6 +158,18 @@ def test_test_classes_are_never_scored(vectors):
     fold.features[fold.splits.test] = np.nan  # whatever reads them, shows it
     fold.labels[fold.splits.test] = -1
     assert 0 < hypermodel.evaluate(config)["val_map_at_r"] < 1
+
+
+def test_nothing_that_a_trial_traced_outlives_it(vectors):
+    config = load_config(str(vectors), ["training.epochs=1", "training.steps_per_epoch=1"])
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    graphs = []
+    for _ in range(2):
+        hypermodel.evaluate(config)
+        keras.backend.clear_session()
+        gc.collect()
+        graphs.append(sum(isinstance(each, tf.__internal__.FuncGraph) for each in gc.get_objects()))
+    assert graphs[0] == graphs[1]  # those of exact search, which stay for the next trial
 
 
 def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch):
