@@ -20,7 +20,8 @@ def dataset():
     features = centers + rng.normal(size=(72, 20)) * np.linspace(0.2, 3, 20)
     ids = np.arange(72)
     splits = Splits(ids[:36], ids[36:54], ids[54:])
-    return Dataset(features.astype("float32"), labels, [*range(12)], ids, ids.astype(str), splits, {}, 0)
+    features = features.astype("float32")
+    return Dataset(features, labels, [*range(12)], ids, ids.astype(str), splits, {}, 0, None, ids)
 
 
 def config_of(**head):

@@ -760,7 +760,7 @@ def test_config_round_trip_keeps_every_argument():
         small_backbone(),
         Head(5, "mlp", 7, seed=3),
         CircularMemory(9, "float16"),
-        HardTopK(3, "all", "easiest", 100, seed=4),
+        HardTopK(3, "all", "easiest", max_rows_for_all=100, seed=4),
         ContrastiveLoss(0.8, 0.2),
         mine_in="embeddings",
         enqueue=False,

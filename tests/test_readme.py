@@ -72,7 +72,9 @@ def test_the_readme_runs(data_dir, tmp_path):
         "PYTHONPATH": str(ROOT),
     }
     for step in steps():
-        done = subprocess.run(step, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            step, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, f"{' '.join(step)[:300]}\n{done.stderr[-3000:]}"
     assert "trained" in json.loads((tmp_path / "runs/my_photos/metrics.json").read_text())["leave_one_out"]
     assert np.load(tmp_path / "vectors.npy").shape[1] == 128

@@ -251,36 +251,38 @@ class CircularMemory(keras.layers.Layer):
                 raise ValueError(non_finite_message(np.asarray(sample_ids[block])[is_bad]))
             self.enqueue(tf.constant(rows), tf.constant(labels[block]), tf.constant(sample_ids[block]))
 
-    def _saved_blocks(self):
-        """Name, weight and slots of each block that a checkpoint holds."""
-        for weight in self.weights:
-            if len(weight.shape) == 0:  # the counter
-                yield weight.name, weight, ...
-                continue
-            for start in range(0, weight.shape[0], CHECKPOINT_ROWS):
-                yield f"{weight.name}_{start}", weight, slice(start, start + CHECKPOINT_ROWS)
-
     def save_own_variables(self, store):
         """Weights by name, in blocks of rows: at once they would be copied, and the memory may fill the machine's."""
-        for name, weight, slots in self._saved_blocks():
-            store[name] = weight.value[slots].numpy()
+        for weight in self.weights:
+            if weight is self.num_enqueued:
+                store[weight.name] = weight.value.numpy()
+                continue
+            for start in range(0, self.memory_size, CHECKPOINT_ROWS):
+                store[f"{weight.name}_{start}"] = weight.value[start : start + CHECKPOINT_ROWS].numpy()
 
     def load_own_variables(self, store):
-        """What `save_own_variables` stored. Raises ValueError where that was a memory of another shape or dtype."""
-        blocks = list(self._saved_blocks())
-        shapes = {name: tuple(weight.value[slots].shape) for name, weight, slots in blocks}
-        saved = {name: tuple(store[name].shape) for name in store.keys()}  # noqa: SIM118
-        if saved != shapes:
+        """What `save_own_variables` stored, in blocks of any size.
+
+        Raises:
+            ValueError: where that was a memory of another size, width or kind of storage.
+        """
+        if not self.memory_size:
+            return
+        blocks = [(key, *key.rsplit("_", 1)) for key in store.keys() if key != "num_enqueued"]  # noqa: SIM118
+        saved: dict[str, tuple] = {}
+        for key, name, _ in blocks:
+            num_rows, *width = store[key].shape
+            saved[name] = (num_rows + saved.get(name, (0,))[0], *width)
+        weights = {weight.name: weight for weight in self.weights if weight is not self.num_enqueued}
+        if saved != {name: tuple(weight.shape) for name, weight in weights.items()}:
             raise ValueError(
                 f"Received a saved memory of another size or dtype; expected one of {self.memory_size} rows of width "
                 f"{self.feature_dim} in {self.storage_dtype}. Make this memory with the arguments of the saved one."
             )
-        for name, weight, slots in blocks:
-            rows = np.asarray(store[name])
-            if slots is ...:
-                weight.assign(rows)
-            else:
-                weight.value[slots].assign(tf.constant(rows, weight.dtype))
+        for key, name, start in blocks:
+            rows = tf.constant(np.asarray(store[key]), weights[name].dtype)
+            weights[name].value[int(start) : int(start) + len(rows)].assign(rows)
+        self.num_enqueued.assign(np.asarray(store["num_enqueued"]))
 
     def call(self, features, *args, **kwargs):
         """Not a layer to call: see `enqueue` and `read`."""

@@ -44,7 +44,7 @@ def default_space(config: Config, num_rows: int) -> Space:
         "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
         "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
         "loss.name": [Dimension(values=list(LOSSES))],
-        "head.start": [Dimension(values=["random", "pca", "whiten", "lda", "nda"])],
+        "head.start": [Dimension(values=["auto", "random", "pca", "whiten", "lda", "nda"])],
         "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
         "training.learning_rate": [Dimension(min=1e-5, max=1e-2, log=True)],
         "training.weight_decay": [Dimension(min=1e-6, max=1e-1, log=True)],

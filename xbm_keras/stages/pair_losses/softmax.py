@@ -31,7 +31,7 @@ from xbm_keras.stages.pair_losses.base import (
 )
 
 
-def supcon(similarities: tf.Tensor, picks: Picks, *, temperature: float = 0.1) -> tf.Tensor:
+def supcon(similarities: tf.Tensor, picks: Picks, *, temperature: float = 0.05) -> tf.Tensor:
     r"""Supervised contrastive loss per anchor, [B].
 
     `mean over positives p of -log(exp(s_p / t) / sum over all picks a of exp(s_a / t))`
@@ -141,6 +141,9 @@ class SupConLoss(_TemperatureLoss):
     """See `supcon`. Raises ValueError for a temperature of 0 or less."""
 
     name = "supcon"
+
+    def __init__(self, temperature: float = 0.05):
+        super().__init__(temperature)
 
     def __call__(self, similarities, picks):
         """Loss per anchor, [B]."""
