@@ -70,7 +70,7 @@ def finished(vectors, tmp_path_factory):
 def test_a_search_leaves_what_the_docs_say(finished):
     workdir, table = finished
     assert {p.name for p in workdir.iterdir()} == {
-        "best", "best.yaml", "default", "keras_tuner", "search.yaml", "trials", "trials.csv",
+        "best", "best.yaml", "default", "keras_tuner", "search.html", "search.yaml", "trials", "trials.csv",
     }  # fmt: skip
     assert {p.name for p in (workdir / "trials").iterdir()} == {
         "0000.yaml", "0001.yaml", "0002.yaml", "default.json", "default.yaml",
