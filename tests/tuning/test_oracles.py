@@ -121,6 +121,16 @@ def test_no_combination_is_tried_twice(kind, tmp_path):
     assert len(tried) == len(set(tried)) == 6
 
 
+def test_nearly_the_same_is_the_same(tmp_path):
+    def declare(hp):
+        hp.Choice("k", [1, 2])
+        hp.Float("rate", 0.5, 2.0, sampling="log")
+
+    oracle = search(make("bayesian", tmp_path, max_trials=16, declare=declare))
+    values = [trial.hyperparameters.values for trial in oracle.trials.values()]
+    assert len({(each["k"], f"{each['rate']:.3g}") for each in values}) == 16
+
+
 def test_grid_search_is_the_product_without_what_a_condition_switches_off(tmp_path):
     def declare(hp):
         hp.Choice("kind", ["a", "b"])

@@ -16,7 +16,7 @@ from xbm_keras import experiment
 from xbm_keras.config import check_config
 from xbm_keras.loading import Dataset, load_dataset
 from xbm_keras.model import XBMModel
-from xbm_keras.schema import Config
+from xbm_keras.schema import Config, HeadConfig
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.tuning.space import check_space, declare, default_space, overridden, to_overrides
 
@@ -62,6 +62,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self.folds = folds
         self.closed_forms = [experiment.closed_forms_of(fold, fold.with_views(fold.splits.train)) for fold in folds]
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
+        self._heads: dict[tuple[int, str], HeadConfig] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
 
@@ -127,9 +128,12 @@ class HeadHyperModel(keras_tuner.HyperModel):
         return {**metrics, "seconds": time.monotonic() - began}
 
     def _start(self, config: Config, fold: int) -> XBMModel:
-        dataset = self.folds[fold]
-        train = dataset.with_views(dataset.splits.train)
-        return experiment.start_model(config, dataset, None, train, self.closed_forms[fold])
+        dataset, closed_forms = self.folds[fold], self.closed_forms[fold]
+        key = (fold, config.head.model_dump_json())
+        if key not in self._heads:  # the choice of start and shrinkage scores many heads: once for all trials
+            self._heads[key] = experiment.choose_start(config.head, closed_forms, dataset)
+        config = config.model_copy(update={"head": self._heads[key]})
+        return experiment.start_model(config, dataset, None, dataset.with_views(dataset.splits.train), closed_forms)
 
     def _fit_fold(
         self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()

@@ -71,6 +71,11 @@ class ResumableOracle(keras_tuner.Oracle):
         self._random_state = np.random.RandomState(state[1])
         return super().populate_space(trial_id)
 
+    def _compute_values_hash(self, values):
+        """By which a trial is known as tried: decimal numbers to three digits, since less would teach nothing new."""
+        rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in values.items()}
+        return super()._compute_values_hash(rounded)
+
     @keras_tuner.synchronized
     def create_trial(self, tuner_id):
         """The next trial; one whose process died is given out again, and failed after the second death."""
