@@ -211,7 +211,7 @@ def in_batch_supcon(embeddings, labels, temperature=0.1):
 def test_in_batch_loss_equals_the_formula():
     x, y = dataset(11)
     y[4] = 77  # alone in its class: no valid anchor, but a negative of all others
-    model = make_model(0, HardTopK("all", "all"))
+    model = make_model(0, HardTopK("all", "all"), SupConLoss(0.1))
     embeddings = unit(x["features"]) @ built_kernel(model, x)
     assert loss_of(model, x, y, training=True) == pytest.approx(in_batch_supcon(embeddings, y), rel=1e-5)
 
