@@ -286,7 +286,7 @@ def test_eager_graph_and_xla_train_alike(mine_in, memory_size, loss):
 def test_stale_rows_are_embedded_with_the_current_head():
     # The memory holds features, so rows of long ago are embedded anew: the loss is that of one large batch.
     x, y = dataset(16)
-    model = make_model(16, HardTopK("all", "all"))
+    model = make_model(16, HardTopK("all", "all"), SupConLoss(0.1))
     loss_of(model, *some(x, y, slice(0, 8)), training=True)
     model.head.kernel.assign(np.random.default_rng(5).normal(size=(6, 3)))
     late = some(x, y, slice(8, 16))
