@@ -529,7 +529,7 @@ def test_metrics_of_a_batch_made_by_hand():
 
 def test_metrics_of_the_progress_bar(capsys):
     x, y = clusters()
-    history = compiled(400, HardTopK(16, 4)).fit(x, y, batch_size=32, epochs=6, verbose=2).history
+    history = compiled(400, HardTopK(16, 4), SupConLoss(0.1)).fit(x, y, batch_size=32, epochs=6, verbose=2).history
     shown = capsys.readouterr().out
     assert all(f"{name}: " in shown for name in METRICS)
     filled = np.minimum(32 * np.arange(1, 31), 400) / 400  # after each step of 6 epochs of 5
