@@ -158,7 +158,7 @@ def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
         return getattr(closed_forms, config.start)(config.embedding_dim)
 
 
-def choose_start(config: schema.HeadConfig, closed_forms: ClosedForms, dataset: Dataset) -> schema.HeadConfig:
+def choose_start(config: schema.HeadConfig, closed_forms: ClosedForms | None, dataset: Dataset) -> schema.HeadConfig:
     """The same config, with the start and the shrinkage that are best on the validation items in place of "auto"."""
     starts = AUTO_STARTS if config.start == "auto" else (config.start,)
     shrinkages = (0.0,) if config.start not in ("auto", *SHRUNK_STARTS) else SHRINKAGES
@@ -278,7 +278,7 @@ def run(
     splits = dataset.splits
     costs.begin("select: training")
     train = dataset.with_views(splits.train)
-    closed_forms = closed_forms_of(dataset, train)
+    closed_forms = None if config.head.start == "random" else closed_forms_of(dataset, train)
     config = config.model_copy(update={"head": choose_start(config.head, closed_forms, dataset)})
     model = start_model(config, dataset, backbone, train, closed_forms)
     start = copy_head(model.head)
