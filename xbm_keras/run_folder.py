@@ -141,7 +141,8 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
     return {
         "Data": f"{where} ({data.source})" if where else data.source,
         "Network": next(
-            (str(getattr(network, n)) for n in ("name", "preset", "path") if hasattr(network, n)), "vectors as given"
+            (str(getattr(network, n)) for n in ("name", "preset", "path") if hasattr(network, n)),
+            "vectors as given" if network.kind == "none" else network.kind,
         ),
         "Training": counts["train"],
         "Validation": counts["validation"],
