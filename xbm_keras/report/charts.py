@@ -13,7 +13,7 @@ from xbm_keras.report.page import Figure
 GRAY, AMBER, BLUE = SERIES[:3]
 COLOR_OF = {"frozen": GRAY, "closed_form": AMBER, "trained": BLUE}
 MARKERS = "osD^vPX*<>"
-PHASES = {"select": (BLUE, "-", "choosing the epoch"), "refit": (AMBER, "--", "all training classes")}
+PHASES = {"select": ("-", "choosing the epoch"), "refit": ((0, (4, 2)), "all training classes")}
 
 
 def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]], best_epoch: int) -> list[Figure]:
@@ -71,25 +71,19 @@ def _curve(
         return None
     phases = [phase for phase in PHASES if (history.phase == phase).any()]
     with drawing() as (figure, axes):
-        for phase in phases:
-            rows = history[history.phase == phase]
-            color, dashes, said = PHASES[phase]
-            for (name, label), marker in zip(columns.items(), ("o", "s"), strict=False):
-                text = ", ".join(part for part in (label, said if len(phases) > 1 else "") if part)
-                axes.plot(
-                    rows.epoch,
-                    rows[name],
-                    color=color,
-                    ls=dashes,
-                    marker=marker,
-                    markersize=3,
-                    label=text or None,
-                )
+        # Colour and mark tell the quantity, dashes the phase; the legend names each of them once.
+        for (name, label), color, marker in zip(columns.items(), (BLUE, AMBER), "os", strict=False):
+            axes.plot([], [], color=color, marker=marker, markersize=3, label=label)
+            for phase in phases:
+                rows = history[history.phase == phase]
+                axes.plot(rows.epoch, rows[name], color=color, ls=PHASES[phase][0], marker=marker, markersize=3)
+        for phase in phases if len(phases) > 1 else ():
+            axes.plot([], [], color=INK, ls=PHASES[phase][0], label=PHASES[phase][1])
         _name_epochs(axes)
         if limits:
             axes.set_ylim(*limits)
-        if len(phases) * len(columns) > 1:
-            axes.legend()
+        if axes.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside lower center", ncols=2)
         svg = to_svg(figure)
     return Figure(svg, f"{title} over the epochs: {', '.join(columns)}.", title, caption)
 
