@@ -52,7 +52,8 @@ def measure(num_rows, options) -> list[dict]:
     @tf.function
     def ours(x):
         among = Candidates.of(memory, anchor_labels, tf.fill([options.batch], tf.constant(-1, tf.int64)))
-        return streamed_top_k(Keys(x, memory.block), among.codes, [Search(options.k, 1.0, among.other_classes)])[0]
+        search = Search(options.k, 1.0, among.other_classes, common_code=among.common_code)
+        return streamed_top_k(Keys(x, memory.block), among.codes, [search])[0]
 
     @tf.function
     def floor(x):

@@ -140,7 +140,7 @@ class XBMModel(keras.Model):
         rows = self._enqueue(features, labels, ids) if training else batch_as_rows(features, labels, ids)  # [M, D]
         row_embeddings = self._embed_rows(rows, features, anchors)  # [M, E]; None where the picks are fewer
         keys = self._mining_space(features, anchors, rows, row_embeddings)  # [B, K] and [M, K], the latter in blocks
-        picks = self.top_k(features, rows, labels, ids, **keys)  # [B, T]
+        picks = self.top_k(features, rows, labels, ids, **keys, jit_compile=self.jit_compile)  # [B, T]
         similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)  # [B, T]
         per_anchor = self.pair_loss(similarities, picks)  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]

@@ -11,7 +11,7 @@ from xbm_keras.stages.streamed_top_k import Keys, Search, streamed_top_k
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 24 rows, in groups of 2: the prefilter works where 24 >= 3 * 2 k."""
+    """Blocks of 24 rows, in groups of 2: the prefilter works where 24 >= 2 * 2 k, and once more where 12 >= 4 k."""
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 24 * 3)
     monkeypatch.setattr(module, "MIN_BLOCK_ROWS", 24)
     monkeypatch.setattr(module, "GROUP", 2)
@@ -31,13 +31,20 @@ def keys_of(anchors, rows):
     return Keys(anchors, lambda start, width: tf.slice(rows, [start, 0], [width, -1]))
 
 
+def masks_of(case):
+    """Of the three searches; in the last one code 2 has no penalties."""
+    masks = case[3]
+    return masks, ~masks, masks | (np.arange(3) == 2)[:, None]
+
+
 def search(case, k, mode="eager"):
-    """Highest first, and lowest first under the opposite masks, in one pass."""
-    anchors, rows, codes, masks = case
+    """Highest first, lowest first, and highest first where few rows have penalties, in one pass."""
+    anchors, rows, codes, _ = case
 
     def both(anchors, rows, codes):
-        penalties = [tf.where(tf.constant(mask), 0.0, -np.inf) for mask in (masks, ~masks)]
-        searches = [Search(k, 1.0, penalties[0]), Search(k + 1, -1.0, penalties[1])]
+        first, second, third = (tf.where(tf.constant(mask), 0.0, -np.inf) for mask in masks_of(case))
+        common = None if mode == "xla" else tf.constant(2)
+        searches = [Search(k, 1.0, first), Search(k + 1, -1.0, second), Search(k, 1.0, third, common_code=common)]
         return streamed_top_k(keys_of(anchors, rows), codes, searches)
 
     return in_mode(both, mode)(*map(tf.constant, (anchors, rows, codes)))
@@ -58,10 +65,13 @@ def test_equals_a_sort_of_all_scores(num_rows, k, mode):
     for seed in range(1 if mode == "xla" else 4):
         case = make_case(num_rows, seed)
         for i, (values, indices) in enumerate(search(case, k, mode)):
-            assert values.shape == indices.shape == (5, k + i)
+            width, sign, mask = ((k, 1, masks_of(case)[0]), (k + 1, -1, masks_of(case)[1]), (k, 1, masks_of(case)[2]))[
+                i
+            ]
+            assert values.shape == indices.shape == (5, width)
             assert ((indices >= 0) & (indices < num_rows)).numpy().all()
             for anchor in range(5):
-                expected = oracle(case, anchor, (1, -1)[i], (case[3], ~case[3])[i], k + i)
+                expected = oracle(case, anchor, sign, mask, width)
                 found = [(v, r) for v, r in zip(values.numpy()[anchor], indices.numpy()[anchor]) if v > -np.inf]  # noqa: B905
                 assert found == expected
 
@@ -71,12 +81,16 @@ def test_the_blocks_of_a_real_memory(mode):
     random = np.random.default_rng(0)
     rows = random.integers(-2, 3, (9_000, 1_100)).astype(np.float32)
     rows[8_000:8_500] = rows[100:600]
-    anchors, codes = rows[[120, 8_900]], (np.arange(9_000) % 5).astype(np.int32)
+    anchors, codes = rows[[120, 8_900]], np.arange(9_000) % 5
     penalties = tf.constant(np.where(np.arange(5) == 3, -np.inf, 0.0)[:, None] * np.ones(2), tf.float32)
 
     def call(anchors, codes):
-        return streamed_top_k(keys_of(anchors, tf.constant(rows)), codes, [Search(33, 1.0, penalties)])[0]
+        common = None if mode == "xla" else tf.constant(0)
+        searches = [Search(33, 1.0, penalties, common_code=common)]
+        return streamed_top_k(keys_of(anchors, tf.constant(rows)), codes, searches)[0]
 
+    codes = np.where(np.arange(9_000) % 10 < 9, 0, codes).astype(np.int32)  # nearly all rows have the code 0
+    codes[120] = 3
     values, indices = in_mode(call, mode)(tf.constant(anchors), tf.constant(codes))
     scores = anchors @ rows.T
     scores[:, codes == 3] = -np.inf

@@ -113,6 +113,8 @@ class HardTopK(keras.layers.Layer):
         anchor_keys: tf.Tensor | None = None,
         row_keys: KeyBlock | None = None,
         rerank: int = 0,
+        *,
+        jit_compile: bool = False,
     ) -> Picks:
         """Pick T rows for each anchor: first the positives, then the negatives. No gradient passes.
 
@@ -127,6 +129,7 @@ class HardTopK(keras.layers.Layer):
             row_keys: from the first row and a number of rows W to their unit vectors [W, K] in that space.
             rerank: c, where the keys merely approximate the features: of the best c k by key the best k by feature
                 score are picked. 0 takes the keys' order as it is.
+            jit_compile: say True where this is traced into an XLA-compiled function.
         """
         features = tf.stop_gradient(tf.cast(features, tf.float32))
         in_features = Keys(features, rows.block)
@@ -137,7 +140,9 @@ class HardTopK(keras.layers.Layer):
             sign = 1.0 if self.positives == "easiest" else -1.0
             searches["positives"] = Search(self.num_positives, sign, among.own_class)
         if self.num_negatives not in (0, "all"):
-            searches["negatives"] = Search(self.num_negatives, 1.0, among.other_classes, ceilings)
+            searches["negatives"] = Search(
+                self.num_negatives, 1.0, among.other_classes, ceilings, None if jit_compile else among.common_code
+            )
         if anchor_keys is None or row_keys is None:
             best = _search(in_features, searches, among)
         else:
@@ -239,6 +244,8 @@ class Candidates(NamedTuple):
     rows: Rows
     sample_ids: tf.Tensor
     """[B] int64, of the anchors."""
+    common_code: tf.Tensor
+    """B, an int32: rows of another label than all anchors, nearly all of a large memory."""
     codes: tf.Tensor
     """[M] int32: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
     row that is not valid."""
@@ -261,7 +268,7 @@ class Candidates(NamedTuple):
         is_other = ~is_same & (tf.range(num_anchors + 2) <= num_anchors)[:, None]
         own_class, other_classes = (tf.where(mask, 0.0, LOWEST) for mask in (is_same, is_other))
         classes = tf.searchsorted(ordered, labels, out_type=tf.int32)
-        return cls(rows, sample_ids, codes, classes, own_class, other_classes)
+        return cls(rows, sample_ids, num_anchors, codes, classes, own_class, other_classes)
 
     def place_of_own(self, indices, is_valid, otherwise):
         """Where in [B, k] the row with the anchor's own id stands, [B] int32; `otherwise` where it does not."""
@@ -289,7 +296,7 @@ def _search_again(keys, in_features, searches, among, rerank):
     wide = {name: search._replace(k=search.k * rerank, ceilings=None) for name, search in searches.items()}
     best = {}
     for name, (_, indices, is_valid) in _search(keys, wide, among).items():
-        k, sign, _, ceilings = searches[name]
+        k, sign, _, ceilings, _ = searches[name]
         scores = tf.einsum("bd,bkd->bk", in_features.anchors, tf.stop_gradient(among.rows.take(indices)))
         if ceilings is not None:
             is_valid &= scores <= ceilings[:, None]

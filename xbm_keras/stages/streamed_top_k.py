@@ -10,7 +10,7 @@ import tensorflow as tf
 
 BLOCK_ELEMENTS = 1 << 22  # of the keys of a block; 16 MB in float32
 MIN_BLOCK_ROWS = 4096
-GROUP = 32  # rows of a group of the prefilter
+GROUP = 8  # rows of a group of the prefilter
 LOWEST = -float("inf")
 
 KeyBlock = Callable[[tf.Tensor, int], tf.Tensor]
@@ -35,6 +35,8 @@ class Search(NamedTuple):
     """[C, B], 0 or -inf for each code of a row and each anchor: rows of -inf are no candidates."""
     ceilings: tf.Tensor | None = None
     """[B]: rows whose guard score is higher are no candidates either."""
+    common_code: tf.Tensor | None = None
+    """A code without penalties that nearly all rows have: then only the others are looked at. XLA has no op for it."""
 
 
 def streamed_top_k(
@@ -79,7 +81,7 @@ def streamed_top_k(
 
 def block_rows(width: int) -> int:
     """Rows of a block of keys of this width: few enough for the cache, enough to make the merge cheap."""
-    return max(BLOCK_ELEMENTS // width // GROUP * GROUP, MIN_BLOCK_ROWS)
+    return max(BLOCK_ELEMENTS // width // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
 
 
 def _scores(keys, guard, start, width):
@@ -99,29 +101,69 @@ def _merge(scores, guard_scores, codes, start, searches, state):
     merged = []
     for search, (best, rows) in zip(searches, state, strict=True):
         values = scores if search.sign > 0 else -scores
-        # A sum rather than a `where`, exact with 0 and -inf: rows of a small table are copied faster than masks made.
-        values += tf.gather(search.penalties, codes)
+        few = None
+        if search.common_code is not None and search.ceilings is None:
+            few = FewPenalties(search.penalties, codes, search.common_code)
+        else:
+            # A sum rather than a `where`, exact with 0 and -inf: rows of a small table are copied faster than masks
+            # are made.
+            values += tf.gather(search.penalties, codes)
         if search.ceilings is not None:
             values = tf.where(guard_scores <= search.ceilings, values, LOWEST)
-        values, candidates = _candidates(values, search.k)
+        values, candidates = _candidates(values, search.k, few)
         best, place = tf.math.top_k(tf.concat([best, values], axis=1), search.k)
         rows = tf.gather(tf.concat([rows, start + candidates], axis=1), place, batch_dims=1)
         merged.append((best, rows))
     return merged
 
 
-def _candidates(values, k):
+class FewPenalties(NamedTuple):
+    """Penalties of a block in which nearly all rows have none: to add them where they are costs far less than a sum."""
+
+    penalties: tf.Tensor
+    codes: tf.Tensor
+    common_code: tf.Tensor
+
+    def on_maxima(self, maxima, values):
+        """Maxima [W / GROUP, B] of groups of `values` [W, B], where those with a penalized row are taken anew."""
+        groups = tf.unique(tf.where(self.codes != self.common_code)[:, 0] // GROUP).y  # [n]
+        rows = groups[:, None] * GROUP + tf.range(GROUP, dtype=tf.int64)
+        penalized = tf.gather(values, rows) + tf.gather(self.penalties, tf.gather(self.codes, rows))  # [n, GROUP, B]
+        return tf.tensor_scatter_nd_update(maxima, groups[:, None], tf.reduce_max(penalized, axis=1))
+
+    def of(self, rows):
+        """Penalties [B, n] of rows [B, n]."""
+        num_anchors = tf.shape(self.penalties)[1]
+        flat = tf.gather(self.codes, rows) * num_anchors + tf.range(num_anchors)[:, None]
+        return tf.gather(tf.reshape(self.penalties, [-1]), flat)
+
+
+def _candidates(values, k, few=None):
     """Values [B, n] and rows [B, n] of a block among which are the k best of `values` [W, B], in the order of rows.
 
     The k best lie in the k groups with the best maxima, the earlier group winning a tie: a row outside of these has k
-    rows before it, one in each of them. Finding the maxima costs far less than `top_k` of all values.
+    rows before it, one in each of them. Finding the maxima costs far less than `top_k` of all values, and the best of
+    many groups are found in the same way.
     """
     width, num_anchors = values.shape[0], tf.shape(values)[1]
-    if width is None or width % GROUP or width < 3 * k * GROUP:
+    if width is None or width < 2 * k * GROUP:
+        if few is not None:
+            values += tf.gather(few.penalties, few.codes)
         in_rows = tf.transpose(values)
         return in_rows, tf.broadcast_to(tf.range(tf.shape(in_rows)[1]), tf.shape(in_rows))
-    maxima = tf.reduce_max(tf.reshape(values, [width // GROUP, GROUP, -1]), axis=1)  # [W / GROUP, B]
-    groups = tf.sort(tf.math.top_k(tf.transpose(maxima), k, sorted=False).indices, axis=1)  # [B, k]
+    missing = -width % GROUP
+    if missing:
+        values = tf.pad(values, [[0, missing], [0, 0]], constant_values=LOWEST)
+        few = few and few._replace(codes=tf.pad(few.codes, [[0, missing]]))
+    maxima = tf.reduce_max(tf.reshape(values, [(width + missing) // GROUP, GROUP, -1]), axis=1)  # [W / GROUP, B]
+    if few is not None:
+        maxima = few.on_maxima(maxima, values)
+    maxima, groups = _candidates(maxima, k)
+    best = tf.math.top_k(maxima, k, sorted=False).indices
+    groups = tf.sort(tf.gather(groups, best, batch_dims=1), axis=1)  # [B, k]
     rows = tf.reshape(groups[:, :, None] * GROUP + tf.range(GROUP), [-1, k * GROUP])
     flat = rows * num_anchors + tf.range(num_anchors)[:, None]
-    return tf.gather(tf.reshape(values, [-1]), flat), rows
+    values = tf.gather(tf.reshape(values, [-1]), flat)
+    if few is not None:
+        values += few.of(rows)
+    return values, tf.minimum(rows, width - 1)
