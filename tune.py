@@ -1,10 +1,11 @@
 """Search for the best memory size, k, loss and head for your data, then train and export the best as train.py would.
 
-python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60
+python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2
 """
 
 import pathlib
 import shutil
+import sys
 
 from absl import app, flags
 
@@ -12,11 +13,20 @@ from train import CONFIG, SET, VERBOSE, WORKDIR, train  # first: it keeps the st
 from xbm_keras import loading, run_folder, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
-from xbm_keras.tuning import HeadHyperModel, Search, SearchError, load_folds, take_role, work
+from xbm_keras.tuning import (
+    HeadHyperModel,
+    Search,
+    SearchError,
+    load_folds,
+    local_workers,
+    take_role,
+    work,
+)
 
 MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
 TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
 CHIEF = flags.DEFINE_string("chief", None, "HOST:PORT at which to hand out trials to workers, and run none here.")
+PARALLEL = flags.DEFINE_integer("parallel", 1, "Trials that run at a time, each in a process.", lower_bound=1)
 WORKER = flags.DEFINE_string("worker", None, "HOST:PORT of a chief, whose trials to run.")
 
 
@@ -26,7 +36,7 @@ def main(argv):
         raise app.UsageError(f"Received {argv[1]!r}; settings are given as --set section.key=value.")
     terminal.set_up(VERBOSE.value)
     with terminal.readable_errors(SearchError):
-        role = take_role(CHIEF.value, WORKER.value)
+        role = take_role(CHIEF.value, WORKER.value, PARALLEL.value)
         config = load_config(CONFIG.value, SET.value)
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         backbone = loading.make_backbone(config)
@@ -36,7 +46,8 @@ def main(argv):
             work(hypermodel)
             return
         search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value)
-        search.run(is_chief=role == "chief")
+        with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
+            search.run(is_chief=role == "chief", workers=workers)
         train_once(search.default_config(), folds[0], backbone, workdir / "default")
         train_once(search.best_config(), folds[0], backbone, workdir / "best")
         search.write_page()

@@ -19,7 +19,7 @@ TESTED_ELSEWHERE = {
     "python train.py --config configs/grocery.yaml": "test_train.py",
     "python train.py --config configs/cars196.yaml": "data/test_tfds.py, on a data set that can be had offline",
     "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "test_train_hub.py: needs [hub]",
-    "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60": "tuning/",
+    "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",
     "python examples/serve/server.py --model runs/my_photos/export": "test_serve_example.py",
 }
 

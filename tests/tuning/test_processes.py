@@ -108,3 +108,15 @@ def test_a_chief_and_two_workers_one_of_which_is_killed(folder):
     assert found.trial.tolist() == [f"{i:04d}" for i in range(5)]
     assert set(found.status) == {"completed"}
     assert not (folder / "unused").exists()
+
+
+@pytest.mark.slow
+def test_two_trials_at_a_time(folder):
+    command = [sys.executable, "tune.py", "--config", str(folder / "x.yaml"), "--workdir", str(folder / "search")]
+    command += ["--max_trials", "4", "--parallel", "2", "--set", "search.space={memory.memory_size: [0, 64, 128, 256]}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = table(folder / "search")
+    assert set(found.status) == {"completed"} and len(found) == 4
+    assert len(list((folder / "search/workers").iterdir())) == 2
+    assert (folder / "search/best/metrics.json").exists()

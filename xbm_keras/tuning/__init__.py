@@ -1,7 +1,17 @@
 """Search for the best memory size, k, loss and head, on features that are computed once, with KerasTuner."""
 
 from xbm_keras.tuning.hypermodel import HeadHyperModel, load_folds
+from xbm_keras.tuning.local_workers import local_workers
 from xbm_keras.tuning.search import Search, SearchError
 from xbm_keras.tuning.tuner import HeadTuner, take_role, work
 
-__all__ = ["HeadHyperModel", "HeadTuner", "Search", "SearchError", "load_folds", "take_role", "work"]
+__all__ = [
+    "HeadHyperModel",
+    "HeadTuner",
+    "Search",
+    "SearchError",
+    "load_folds",
+    "local_workers",
+    "take_role",
+    "work",
+]

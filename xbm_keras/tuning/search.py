@@ -21,6 +21,7 @@ from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension
 from xbm_keras.terminal import PROTOCOLS
 from xbm_keras.tuning.hypermodel import HeadHyperModel
+from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of
 from xbm_keras.tuning.page import Axis, Findings, search_page
 from xbm_keras.tuning.space import overridden, own_value, to_overrides
@@ -75,8 +76,12 @@ class Search:
         except OSError as error:
             raise ConfigError(f"Received --workdir {self.workdir}, which cannot be written: {error}") from error
 
-    def run(self, is_chief: bool = False) -> None:
+    def run(self, is_chief: bool = False, workers: LocalWorkers | None = None) -> None:
         """Run what remains of the trials, here or, as a chief, by workers.
+
+        Args:
+            is_chief: whether workers run the trials.
+            workers: those of this machine, where it has some.
 
         Raises:
             SearchError: after several failed trials in a row, with their reasons.
@@ -97,7 +102,7 @@ class Search:
         log.setLevel(logging.INFO)
         try:
             with self._progress():
-                serve(self.oracle) if is_chief else self.tuner.search(verbose=0)
+                serve(self.oracle, workers) if is_chief else self.tuner.search(verbose=0)
         finally:
             ours.setLevel(level)
         self._write_results()

@@ -22,6 +22,7 @@ from keras_tuner.src.engine import conditions
 
 from xbm_keras.config import ConfigError
 from xbm_keras.tuning.hypermodel import HeadHyperModel
+from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import REASON, RandomOracle, ResumableOracle
 
 log = logging.getLogger("xbm_keras.tuning")
@@ -99,19 +100,29 @@ def _sign_of_life(oracle, trial: Trial) -> Iterator[None]:
         is_done.set()
 
 
-def take_role(chief: str | None, worker: str | None) -> str:
+def take_role(chief: str | None, worker: str | None, parallel: int = 1) -> str:
     """This process' part in a search, as KerasTuner's environment variables say it, which addresses given here set.
 
     Args:
         chief: HOST:PORT, at which this process is to hand out trials.
         worker: HOST:PORT of the chief whose trials it is to run.
+        parallel: above 1 for a chief of workers on this machine alone, at a port of its own choice.
 
     Returns:
         "chief", "worker", or "alone".
 
     Raises:
-        ConfigError: for both at once, or an address without a port.
+        ConfigError: for more than one of these parts at once, or an address without a port.
     """
+    if parallel > 1:
+        if chief or worker or "KERASTUNER_ORACLE_IP" in os.environ:
+            raise ConfigError(
+                f"Received --parallel {parallel} for a chief or a worker; expected one or the other: --parallel for "
+                "one machine, --chief and --worker, or KerasTuner's environment variables, for several."
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            chief = f"127.0.0.1:{free.getsockname()[1]}"
     address = chief or worker
     if address:
         ip, _, port = address.rpartition(":")
@@ -134,10 +145,14 @@ def work(hypermodel: HeadHyperModel) -> None:
         HeadTuner(oracle, hypermodel, unused).search(verbose=0)
 
 
-def serve(oracle: ResumableOracle) -> None:
+def serve(oracle: ResumableOracle, workers: LocalWorkers | None = None) -> None:
     """Hand out trials as the chief until all are done and each worker knows it.
 
     KerasTuner's own chief waits for ever for a worker that died.
+
+    Args:
+        oracle: chooses the trials.
+        workers: of this machine; where the last of them has ended before the trials, so does the search.
 
     Raises:
         SearchError: after an hour without a worker.
@@ -153,6 +168,9 @@ def serve(oracle: ResumableOracle) -> None:
     try:
         while not oracle.is_over():
             time.sleep(IDLE_SECONDS)
+            ended = workers and workers.what_ended_all()
+            if ended is not None and not oracle.is_over():
+                raise SearchError(f"All workers ended before the search did. The first one's last lines:\n{ended}")
             last_heard = max([last_heard, *oracle.last_heard.values()])
             if time.monotonic() - last_heard > MAX_WAIT_SECONDS:
                 raise SearchError(
