@@ -31,7 +31,8 @@ def test_workers_share_the_cores_and_end_with_the_block(tmp_path, monkeypatch):
         wait_for_lines(workers)
         words = [log.read_text().split() for log in workers.logs]
     assert [w[:5] for w in words] == [["3", "--set", "a=1", "--parallel", "1"]] * 2
-    assert words[0][5] == "--worker" and words[0][6].startswith("127.0.0.1:")
+    assert words[0][5] == "--worker"
+    assert words[0][6].startswith("127.0.0.1:")
     assert all(process.poll() is not None for process in workers.processes)
 
 
@@ -52,9 +53,10 @@ class NeverOver:
 
 @pytest.mark.usefixtures("chief")
 def test_a_search_whose_workers_all_failed_ends_with_their_words(tmp_path):
-    with local_workers([sys.executable, "-c", "raise SystemExit('no such data')"], 2, tmp_path) as workers:
-        with pytest.raises(SearchError, match="All workers ended before the search did.*\n.*no such data"):
-            serve(NeverOver(), workers)
+    fails = [sys.executable, "-c", "raise SystemExit('no such data')"]
+    expected = r"(?s)All workers ended before the search did.*no such data"
+    with local_workers(fails, 2, tmp_path) as workers, pytest.raises(SearchError, match=expected):
+        serve(NeverOver(), workers)
 
 
 @pytest.mark.parametrize("role", [("h:1", None), (None, "h:1")])

@@ -117,6 +117,7 @@ def test_two_trials_at_a_time(folder):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     found = table(folder / "search")
-    assert set(found.status) == {"completed"} and len(found) == 4
+    assert set(found.status) == {"completed"}
+    assert len(found) == 4
     assert len(list((folder / "search/workers").iterdir())) == 2
     assert (folder / "search/best/metrics.json").exists()
