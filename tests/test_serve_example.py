@@ -31,13 +31,13 @@ BOUNDARY = "--------picture"
 class Server:
     """The example in a process of its own, on a free port of this machine."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *parts):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.command = [
             sys.executable, str(ROOT / "examples/serve/server.py"), f"--port={self.port}",
-            *(f"--{name}={folder / name}" for name in ("model", "index", "pictures")),
+            *(f"--{name}={folder / name}" for name in parts),
         ]  # fmt: skip
         self.folder = folder
         self.start()
@@ -102,7 +102,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    running = Server(folder)
+    running = Server(folder, "model", "index", "pictures")
     yield running
     running.process.kill()
     running.process.wait()
@@ -125,6 +125,21 @@ def test_answers_are_those_of_the_exported_model(server, folder):
     assert own["items"][0]["label"] == "class 1"
     assert own["items"][0]["similarity"] == pytest.approx(1.0, abs=1e-6)
     assert [item["label"] for item in server.get("/items?count=3")] == ["class 0", "class 1", "class 2"]
+
+
+def test_without_an_index_it_embeds(folder):
+    running = Server(folder, "model")
+    try:
+        assert running.get("/health") == {"status": "ok", "model": "1", "index": None, "items": 0}
+        status, answer = running.post("/embed", [encoded(8, 8)])
+        assert status == 200
+        assert answer["valid"] == [True]
+        status, answer = running.post("/search", [encoded(8, 8)])
+        assert status == 404
+        assert "say --index" in answer["detail"]
+        assert running.get("/items") == []
+    finally:
+        running.kill()
 
 
 def test_limits(server):

@@ -30,20 +30,24 @@ log = logging.getLogger("uvicorn.error")
 
 
 class Index:
-    """The newest version of an index. A newer one that was embedded by the same model is taken up while serving."""
+    """The newest version of an index. A newer one that was embedded by the same model is taken up while serving.
 
-    def __init__(self, folder: pathlib.Path, model: str):
+    Without a folder it has no items.
+    """
+
+    def __init__(self, folder: pathlib.Path | None, model: str):
         self.folder = folder
         self.model = model
         self.version = 0
         self.checked = 0.0
+        self.labels: dict[str, str] = {}
         self.refresh()
-        if not self.version:
+        if folder is not None and not self.version:
             raise SystemExit(f"Received --index {folder}, which holds no version that this model embedded.")
 
     def refresh(self) -> None:
         """Look for a newer version, at most once in a while."""
-        if time.monotonic() - self.checked < RELOAD_SECONDS:
+        if self.folder is None or time.monotonic() - self.checked < RELOAD_SECONDS:
             return
         self.checked = time.monotonic()
         newest = _newest(self.folder)
@@ -68,19 +72,21 @@ class Index:
         ]
 
 
-def make_app(model: pathlib.Path, index: pathlib.Path, folder: pathlib.Path | None) -> fastapi.FastAPI:
+def make_app(model: pathlib.Path, index: pathlib.Path | None, folder: pathlib.Path | None) -> fastapi.FastAPI:
     """The service.
 
     Args:
         model: the folder of the exported versions.
-        index: the folder of the index's versions.
+        index: the folder of the index's versions; None embeds pictures, and finds nothing.
         folder: where the ids of items are paths of pictures, to show them; None shows none.
     """
     version = model / str(_newest(model))
     loaded = tf.saved_model.load(str(version))
     serve = loaded.signatures["serve_bytes"]
     gallery = Index(index, tf.saved_model.experimental.read_fingerprint(str(version)).singleprint())
-    gallery.search(serve(bytes=tf.constant([ONE_PIXEL]))["embeddings"], 1)  # the first pass is slow
+    embeddings = serve(bytes=tf.constant([ONE_PIXEL]))["embeddings"]  # the first pass is slow
+    if index is not None:
+        gallery.search(embeddings, 1)
     running, waiting = asyncio.Semaphore(MAX_RUNNING), 0
 
     app = fastapi.FastAPI(title="Nearest items")
@@ -121,7 +127,8 @@ def make_app(model: pathlib.Path, index: pathlib.Path, folder: pathlib.Path | No
     @app.get("/health")
     def health() -> dict:
         gallery.refresh()
-        return {"status": "ok", "model": version.name, "index": str(gallery.version), "items": len(gallery.labels)}
+        found = {"index": str(gallery.version) if index is not None else None, "items": len(gallery.labels)}
+        return {"status": "ok", "model": version.name, **found}
 
     @app.post("/embed")
     async def embed(pictures: list[fastapi.UploadFile]) -> dict:
@@ -136,6 +143,10 @@ def make_app(model: pathlib.Path, index: pathlib.Path, folder: pathlib.Path | No
     @app.post("/search")
     async def search(pictures: list[fastapi.UploadFile], k: Annotated[int, fastapi.Query(ge=1, le=MAX_K)] = 10) -> dict:
         """For each encoded picture the k nearest items; none, and valid = false, for what is no picture."""
+        if index is None:
+            raise fastapi.HTTPException(
+                404, "no index to search: make one by python -m xbm_keras.index, and say --index"
+            )
 
         def run(data):
             gallery.refresh()
@@ -176,7 +187,7 @@ def _newest(folder: pathlib.Path) -> int:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=pathlib.Path, required=True, help="the folder of the exported versions")
-    parser.add_argument("--index", type=pathlib.Path, required=True, help="the folder of the index's versions")
+    parser.add_argument("--index", type=pathlib.Path, help="the folder of the index's versions, to search")
     parser.add_argument("--pictures", type=pathlib.Path, help="the folder of the items' pictures, to show them")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
