@@ -23,9 +23,11 @@ class HeadConfig(Section):
     hidden_dim: Positive = 512
     start: Literal["auto", "random", "identity", "pca", "whiten", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
-    whichever is better on the validation classes."""
+    whichever is better on held-out training classes, the mean over folds of them."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one on the validation classes."""
+    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one, by the same folds."""
+    power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
 
 
 class Memory(Section):
@@ -187,7 +189,10 @@ class Training(Section):
     """How the head is fitted."""
 
     epochs: Annotated[int, Field(ge=0)] = 10
-    """At most; the best epoch on the validation classes counts, and epoch 0, the start, is a candidate."""
+    """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
+    folds: Positive = 4
+    """How many times other training classes are held out to choose the epoch by the mean; at most as many as
+    data.split.validation_fraction leaves room for. 1 is cheaper, and left to chance where classes are few."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32

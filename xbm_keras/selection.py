@@ -1,0 +1,105 @@
+"""What a run chooses on training items that it holds out: the start of the head, and the number of epochs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from xbm_keras import progress, schema
+from xbm_keras.data.rows import UnitRows
+from xbm_keras.evaluation import evaluate_retrieval
+from xbm_keras.loading import Dataset, blaming_config
+from xbm_keras.stages.head_starts import ClosedForms, Start
+
+SHRINKAGES = (0.1, 0.3, 0.5, 0.7)  # that head.shrinkage: auto tries
+AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
+SHRUNK_STARTS = ("whiten", "lda", "nda")
+POWERS = (1.0, 0.5)  # that head.power: auto tries
+MAX_FOLDS = 4  # that choose the start
+MAX_SCORED_ITEMS = 8192  # of a fold
+
+
+def closed_forms_of(dataset: Dataset, positions: np.ndarray, power: float = 1.0) -> ClosedForms:
+    """One pass over the features of these items, raised to the head's power."""
+    with progress.watch(UnitRows(dataset.features, positions, power), "closed form") as rows:
+        return ClosedForms(rows, dataset.labels[positions])
+
+
+def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
+    """The closed form that the config names."""
+    with blaming_config():
+        if config.start in SHRUNK_STARTS:
+            return getattr(closed_forms, config.start)(config.embedding_dim, config.shrinkage)
+        return getattr(closed_forms, config.start)(config.embedding_dim)
+
+
+def choose_start(config: schema.HeadConfig, dataset: Dataset) -> schema.HeadConfig:
+    """The same config, with the start, shrinkage and power that suit held-out training items best in place of "auto".
+
+    Best is the highest MAP@R, the mean over the folds of what trains: one fold has too few classes to choose by. The
+    power comes last, for the start and shrinkage that are best with features as they are.
+    """
+    if config.start == "random":
+        return config.model_copy(update={"power": 1.0 if config.power == "auto" else config.power})
+    starts = AUTO_STARTS if config.start == "auto" else (config.start,)
+    shrinkages = (0.0,) if config.start not in ("auto", *SHRUNK_STARTS) else SHRINKAGES
+    if config.shrinkage != "auto":
+        shrinkages = (config.shrinkage,)
+    powers = POWERS if config.power == "auto" else (config.power,)
+    choices = [
+        config.model_copy(update={"start": s, "shrinkage": a, "power": powers[0]}) for s in starts for a in shrinkages
+    ]
+    best = _best_start(choices, dataset)
+    return _best_start([best.model_copy(update={"power": power}) for power in powers], dataset)
+
+
+def _best_start(choices: list[schema.HeadConfig], dataset: Dataset) -> schema.HeadConfig:
+    """The choice of the highest MAP@R on held-out items, the mean over folds; the first one where several are."""
+    if len(choices) == 1:
+        return choices[0]
+    scores = np.zeros(len(choices))
+    splits = dataset.splits
+    everything = np.union1d(splits.train, splits.validation)
+    for fold in (splits.folds or (splits.validation,))[:MAX_FOLDS]:
+        rest = dataset.with_views(np.setdiff1d(everything, fold))
+        scored = _some_classes(fold, dataset.labels)
+        labels = dataset.labels[scored]
+        for power in {choice.power for choice in choices}:
+            closed_forms = closed_forms_of(dataset, rest, power)
+            features = np.asarray(UnitRows(dataset.features, scored, power))
+            for i, choice in enumerate(choices):
+                if choice.power == power:
+                    kernel, bias = make_start(choice, closed_forms)
+                    scores[i] += evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
+    return choices[int(np.argmax(scores))]
+
+
+def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads."""
+    names, counts = np.unique(labels[positions], return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), MAX_SCORED_ITEMS))
+    return positions[np.isin(labels[positions], names[order[:num_classes]])]
+
+
+def other_folds(dataset: Dataset, count: int) -> list[Dataset]:
+    """The same data with other training items held out, at most so many times."""
+    splits = dataset.splits
+    folds = [fold for fold in splits.folds if not np.array_equal(fold, splits.validation)][:count]
+    everything = np.union1d(splits.train, splits.validation)
+    return [
+        dataclasses.replace(
+            dataset, splits=dataclasses.replace(splits, train=np.setdiff1d(everything, fold), validation=fold)
+        )
+        for fold in folds
+    ]
+
+
+def best_epoch(curves: Sequence[Sequence[float]]) -> int:
+    """The epoch of the highest mean score over folds.
+
+    Args:
+        curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score.
+    """
+    length = max(map(len, curves))
+    return int(np.argmax(np.mean([[*curve, *[curve[-1]] * (length - len(curve))] for curve in curves], axis=0)))
