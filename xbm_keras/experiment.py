@@ -16,7 +16,7 @@ from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
 from xbm_keras.loading import Dataset, blaming_config
 from xbm_keras.model import XBMModel
-from xbm_keras.selection import best_epoch, choose_start, closed_forms_of, make_start, other_folds
+from xbm_keras.selection import PARAMETERS, best_epoch, choose_start, closed_forms_of, make_start, other_folds
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
@@ -279,7 +279,10 @@ def run(
         model.head.set_weights(kept)
         raise Interrupted(model, epoch) from interrupt
     phase = "refit" if config.training.refit else "select"
-    chosen = {"epoch": epoch, **config.head.model_dump(include={"start", "shrinkage", "power"})}
+    chosen = {
+        "epoch": epoch,
+        **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
+    }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
 
 

@@ -26,6 +26,9 @@ class HeadConfig(Section):
     whichever is better on held-out training classes, the mean over folds of them."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one, by the same folds."""
+    weighting: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """For lda and nda: the power of what a direction tells of the known classes by which it is scaled; "auto" takes 0.1
+    or 0.2, by the same folds."""
     power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
 
@@ -199,7 +202,7 @@ class Training(Section):
     samples_per_class: Positive = 4
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """At the end of the last of `epochs`. It grows by a constant factor each step, from a thirtieth, so that to choose
     the epoch is to choose how far to go from the start: on some data the best head is near it, on others far."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -1,6 +1,7 @@
 """What a run chooses on training items that it holds out: the start of the head, and the number of epochs."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,44 +12,47 @@ from xbm_keras.evaluation import evaluate_retrieval
 from xbm_keras.loading import Dataset, blaming_config
 from xbm_keras.stages.head_starts import ClosedForms, Start
 
-SHRINKAGES = (0.1, 0.3, 0.5, 0.7)  # that head.shrinkage: auto tries
 AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
-SHRUNK_STARTS = ("whiten", "lda", "nda")
+PARAMETERS = {"whiten": ("shrinkage",), "lda": ("shrinkage", "weighting"), "nda": ("shrinkage", "weighting")}
+TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.1, 0.2)}  # where a parameter is auto
 POWERS = (1.0, 0.5)  # that head.power: auto tries
 MAX_FOLDS = 4  # that choose the start
-MAX_SCORED_ITEMS = 8192  # of a fold
+RANK = 384  # of closed forms that are only compared: the time grows with its third power
+MAX_SCORED_ITEMS = 4096  # of a fold
 
 
-def closed_forms_of(dataset: Dataset, positions: np.ndarray, power: float = 1.0) -> ClosedForms:
+def closed_forms_of(
+    dataset: Dataset, positions: np.ndarray, power: float = 1.0, rank: int | None = None
+) -> ClosedForms:
     """One pass over the features of these items, raised to the head's power."""
     with progress.watch(UnitRows(dataset.features, positions, power), "closed form") as rows:
-        return ClosedForms(rows, dataset.labels[positions])
+        return ClosedForms(rows, dataset.labels[positions], rank)
 
 
 def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
     """The closed form that the config names."""
     with blaming_config():
-        if config.start in SHRUNK_STARTS:
-            return getattr(closed_forms, config.start)(config.embedding_dim, config.shrinkage)
-        return getattr(closed_forms, config.start)(config.embedding_dim)
+        parameters = [getattr(config, name) for name in PARAMETERS.get(config.start, ())]
+        return getattr(closed_forms, config.start)(config.embedding_dim, *parameters)
 
 
 def choose_start(config: schema.HeadConfig, dataset: Dataset) -> schema.HeadConfig:
-    """The same config, with the start, shrinkage and power that suit held-out training items best in place of "auto".
+    """The same config, with what suits held-out training items best in place of "auto".
 
     Best is the highest MAP@R, the mean over the folds of what trains: one fold has too few classes to choose by. The
-    power comes last, for the start and shrinkage that are best with features as they are.
+    power comes last, for the start that is best with features as they are.
     """
-    if config.start == "random":
-        return config.model_copy(update={"power": 1.0 if config.power == "auto" else config.power})
-    starts = AUTO_STARTS if config.start == "auto" else (config.start,)
-    shrinkages = (0.0,) if config.start not in ("auto", *SHRUNK_STARTS) else SHRINKAGES
-    if config.shrinkage != "auto":
-        shrinkages = (config.shrinkage,)
     powers = POWERS if config.power == "auto" else (config.power,)
-    choices = [
-        config.model_copy(update={"start": s, "shrinkage": a, "power": powers[0]}) for s in starts for a in shrinkages
-    ]
+    if config.start == "random":
+        return config.model_copy(update={"power": powers[0]})
+    choices = []
+    for start in AUTO_STARTS if config.start == "auto" else (config.start,):
+        names = PARAMETERS.get(start, ())
+        given = [getattr(config, name) for name in names]
+        tried = [TRIED[name] if value == "auto" else (value,) for name, value in zip(names, given, strict=True)]
+        for values in itertools.product(*tried):
+            update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
+            choices.append(config.model_copy(update=update))
     best = _best_start(choices, dataset)
     return _best_start([best.model_copy(update={"power": power}) for power in powers], dataset)
 
@@ -65,7 +69,7 @@ def _best_start(choices: list[schema.HeadConfig], dataset: Dataset) -> schema.He
         scored = _some_classes(fold, dataset.labels)
         labels = dataset.labels[scored]
         for power in {choice.power for choice in choices}:
-            closed_forms = closed_forms_of(dataset, rest, power)
+            closed_forms = closed_forms_of(dataset, rest, power, max(RANK, choices[0].embedding_dim))
             features = np.asarray(UnitRows(dataset.features, scored, power))
             for i, choice in enumerate(choices):
                 if choice.power == power:
