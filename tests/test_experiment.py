@@ -134,3 +134,4 @@ def test_the_epoch_is_the_best_on_the_mean_over_folds():
     assert selection.best_epoch([[0.5, 0.6, 0.4], [0.5, 0.3, 0.9]]) == 2
     assert selection.best_epoch([[0.5, 0.6], [0.5, 0.5, 0.5, 0.4]]) == 1  # the first fold stays at 0.6
     assert selection.best_epoch([[0.5, 0.5]]) == 0
+    assert selection.best_epoch([[]]) == 0

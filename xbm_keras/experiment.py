@@ -246,15 +246,15 @@ def run(
     config = config.model_copy(update={"head": choose_start(config.head, dataset)})
     model = start_model(config, dataset, backbone, train)
     start = copy_head(model.head)
-    folds = other_folds(dataset, config.training.folds - 1) if config.training.refit else []
+    is_for_refit = config.training.refit and config.training.epochs > 0
+    folds = other_folds(dataset, config.training.folds - 1) if is_for_refit else []
     log.info(
         "Phase select: %d items train, %d of held-out classes choose the epoch; so %d times, each with other classes.",
         len(splits.train),
         len(splits.validation),
         1 + len(folds),
     )
-    best = select(config, dataset, model, _logs(workdir, "select"))
-    curves = [best.scores]
+    curves = [select(config, dataset, model, _logs(workdir, "select")).scores]
     for number, fold in enumerate(folds, start=2):
         positions = fold.with_views(fold.splits.train)
         fold_model = start_model(config, fold, backbone, positions)

@@ -103,7 +103,10 @@ def best_epoch(curves: Sequence[Sequence[float]]) -> int:
     """The epoch of the highest mean score over folds.
 
     Args:
-        curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score.
+        curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score; none at
+            all leave epoch 0.
     """
     length = max(map(len, curves))
+    if not length:
+        return 0
     return int(np.argmax(np.mean([[*curve, *[curve[-1]] * (length - len(curve))] for curve in curves], axis=0)))
