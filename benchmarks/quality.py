@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import unittest.mock
 
+import matplotlib.pyplot
 import numpy as np
 import tensorflow as tf
 
@@ -70,6 +71,7 @@ def main():
     options.add_argument("--peer-python", help="of an environment with pytorch-metric-learning")
     options.add_argument("--folds", type=int, default=2, help="of classes held out to choose the number of epochs")
     options.add_argument("--sweep", action="store_true", help="memory sizes and k instead of the table")
+    options.add_argument("--picture", help="of the sweep, an .svg or .png to write")
     options = options.parse_args()
     results = []
     for path in options.configs:
@@ -77,6 +79,8 @@ def main():
         rows = sweep(path, dataset, options) if options.sweep else table(path, dataset, options)
         results += [{"data": pathlib.Path(path).stem, **row} for row in rows]
     common.report(results, options)
+    if options.picture:
+        draw(results, options.picture)
 
 
 def load(path: str) -> Dataset:
@@ -125,14 +129,33 @@ def sweep(path: str, dataset: Dataset, options) -> list[dict]:
     """What memory size and k do, in batches of few classes."""
     head = selection.choose_start(load_config(path).head, dataset)
     few = [*(f"head.{name}={value}" for name, value in chosen(head).items()), "training.classes_per_batch=8"]
+    few.append("training.epochs=5")
     rows = []
-    for size in (0, 64, 256, 1024, 65_536):
+    for size in (0, 64, 256, 1024, len(dataset.splits.train) + len(dataset.splits.validation)):
         overrides = [*few, f"memory.memory_size={size}"]
         rows.append({**summary(f"memory {size}", trained(path, dataset, overrides, options)), "memory_size": size})
-    for k in (1, 8, 32, 128, 512):
+    for k in (1, 4, 16, 64, 256):
         overrides = [*few, f"top_k.num_negatives={k}"]
         rows.append({**summary(f"k {k}", trained(path, dataset, overrides, options)), "k": k})
     return rows
+
+
+def draw(results: list[dict], path: str) -> None:
+    """MAP@R over memory size and over k, a line for each data set."""
+    figure, axes = matplotlib.pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axis, key, name in zip(axes, ("memory_size", "k"), ("memory size", "hardest negatives, k"), strict=True):
+        for data in dict.fromkeys(row["data"] for row in results):
+            rows = [row for row in results if row["data"] == data and key in row]
+            sizes = [row[key] for row in rows]
+            means = [float(row["MAP@R"].split()[0]) for row in rows]
+            spreads = [float(row["MAP@R"].split("(")[1][:-1]) if "(" in row["MAP@R"] else 0 for row in rows]
+            axis.errorbar(range(len(sizes)), means, spreads, marker="o", capsize=3, label=data)
+        axis.set_xticks(range(len(sizes)), ["off" if size == 0 else f"{size:,}" for size in sizes])
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("MAP@R, classes never seen")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBMModel) -> list[dict[str, float]]:
