@@ -8,7 +8,7 @@ import scipy.linalg
 
 BLOCK_ROWS = 8192  # of the pass over the training features
 NEIGHBORS = 4  # of other classes, of each item
-MAX_LOCAL_ITEMS = 4096  # among which neighbours are sought
+MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
 LOCAL_BLOCK = 1024
 TOTAL_IN_BETWEEN = 0.02  # share of the total covariance that orders the directions beyond the discriminants
 
@@ -120,7 +120,7 @@ class ClosedForms:
 
         That half is the mean of `d d'` over the differences `d` of each whitened item, of unit length, from its four
         nearest items of other classes. It has full rank, and weighs most what tells neighbouring classes apart. The two
-        halves have the same trace. Neighbours are sought among 4,096 items at most, drawn at random. Arguments and
+        halves have the same trace. Neighbours are sought among 8,192 items at most, drawn at random. Arguments and
         errors as for `lda`.
 
         Reference:
