@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 from benchmarks import common
-from xbm_keras import experiment, loading
+from xbm_keras import experiment, loading, selection
 from xbm_keras.callbacks import KeepBestHead
 from xbm_keras.config import load_config
 from xbm_keras.data.rows import UnitRows
@@ -44,13 +44,15 @@ def main():
     options = options.parse_args()
     config = load_config(options.config, options.set)
     dataset = loading.load_dataset(config, loading.make_backbone(config))
+    head = selection.choose_start(config.head, dataset)
+    config = config.model_copy(update={"head": head})
     start = experiment.start_model(config, dataset, None, dataset.splits.train).head.get_weights()
     results = []
     for loss in options.losses:
         result = {"name": loss}
         for way in options.ways:
             # The closed form is computed once, above.
-            overrides = [*options.set, *WAYS[way], f"loss.name={loss}", "head.start=random"]
+            overrides = [*options.set, *WAYS[way], f"loss.name={loss}", "head.start=random", f"head.power={head.power}"]
             config = load_config(options.config, overrides)
             trial = Trial(config, dataset, start)
             gains = {rate: trial.gain(rate, options.seeds[0]) for rate in options.rates}

@@ -2,9 +2,10 @@
 
     python -m benchmarks.quality --configs configs/grocery.yaml configs/omniglot.yaml configs/clinc150.yaml
 
-Every trained row holds out classes of the training side to choose its epoch, is trained again on all of them, and sees
-the test classes once. `--peer-python` names the Python of an environment with pytorch-metric-learning; its rows are
-left out without one. Mean and standard deviation over the seeds; leave-one-out.
+Every trained row holds out classes of the training side to choose its number of epochs, with the first seed, is trained
+on all of them with each seed, and sees the test classes once. Start, shrinkage, weighting and power are chosen once for
+all rows. `--peer-python` names the Python of an environment with pytorch-metric-learning; its rows are left out without
+one. Mean and standard deviation over the seeds; leave-one-out.
 """
 
 import os
@@ -18,23 +19,24 @@ import subprocess
 import tempfile
 import unittest.mock
 
+import matplotlib.pyplot
 import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import XBMModel, experiment, loading
+from xbm_keras import XBMModel, experiment, loading, selection
 from xbm_keras.config import load_config
 from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import evaluate_retrieval
+from xbm_keras.evaluation import embed, evaluate_retrieval
 from xbm_keras.loading import Dataset
+from xbm_keras.schema import HeadConfig
 
 CLOSED_FORMS = ("pca", "whiten", "lda", "nda")
 PEER = pathlib.Path(__file__).with_name("quality_peer.py")
-PEER_LOSSES = ("contrastive", "multi_similarity", "nt_xent", "triplet")
+PEER_LOSSES = ("contrastive", "multi_similarity")
 TRAINED = {
     "memory off": ["memory.memory_size=0", "top_k.num_negatives=all", "top_k.num_positives=all"],
     "classical XBM (stale embeddings)": ["memory.prefill=false"],
-    "random start": ["head.start=random", "training.learning_rate=0.001"],
     "top-k in features": ["top_k.mine_in=features"],
     "top-k in embeddings (default)": [],
 }
@@ -67,14 +69,18 @@ def main():
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", nargs="+", help="names of rows")
     options.add_argument("--peer-python", help="of an environment with pytorch-metric-learning")
+    options.add_argument("--folds", type=int, default=2, help="of classes held out to choose the number of epochs")
     options.add_argument("--sweep", action="store_true", help="memory sizes and k instead of the table")
+    options.add_argument("--picture", help="of the sweep, an .svg or .png to write")
     options = options.parse_args()
     results = []
     for path in options.configs:
         dataset = load(path)
-        rows = sweep(path, dataset, options.seeds) if options.sweep else table(path, dataset, options)
+        rows = sweep(path, dataset, options) if options.sweep else table(path, dataset, options)
         results += [{"data": pathlib.Path(path).stem, **row} for row in rows]
     common.report(results, options)
+    if options.picture:
+        draw(results, options.picture)
 
 
 def load(path: str) -> Dataset:
@@ -89,58 +95,88 @@ def table(path: str, dataset: Dataset, options) -> list[dict]:
     def is_wanted(name: str) -> bool:
         return not options.only or name in options.only
 
-    train = np.sort(np.concatenate([dataset.splits.train, dataset.splits.validation]))
+    splits = dataset.splits
+    train = np.union1d(splits.train, splits.validation)
     mean = np.mean(UnitRows(dataset.features, train), axis=0)
-    test = np.asarray(UnitRows(dataset.features, dataset.splits.test))
+    test = np.asarray(UnitRows(dataset.features, splits.test))
     for name, vectors in (("frozen", test), ("centred", test - mean)):
         if is_wanted(name):
             rows.append(summary(name, [scores_of(dataset, vectors)]))
-    wanted = [start for start in CLOSED_FORMS if is_wanted(start)]
-    if wanted:
-        of_train = experiment.closed_forms_of(dataset, dataset.splits.train)
-        of_all = experiment.closed_forms_of(dataset, train)
-    for start in wanted:
-        head = experiment.choose_start(load_config(path, [f"head.start={start}"]).head, of_train, dataset)
-        kernel, bias = experiment.make_start(head, of_all)
-        rows.append(summary(start, [scores_of(dataset, test @ kernel + bias)]))
-    for name, overrides in TRAINED.items():
-        if is_wanted(name):
-            kind = ClassicalXBM if name.startswith("classical") else XBMModel
-            runs = [run(path, dataset, [*overrides, f"training.seed={s}"], kind) for s in range(options.seeds)]
-            rows.append(summary(name, runs))
-    if options.peer_python:
-        for loss in PEER_LOSSES:
-            for start in ("random", "nda"):
-                name = f"pytorch-metric-learning, {loss} + memory, {start} start"
-                if is_wanted(name):
-                    seeds = range(options.seeds)
-                    rows.append(summary(name, [peer(options.peer_python, dataset, loss, start, s) for s in seeds]))
+    for start in filter(is_wanted, CLOSED_FORMS):
+        head = selection.choose_start(load_config(path, [f"head.start={start}"]).head, dataset)
+        kernel, bias = selection.make_start(head, selection.closed_forms_of(dataset, train, head.power))
+        vectors = np.asarray(UnitRows(dataset.features, splits.test, head.power)) @ kernel + bias
+        rows.append({**summary(start, [scores_of(dataset, vectors)]), **chosen(head)})
+    head = selection.choose_start(load_config(path).head, dataset)
+    start = [f"head.{name}={value}" for name, value in chosen(head).items()]
+    for name, overrides in filter(lambda each: is_wanted(each[0]), TRAINED.items()):
+        kind = ClassicalXBM if name.startswith("classical") else XBMModel
+        rows.append({**summary(name, trained(path, dataset, [*start, *overrides], options, kind)), **chosen(head)})
+    for loss in PEER_LOSSES if options.peer_python else ():
+        for given in (None, head):
+            name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
+            if is_wanted(name):
+                rows.append(summary(name, peer(options, dataset, loss, given)))
     return rows
 
 
-def sweep(path: str, dataset: Dataset, seeds: int) -> list[dict]:
+def chosen(head: HeadConfig) -> dict:
+    """The start of a head and its parameters."""
+    return {name: getattr(head, name) for name in ("start", "power", *selection.PARAMETERS.get(head.start, ()))}
+
+
+def sweep(path: str, dataset: Dataset, options) -> list[dict]:
     """What memory size and k do, in batches of few classes."""
-    few = ["training.classes_per_batch=8", "training.samples_per_class=4"]
+    head = selection.choose_start(load_config(path).head, dataset)
+    few = [*(f"head.{name}={value}" for name, value in chosen(head).items()), "training.classes_per_batch=8"]
+    few.append("training.epochs=5")
     rows = []
-    for size in (0, 64, 256, 1024, 4096, 65_536):
+    for size in (0, 64, 256, 1024, len(dataset.splits.train) + len(dataset.splits.validation)):
         overrides = [*few, f"memory.memory_size={size}"]
-        runs = [run(path, dataset, [*overrides, f"training.seed={seed}"]) for seed in range(seeds)]
-        rows.append({**summary(f"memory {size}", runs), "memory_size": size})
+        rows.append({**summary(f"memory {size}", trained(path, dataset, overrides, options)), "memory_size": size})
     for k in (1, 4, 16, 64, 256):
-        runs = [run(path, dataset, [*few, f"top_k.num_negatives={k}", f"training.seed={s}"]) for s in range(seeds)]
-        rows.append({**summary(f"k {k}", runs), "k": k})
+        overrides = [*few, f"top_k.num_negatives={k}"]
+        rows.append({**summary(f"k {k}", trained(path, dataset, overrides, options)), "k": k})
     return rows
 
 
-def run(path: str, dataset: Dataset, overrides: list[str], kind=XBMModel) -> dict[str, float]:
-    """Train and test by the config and what differs from it."""
+def draw(results: list[dict], path: str) -> None:
+    """MAP@R over memory size and over k, a line for each data set."""
+    figure, axes = matplotlib.pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axis, key, name in zip(axes, ("memory_size", "k"), ("memory size", "hardest negatives, k"), strict=True):
+        for data in dict.fromkeys(row["data"] for row in results):
+            rows = [row for row in results if row["data"] == data and key in row]
+            sizes = [row[key] for row in rows]
+            means = [float(row["MAP@R"].split()[0]) for row in rows]
+            spreads = [float(row["MAP@R"].split("(")[1][:-1]) if "(" in row["MAP@R"] else 0 for row in rows]
+            axis.errorbar(range(len(sizes)), means, spreads, marker="o", capsize=3, label=data)
+        axis.set_xticks(range(len(sizes)), ["off" if size == 0 else f"{size:,}" for size in sizes])
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("MAP@R, classes never seen")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBMModel) -> list[dict[str, float]]:
+    """Scores of each seed by the config and what differs from it."""
     config = load_config(path, overrides)
-    with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.object(experiment, "XBMModel", kind):
-        _, metrics = experiment.run(config, dataset, None, pathlib.Path(folder))
-    scores = {"MAP@R": metrics["leave_one_out"]["trained"]["map_at_r"]}
-    if "query_gallery" in metrics:
-        scores["query/gallery R@1"] = metrics["query_gallery"]["trained"]["recall_at_1"]
-    return scores | {"epochs": metrics["validation"]["epoch"]}
+    splits = dataset.splits
+    with unittest.mock.patch.object(experiment, "XBMModel", kind):
+        curves = []
+        for fold in [dataset, *selection.other_folds(dataset, options.folds - 1)]:
+            model = experiment.start_model(config, fold, None, fold.with_views(fold.splits.train))
+            curves.append(experiment.select(config, fold, model, show_progress=False).scores)
+        epoch = selection.best_epoch(curves)
+        everything = dataset.with_views(np.union1d(splits.train, splits.validation))
+        runs = []
+        for seed in range(options.seeds if epoch else 1):  # without a step there is nothing random
+            config = load_config(path, [*overrides, f"training.seed={seed}"])
+            model = experiment.start_model(config, dataset, None, everything)
+            experiment.fit(config, dataset, model, everything, epoch, show_progress=False)
+            vectors = embed(model.head, UnitRows(dataset.features, splits.test))
+            runs.append(scores_of(dataset, vectors) | {"epochs": epoch})
+    return runs
 
 
 def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict[str, float]:
@@ -154,24 +190,26 @@ def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def peer(python: str, dataset: Dataset, loss: str, start: str, seed: int) -> dict[str, float]:
-    """The same by pytorch-metric-learning, in a process of its own."""
+def peer(options, dataset: Dataset, loss: str, head: HeadConfig | None) -> list[dict[str, float]]:
+    """The same by pytorch-metric-learning, in a process of its own; from a closed form, or from a random start."""
     splits = dataset.splits
+    power = head.power if head else 1.0
     arrays = {}
     for name in ("train", "validation", "test"):
         positions = getattr(splits, name)
-        arrays[name] = np.asarray(UnitRows(dataset.features, positions))
+        arrays[name] = np.asarray(UnitRows(dataset.features, positions, power))
         arrays[f"{name}_labels"] = dataset.labels[positions]
     for name, positions in (("select", splits.train), ("refit", np.concatenate([splits.train, splits.validation]))):
-        if start != "random":
-            closed_form = getattr(experiment.closed_forms_of(dataset, positions), start)(128)
+        if head:
+            closed_form = selection.make_start(head, selection.closed_forms_of(dataset, positions, power))
             arrays[f"{name}_kernel"], arrays[f"{name}_bias"] = closed_form.scaled()
     with tempfile.TemporaryDirectory() as folder:
         given, made = pathlib.Path(folder, "given.npz"), pathlib.Path(folder, "made.npz")
         np.savez(given, **arrays)
-        subprocess.run([python, str(PEER), str(given), str(made), loss, str(seed)], check=True)
+        subprocess.run([options.peer_python, str(PEER), str(given), str(made), loss, str(options.seeds)], check=True)
         with np.load(made) as result:
-            return scores_of(dataset, result["embeddings"]) | {"epochs": int(result["epochs"])}
+            epochs = int(result["epochs"])
+            return [scores_of(dataset, vectors) | {"epochs": epochs} for vectors in result["embeddings"]]
 
 
 def summary(name: str, runs: list[dict[str, float]]) -> dict:

@@ -1,9 +1,10 @@
 """A linear head by pytorch-metric-learning with its CrossBatchMemory; benchmarks.quality runs it in its own process.
 
-    python quality_peer.py given.npz made.npz LOSS SEED
+    python quality_peer.py given.npz made.npz LOSS SEEDS
 
 Recipe: AdamW at 5e-4, 32 x 4 items a batch, a memory of all training items, at most 12 epochs. The epoch is the best
-one on the validation classes; then training is repeated on all training classes for that many.
+one on the validation classes, with the first seed; then training is repeated on all training classes for that many,
+with each seed.
 """
 
 import sys
@@ -57,8 +58,8 @@ def train(features, labels, start, loss_name: str, epochs: int, seed: int, score
 
 
 def main():
-    given, made, loss_name, seed = sys.argv[1:]
-    torch.set_num_threads(1)
+    given, made, loss_name, seeds = sys.argv[1:]
+    torch.set_num_threads(2)
     data = {name: torch.from_numpy(array) for name, array in np.load(given).items()}
     starts = {
         phase: (data[f"{phase}_kernel"].numpy(), data[f"{phase}_bias"].numpy()) if f"{phase}_kernel" in data else None
@@ -69,14 +70,16 @@ def main():
     def score(head):
         return map_at_r(torch.nn.functional.normalize(head(data["validation"])), data["validation_labels"])
 
-    _, scores = train(data["train"], data["train_labels"], starts["select"], loss_name, EPOCHS, int(seed), score)
+    _, scores = train(data["train"], data["train_labels"], starts["select"], loss_name, EPOCHS, 0, score)
     epochs = int(np.argmax(scores))
     features = torch.cat([data["train"], data["validation"]])
     labels = torch.cat([data["train_labels"], data["validation_labels"]])
-    head, _ = train(features, labels, starts["refit"], loss_name, epochs, int(seed))
-    with torch.no_grad():
-        embeddings = torch.nn.functional.normalize(head(data["test"])).numpy()
-    np.savez(made, embeddings=embeddings, epochs=epochs)
+    embeddings = []
+    for seed in range(int(seeds)):
+        head, _ = train(features, labels, starts["refit"], loss_name, epochs, seed)
+        with torch.no_grad():
+            embeddings.append(torch.nn.functional.normalize(head(data["test"])).numpy())
+    np.savez(made, embeddings=np.stack(embeddings), epochs=epochs)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ KNOW_THE_CONFIG = {
     "xbm_keras.saved_run",
     "xbm_keras.schema",
     "xbm_keras.search_schema",
+    "xbm_keras.selection",
     "xbm_keras.terminal",
     "xbm_keras.tuning.hypermodel",
     "xbm_keras.tuning.search",

@@ -1,10 +1,13 @@
 """What a run chooses by itself."""
 
+import collections
+import itertools
+
 import numpy as np
 import pytest
 
 from tests import reference_starts
-from xbm_keras import experiment
+from xbm_keras import experiment, selection
 from xbm_keras.data.splits import Splits
 from xbm_keras.evaluation import evaluate_retrieval
 from xbm_keras.loading import Dataset
@@ -19,7 +22,7 @@ def dataset():
     centers = np.repeat(rng.normal(size=(12, 20)), 6, axis=0)
     features = centers + rng.normal(size=(72, 20)) * np.linspace(0.2, 3, 20)
     ids = np.arange(72)
-    splits = Splits(ids[:36], ids[36:54], ids[54:])
+    splits = Splits(ids[:36], ids[36:54], ids[54:], folds=(ids[36:54], ids[:18], ids[18:36]))
     features = features.astype("float32")
     return Dataset(features, labels, [*range(12)], ids, ids.astype(str), splits, {}, 0, None, ids)
 
@@ -30,31 +33,68 @@ def config_of(**head):
 
 
 @pytest.mark.parametrize("start", ["whiten", "lda", "nda", "auto"])
-def test_start_and_shrinkage_are_the_best_on_validation_classes(dataset, start):
+def test_start_and_shrinkage_are_the_best_over_the_folds(dataset, start):
     unit = dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True)
-    train, validation = dataset.splits.train, dataset.splits.validation
-    scores = {}
-    for name in ("lda", "nda") if start == "auto" else (start,):
-        for shrinkage in (0.1, 0.3, 0.5, 0.7):
-            kernel, bias = getattr(reference_starts, name)(unit[train], dataset.labels[train], 6, shrinkage)
-            z = unit[validation] @ kernel + bias
-            scores[name, shrinkage] = evaluate_retrieval(z, dataset.labels[validation])["map_at_r"]
-    assert len(set(scores.values())) > 1
-    chosen = experiment.choose_start(config_of(start=start).head, experiment.closed_forms_of(dataset, train), dataset)
-    assert scores[chosen.start, chosen.shrinkage] == max(scores.values())
+    scores = collections.defaultdict(list)
+    for fold in dataset.splits.folds:
+        rest = np.setdiff1d(np.arange(54), fold)
+        for name in ("lda", "nda") if start == "auto" else (start,):
+            for shrinkage, weighting in itertools.product((0.1, 0.3, 0.5, 0.7), (0.1, 0.2)):
+                arguments = (shrinkage,) if name == "whiten" else (shrinkage, weighting)
+                kernel, bias = getattr(reference_starts, name)(unit[rest], dataset.labels[rest], 6, *arguments)
+                z = unit[fold] @ kernel + bias
+                scores[name, *arguments].append(evaluate_retrieval(z, dataset.labels[fold])["map_at_r"])
+    means = {choice: np.mean(values) for choice, values in scores.items()}
+    assert len(set(means.values())) > 1
+    chosen = selection.choose_start(config_of(start=start, power=1).head, dataset)
+    arguments = (chosen.shrinkage,) if start == "whiten" else (chosen.shrinkage, chosen.weighting)
+    assert means[chosen.start, *arguments] == max(means.values())
+
+
+@pytest.mark.parametrize("start", ["identity", "pca", "lda"])
+def test_the_power_is_the_best_over_the_folds(dataset, start):
+    scores = []
+    for power in (1.0, 0.5):
+        powered = np.sign(dataset.features) * np.abs(dataset.features) ** power
+        powered /= np.linalg.norm(powered, axis=1, keepdims=True)
+        of_folds = []
+        for fold in dataset.splits.folds:
+            rest = np.setdiff1d(np.arange(54), fold)
+            if start == "identity":
+                kernel, bias = np.eye(20)[:, :6], 0
+            elif start == "pca":
+                kernel, bias = reference_starts.pca(powered[rest], 6)
+            else:
+                kernel, bias = reference_starts.lda(powered[rest], dataset.labels[rest], 6, 0.4)
+            of_folds.append(evaluate_retrieval(powered[fold] @ kernel + bias, dataset.labels[fold])["map_at_r"])
+        scores.append(np.mean(of_folds))
+    assert scores[0] != scores[1]
+    chosen = selection.choose_start(config_of(start=start, shrinkage=0.4, weighting=0.1).head, dataset)
+    assert chosen.power == (1.0, 0.5)[int(np.argmax(scores))]
+
+
+def test_large_folds_are_scored_by_some_of_their_classes(dataset, monkeypatch):
+    monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 12)
+    fold = dataset.splits.folds[0]
+    some = selection._some_classes(fold, dataset.labels)
+    assert len(some) == 12
+    assert set(some) < set(fold)
+    assert len(np.unique(dataset.labels[some])) == 2
+    monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 1000)
+    assert list(selection._some_classes(fold, dataset.labels)) == list(fold)
 
 
 def test_what_the_config_gives_stays(dataset):
-    closed_forms = experiment.closed_forms_of(dataset, dataset.splits.train)
-    chosen = experiment.choose_start(config_of(start="lda", shrinkage=0.45).head, closed_forms, dataset)
-    assert (chosen.start, chosen.shrinkage) == ("lda", 0.45)
-    assert experiment.choose_start(config_of(start="pca").head, closed_forms, dataset).start == "pca"
+    chosen = selection.choose_start(config_of(start="lda", shrinkage=0.45, power=0.7).head, dataset)
+    assert (chosen.start, chosen.shrinkage, chosen.power) == ("lda", 0.45, 0.7)
+    assert selection.choose_start(config_of(start="pca").head, dataset).start == "pca"
+    assert selection.choose_start(config_of(start="random").head, dataset).power == 1
 
 
 @pytest.mark.parametrize("start", ["identity", "pca", "whiten", "lda", "nda"])
 def test_a_model_starts_at_its_closed_form(dataset, start):
     train = dataset.splits.train
-    model = experiment.start_model(config_of(start=start, shrinkage=0.4), dataset, None, train)
+    model = experiment.start_model(config_of(start=start, shrinkage=0.4, weighting=0.1, power=1), dataset, None, train)
     unit = (dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True))[train]
     labels = dataset.labels[train]
     if start == "identity":
@@ -78,3 +118,20 @@ def test_the_rate_grows_by_a_constant_factor(dataset):
     assert rates[0] == pytest.approx(config.training.learning_rate / 30, rel=1e-4)
     assert rates[-1] == pytest.approx(config.training.learning_rate, rel=1e-4)
     np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
+
+
+def test_the_other_folds_hold_out_other_items(dataset):
+    folds = selection.other_folds(dataset, 3)
+    assert [list(fold.splits.validation) for fold in folds] == [list(range(18)), list(range(18, 36))]
+    for fold in folds:
+        assert sorted([*fold.splits.train, *fold.splits.validation]) == list(range(54))
+        assert fold.splits.test is dataset.splits.test
+    assert len(selection.other_folds(dataset, 1)) == 1
+    assert selection.other_folds(dataset, 0) == []
+
+
+def test_the_epoch_is_the_best_on_the_mean_over_folds():
+    assert selection.best_epoch([[0.5, 0.6, 0.4], [0.5, 0.3, 0.9]]) == 2
+    assert selection.best_epoch([[0.5, 0.6], [0.5, 0.5, 0.5, 0.4]]) == 1  # the first fold stays at 0.6
+    assert selection.best_epoch([[0.5, 0.5]]) == 0
+    assert selection.best_epoch([[]]) == 0

@@ -79,7 +79,7 @@ def vectors(tmp_path_factory):
         "data": {"source": "features", "path": str(folder / "vectors.npz"), "split": {"query_column": "role"}},
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 8},
-        "training": {"epochs": 3, "classes_per_batch": 4, "samples_per_class": 4},
+        "training": {"epochs": 3, "folds": 1, "classes_per_batch": 4, "samples_per_class": 4},
     }
     (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
     return folder / "vectors.yaml"
@@ -88,7 +88,7 @@ def vectors(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(vectors, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "first"
-    run(vectors, workdir, report=True)
+    run(vectors, workdir, "training.folds=2", report=True)
     return workdir
 
 
@@ -100,12 +100,16 @@ def test_a_run_leaves_what_the_readme_says(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
     assert metrics["phase"] == "refit"
-    assert set(metrics["validation"]) == {"leave_one_out", "epoch", "start", "shrinkage"}
+    assert set(metrics["validation"]) == {"leave_one_out", "epoch", "start", "shrinkage", "weighting", "power"}
     for embeddings in (metrics["leave_one_out"], metrics["query_gallery"], metrics["validation"]["leave_one_out"]):
         assert set(embeddings) == {"frozen", "closed_form", "trained"}
         assert all(set(values) == METRICS for values in embeddings.values())
     history = pd.read_csv(finished / "history.csv")
-    assert history.phase.tolist().count("select") == 3
+    assert history.phase.tolist()[:6] == ["select"] * 3 + ["select_2"] * 3
+    mean = [history.val_map_at_r[history.phase == phase].to_numpy() for phase in ("select", "select_2")]
+    epoch = metrics["validation"]["epoch"]
+    assert epoch in (0, int(np.argmax(np.mean(mean, axis=0))) + 1)
+    assert history.phase.tolist().count("refit") == epoch
     assert history.val_map_at_r[history.phase == "select"].notna().all()
     assert json.loads((finished / "data.json").read_text())["classes"] == {"train": 9, "validation": 3, "test": 12}
 
@@ -313,7 +317,7 @@ def photos(tmp_path):
         "backbone": {"kind": "keras_file", "path": str(tmp_path / "net.keras"), "image_size": [12, 12]},
         "cache": {"dir": str(tmp_path / "cache")},
         "head": {"embedding_dim": 4},
-        "training": {"epochs": 1, "classes_per_batch": 3, "samples_per_class": 3},
+        "training": {"epochs": 1, "folds": 1, "classes_per_batch": 3, "samples_per_class": 3},
     }
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))
     return tmp_path / "photos.yaml"

@@ -38,7 +38,7 @@ def texts():
 
 def config_of(folder, data, backbone):
     path = folder / "x.yaml"
-    training = {"epochs": 2, "classes_per_batch": 4, "samples_per_class": 4}
+    training = {"folds": 1, "epochs": 2, "classes_per_batch": 4, "samples_per_class": 4}
     sections = {"head": {"embedding_dim": 4}, "training": training, "cache": {"dir": str(folder / "cache")}}
     path.write_text(yaml.safe_dump({"data": data, "backbone": backbone, **sections}))
     return path

@@ -30,14 +30,18 @@ class KeepBestHead(keras.callbacks.Callback):
         self.patience = patience
         self.epoch = 0
         self.weights: list | None = None
+        self.scores: list[float] = []
+        """Of all epochs so far, epoch 0 first."""
 
     def on_train_begin(self, logs=None):
         """Epoch 0."""
         self.best = self.evaluation.baseline["val_map_at_r"]
+        self.scores = [self.best]
         self.weights = self.model.head.get_weights()
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the head where it is the best so far."""
+        self.scores.append(logs["val_map_at_r"])
         if logs["val_map_at_r"] > self.best:
             self.epoch, self.best = epoch + 1, logs["val_map_at_r"]
             self.weights = self.model.head.get_weights()

@@ -16,11 +16,12 @@ from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
 from xbm_keras.loading import Dataset, blaming_config
 from xbm_keras.model import XBMModel
+from xbm_keras.selection import PARAMETERS, best_epoch, choose_start, closed_forms_of, make_start, other_folds
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
-from xbm_keras.stages.head_starts import ClosedForms, Start
+from xbm_keras.stages.head_starts import ClosedForms
 from xbm_keras.stages.pair_losses import (
     CircleLoss,
     ContrastiveLoss,
@@ -39,9 +40,6 @@ from xbm_keras.stages.sketch import Sketch, principal_directions
 
 log = logging.getLogger("xbm_keras")
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
-SHRINKAGES = (0.1, 0.3, 0.5, 0.7)  # that head.shrinkage: auto tries
-AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
-SHRUNK_STARTS = ("whiten", "lda", "nda")
 LOSSES = {
     "contrastive": ContrastiveLoss,
     "margin": MarginLoss,
@@ -81,7 +79,7 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
     c, seed = config.head, config.training.seed
     model = XBMModel(
         backbone,
-        Head(c.embedding_dim, c.kind, c.hidden_dim, seed=seed, name="head"),
+        Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, name="head"),
         CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
         HardTopK(
             **config.top_k.model_dump(exclude={"mine_in", "key_refresh", "sketch_dim", "rerank"}),
@@ -127,11 +125,11 @@ def start_model(
         closed_forms: of the same items, where they are known already.
     """
     labels = dataset.labels[positions]
+    config = config.model_copy(update={"head": choose_start(config.head, dataset)})
     model = make_model(config, backbone, dataset.features.shape[1], labels)
     if config.head.start != "random":
-        closed_forms = closed_forms or closed_forms_of(dataset, positions)
-        head = choose_start(config.head, closed_forms, dataset)
-        model.head.set_start(make_start(head, closed_forms).scaled())
+        closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
+        model.head.set_start(make_start(config.head, closed_forms).scaled())
     if model.sketch is not None:
         rows = UnitRows(dataset.features, positions)
         with blaming_config():
@@ -142,39 +140,6 @@ def start_model(
         with progress.watch(shuffled, "prefill") as shuffled:
             model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
     return model
-
-
-def closed_forms_of(dataset: Dataset, positions: np.ndarray) -> ClosedForms:
-    """One pass over the features of these items."""
-    with progress.watch(UnitRows(dataset.features, positions), "closed form") as rows:
-        return ClosedForms(rows, dataset.labels[positions])
-
-
-def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
-    """The closed form that the config names."""
-    with blaming_config():
-        if config.start in SHRUNK_STARTS:
-            return getattr(closed_forms, config.start)(config.embedding_dim, config.shrinkage)
-        return getattr(closed_forms, config.start)(config.embedding_dim)
-
-
-def choose_start(config: schema.HeadConfig, closed_forms: ClosedForms | None, dataset: Dataset) -> schema.HeadConfig:
-    """The same config, with the start and the shrinkage that are best on the validation items in place of "auto"."""
-    starts = AUTO_STARTS if config.start == "auto" else (config.start,)
-    shrinkages = (0.0,) if config.start not in ("auto", *SHRUNK_STARTS) else SHRINKAGES
-    if config.shrinkage != "auto":
-        shrinkages = (config.shrinkage,)
-    choices = [config.model_copy(update={"start": s, "shrinkage": a}) for s in starts for a in shrinkages]
-    if len(choices) == 1:
-        return choices[0]
-    labels = dataset.labels[dataset.splits.validation]
-    features = np.asarray(UnitRows(dataset.features, dataset.splits.validation))
-
-    def score_of(choice: schema.HeadConfig) -> float:
-        kernel, bias = make_start(choice, closed_forms)
-        return evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
-
-    return max(choices, key=score_of)
 
 
 def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler:
@@ -265,7 +230,7 @@ def compare(
 def run(
     config: schema.Config, dataset: Dataset, backbone: Backbone | None, workdir: pathlib.Path, costs: Costs
 ) -> tuple[XBMModel, dict]:
-    """Choose the number of epochs on validation classes, train on all training classes, and test once.
+    """Choose the start and the number of epochs on held-out classes, train on all training classes, and test once.
 
     Writes `history.csv` and TensorBoard logs on the way, and the costs of its stages into `costs`.
 
@@ -278,16 +243,23 @@ def run(
     splits = dataset.splits
     costs.begin("select: training")
     train = dataset.with_views(splits.train)
-    closed_forms = None if config.head.start == "random" else closed_forms_of(dataset, train)
-    config = config.model_copy(update={"head": choose_start(config.head, closed_forms, dataset)})
-    model = start_model(config, dataset, backbone, train, closed_forms)
+    config = config.model_copy(update={"head": choose_start(config.head, dataset)})
+    model = start_model(config, dataset, backbone, train)
     start = copy_head(model.head)
+    is_for_refit = config.training.refit and config.training.epochs > 0
+    folds = other_folds(dataset, config.training.folds - 1) if is_for_refit else []
     log.info(
-        "Phase select: %d items train, %d of held-out classes choose the epoch.",
+        "Phase select: %d items train, %d of held-out classes choose the epoch; so %d times, each with other classes.",
         len(splits.train),
         len(splits.validation),
+        1 + len(folds),
     )
-    epoch = select(config, dataset, model, _logs(workdir, "select")).epoch
+    curves = [select(config, dataset, model, _logs(workdir, "select")).scores]
+    for number, fold in enumerate(folds, start=2):
+        positions = fold.with_views(fold.splits.train)
+        fold_model = start_model(config, fold, backbone, positions)
+        curves.append(select(config, fold, fold_model, _logs(workdir, f"select_{number}")).scores)
+    epoch = best_epoch(curves)
     kept = model.head.get_weights()  # what Ctrl-C leaves from here on
     try:
         costs.begin("select: validation")
@@ -295,7 +267,7 @@ def run(
 
         if config.training.refit:
             costs.begin("refit: training")
-            everything = dataset.with_views(np.sort(np.concatenate([splits.train, splits.validation])))
+            everything = dataset.with_views(np.union1d(splits.train, splits.validation))
             log.info("Phase refit: all %d training items, %d epochs.", len(everything), epoch)
             model = start_model(config, dataset, backbone, everything)
             start = copy_head(model.head)
@@ -307,7 +279,10 @@ def run(
         model.head.set_weights(kept)
         raise Interrupted(model, epoch) from interrupt
     phase = "refit" if config.training.refit else "select"
-    chosen = {"epoch": epoch, "start": config.head.start, "shrinkage": config.head.shrinkage}
+    chosen = {
+        "epoch": epoch,
+        **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
+    }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
 
 

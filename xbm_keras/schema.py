@@ -23,9 +23,14 @@ class HeadConfig(Section):
     hidden_dim: Positive = 512
     start: Literal["auto", "random", "identity", "pca", "whiten", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
-    whichever is better on the validation classes."""
+    whichever is better on held-out training classes, the mean over folds of them."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one on the validation classes."""
+    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one, by the same folds."""
+    weighting: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """For lda and nda: the power of what a direction tells of the known classes by which it is scaled; "auto" takes 0.1
+    or 0.2, by the same folds."""
+    power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
 
 
 class Memory(Section):
@@ -187,14 +192,17 @@ class Training(Section):
     """How the head is fitted."""
 
     epochs: Annotated[int, Field(ge=0)] = 10
-    """At most; the best epoch on the validation classes counts, and epoch 0, the start, is a candidate."""
+    """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
+    folds: Positive = 4
+    """How many times other training classes are held out to choose the epoch by the mean; at most as many as
+    data.split.validation_fraction leaves room for. 1 is cheaper, and left to chance where classes are few."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32
     samples_per_class: Positive = 4
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """At the end of the last of `epochs`. It grows by a constant factor each step, from a thirtieth, so that to choose
     the epoch is to choose how far to go from the start: on some data the best head is near it, on others far."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

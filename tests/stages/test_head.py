@@ -97,6 +97,18 @@ def test_each_kind_has_the_formula_of_its_docstring(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [0.5, 0.8])
+def test_a_power_keeps_signs_and_makes_unit_length_anew(kind, power, mode):
+    head, features = make_head(kind, make_start(), power=power), make_features(4)
+    features[0, 1] = 0.0
+    powered = np.sign(features) * np.abs(features) ** power
+    powered /= np.linalg.norm(powered, axis=1, keepdims=True)
+    z = embed_by_hand(kind, weights_by_hand(head), powered)
+    embeddings = in_mode(head, mode)(tf.constant(features))
+    np.testing.assert_allclose(embeddings, z / np.linalg.norm(z, axis=1, keepdims=True), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_random_start_is_the_same_for_each_kind_and_follows_the_seed(kind):
     features = make_features(4)
     plain = make_head(seed=3)(features)
@@ -269,6 +281,8 @@ def test_one_trace_for_picks_of_changing_variety():
         ({"embedding_dim": 0}, "embedding_dim=0; expected a whole number, 1 or more"),
         ({"embedding_dim": 2.0}, r"embedding_dim=2\.0; expected a whole number"),
         ({"embedding_dim": 4, "hidden_dim": -1}, "hidden_dim=-1; expected a whole number"),
+        ({"embedding_dim": 4, "power": 0}, "power=0; expected a number above 0, up to 1"),
+        ({"embedding_dim": 4, "power": 1.5}, r"power=1\.5; expected a number above 0, up to 1"),
         ({"embedding_dim": 4, "kind": "deep"}, "kind='deep'; expected one of linear, residual, mlp"),
     ],
 )
@@ -286,7 +300,7 @@ def test_a_start_of_other_widths_is_refused():
 
 def test_config_round_trip():
     """keras-rs layers lose arguments in get_config."""
-    arguments = {"embedding_dim": 6, "kind": "mlp", "hidden_dim": 11, "seed": 5}
+    arguments = {"embedding_dim": 6, "kind": "mlp", "hidden_dim": 11, "power": 0.7, "seed": 5}
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(Head(**arguments, name="h")))
     assert {name: getattr(again, name) for name in arguments} == arguments
     assert again.name == "h"

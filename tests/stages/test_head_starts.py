@@ -56,6 +56,16 @@ def test_whitening_and_discriminants_equal_the_oracle(kind, make_data, embedding
     assert_same_map(start, getattr(reference_starts, kind)(features, labels, embedding_dim, shrinkage))
 
 
+@pytest.mark.parametrize("kind", ["whiten", "lda", "nda"])
+def test_a_rank_keeps_to_the_directions_of_largest_variance(kind):
+    features, labels = make_classes()
+    basis = np.linalg.eigh(np.cov(features.T))[1][:, 2:]
+    kernel, bias = getattr(reference_starts, kind)(features @ basis, labels, 2, 0.0)
+    assert_same_map(getattr(ClosedForms(features, labels, rank=3), kind)(2, 0.0), (basis @ kernel, bias))
+    shrunk = getattr(ClosedForms(features, labels, rank=3), kind)(2, 0.4)
+    np.testing.assert_allclose(basis @ (basis.T @ shrunk.kernel), shrunk.kernel, atol=1e-4)
+
+
 @pytest.mark.parametrize("weighting", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["lda", "nda"])
 def test_the_weighting_is_a_power_of_the_variance(kind, weighting):

@@ -9,11 +9,13 @@ class UnitRows:
     Args:
         features: [N, D] of any float dtype: an array, a memory-mapped one, or anything that is indexed like one.
         positions: [n] which rows, in which order.
+        power: of each feature, which keeps its sign, before the row is made of unit length; 1 leaves them as they are.
     """
 
-    def __init__(self, features, positions: np.ndarray):
+    def __init__(self, features, positions: np.ndarray, power: float = 1.0):
         self.features = features
         self.positions = positions
+        self.power = power
         self.shape = (len(positions), features.shape[1])
 
     def __len__(self):
@@ -21,6 +23,8 @@ class UnitRows:
 
     def __getitem__(self, index) -> np.ndarray:
         rows = np.asarray(self.features[self.positions[index]], np.float32)
+        if self.power != 1:
+            rows = np.sign(rows) * np.abs(rows) ** self.power
         norms = np.linalg.norm(rows, axis=-1, keepdims=True)
         return rows / np.maximum(norms, 1e-12)
 

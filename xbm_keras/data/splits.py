@@ -19,6 +19,8 @@ class Splits:
     is_query: np.ndarray | None = None
     """[n test] bool, where the data has a query/gallery protocol."""
     is_gallery: np.ndarray | None = None
+    folds: tuple[np.ndarray, ...] = ()
+    """Disjoint parts of what trains, validation included, each cut off as `validation` is."""
 
 
 def split_items(
@@ -76,17 +78,18 @@ def split_items(
             f"Received {len(train_names)} training and {len(np.unique(units[is_test]))} test {_plural(by)}; expected "
             "at least 4 to train on, 2 of which validate, and 1 to test on. Change data.split, or add data."
         )
-    fold = train_names[validation_fold * num_validation :][:num_validation]
-    if len(fold) < num_validation:
+    num_folds = len(train_names) // num_validation
+    if validation_fold >= num_folds:
         raise DataError(
             f"Received data.split.validation_fold={validation_fold} with {len(train_names)} training {_plural(by)}, "
-            f"{num_validation} of which validate; expected less than {len(train_names) // num_validation} (a search: "
+            f"{num_validation} of which validate; expected less than {num_folds} (a search: "
             "at most so many folds). Lower it, or data.split.validation_fraction."
         )
-    is_validation = is_train & np.isin(units, fold)
-    test = np.flatnonzero(is_test)
-    is_query, is_gallery = _roles(items, test, query_column)
-    return Splits(np.flatnonzero(is_train & ~is_validation), np.flatnonzero(is_validation), test, is_query, is_gallery)
+    names_of_folds = train_names[: num_folds * num_validation].reshape(num_folds, num_validation)
+    folds = tuple(np.flatnonzero(is_train & np.isin(units, fold)) for fold in names_of_folds)
+    validation, test = folds[validation_fold], np.flatnonzero(is_test)
+    train = np.setdiff1d(np.flatnonzero(is_train), validation)
+    return Splits(train, validation, test, *_roles(items, test, query_column), folds)
 
 
 def only_test(items: Items, query_column: str | None = None) -> Splits:

@@ -22,26 +22,44 @@ class Head(keras.layers.Layer):
       pulls toward the start
     - "mlp": `f W + b + relu(f U + c) V`, where `V` begins at zero
 
+    Before, each feature is raised to a power and keeps its sign, and the row is made of unit length anew: 0.5, the
+    square root, keeps a few strong features from drowning the others.
+
     Args:
         embedding_dim: E.
         kind: one of the above.
         hidden_dim: width of the "mlp" kind's hidden layer.
+        power: of the features; 1 leaves them as they are.
         seed: of the random start and of `U`.
 
     Raises:
-        ValueError: for an unknown kind or a width below 1.
+        ValueError: for an unknown kind, a width below 1, or a power outside 0..1.
+
+    Reference:
+        Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
     """
 
-    def __init__(self, embedding_dim: int, kind: str = "linear", hidden_dim: int = 512, seed: int = 0, **kwargs):
+    def __init__(
+        self,
+        embedding_dim: int,
+        kind: str = "linear",
+        hidden_dim: int = 512,
+        power: float = 1.0,
+        seed: int = 0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if kind not in KINDS:
             raise ValueError(f"Received kind={kind!r}; expected one of {', '.join(KINDS)}.")
         for name, width in (("embedding_dim", embedding_dim), ("hidden_dim", hidden_dim)):
             if not isinstance(width, int) or width < 1:
                 raise ValueError(f"Received {name}={width!r}; expected a whole number, 1 or more.")
+        if not 0 < power <= 1:
+            raise ValueError(f"Received power={power}; expected a number above 0, up to 1.")
         self.embedding_dim = embedding_dim
         self.kind = kind
         self.hidden_dim = hidden_dim
+        self.power = power
         self.seed = seed
 
     def build(self, input_shape):
@@ -73,6 +91,7 @@ class Head(keras.layers.Layer):
 
     def call(self, features):
         """Features [B, D] to embeddings [B, E] of unit length, float32."""
+        features = signed_power(features, self.power)
         z = tf.matmul(features, self.kernel) + self.bias
         if self.kind == "residual":
             z += tf.matmul(features, self.delta)
@@ -127,5 +146,13 @@ class Head(keras.layers.Layer):
             "embedding_dim": self.embedding_dim,
             "kind": self.kind,
             "hidden_dim": self.hidden_dim,
+            "power": self.power,
             "seed": self.seed,
         }
+
+
+def signed_power(features: tf.Tensor, power: float) -> tf.Tensor:
+    """Rows [B, D] of features to a power that keep their signs, of unit length; 1 leaves them as they are."""
+    if power == 1:
+        return features
+    return l2_normalize(tf.sign(features) * tf.abs(features) ** power)

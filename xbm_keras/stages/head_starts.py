@@ -37,14 +37,18 @@ class ClosedForms:
     Args:
         features: [N, D], unit vectors; anything that is sliced like an array will do.
         labels: [N].
+        rank: the discriminant analyses and `whiten` keep to so many directions of largest total variance, which is
+            quicker; by default to all.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray):
+    def __init__(self, features: np.ndarray, labels: np.ndarray, rank: int | None = None):
         self.features, self.labels = features, np.asarray(labels)
         self.num_items, self.width = features.shape
+        self.rank = min(rank or self.width, self.width)
         _, classes = np.unique(labels, return_inverse=True)
         counts = np.bincount(classes)
         self.num_classes = len(counts)
+        self._directions: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         sums, moment = np.zeros((len(counts), self.width)), np.zeros((self.width, self.width))
         for start in range(0, self.num_items, BLOCK_ROWS):
             block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
@@ -109,8 +113,7 @@ class ClosedForms:
         Reference:
             Fisher, 1936; Rao, 1948.
         """
-        projection = self._whitening(embedding_dim, shrinkage)
-        return self._weighted(projection, self._between(projection), embedding_dim, weighting)
+        return self._weighted("lda", embedding_dim, shrinkage, weighting)
 
     def nda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.1) -> Start:
         """Nonparametric discriminant analysis: as `lda`, where half of the between-class covariance is local.
@@ -123,13 +126,10 @@ class ClosedForms:
         Reference:
             Fukunaga and Mantock, "Nonparametric Discriminant Analysis", PAMI 1983.
         """
-        projection = self._whitening(embedding_dim, shrinkage)
-        between, local = self._between(projection), self._local_between(projection)
-        mixed = between / np.trace(between) + local / np.trace(local)
-        return self._weighted(projection, mixed, embedding_dim, weighting)
+        return self._weighted("nda", embedding_dim, shrinkage, weighting)
 
     def _whitening(self, embedding_dim: int, shrinkage: float) -> np.ndarray:
-        """Inverse square root [D, D] of the shrunk within-class covariance, up to a rotation."""
+        """Inverse square root [D, rank] of the shrunk within-class covariance, up to a rotation."""
         self._require(embedding_dim)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
@@ -147,12 +147,12 @@ class ClosedForms:
         return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
 
     def _between(self, projection: np.ndarray) -> np.ndarray:
-        """Between-class covariance [D, D] of the projected features, with a little of the total covariance."""
+        """Between-class covariance [rank, rank] of the projected features, with a little of the total covariance."""
         between = (1 - TOTAL_IN_BETWEEN) * (self.total - self.within) + TOTAL_IN_BETWEEN * self.total
         return projection.T @ between @ projection
 
     def _local_between(self, projection: np.ndarray) -> np.ndarray:
-        """Sum [D, D] of `d d'` over items and their nearest items of other classes, after projection to unit length."""
+        """Sum [rank, rank] of `d d'` over items and their nearest of other classes, after projection to unit length."""
         chosen = np.random.default_rng(0).permutation(self.num_items)[:MAX_LOCAL_ITEMS]
         labels = self.labels[chosen]
         num_neighbors = min(NEIGHBORS, len(labels) - np.unique(labels, return_counts=True)[1].max())
@@ -172,23 +172,38 @@ class ClosedForms:
         crossed = z.T @ neighbor_sums
         return ((num_neighbors + times_chosen[:, None]) * z).T @ z - crossed - crossed.T
 
-    def _weighted(self, projection, between, embedding_dim: int, weighting: float) -> Start:
+    def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float) -> Start:
         """The leading directions of a between-class covariance, scaled by a power of their variances."""
-        variances, axes = _leading_eigenvectors(between, embedding_dim)
-        return self._centred(projection @ axes * np.maximum(variances, 0.0) ** weighting)
+        key = (kind, embedding_dim, shrinkage)
+        if key not in self._directions:
+            projection = self._whitening(embedding_dim, shrinkage)
+            between = self._between(projection)
+            if kind == "nda":
+                local = self._local_between(projection)
+                between = between / np.trace(between) + local / np.trace(local)
+            variances, axes = _leading_eigenvectors(between, embedding_dim)
+            # Only the last ones, for all weightings.
+            self._directions = {key: (projection @ axes, np.maximum(variances, 0.0))}
+        directions, variances = self._directions[key]
+        return self._centred(directions * variances**weighting)
 
     @functools.cached_property
     def _within_eigh(self) -> tuple[np.ndarray, np.ndarray]:
-        return scipy.linalg.eigh(self.within)
+        """Eigenvalues [rank] and eigenvectors [D, rank]."""
+        if self.rank == self.width:
+            return scipy.linalg.eigh(self.within)
+        basis = _leading_eigenvectors(self.total, self.rank)[1]
+        variances, axes = scipy.linalg.eigh(basis.T @ self.within @ basis)
+        return variances, basis @ axes
 
     def _centred(self, kernel: np.ndarray) -> Start:
         return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))
 
     def _require(self, embedding_dim: int) -> None:
-        if embedding_dim > self.width:
+        if embedding_dim > self.rank:
             raise ValueError(
                 f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
-                f"{self.width}. Lower head.embedding_dim, or use start: random."
+                f"{self.rank}. Lower head.embedding_dim, or use start: random."
             )
 
 

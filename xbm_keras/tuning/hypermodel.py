@@ -17,7 +17,9 @@ from xbm_keras.config import check_config
 from xbm_keras.loading import Dataset, load_dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config, HeadConfig
+from xbm_keras.selection import choose_start, closed_forms_of
 from xbm_keras.stages.backbone import Backbone
+from xbm_keras.stages.head_starts import ClosedForms
 from xbm_keras.tuning.space import check_space, declare, default_space, overridden, to_overrides
 
 
@@ -60,9 +62,9 @@ class HeadHyperModel(keras_tuner.HyperModel):
         super().__init__(name="head")
         self.config = config
         self.folds = folds
-        self.closed_forms = [experiment.closed_forms_of(fold, fold.with_views(fold.splits.train)) for fold in folds]
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
-        self._heads: dict[tuple[int, str], HeadConfig] = {}
+        self._heads: dict[str, HeadConfig] = {}
+        self._closed_forms: dict[tuple[int, float], ClosedForms] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
 
@@ -128,12 +130,16 @@ class HeadHyperModel(keras_tuner.HyperModel):
         return {**metrics, "seconds": time.monotonic() - began}
 
     def _start(self, config: Config, fold: int) -> XBMModel:
-        dataset, closed_forms = self.folds[fold], self.closed_forms[fold]
-        key = (fold, config.head.model_dump_json())
-        if key not in self._heads:  # the choice of start and shrinkage scores many heads: once for all trials
-            self._heads[key] = experiment.choose_start(config.head, closed_forms, dataset)
+        dataset, key = self.folds[fold], config.head.model_dump_json()
+        if key not in self._heads:  # the choice of the start scores many heads: once for all trials
+            self._heads[key] = choose_start(config.head, dataset)
         config = config.model_copy(update={"head": self._heads[key]})
-        return experiment.start_model(config, dataset, None, dataset.with_views(dataset.splits.train), closed_forms)
+        train, power = dataset.with_views(dataset.splits.train), config.head.power
+        if config.head.start == "random":
+            return experiment.start_model(config, dataset, None, train)
+        if (fold, power) not in self._closed_forms:
+            self._closed_forms[fold, power] = closed_forms_of(dataset, train, power)
+        return experiment.start_model(config, dataset, None, train, self._closed_forms[fold, power])
 
     def _fit_fold(
         self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()

@@ -1,0 +1,112 @@
+"""What a run chooses on training items that it holds out: the start of the head, and the number of epochs."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from xbm_keras import progress, schema
+from xbm_keras.data.rows import UnitRows
+from xbm_keras.evaluation import evaluate_retrieval
+from xbm_keras.loading import Dataset, blaming_config
+from xbm_keras.stages.head_starts import ClosedForms, Start
+
+AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
+PARAMETERS = {"whiten": ("shrinkage",), "lda": ("shrinkage", "weighting"), "nda": ("shrinkage", "weighting")}
+TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.1, 0.2)}  # where a parameter is auto
+POWERS = (1.0, 0.5)  # that head.power: auto tries
+MAX_FOLDS = 4  # that choose the start
+RANK = 384  # of closed forms that are only compared: the time grows with its third power
+MAX_SCORED_ITEMS = 4096  # of a fold
+
+
+def closed_forms_of(
+    dataset: Dataset, positions: np.ndarray, power: float = 1.0, rank: int | None = None
+) -> ClosedForms:
+    """One pass over the features of these items, raised to the head's power."""
+    with progress.watch(UnitRows(dataset.features, positions, power), "closed form") as rows:
+        return ClosedForms(rows, dataset.labels[positions], rank)
+
+
+def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
+    """The closed form that the config names."""
+    with blaming_config():
+        parameters = [getattr(config, name) for name in PARAMETERS.get(config.start, ())]
+        return getattr(closed_forms, config.start)(config.embedding_dim, *parameters)
+
+
+def choose_start(config: schema.HeadConfig, dataset: Dataset) -> schema.HeadConfig:
+    """The same config, with what suits held-out training items best in place of "auto".
+
+    Best is the highest MAP@R, the mean over the folds of what trains: one fold has too few classes to choose by. The
+    power comes last, for the start that is best with features as they are.
+    """
+    powers = POWERS if config.power == "auto" else (config.power,)
+    if config.start == "random":
+        return config.model_copy(update={"power": powers[0]})
+    choices = []
+    for start in AUTO_STARTS if config.start == "auto" else (config.start,):
+        names = PARAMETERS.get(start, ())
+        given = [getattr(config, name) for name in names]
+        tried = [TRIED[name] if value == "auto" else (value,) for name, value in zip(names, given, strict=True)]
+        for values in itertools.product(*tried):
+            update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
+            choices.append(config.model_copy(update=update))
+    best = _best_start(choices, dataset)
+    return _best_start([best.model_copy(update={"power": power}) for power in powers], dataset)
+
+
+def _best_start(choices: list[schema.HeadConfig], dataset: Dataset) -> schema.HeadConfig:
+    """The choice of the highest MAP@R on held-out items, the mean over folds; the first one where several are."""
+    if len(choices) == 1:
+        return choices[0]
+    scores = np.zeros(len(choices))
+    splits = dataset.splits
+    everything = np.union1d(splits.train, splits.validation)
+    for fold in (splits.folds or (splits.validation,))[:MAX_FOLDS]:
+        rest = dataset.with_views(np.setdiff1d(everything, fold))
+        scored = _some_classes(fold, dataset.labels)
+        labels = dataset.labels[scored]
+        for power in {choice.power for choice in choices}:
+            closed_forms = closed_forms_of(dataset, rest, power, max(RANK, choices[0].embedding_dim))
+            features = np.asarray(UnitRows(dataset.features, scored, power))
+            for i, choice in enumerate(choices):
+                if choice.power == power:
+                    kernel, bias = make_start(choice, closed_forms)
+                    scores[i] += evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
+    return choices[int(np.argmax(scores))]
+
+
+def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads."""
+    names, counts = np.unique(labels[positions], return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), MAX_SCORED_ITEMS))
+    return positions[np.isin(labels[positions], names[order[:num_classes]])]
+
+
+def other_folds(dataset: Dataset, count: int) -> list[Dataset]:
+    """The same data with other training items held out, at most so many times."""
+    splits = dataset.splits
+    folds = [fold for fold in splits.folds if not np.array_equal(fold, splits.validation)][:count]
+    everything = np.union1d(splits.train, splits.validation)
+    return [
+        dataclasses.replace(
+            dataset, splits=dataclasses.replace(splits, train=np.setdiff1d(everything, fold), validation=fold)
+        )
+        for fold in folds
+    ]
+
+
+def best_epoch(curves: Sequence[Sequence[float]]) -> int:
+    """The epoch of the highest mean score over folds.
+
+    Args:
+        curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score; none at
+            all leave epoch 0.
+    """
+    length = max(map(len, curves))
+    if not length:
+        return 0
+    return int(np.argmax(np.mean([[*curve, *[curve[-1]] * (length - len(curve))] for curve in curves], axis=0)))
