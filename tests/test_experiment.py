@@ -51,6 +51,13 @@ def test_start_and_shrinkage_are_the_best_over_the_folds(dataset, start):
     assert means[chosen.start, *arguments] == max(means.values())
 
 
+@pytest.mark.parametrize(("enough", "folds"), [(1, 1), (3, 1), (4, 2), (9, 3), (1000, 4)])
+def test_many_classes_need_fewer_folds(dataset, monkeypatch, enough, folds):
+    """The data holds out three classes."""
+    monkeypatch.setattr(selection, "ENOUGH_CLASSES", enough)
+    assert selection.enough_folds(dataset) == folds
+
+
 @pytest.mark.parametrize("start", ["identity", "pca", "lda"])
 def test_the_power_is_the_best_over_the_folds(dataset, start):
     scores = []

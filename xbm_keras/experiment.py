@@ -16,7 +16,15 @@ from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
 from xbm_keras.loading import Dataset, blaming_config
 from xbm_keras.model import XBMModel
-from xbm_keras.selection import PARAMETERS, best_epoch, choose_start, closed_forms_of, make_start, other_folds
+from xbm_keras.selection import (
+    PARAMETERS,
+    best_epoch,
+    choose_start,
+    closed_forms_of,
+    enough_folds,
+    make_start,
+    other_folds,
+)
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
@@ -247,7 +255,8 @@ def run(
     model = start_model(config, dataset, backbone, train)
     start = copy_head(model.head)
     is_for_refit = config.training.refit and config.training.epochs > 0
-    folds = other_folds(dataset, config.training.folds - 1) if is_for_refit else []
+    num_folds = enough_folds(dataset) if config.training.folds == "auto" else config.training.folds
+    folds = other_folds(dataset, num_folds - 1) if is_for_refit else []
     log.info(
         "Phase select: %d items train, %d of held-out classes choose the epoch; so %d times, each with other classes.",
         len(splits.train),

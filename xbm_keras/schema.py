@@ -193,9 +193,10 @@ class Training(Section):
 
     epochs: Annotated[int, Field(ge=0)] = 10
     """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
-    folds: Positive = 4
+    folds: Positive | Literal["auto"] = "auto"
     """How many times other training classes are held out to choose the epoch by the mean; at most as many as
-    data.split.validation_fraction leaves room for. 1 is cheaper, and left to chance where classes are few."""
+    data.split.validation_fraction leaves room for. "auto" takes up to 4, until a hundred classes were held out: to
+    choose by fewer is left to chance."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32

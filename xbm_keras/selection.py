@@ -16,7 +16,8 @@ AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
 PARAMETERS = {"whiten": ("shrinkage",), "lda": ("shrinkage", "weighting"), "nda": ("shrinkage", "weighting")}
 TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.1, 0.2)}  # where a parameter is auto
 POWERS = (1.0, 0.5)  # that head.power: auto tries
-MAX_FOLDS = 4  # that choose the start
+MAX_FOLDS = 4
+ENOUGH_CLASSES = 100  # to choose by; more folds would cost time and change little
 RANK = 384  # of closed forms that are only compared: the time grows with its third power
 MAX_SCORED_ITEMS = 4096  # of a fold
 
@@ -39,8 +40,8 @@ def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
 def choose_start(config: schema.HeadConfig, dataset: Dataset) -> schema.HeadConfig:
     """The same config, with what suits held-out training items best in place of "auto".
 
-    Best is the highest MAP@R, the mean over the folds of what trains: one fold has too few classes to choose by. The
-    power comes last, for the start that is best with features as they are.
+    Best is the highest MAP@R, the mean over as many folds of what trains as `enough_folds` says. The power comes last,
+    for the start that is best with features as they are.
     """
     powers = POWERS if config.power == "auto" else (config.power,)
     if config.start == "random":
@@ -64,7 +65,7 @@ def _best_start(choices: list[schema.HeadConfig], dataset: Dataset) -> schema.He
     scores = np.zeros(len(choices))
     splits = dataset.splits
     everything = np.union1d(splits.train, splits.validation)
-    for fold in (splits.folds or (splits.validation,))[:MAX_FOLDS]:
+    for fold in (splits.folds or (splits.validation,))[: enough_folds(dataset)]:
         rest = dataset.with_views(np.setdiff1d(everything, fold))
         scored = _some_classes(fold, dataset.labels)
         labels = dataset.labels[scored]
@@ -76,6 +77,12 @@ def _best_start(choices: list[schema.HeadConfig], dataset: Dataset) -> schema.He
                     kernel, bias = make_start(choice, closed_forms)
                     scores[i] += evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
     return choices[int(np.argmax(scores))]
+
+
+def enough_folds(dataset: Dataset) -> int:
+    """So many that their classes are enough to choose by: a few classes say little of others."""
+    num_classes = len(np.unique(dataset.labels[dataset.splits.validation]))
+    return min(MAX_FOLDS, -(-ENOUGH_CLASSES // max(1, num_classes)))
 
 
 def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
