@@ -7,6 +7,7 @@ from xbm_keras.stages.cosine_scores import cosine_scores
 from xbm_keras.stages.hard_top_k import HardTopK, Picks
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.head_starts import ClosedForms, Start
+from xbm_keras.stages.neighbor_top_k import NeighborTopK
 from xbm_keras.stages.pair_losses import (
     CircleLoss,
     ContrastiveLoss,
@@ -17,6 +18,7 @@ from xbm_keras.stages.pair_losses import (
     NTXentLoss,
     PairLoss,
     RecallSurrogateLoss,
+    SimilarityAlignmentLoss,
     SmoothAPLoss,
     SupConLoss,
     TripletLoss,
@@ -37,11 +39,13 @@ __all__ = [
     "MarginLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
+    "NeighborTopK",
     "NonFiniteFeatures",
     "PairLoss",
     "Picks",
     "RecallSurrogateLoss",
     "Rows",
+    "SimilarityAlignmentLoss",
     "Sketch",
     "SmoothAPLoss",
     "Start",

@@ -8,26 +8,32 @@ import keras
 import pandas as pd
 
 from xbm_keras.evaluation import RetrievalEvaluation
+from xbm_keras.neighbor_evaluation import NeighborEvaluation
 from xbm_keras.progress import Bar
 
 log = logging.getLogger("xbm_keras")
 SECONDS_BETWEEN_LINES = 10
+SCORES = {"val_map_at_r": "MAP@R", "val_agreement": "agreement with the frozen features"}
 
 
 class KeepBestHead(keras.callbacks.Callback):
-    """Ends with the head of the epoch of the best `val_map_at_r`; epoch 0, the untrained head, is a candidate.
+    """Ends with the head of the epoch of the best score; epoch 0, the untrained head, is a candidate.
 
     Only the head is copied: `EarlyStopping(restore_best_weights=True)` would copy the memory at each improvement.
 
     Args:
         evaluation: stands before this one in the list of callbacks.
         patience: epochs without improvement after which training stops.
+        monitor: name of the score in the logs, higher is better.
     """
 
-    def __init__(self, evaluation: RetrievalEvaluation, patience: int):
+    def __init__(
+        self, evaluation: RetrievalEvaluation | NeighborEvaluation, patience: int, monitor: str = "val_map_at_r"
+    ):
         super().__init__()
         self.evaluation = evaluation
         self.patience = patience
+        self.monitor = monitor
         self.epoch = 0
         self.weights: list | None = None
         self.scores: list[float] = []
@@ -35,15 +41,15 @@ class KeepBestHead(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Epoch 0."""
-        self.best = self.evaluation.baseline["val_map_at_r"]
+        self.best = self.evaluation.baseline[self.monitor]
         self.scores = [self.best]
         self.weights = self.model.head.get_weights()
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the head where it is the best so far."""
-        self.scores.append(logs["val_map_at_r"])
-        if logs["val_map_at_r"] > self.best:
-            self.epoch, self.best = epoch + 1, logs["val_map_at_r"]
+        self.scores.append(logs[self.monitor])
+        if logs[self.monitor] > self.best:
+            self.epoch, self.best = epoch + 1, logs[self.monitor]
             self.weights = self.model.head.get_weights()
         elif epoch + 1 - self.epoch >= self.patience:
             self.model.stop_training = True
@@ -52,6 +58,30 @@ class KeepBestHead(keras.callbacks.Callback):
         """Back to the best head; to be called, too, where an exception ended the training."""
         if self.weights is not None:
             self.model.head.set_weights(self.weights)
+
+
+class NextWidth(keras.callbacks.Callback):
+    """Takes a head with `nesting="sequential"` from stage to stage, each with an equal part of the epochs.
+
+    The optimizer begins anew with each stage, its schedule included: what it has gathered would move weights that are
+    to stay.
+
+    Args:
+        epochs: in all; with fewer than there are widths the last ones are left out.
+    """
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """The stage of this epoch."""
+        head = self.model.head
+        stage = epoch * len(head.widths) // max(self.epochs, len(head.widths))
+        if stage != int(head.stage.value):
+            head.stage.assign(stage)
+            for variable in self.model.optimizer.variables:
+                variable.assign(keras.ops.zeros_like(variable))
 
 
 class HistoryCsv(keras.callbacks.Callback):
@@ -89,9 +119,10 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Note loss and score."""
         parts = [f"epoch {epoch + 1}/{self.params['epochs']}"]
-        if "val_map_at_r" in logs:
-            self.best = max(self.best, (logs["val_map_at_r"], -epoch - 1))
-            parts.append(f"MAP@R {logs['val_map_at_r']:.4f} (best {self.best[0]:.4f}, epoch {-self.best[1]})")
+        for name, title in SCORES.items():
+            if name in logs:
+                self.best = max(self.best, (logs[name], -epoch - 1))
+                parts.append(f"{title} {logs[name]:.4f} (best {self.best[0]:.4f}, epoch {-self.best[1]})")
         parts.append(f"loss {logs['loss']:.4f}")
         self.bar.advance(0, ", ".join(parts))
         log.debug("%s: %s", parts[0], ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))

@@ -158,7 +158,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     """Writes `val_recall_at_1`, `val_map_at_r` and so on into the logs of `XBMModel.fit` after each epoch.
 
     Callbacks behind this one in the list, such as `ModelCheckpoint` and `EarlyStopping`, read them; say `mode="max"`
-    there. The scores of the head that training starts from are in `baseline`, under the same names.
+    there. Of a head with nested widths they are the means over the widths. The scores of the head that training starts
+    from are in `baseline`, under the same names.
 
     Args:
         features: [N, D] features of the validation items.
@@ -229,11 +230,14 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def _scores(self) -> dict[str, float]:
         vectors, labels, q = embed(self.model.head, self._rows), self.labels, self.is_query
-        if q is None:
-            scores = evaluate_retrieval(vectors, labels, ks=self.ks)
-        else:
-            scores = evaluate_retrieval(vectors[q], labels[q], vectors[~q], labels[~q], self.ks)
-        return {self.prefix + name: value for name, value in scores.items()}
+        scores = []
+        for width in self.model.head.widths:
+            v = vectors[:, :width]
+            if q is None:
+                scores.append(evaluate_retrieval(v, labels, ks=self.ks))
+            else:
+                scores.append(evaluate_retrieval(v[q], labels[q], v[~q], labels[~q], self.ks))
+        return {self.prefix + name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
 
 
 if __name__ == "__main__":

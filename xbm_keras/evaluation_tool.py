@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from xbm_keras import experiment, saved_run, terminal
+from xbm_keras import saved_run, terminal
+from xbm_keras.scoring import compare
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.embed:
             write_vectors(pathlib.Path(options.embed), head, dataset)
         heads = {"frozen": None, "trained": head}
-        scores = {name: experiment.score(dataset, each, dataset.splits.test) for name, each in heads.items()}
-    metrics = {protocol: {name: scores[name][protocol] for name in heads} for protocol in scores["frozen"]}
+        metrics = compare(dataset, heads, dataset.splits.test)
     terminal.print_scores(metrics)
     if options.output:
         pathlib.Path(options.output).write_text(json.dumps(metrics, indent=1), "utf-8")
@@ -44,5 +44,6 @@ def write_vectors(path: pathlib.Path, head, dataset) -> None:
     """Write the embeddings [N, E] of the test items, and, line for line, their keys and labels."""
     test = dataset.splits.test
     np.save(path, saved_run.embed_items(head, dataset, test))
-    labels = np.array(dataset.label_names)[dataset.labels[test]]
-    pd.DataFrame({"key": dataset.keys[test], "label": labels}).to_csv(path.with_suffix(".csv"), index=False)
+    pd.DataFrame({"key": dataset.keys[test], "label": dataset.names_of(test)}).to_csv(
+        path.with_suffix(".csv"), index=False
+    )

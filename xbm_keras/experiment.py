@@ -9,13 +9,15 @@ import keras
 import numpy as np
 
 from xbm_keras import progress, schema
-from xbm_keras.callbacks import HistoryCsv, KeepBestHead, TrainingProgress
+from xbm_keras.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
 from xbm_keras.costs import Costs
-from xbm_keras.data.batches import PKSampler, batch_dataset
+from xbm_keras.data.batches import PKSampler, ShuffledSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import RetrievalEvaluation, embed, evaluate_retrieval
+from xbm_keras.evaluation import RetrievalEvaluation
 from xbm_keras.loading import Dataset, blaming_config
 from xbm_keras.model import XBMModel
+from xbm_keras.neighbor_evaluation import NeighborEvaluation
+from xbm_keras.scoring import Scores, compare
 from xbm_keras.selection import (
     PARAMETERS,
     best_epoch,
@@ -30,6 +32,7 @@ from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.head_starts import ClosedForms
+from xbm_keras.stages.neighbor_top_k import NeighborTopK
 from xbm_keras.stages.pair_losses import (
     CircleLoss,
     ContrastiveLoss,
@@ -39,6 +42,7 @@ from xbm_keras.stages.pair_losses import (
     MultiSimilarityLoss,
     NTXentLoss,
     RecallSurrogateLoss,
+    SimilarityAlignmentLoss,
     SmoothAPLoss,
     SupConLoss,
     TripletLoss,
@@ -48,6 +52,8 @@ from xbm_keras.stages.sketch import Sketch, principal_directions
 
 log = logging.getLogger("xbm_keras")
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
+TOP_K = {"hard": HardTopK, "neighbors": NeighborTopK}
+MINING = ("mine_in", "key_refresh", "sketch_dim", "rerank")  # of top_k, what is an argument of the model
 LOSSES = {
     "contrastive": ContrastiveLoss,
     "margin": MarginLoss,
@@ -61,6 +67,7 @@ LOSSES = {
     "triplet": TripletLoss,
     "smooth_ap": SmoothAPLoss,
     "recall_surrogate": RecallSurrogateLoss,
+    "similarity_alignment": SimilarityAlignmentLoss,
 }
 
 
@@ -85,31 +92,33 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
             "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
         )
     c, seed = config.head, config.training.seed
+    picking = config.top_k.model_dump(exclude={"kind"})
+    mining = {name: picking.pop(name) for name in MINING if name in picking}
+    if mining and mining["mine_in"] == "sketch":
+        mining["sketch"] = Sketch(mining.pop("sketch_dim"))
+    mining.pop("sketch_dim", None)
     model = XBMModel(
         backbone,
-        Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, name="head"),
+        Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, c.widths, c.width_weights, c.nesting, name="head"),
         CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
-        HardTopK(
-            **config.top_k.model_dump(exclude={"mine_in", "key_refresh", "sketch_dim", "rerank"}),
-            seed=seed,
-            name="top_k",
-        ),
+        TOP_K[config.top_k.kind](**picking, seed=seed, name="top_k"),
         LOSSES[config.loss.name](**config.loss.model_dump(exclude={"name"})),
-        mine_in=config.top_k.mine_in,
         # A prefilled memory that holds all training items has nothing to learn from a batch.
         enqueue=not (config.memory.prefill and memory_size == num_rows),
-        key_refresh=config.top_k.key_refresh,
-        sketch=Sketch(config.top_k.sketch_dim) if config.top_k.mine_in == "sketch" else None,
-        rerank=config.top_k.rerank,
+        **mining,
         name="xbm",
     )
     model.build({"features": (None, width)})
     num_steps = max(1, config.training.epochs * steps_per_epoch(config, make_sampler(config, labels)))
-    rate = keras.optimizers.schedules.ExponentialDecay(
-        FIRST_RATE * config.training.learning_rate, num_steps, 1 / FIRST_RATE
-    )
+    if c.nesting == "sequential":
+        num_steps = max(1, num_steps // len(model.head.widths))  # each width has a schedule of its own
+    rate = config.training.learning_rate
+    if config.training.schedule == "cosine":
+        schedule = keras.optimizers.schedules.CosineDecay(rate, num_steps)
+    else:
+        schedule = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, num_steps, 1 / FIRST_RATE)
     model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=config.training.weight_decay),
+        keras.optimizers.AdamW(schedule, weight_decay=config.training.weight_decay),
         jit_compile=config.training.jit_compile,
     )
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
@@ -138,6 +147,8 @@ def start_model(
     if config.head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
         model.head.set_start(make_start(config.head, closed_forms).scaled())
+    if isinstance(model.top_k, NeighborTopK):
+        model.top_k.adapt(UnitRows(dataset.features, positions))
     if model.sketch is not None:
         rows = UnitRows(dataset.features, positions)
         with blaming_config():
@@ -150,13 +161,15 @@ def start_model(
     return model
 
 
-def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler:
+def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler | ShuffledSampler:
     """Batches of items with these labels."""
     c = config.training
+    if config.is_without_labels:
+        return ShuffledSampler(len(labels), min(c.batch_size, len(labels)), c.seed)
     return PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
 
 
-def steps_per_epoch(config: schema.Config, sampler: PKSampler) -> int:
+def steps_per_epoch(config: schema.Config, sampler: PKSampler | ShuffledSampler) -> int:
     """By default as many as draw the number of items once."""
     return config.training.steps_per_epoch or math.ceil(sampler.num_items / sampler.batch_size)
 
@@ -177,6 +190,8 @@ def fit(
     sampler = make_sampler(config, labels)
     batches = batch_dataset(UnitRows(dataset.features, positions), labels, dataset.sample_ids[positions], sampler)
     steps = steps_per_epoch(config, sampler)
+    if config.head.nesting == "sequential":
+        callbacks = [*callbacks, NextWidth(config.training.epochs)]
     with progress.bar("training", steps * epochs, "steps") as bar:
         all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
         model.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=all_callbacks, verbose=0, shuffle=False)
@@ -189,13 +204,18 @@ def select(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     show_progress: bool = True,
 ) -> KeepBestHead:
-    """Train on the training classes, and end with the head of the epoch that is best on the validation classes.
+    """Train on the training items, and end with the head of the epoch that is best on the validation items.
 
     Raises Interrupted by Ctrl-C.
     """
     splits = dataset.splits
-    evaluation = RetrievalEvaluation(UnitRows(dataset.features, splits.validation), dataset.labels[splits.validation])
-    best = KeepBestHead(evaluation, config.training.patience)
+    rows = UnitRows(dataset.features, splits.validation)
+    evaluation: RetrievalEvaluation | NeighborEvaluation
+    if config.is_without_labels:
+        evaluation, monitor = NeighborEvaluation(rows), "val_agreement"
+    else:
+        evaluation, monitor = RetrievalEvaluation(rows, dataset.labels[splits.validation]), "val_map_at_r"
+    best = KeepBestHead(evaluation, config.training.patience, monitor)
     train = dataset.with_views(splits.train)
     try:
         fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *callbacks], show_progress)
@@ -205,34 +225,12 @@ def select(
     return best
 
 
-def score(dataset: Dataset, head: Head | None, positions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Retrieval metrics `{protocol: {metric: value}}` of the items at these positions.
-
-    Args:
-        dataset: the items.
-        head: what embeds them; None for the frozen features themselves.
-        positions: [n]; the query/gallery protocol is there for the test items of data that has it.
-    """
-    labels = dataset.labels[positions]
-    rows = UnitRows(dataset.features, positions)
-    vectors = np.asarray(rows) if head is None else embed(head, rows)
-    results = {"leave_one_out": evaluate_retrieval(vectors, labels)}
-    splits = dataset.splits
-    if positions is splits.test and splits.is_query is not None:
-        q, g = splits.is_query, splits.is_gallery
-        results["query_gallery"] = evaluate_retrieval(vectors[q], labels[q], vectors[g], labels[g])
-    return results
-
-
-def compare(
-    config: schema.Config, dataset: Dataset, start: Head, trained: Head, positions: np.ndarray
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Retrieval metrics `{protocol: {embedding: {metric: value}}}`: frozen, closed form and trained side by side."""
+def _compare(config: schema.Config, dataset: Dataset, start: Head, trained: Head, positions: np.ndarray) -> Scores:
+    """Frozen, closed form and trained side by side."""
     heads = {"frozen": None, "closed_form": start, "trained": trained}
     if config.head.start == "random":
         del heads["closed_form"]
-    scores = {name: score(dataset, head, positions) for name, head in heads.items()}
-    return {protocol: {name: scores[name][protocol] for name in heads} for protocol in scores["frozen"]}
+    return compare(dataset, heads, positions, config.is_without_labels, config.export.codes)
 
 
 def run(
@@ -272,7 +270,7 @@ def run(
     kept = model.head.get_weights()  # what Ctrl-C leaves from here on
     try:
         costs.begin("select: validation")
-        validation = compare(config, dataset, start, model.head, splits.validation)
+        validation = _compare(config, dataset, start, model.head, splits.validation)
 
         if config.training.refit:
             costs.begin("refit: training")
@@ -283,7 +281,7 @@ def run(
             fit(config, dataset, model, everything, epoch, _logs(workdir, "refit"))
             kept = model.head.get_weights()
         costs.begin("test")
-        metrics = compare(config, dataset, start, model.head, splits.test)
+        metrics = _compare(config, dataset, start, model.head, splits.test)
     except KeyboardInterrupt as interrupt:
         model.head.set_weights(kept)
         raise Interrupted(model, epoch) from interrupt

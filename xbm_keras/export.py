@@ -3,7 +3,7 @@
 import io
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -11,9 +11,11 @@ import PIL.Image
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from xbm_keras.codes import CODES
 from xbm_keras.decoding import MAX_PIXELS, decode_all
 from xbm_keras.model import XBMModel
 from xbm_keras.stages.backbone import Backbone
+from xbm_keras.stages.cosine_scores import l2_normalize
 from xbm_keras.versions import latest_version, new_version
 from xbm_keras.warmup import write_requests
 
@@ -27,7 +29,12 @@ num_batch_threads { value: 2 }
 
 
 def export_encoder(
-    model: XBMModel, folder: pathlib.Path, *, weights: str = "float32", max_pixels: int = MAX_PIXELS
+    model: XBMModel,
+    folder: pathlib.Path,
+    *,
+    weights: str = "float32",
+    max_pixels: int = MAX_PIXELS,
+    codes: Sequence[str] = (),
 ) -> pathlib.Path:
     """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version.
 
@@ -40,6 +47,9 @@ def export_encoder(
       decodes them, each of any size, resized as in training. It also gives `valid`, bool [N]: a string that is no such
       picture, is damaged, or has more than `max_pixels` gets a zero vector and false, and does not disturb the others.
     - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
+    - `serving_default_<width>` and so on, of a head with nested widths: the same, but embeddings [N, width].
+
+    With `codes` each signature also gives `embeddings_int8` or `embeddings_binary`, see `xbm_keras.codes`.
 
     Preprocessing is inside, except for the tokenizer, whose operations TensorFlow alone does not have. The memory, the
     miner, the loss and the optimizer are not. In `assets.extra` lie requests with which TF Serving warms up, and beside
@@ -51,13 +61,17 @@ def export_encoder(
         weights: "float32"; or "float16" for half the size: matrices and kernels are kept in it and computed with in
             float32, vectors and the insides of a SavedModel backbone stay as they are.
         max_pixels: of an encoded picture, told by its header before it is decoded; of an animation, of all frames.
+        codes: "int8", "binary", or both.
 
     Returns:
         The folder of the new version.
 
     Raises:
-        ValueError: for other weights, or weights that float16 cannot hold.
+        ValueError: for other weights or codes, or weights that float16 cannot hold.
     """
+    unknown = set(codes) - set(CODES)
+    if unknown:
+        raise ValueError(f"Received codes={list(codes)}; expected some of {', '.join(CODES)}.")
     if weights not in ("float32", "float16"):
         raise ValueError(f"Received weights={weights!r}; expected 'float32' or 'float16'.")
     stored = _half(model) if weights == "float16" else []
@@ -65,16 +79,24 @@ def export_encoder(
     def embed(features):
         return {"embeddings": model.head(model.unit_length(features))}
 
+    def embed_features(inputs):
+        return embed(inputs["features"])
+
     features = {"features": tf.TensorSpec((None, model.memory.feature_dim), tf.float32)}
-    signatures: dict[str, Signature] = {
-        "serve_features": (_with_weights(lambda inputs: embed(inputs["features"]), stored), features)
-    }
+    signatures: dict[str, Signature] = {"serve_features": (_with_weights(embed_features, stored), features)}
     backbone = model.backbone
     if backbone is None:
         signatures["serving_default"] = signatures["serve_features"]
     else:
         embed_inputs = _with_weights(lambda inputs: embed(backbone(inputs)), stored)
         signatures |= _of_inputs(backbone, embed_inputs, max_pixels)
+    signatures |= {
+        f"{name}_{width}": (_cut(function, width), inputs)
+        for name, (function, inputs) in signatures.items()
+        for width in model.head.widths[:-1]
+    }
+    if codes:
+        signatures = {name: (_with_codes(function, codes), inputs) for name, (function, inputs) in signatures.items()}
     archive = keras.export.ExportArchive()
     if backbone is not None and backbone.is_saved_model:
         archive.track(backbone.network)  # its tables; variables are found by themselves
@@ -90,6 +112,26 @@ def export_encoder(
 
 
 Signature = tuple[Callable, dict[str, tf.TensorSpec]]
+
+
+def _cut(function: Callable, width: int) -> Callable:
+    """The function, giving the beginnings of its embeddings, of unit length again."""
+
+    def cut(inputs):
+        outputs = function(inputs)
+        return {**outputs, "embeddings": l2_normalize(outputs["embeddings"][:, :width])}
+
+    return cut
+
+
+def _with_codes(function: Callable, codes: Sequence[str]) -> Callable:
+    """The function, also giving its embeddings in these codes."""
+
+    def coded(inputs):
+        outputs = function(inputs)
+        return {**outputs, **{f"embeddings_{name}": CODES[name](outputs["embeddings"]) for name in codes}}
+
+    return coded
 
 
 def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str, Signature]:

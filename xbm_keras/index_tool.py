@@ -70,8 +70,8 @@ def _from_run(options) -> tuple[index.Gallery, str]:
     dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
     saved_run.check_width(head, dataset)
     test = dataset.splits.test
-    labels = np.array(dataset.label_names).astype(str)[dataset.labels[test]]
-    gallery = index.Gallery(saved_run.embed_items(head, dataset, test), dataset.keys[test].astype(str), labels)
+    vectors, ids = saved_run.embed_items(head, dataset, test), dataset.keys[test].astype(str)
+    gallery = index.Gallery(vectors, ids, dataset.names_of(test))
     return gallery, fingerprint(_exported(options.model))
 
 

@@ -28,7 +28,7 @@ class Dataset:
     """[V * N, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
     all their augmented views, one view after the other."""
     labels: np.ndarray
-    """[V * N] int64, positions in `label_names`."""
+    """[V * N] int64, positions in `label_names`; all 0 where the data has no labels."""
     label_names: list
     sample_ids: np.ndarray
     """[V * N] int64."""
@@ -44,6 +44,17 @@ class Dataset:
     """Where the items are, to show some of them."""
     source_positions: np.ndarray
     """[N] their positions there."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the items have labels."""
+        return bool(self.label_names)
+
+    def names_of(self, positions: np.ndarray) -> np.ndarray:
+        """Labels of these items as text, empty where the data has none."""
+        if not self.has_labels:
+            return np.full(len(positions), "")
+        return np.array(self.label_names).astype(str)[self.labels[positions]]
 
     def with_views(self, positions: np.ndarray) -> np.ndarray:
         """Positions of these items and of all their views."""
@@ -129,8 +140,11 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
     """
     source = make_source(config)
     items = source.items
-    if items.labels is None:
-        raise sources.DataError("Received data without labels; expected one per item. Set the column that holds them.")
+    if items.labels is None and not config.is_without_labels:
+        raise sources.DataError(
+            f"Received data without labels; expected one per item, which the loss {config.loss.name!r} needs. Set the "
+            "column that holds them; or train without labels: --set loss.name=similarity_alignment."
+        )
     if isinstance(source, arrays.Features):
         features, positions, skipped, num_computed, num_views = source.features, np.arange(len(items.keys)), {}, 0, 1
     else:
@@ -139,10 +153,13 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
         skipped, num_computed = cached.skipped, cached.num_computed
     kept = sources.Items(
         items.keys[positions],
-        np.asarray(items.labels)[positions],
+        None if items.labels is None else np.asarray(items.labels)[positions],
         {name: values[positions] for name, values in items.columns.items()},
     )
-    names, codes = np.unique(kept.labels, return_inverse=True)
+    if kept.labels is None:
+        names, codes = np.empty(0), np.zeros(len(kept.keys), np.int64)
+    else:
+        names, codes = np.unique(kept.labels, return_inverse=True)
     sample_ids = np.tile(kept.sample_ids(), num_views)
     if config.cache.views_as_positives:
         views = [np.char.add(kept.keys.astype(str), f" view {v}" if v else "") for v in range(num_views)]

@@ -60,6 +60,27 @@ def map_at_r(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarray:
     return np.where(relevant, precision, 0.0).sum(axis=1) / np.asarray(num_relevant)
 
 
+def neighbor_overlap(found: np.ndarray, expected: np.ndarray, k: int) -> np.ndarray:
+    """Share of the first k expected items that are among the first k found, in any order, float64 [Q].
+
+    Args:
+        found: [Q, K] positions of items, best first, each at most once in a row.
+        expected: [Q, K'] the same by another ranking.
+        k: 1 or more; cut to K and K'.
+
+    Raises:
+        ValueError: for a k below 1, or rankings of different queries.
+    """
+    found, expected = np.asarray(found), np.asarray(expected)
+    if k < 1 or found.ndim != 2 or expected.ndim != 2 or len(found) != len(expected):
+        raise ValueError(
+            f"Received k={k} with rankings of shapes {found.shape} and {expected.shape}; expected k of 1 or more, and "
+            "[Q, K] for the same queries."
+        )
+    k = min(k, found.shape[1], expected.shape[1])
+    return (found[:, :k, None] == expected[:, None, :k]).any(axis=2).mean(axis=1)
+
+
 def _checked(hits: np.ndarray) -> np.ndarray:
     hits = np.asarray(hits)
     if hits.ndim != 2 or hits.dtype != bool:

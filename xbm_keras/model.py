@@ -8,6 +8,7 @@ from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.mining_keys import MiningKeys
+from xbm_keras.stages.neighbor_top_k import NeighborTopK
 from xbm_keras.stages.pair_losses import PairLoss
 from xbm_keras.stages.sketch import Sketch
 
@@ -21,8 +22,8 @@ class XBMModel(keras.Model):
     """Trains a head on a frozen backbone with pairs from a cross-batch memory, by plain `compile` and `fit`.
 
     Inputs are `{"inputs": x, "sample_id": int64 [B]}`, or `{"features": f [B, D], "sample_id": ...}` to train from
-    features that were computed before; `y` is the label, integer [B]. The same item must always carry the same id.
-    `model.encoder` is the result: a plain model from inputs to embeddings.
+    features that were computed before; `y` is the label, integer [B], or None with a loss that needs none. The same
+    item must always carry the same id. `model.encoder` is the result: a plain model from inputs to embeddings.
 
     Args:
         backbone: a `Backbone`; or None where the inputs are features.
@@ -40,8 +41,9 @@ class XBMModel(keras.Model):
         rerank: for `mine_in="sketch"`: of the best `rerank` k by sketch the best k by feature score are picked.
 
     Raises:
-        ValueError: for an unknown `mine_in`, or one whose arguments are missing; in a step, for a batch without labels,
-            or without sample ids where there is a memory.
+        ValueError: for an unknown `mine_in`, or one whose arguments are missing or that NeighborTopK does not take, or
+            for NeighborTopK with a loss that needs labels, or the reverse; in a step, for a batch without labels that
+            the loss needs, or without sample ids where there is a memory.
         NonFiniteFeatures: by `fit`, for a batch with NaN or infinite features.
 
     Example:
@@ -58,7 +60,7 @@ class XBMModel(keras.Model):
         backbone: Backbone | None,
         head: Head,
         memory: CircularMemory,
-        top_k: HardTopK,
+        top_k: HardTopK | NeighborTopK,
         pair_loss: PairLoss,
         mine_in: str = "features",
         enqueue: bool = True,
@@ -78,6 +80,12 @@ class XBMModel(keras.Model):
             raise ValueError(f"Received key_refresh={key_refresh!r}; expected 'exact' or a number of rows per step.")
         if not isinstance(rerank, int) or rerank < 1:
             raise ValueError(f"Received rerank={rerank!r}; expected a whole number, 1 or more.")
+        is_without_labels = isinstance(top_k, NeighborTopK)
+        if is_without_labels == pair_loss.uses_labels or (is_without_labels and mine_in != "features"):
+            raise ValueError(
+                f"Received {type(top_k).__name__} with {type(pair_loss).__name__} and mine_in={mine_in!r}; expected "
+                "NeighborTopK with a loss that uses no labels and mine_in='features', or HardTopK with one that does."
+            )
         self.backbone = backbone
         self.head = head
         self.memory = memory
@@ -111,7 +119,7 @@ class XBMModel(keras.Model):
             features_shape = (None, self.backbone.compute_output_shape(input_shape["inputs"])[-1])
         else:
             features_shape = (None, input_shape["inputs"][-1])
-        for stage in (self.head, self.memory, self.sketch):
+        for stage in (self.head, self.memory, self.top_k, self.sketch):
             if stage is not None and not stage.built:  # a loaded model brings its stages already built
                 stage.build(features_shape)
         self.built = True
@@ -141,17 +149,21 @@ class XBMModel(keras.Model):
         row_embeddings = self._embed_rows(rows, features, anchors)  # [M, E]; None where the picks are fewer
         keys = self._mining_space(features, anchors, rows, row_embeddings)  # [B, K] and [M, K], the latter in blocks
         picks = self.top_k(features, rows, labels, ids, **keys, jit_compile=self.jit_compile)  # [B, T]
-        similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)  # [B, T]
-        per_anchor = self.pair_loss(similarities, picks)  # [B]
+        # For each nested width of the embedding [B, T]; for most heads that is its full width alone.
+        similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
+        per_anchor = self.head.weighted_mean([self.pair_loss(each, picks) for each in similarities])  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
-        self._track(similarities, picks, is_valid)
+        self._track(similarities[-1], picks, is_valid)
         is_finite = self._check_finite(features, ids)
         return tf.where(is_finite, _mean(per_anchor, is_valid), float("nan"))
 
     def _labels_and_ids(self, x, y, y_pred):
-        """Labels and sample ids of the batch, int64 [B]."""
-        if y is None:
-            raise ValueError("Received a batch without labels; expected (inputs, labels). Pair losses need classes.")
+        """Labels and sample ids of the batch, int64 [B]; a loss that uses no labels gets none to see, all are 0."""
+        if y is None and self.pair_loss.uses_labels:
+            raise ValueError(
+                f"Received a batch without labels; expected (inputs, labels): {self.pair_loss.name} needs classes. "
+                "Without labels use SimilarityAlignmentLoss with NeighborTopK."
+            )
         ids = x.get("sample_id")
         if ids is None:
             if self.memory.memory_size:
@@ -161,7 +173,10 @@ class XBMModel(keras.Model):
                     "numbers the items, such as np.arange(num_items), or use CircularMemory(0)."
                 )
             ids = tf.range(tf.shape(y_pred["features"])[0])
-        return tf.cast(tf.reshape(y, [-1]), tf.int64), tf.cast(tf.reshape(ids, [-1]), tf.int64)
+        ids = tf.cast(tf.reshape(ids, [-1]), tf.int64)
+        if not self.pair_loss.uses_labels:
+            return tf.zeros_like(ids), ids
+        return tf.cast(tf.reshape(y, [-1]), tf.int64), ids
 
     def _enqueue(self, features, labels, ids) -> Rows:
         if self.enqueue:

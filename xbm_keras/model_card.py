@@ -3,14 +3,17 @@
 import datetime
 import importlib.metadata
 import pathlib
+from collections.abc import Mapping
 
 import yaml
 
+from xbm_keras.results import shown, title
+
 VERSIONS = ("xbm-keras", "keras", "tensorflow")
-METRICS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "map_at_r": "MAP@R"}
 PROTOCOLS = {
     "leave_one_out": "each test item queries all others",
     "query_gallery": "query items against gallery items",
+    "neighbors": "neighbours and similarities of the frozen features that are kept",
 }
 
 
@@ -38,7 +41,7 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
         f"| licence of its weights | {_license(config)} |",
         f"| data | `{config['data']['source']}`: `{origin}` |",
         f"| trained on | {_trained_on(data, metrics['phase'])} |",
-        f"| tested on | {items['test']:,} items of {classes['test']:,} classes |",
+        f"| tested on | {items['test']:,} items{_of_classes(classes['test'])} |",
         f"| left out | {len(data['skipped']):,} items that could not be read |",
         f"| recipe | {head['kind']} head, start `{head['start']}`, loss `{config['loss']['name']}`, "
         f"{metrics['validation']['epoch']} epochs, seed {config['training']['seed']} |",
@@ -52,7 +55,7 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
     ]
     for protocol, meaning in PROTOCOLS.items():
         if protocol in metrics:
-            lines += [*_table(meaning, metrics[protocol]), ""]
+            lines += [*_table(meaning, metrics[protocol], shown(protocol)), ""]
     lines += ["## How to call it", "", "| signature | takes |", "|---|---|"]
     lines += [f"| `{name}` | {inputs} |" for name, inputs in sorted(signatures.items())]
     lines += ["", "`saved_model_cli show --all --dir .` lists them with shapes and types.", "", "## The config", ""]
@@ -66,14 +69,19 @@ def _trained_on(data: dict, phase: str) -> str:
     parts = ("train", "validation") if phase == "refit" else ("train",)
     items, classes = (sum(data[what][part] for part in parts) for what in ("items", "classes"))
     chose = f"{data['items']['validation']:,} items {'of these' if phase == 'refit' else 'of other classes'}"
-    return f"{items:,} items of {classes:,} classes; {chose} chose the number of epochs"
+    return f"{items:,} items{_of_classes(classes)}; {chose} chose the number of epochs"
 
 
-def _table(meaning: str, embeddings: dict[str, dict[str, float]]) -> list[str]:
+def _of_classes(count: int) -> str:
+    """Nothing, where the items have no labels."""
+    return f" of {count:,} classes" if count else ""
+
+
+def _table(meaning: str, embeddings: dict[str, dict[str, float]], columns: Mapping[str, str]) -> list[str]:
     """Of one protocol a row for each embedding."""
-    rows = [f"| {meaning} | " + " | ".join(METRICS.values()) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    rows = [f"| {meaning} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, values in embeddings.items():
-        rows.append(f"| {name.replace('_', ' ')} | " + " | ".join(f"{values[key]:.3f}" for key in METRICS) + " |")
+        rows.append(f"| {title(name)} | " + " | ".join(f"{values[key]:.3f}" for key in columns) + " |")
     return rows
 
 

@@ -1,5 +1,8 @@
 """What the numbers of a run are called, and what they say in one sentence."""
 
+import statistics
+from collections.abc import Mapping
+
 SHOWN = {
     "recall_at_1": "R@1",
     "recall_at_5": "R@5",
@@ -8,11 +11,43 @@ SHOWN = {
     "r_precision": "R-Prec",
 }
 SMALL = 0.001  # of MAP@R: no difference worth speaking of
-PROTOCOLS = {"leave_one_out": "leave-one-out", "query_gallery": "query/gallery"}
+PROTOCOLS = {
+    "leave_one_out": "leave-one-out",
+    "query_gallery": "query/gallery",
+    "neighbors": "against the frozen features",
+}
+SHOWN_OF_NEIGHBORS = {
+    "neighbor_overlap_at_1": "overlap@1",
+    "neighbor_overlap_at_10": "overlap@10",
+    "similarity_rank_correlation": "rank corr.",
+}
+"""Shares of the nearest neighbours that the frozen features find, and Spearman's correlation of similarities."""
+
+
+def shown(protocol: str) -> Mapping[str, str]:
+    """The metrics of a protocol, and what they are called in tables."""
+    return SHOWN_OF_NEIGHBORS if protocol == "neighbors" else SHOWN
+
+
+def title(embedding: str) -> str:
+    """What an embedding is called in tables: "closed_form@64", nested, is "closed form, 64"."""
+    return embedding.replace("_", " ").replace("@", ", ")
+
+
+def widths_of(name: str, metric: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A metric of an embedding at each of its widths, by the name that the width has; the full one is "full"."""
+    found = {each.partition("@")[2] or "full": v[metric] for each, v in scores.items() if each.split("@")[0] == name}
+    return {width: found[width] for width in sorted(found, key=lambda w: (w == "full", int(w) if w != "full" else 0))}
 
 
 def outcome(metrics: dict) -> str:
-    """Whether the head is "better" than the frozen features, "worse", or "mixed": about the same, or best untrained."""
+    """Whether the head is "better" than the frozen features, "worse", or "mixed": about the same, or best untrained.
+
+    Of training without labels: whether it keeps more of the neighbours than the closed form does.
+    """
+    if "neighbors" in metrics:
+        gain = _kept(metrics)[1]
+        return "better" if gain >= SMALL else "worse" if gain <= -SMALL else "mixed"
     _, gain = _gain(metrics)
     above = _above_frozen(metrics)
     return "worse" if above < 0 else "mixed" if above < SMALL or gain <= -SMALL else "better"
@@ -20,6 +55,8 @@ def outcome(metrics: dict) -> str:
 
 def verdict(metrics: dict) -> str:
     """One sentence: is the trained head worth having."""
+    if "neighbors" in metrics:
+        return _verdict_without_labels(metrics)
     scores = {name: values["map_at_r"] for name, values in metrics["leave_one_out"].items()}
     best, gain = _gain(metrics)
     above = _above_frozen(metrics)
@@ -44,6 +81,30 @@ def verdict(metrics: dict) -> str:
     return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name}){beside}."
 
 
+def _verdict_without_labels(metrics: dict) -> str:
+    """How many of the neighbours are kept and, where there are labels to tell, what that does to retrieval."""
+    kept, gain = _kept(metrics)
+    num_widths = len(widths_of("trained", "neighbor_overlap_at_10", metrics["neighbors"]))
+    widths = f"Over its {num_widths} widths the" if num_widths > 1 else "The"
+    said = f"{widths} trained head keeps {kept:.1%} of the ten nearest neighbours"
+    if "closed_form" in metrics["neighbors"]:
+        said += f", {100 * abs(gain):.1f} points {'more' if gain >= 0 else 'LESS'} than its closed form"
+    if "leave_one_out" in metrics:
+        scores = metrics["leave_one_out"]
+        full, frozen = scores["trained"]["map_at_r"], scores["frozen"]["map_at_r"]
+        said += f"; at full width MAP@R is {full:.3f}, of the frozen features {frozen:.3f}"
+    return said + "."
+
+
+def _kept(metrics: dict) -> tuple[float, float]:
+    """Overlap of the trained head with the frozen features, mean over widths, and how much that is above its start."""
+    kept, start = (
+        [*widths_of(name, "neighbor_overlap_at_10", metrics["neighbors"]).values()]
+        for name in ("trained", "closed_form")
+    )
+    return statistics.mean(kept), statistics.mean(kept) - statistics.mean(start or [0.0])
+
+
 def _above_frozen(metrics: dict) -> float:
     """How much MAP@R the trained head is above the frozen features."""
     scores = metrics["leave_one_out"]
@@ -53,6 +114,6 @@ def _above_frozen(metrics: dict) -> float:
 def _gain(metrics: dict) -> tuple[str, float]:
     """The best of the others, and how much MAP@R the trained head is above it."""
     scores = {name: values["map_at_r"] for name, values in metrics["leave_one_out"].items()}
-    others = {name: value for name, value in scores.items() if name != "trained"}
+    others = {name: value for name, value in scores.items() if not name.startswith("trained")}
     best = max(others, key=others.__getitem__)
     return best, scores["trained"] - others[best]

@@ -21,7 +21,7 @@ from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.report.projector import write_projector
 from xbm_keras.report.run_report import write_run_report
-from xbm_keras.schema import Config
+from xbm_keras.schema import Config, Neighbors
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.hub_backbone import HubBackbone
 
@@ -58,9 +58,7 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
     about: dict = {
         "labels": dataset.label_names,
         "items": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-        "classes": {
-            name: len(np.unique(dataset.labels[getattr(splits, name)])) for name in ("train", "validation", "test")
-        },
+        "classes": {name: _num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
         "skipped": dataset.skipped,
         "read_for_backbone": dataset.num_computed,
@@ -87,9 +85,8 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
 
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
     """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
-    target = export_encoder(
-        model, workdir / "export", weights=config.export.weights, max_pixels=config.export.max_pixels
-    )
+    c = config.export
+    target = export_encoder(model, workdir / "export", weights=c.weights, max_pixels=c.max_pixels, codes=c.codes)
     about = json.loads((workdir / "data.json").read_text("utf-8"))
     card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(target))
     (target / "model_card.md").write_text(card, "utf-8")
@@ -126,17 +123,26 @@ def write_report(
         log.warning("The report could not be written: %s", error)
 
 
+def _num_classes(dataset: Dataset, positions: np.ndarray) -> int:
+    return len(np.unique(dataset.labels[positions])) if dataset.has_labels else 0
+
+
 def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:
     """What was run, for people."""
     c, splits, data = config, dataset.splits, config.data
     where = next((getattr(data, name) for name in ("root", "path", "name") if hasattr(data, name)), None)
     network = c.backbone
     counts = {
-        name: f"{len(rows):,} items, {len(np.unique(dataset.labels[rows])):,} classes"
+        name: f"{len(rows):,} items" + (f", {_num_classes(dataset, rows):,} classes" if dataset.has_labels else "")
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
     memory_size = min(c.memory.memory_size, len(splits.train) + len(splits.validation) * c.training.refit)
     start = metrics["validation"].get("start", c.head.start)  # which one, where the config says "auto"
+    widths = ", ".join(map(str, c.head.widths or [c.head.embedding_dim]))
+    if isinstance(c.top_k, Neighbors):
+        picked = f"{c.top_k.num_neighbors} neighbours, {c.top_k.num_random} random rows, without labels"
+    else:
+        picked = f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}"
     devices = tf.config.list_physical_devices("GPU")
     return {
         "Data": f"{where} ({data.source})" if where else data.source,
@@ -147,9 +153,9 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
         "Training": counts["train"],
         "Validation": counts["validation"],
         "Test": counts["test"],
-        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {c.head.embedding_dim} dimensions, start {start}",
+        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {widths} dimensions, start {start}",
         "Memory": f"{memory_size:,} rows, {c.memory.storage_dtype}" if memory_size else "off: pairs within a batch",
-        "Top-k sample": f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}",
+        "Top-k sample": picked,
         "Loss": ", ".join(f"{name} {value}" for name, value in c.loss.model_dump().items()).removeprefix("name "),
         "Epochs": f"{metrics['validation']['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
         "Seed": str(c.training.seed),

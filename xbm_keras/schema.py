@@ -1,18 +1,13 @@
 """The schema of configs/*.yaml. Its defaults are the recipe: a file names the data, and what it wants otherwise."""
 
-import math
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
 from xbm_keras.data_schema import BackboneConfig, Cache, DataConfig, Positive, Section
+from xbm_keras.loss_schema import AboveZero, Cosine, LossConfig, SupCon, UpTo2
 from xbm_keras.search_schema import Search
-
-AboveZero = Annotated[float, Field(gt=0)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
-UpTo2 = Annotated[float, Field(ge=0, le=2)]
-"""A distance of unit vectors, or a difference of cosines."""
 
 
 class HeadConfig(Section):
@@ -31,6 +26,33 @@ class HeadConfig(Section):
     or 0.2, by the same folds."""
     power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
+    widths: list[Positive] | None = None
+    """Nested ones, such as [16, 32, 64, 128]: each beginning of the embedding is trained to be an embedding itself. The
+    last one is `embedding_dim`, which need not be given then."""
+    width_weights: list[AboveZero] | None = None
+    """Of the losses of the nested widths; by default their squares."""
+    nesting: Literal["joint", "sequential"] = "joint"
+    """"sequential": the narrowest width first, then the columns that the next one adds, while the others stay."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _widest(cls, values):
+        """The widest nested width is the embedding's."""
+        if isinstance(values, dict) and isinstance(values.get("widths"), list) and "embedding_dim" not in values:
+            return {**values, "embedding_dim": max(values["widths"], default=None)}
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _nested(self):
+        widths = self.widths
+        if widths is not None and (widths != sorted(set(widths)) or [self.embedding_dim] != widths[-1:]):
+            raise ValueError(
+                f"widths {widths} with embedding_dim {self.embedding_dim}; expected ascending widths, of which "
+                "embedding_dim is the last"
+            )
+        if self.width_weights is not None and len(self.width_weights) != len(widths or ()):
+            raise ValueError(f"width_weights {self.width_weights} with widths {widths}; expected one for each width")
+        return self
 
 
 class Memory(Section):
@@ -44,8 +66,9 @@ class Memory(Section):
 
 
 class TopK(Section):
-    """The top-k sample."""
+    """The top-k sample, by labels."""
 
+    kind: Literal["hard"] = "hard"
     num_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 32
     num_positives: Annotated[int, Field(ge=0)] | Literal["all"] = 8
     positives: Literal["hardest", "easiest", "random"] = "random"
@@ -75,117 +98,16 @@ class TopK(Section):
         return self
 
 
-class Contrastive(Section):
-    """Contrastive loss on cosine similarities."""
+class Neighbors(Section):
+    """The top-k sample without labels."""
 
-    name: Literal["contrastive"]
-    positive_margin: Cosine = 0.9
-    negative_margin: Cosine = 0.4
-
-
-class Margin(Section):
-    """Margin loss on Euclidean distances of unit vectors."""
-
-    name: Literal["margin"]
-    margin: UpTo2 = 0.2
-    beta: UpTo2 = 1.2
-    """The boundary between positives and negatives."""
-
-
-class MultiSimilarity(Section):
-    """Multi-similarity loss; `epsilon: null` keeps all pairs, else only those that its mining finds informative."""
-
-    name: Literal["multi_similarity"]
-    alpha: AboveZero = 2.0
-    beta: AboveZero = 50.0
-    base: Cosine = 0.5
-    epsilon: UpTo2 | None = 0.1
-
-
-class SupCon(Section):
-    """Supervised contrastive loss."""
-
-    name: Literal["supcon"]
-    temperature: AboveZero = 0.05
-
-
-class InfoNCE(Section):
-    """InfoNCE loss."""
-
-    name: Literal["info_nce"]
-    temperature: AboveZero = 0.1
-
-
-class NTXent(Section):
-    """NT-Xent loss."""
-
-    name: Literal["nt_xent"]
-    temperature: AboveZero = 0.1
-
-
-class Tuplet(Section):
-    """Tuplet margin loss; `margin: 0` is the N-pair loss."""
-
-    name: Literal["tuplet"]
-    margin: Annotated[float, Field(ge=0, le=math.pi / 2)] = 0.1
-    """In radians."""
-    scale: AboveZero = 64.0
-
-
-class Circle(Section):
-    """Circle loss."""
-
-    name: Literal["circle"]
-    margin: Annotated[float, Field(ge=0, le=1)] = 0.4
-    gamma: AboveZero = 80.0
-
-
-class LiftedStructure(Section):
-    """Generalised lifted structure loss on Euclidean distances of unit vectors."""
-
-    name: Literal["lifted_structure"]
-    margin: UpTo2 = 1.0
-    temperature: AboveZero = 1.0
-
-
-class Triplet(Section):
-    """Triplet loss; `margin: null` is the soft form."""
-
-    name: Literal["triplet"]
-    margin: UpTo2 | None = 0.1
-
-
-class SmoothAP(Section):
-    """Smooth average precision."""
-
-    name: Literal["smooth_ap"]
-    temperature: AboveZero = 0.01
-
-
-class RecallSurrogate(Section):
-    """Smooth Recall@k, the mean over several k."""
-
-    name: Literal["recall_surrogate"]
-    ks: list[Positive] = Field([1, 2, 4, 8, 16], min_length=1)
-    temperature: AboveZero = 0.01
-    rank_temperature: AboveZero = 1.0
-
-
-LossConfig = Annotated[
-    Contrastive
-    | Margin
-    | MultiSimilarity
-    | SupCon
-    | InfoNCE
-    | NTXent
-    | Tuplet
-    | Circle
-    | LiftedStructure
-    | Triplet
-    | SmoothAP
-    | RecallSurrogate,
-    Field(discriminator="name"),
-]
+    kind: Literal["neighbors"] = "neighbors"
+    num_neighbors: Positive = 64
+    """Rows of highest feature score."""
+    num_random: Annotated[int, Field(ge=0)] = 256
+    """Rows at random beside them."""
+    centring: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the mean feature that is taken off before similarities are measured."""
 
 
 class Training(Section):
@@ -201,14 +123,20 @@ class Training(Section):
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32
     samples_per_class: Positive = 4
+    batch_size: Positive = 128
+    """Of training without labels."""
     steps_per_epoch: Positive | None = None
-    """By default as many as draw the number of training items once."""
+    """By default as many as draw the number of training items once; without labels 50."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """At the end of the last of `epochs`. It grows by a constant factor each step, from a thirtieth, so that to choose
-    the epoch is to choose how far to go from the start: on some data the best head is near it, on others far."""
+    """The highest one of the schedule."""
+    schedule: Literal["growing", "cosine"] = "growing"
+    """"growing": by a constant factor each step, from a thirtieth of the rate to the rate at the end of the last of
+    `epochs`, so that to choose the epoch is to choose how far to go from the start: on some data the best head is near
+    it, on others far. "cosine": from the rate to 0. Without labels "cosine" is the default."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     refit: bool = True
-    """After the number of epochs was chosen, train again on all training classes, the validation classes included."""
+    """After the number of epochs was chosen, train again on all training classes, the validation classes included.
+    Without labels the default is false: a tenth more of the items changes little."""
     jit_compile: bool | Literal["auto"] = "auto"
     seed: int = 0
 
@@ -218,10 +146,29 @@ class Export(Section):
 
     weights: Literal["float32", "float16"] = "float32"
     """float16 halves the size; what is computed stays float32."""
+    codes: list[Literal["int8", "binary"]] = Field(default=[])
+    """Also give the embeddings in these codes, of a quarter and of a 32nd of the bytes; what they cost is measured."""
     max_pixels: Positive = 1 << 25
     """Encoded pictures with more are refused before they are decoded."""
     license: str | None = None
     """Of the backbone's weights, for the model card; by default what a LICENSE file beside them begins with."""
+
+
+STARTS_WITHOUT_LABELS = ("random", "identity", "pca")
+WITHOUT_LABELS = {
+    "data": {"split": {"by": "item", "validation_fraction": 0.1}},
+    "head": {"start": "pca", "power": 1.0},
+    "top_k": {"kind": "neighbors"},
+    "training": {
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "steps_per_epoch": 50,
+        "patience": 10,
+        "refit": False,
+        "folds": 1,
+    },
+}
+"""The defaults of a loss without labels, where they are others."""
 
 
 class Config(Section):
@@ -232,11 +179,27 @@ class Config(Section):
     cache: Cache = Cache()
     head: HeadConfig = HeadConfig()
     memory: Memory = Memory()
-    top_k: TopK = TopK()
+    top_k: Annotated[TopK | Neighbors, Field(discriminator="kind")] = TopK()
     loss: LossConfig = SupCon(name="supcon")
     training: Training = Training()
     export: Export = Export()
     search: Search = Search()
+
+    @property
+    def is_without_labels(self) -> bool:
+        """Whether training uses no labels."""
+        return self.loss.name == "similarity_alignment"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, values):
+        """The defaults that follow from the loss."""
+        if not isinstance(values, dict):
+            return values
+        loss = values.get("loss")
+        is_without = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
+        recipe = WITHOUT_LABELS if is_without else {"top_k": {"kind": "hard"}}
+        return _merged(recipe, values)
 
     @pydantic.field_validator("loss", mode="before")
     @classmethod
@@ -258,11 +221,37 @@ class Config(Section):
             )
         if self.cache.views > 1 and modality != "image":
             raise ValueError(f"cache.views {self.cache.views} does not go with data.source {source!r}; use 1")
-        batch_size = self.training.classes_per_batch * self.training.samples_per_class
+        c = self.training
+        batch_size = c.batch_size if self.is_without_labels else c.classes_per_batch * c.samples_per_class
         if 0 < self.memory.memory_size < batch_size:
+            keys = "batch_size" if self.is_without_labels else "classes_per_batch x training.samples_per_class"
             raise ValueError(
                 f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {batch_size} "
-                "(training.classes_per_batch x training.samples_per_class); use 0 for in-batch pairs, or a memory of "
-                "several batches"
+                f"(training.{keys}); use 0 for in-batch pairs, or a memory of several batches"
+            )
+        if self.is_without_labels != (self.top_k.kind == "neighbors"):
+            raise ValueError(
+                f"top_k.kind {self.top_k.kind!r} does not go with loss.name {self.loss.name!r}; leave it out, then it "
+                "follows from the loss"
+            )
+        if self.head.nesting == "sequential" and (self.head.widths is None or c.weight_decay):
+            raise ValueError(
+                f"head.nesting 'sequential' does not go with head.widths {self.head.widths} and training.weight_decay "
+                f"{c.weight_decay}; it takes widths, and a weight decay of 0, which would move what is to stay"
+            )
+        if self.is_without_labels and self.head.start not in STARTS_WITHOUT_LABELS:
+            raise ValueError(
+                f"head.start {self.head.start!r} does not go with loss.name {self.loss.name!r}, which uses no labels; "
+                f"use one of {', '.join(STARTS_WITHOUT_LABELS)}"
             )
         return self
+
+
+def _merged(defaults: dict, values: dict) -> dict:
+    """Nested values over defaults."""
+    merged = {**defaults, **values}
+    for key, default in defaults.items():
+        given = values.get(key, {})
+        if isinstance(default, dict):
+            merged[key] = _merged(default, given) if isinstance(given, dict) else given
+    return merged

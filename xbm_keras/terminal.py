@@ -11,11 +11,10 @@ import rich.console
 import rich.logging
 import rich.table
 
-from xbm_keras import progress
+from xbm_keras import progress, results
 from xbm_keras.config import ConfigError
 from xbm_keras.data.sources import DataError
 from xbm_keras.model import NonFiniteFeatures
-from xbm_keras.results import PROTOCOLS, SHOWN, verdict
 
 
 def set_up(verbose: bool = False) -> None:
@@ -52,24 +51,31 @@ def print_kept(workdir: pathlib.Path, epoch: int) -> None:
 
 
 def print_scores(metrics: dict) -> None:
-    """The table of `{protocol: {embedding: {metric: value}}}`."""
-    table = rich.table.Table(box=rich.box.SIMPLE, title="Test items", title_justify="left")
-    table.add_column("")
-    for title in SHOWN.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    """The tables of `{protocol: {embedding: {metric: value}}}`."""
+    tables: dict[tuple[str, ...], rich.table.Table] = {}
     for protocol, embeddings in metrics.items():
-        if protocol in PROTOCOLS:
-            table.add_row(f"[bold]{PROTOCOLS[protocol]}[/bold]")
+        if protocol in results.PROTOCOLS:
+            columns = results.shown(protocol)
+            if tuple(columns) not in tables:
+                first = "" if tables else "Test items"
+                table = rich.table.Table("", box=rich.box.SIMPLE, title=first or None, title_justify="left")
+                for title in columns.values():
+                    table.add_column(title, justify="right", no_wrap=True)
+                tables[tuple(columns)] = table
+            table = tables[tuple(columns)]
+            table.add_row(f"[bold]{results.PROTOCOLS[protocol]}[/bold]")
             for name, values in embeddings.items():
-                table.add_row(f"  {name.replace('_', ' ')}", *(f"{values[metric]:.3f}" for metric in SHOWN))
-    rich.console.Console(highlight=False).print(table)
+                table.add_row(f"  {results.title(name)}", *(f"{values[metric]:.3f}" for metric in columns))
+    console = rich.console.Console(highlight=False)
+    for table in tables.values():
+        console.print(table)
 
 
 def print_results(workdir: pathlib.Path, metrics: dict) -> None:
     """The table of `metrics.json`, the verdict and the paths."""
     console = rich.console.Console(highlight=False)
     print_scores(metrics)
-    console.print(verdict(metrics), soft_wrap=True)
+    console.print(results.verdict(metrics), soft_wrap=True)
     if (workdir / "report.html").exists():
         console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
     console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)

@@ -73,7 +73,7 @@ def compare_by(path, head, features, rows, picks):
     with tf.GradientTape() as tape:
         row_embeddings = head.embed_rows(rows) if path == "all rows" else None
         anchors = head(features)
-        similarities = head.compare(anchors, rows, picks, row_embeddings, jit_compile=path == "repeated")
+        (similarities,) = head.compare(anchors, rows, picks, row_embeddings, jit_compile=path == "repeated")
         total = tf.reduce_sum(similarities * tf.constant(WEIGHTS, tf.float32))
     return similarities, tape.gradient(total, [variable.value for variable in head.trainable_weights])
 
@@ -201,7 +201,7 @@ def test_each_side_alone_has_a_gradient(side):
             row_embeddings = tf.stop_gradient(row_embeddings)
         else:
             anchors = tf.stop_gradient(anchors)
-        similarities = head.compare(anchors, rows, picks, row_embeddings)
+        (similarities,) = head.compare(anchors, rows, picks, row_embeddings)
         value = tf.reduce_sum(similarities * tf.constant(WEIGHTS, tf.float32))
     expected = numerical_gradient(total, weights["kernel"])
     assert np.abs(expected).max() > 0.1

@@ -13,6 +13,10 @@ from xbm_keras.report.page import Figure
 GRAY, AMBER, BLUE = SERIES[:3]
 COLOR_OF = {"frozen": GRAY, "closed_form": AMBER, "trained": BLUE}
 MARKERS = "osD^vPX*<>"
+OVER_WIDTHS = {
+    ("leave_one_out", "map_at_r"): "MAP@R",
+    ("neighbors", "neighbor_overlap_at_10"): "Kept of the 10 nearest neighbours",
+}
 PHASES = {"select": ("-", "choosing the epoch"), "refit": ((0, (4, 2)), "all training classes")}
 
 
@@ -26,6 +30,10 @@ def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]],
     """
     figures = [_curve(history, "Loss", {"loss": ""}, "Training loss per epoch.")]
     select = history[history.phase == "select"]
+    if "val_agreement" in history and len(select):
+        kept = {"val_neighbor_overlap_at_10": "overlap@10", "val_similarity_rank_correlation": "rank correlation"}
+        caption = "Of held-out items, mean over widths."
+        figures.append(_curve(select, "Agreement with the frozen features", kept, caption))
     if "val_map_at_r" in history and len(select):
         with drawing() as (figure, axes):
             axes.plot(select.epoch, select.val_map_at_r, color=BLUE, marker="o", markersize=3, label="head")
@@ -122,6 +130,40 @@ def scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], titles: Map
         svg = to_svg(figure)
     said = "; ".join(name if value is None else f"{name.replace('_', ' ')} {value:.3f}" for name, value in rows)
     return Figure(svg, f"Bars of MAP@R: {said}.", "MAP@R")
+
+
+def widths(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], embedding_dim: int) -> list[Figure]:
+    """Scores of nested embeddings over the number of dimensions, a figure per metric.
+
+    Args:
+        metrics: `{protocol: {embedding: {metric: value}}}`; "trained@64" is the beginning of "trained".
+        embedding_dim: of the embeddings without a number.
+    """
+    figures = []
+    for (protocol, metric), name in OVER_WIDTHS.items():
+        if protocol not in metrics:
+            continue
+        scores, said = metrics[protocol], []
+        named = [(each.partition("@"), values[metric]) for each, values in scores.items()]
+        with drawing() as (figure, axes):
+            for kind, marker in (("closed_form", "s"), ("trained", "o")):
+                points = sorted((int(at[2] or embedding_dim), value) for at, value in named if at[0] == kind)
+                if points:
+                    words = kind.replace("_", " ")
+                    x, y = zip(*points, strict=True)
+                    axes.plot(x, y, color=COLOR_OF[kind], marker=marker, markersize=4, label=words)
+                    said.append(f"{words} " + ", ".join(f"{value:.3f} at {width}" for width, value in points))
+            if "frozen" in scores:
+                axes.axhline(scores["frozen"][metric], color=GRAY, ls="--", label="frozen")
+                said.append(f"frozen {scores['frozen'][metric]:.3f}")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(x, [str(width) for width in x])
+            axes.minorticks_off()
+            axes.set_xlabel("dimensions")
+            axes.legend(loc="lower right")
+            svg = to_svg(figure)
+        figures.append(Figure(svg, f"{name} over dimensions: {'; '.join(said)}.", name))
+    return figures
 
 
 def histograms(similarities: Mapping[str, tuple[np.ndarray, np.ndarray]], rates: Mapping[str, float]) -> list[Figure]:

@@ -32,8 +32,7 @@ def write_projector(logdir: str | os.PathLike, dataset: Dataset, head: Head) -> 
         positions = np.sort(np.random.default_rng(0).choice(positions, MAX_ITEMS, replace=False))
     rows = embed(head, UnitRows(dataset.features, positions))
     np.savetxt(folder / "trained.tsv", rows, fmt="%.4f", delimiter="\t")
-    names = [dataset.label_names[label] for label in dataset.labels[positions]]
-    pairs = zip(names, dataset.keys[positions], strict=True)
+    pairs = zip(dataset.names_of(positions), dataset.keys[positions], strict=True)
     lines = ["class\titem", *("\t".join(" ".join(str(part).split()) for part in pair) for pair in pairs)]
     (folder / "trained-items.tsv").write_text("\n".join(lines) + "\n", "utf-8")
     config = projector.ProjectorConfig()

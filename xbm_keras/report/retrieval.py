@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -107,12 +107,19 @@ def _sampled(test: TestItems) -> str:
 
 def _items(test: TestItems, rows: np.ndarray) -> list[Item]:
     """Previews of test items."""
-    positions = test.dataset.splits.test[rows]
-    labels = [test.name_of(label) for label in test.labels[rows]]
-    keys = [str(key) for key in test.dataset.keys[positions]]
-    shown = test.dataset.preview(positions, _preview)
+    return preview_items(test.dataset, rows, [test.name_of(label) for label in test.labels[rows]])
+
+
+def preview_items(dataset: Dataset, rows: np.ndarray, labels: Sequence[str] | None = None) -> list[Item]:
+    """Previews of test items; without labels they are headed by their keys."""
+    positions = dataset.splits.test[rows]
+    keys = [str(key) for key in dataset.keys[positions]]
+    shown = dataset.preview(positions, _preview)
+    if labels is None:
+        labels = [f"item {key}" if shown is None else "" for key in keys]
+        keys = ["" if shown is None else key for key in keys]
     if shown is None:
-        return [Item(label, f"item {key}") for label, key in zip(labels, keys, strict=True)]
+        return [Item(label, key and f"item {key}") for label, key in zip(labels, keys, strict=True)]
     pairs = zip(labels, keys, shown, strict=True)
     return [Item(label, key, **{kind: content}) for label, key, (kind, content) in pairs]
 

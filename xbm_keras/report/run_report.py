@@ -11,7 +11,7 @@ import pandas as pd
 from xbm_keras import results
 from xbm_keras.costs import Cost
 from xbm_keras.loading import Dataset
-from xbm_keras.report import charts, retrieval
+from xbm_keras.report import charts, neighbors, retrieval
 from xbm_keras.report.page import (
     Block,
     Cell,
@@ -30,6 +30,7 @@ from xbm_keras.report.page import (
 from xbm_keras.stages.head import Head
 
 NUM_SKIPPED_LISTED = 50
+BARS = ("map_at_r", "neighbor_overlap_at_10")
 TONES: Mapping[str, Tone] = {"better": "good", "mixed": "plain", "worse": "bad"}
 
 
@@ -63,12 +64,17 @@ def write_run_report(
         OSError: where the file cannot be written.
     """
     history = pathlib.Path(path).with_name("history.csv")
-    test = retrieval.compare(dataset, head)
-    sections = [
-        Section("Results", _results(metrics, dataset)),
-        Section("What it finds", retrieval.searches(test)),
-        Section("Classes", retrieval.classes(test)),
-        Section("Embedding space", retrieval.embedding_space(test)),
+    sections = [Section("Results", _results(metrics, dataset, head.embedding_dim))]
+    if dataset.has_labels:
+        test = retrieval.compare(dataset, head)
+        sections += [
+            Section("What it finds", retrieval.searches(test)),
+            Section("Classes", retrieval.classes(test)),
+            Section("Embedding space", retrieval.embedding_space(test)),
+        ]
+    else:
+        sections.append(Section("What it keeps", neighbors.searches(dataset, head)))
+    sections += [
         Section("Training", _training(pd.read_csv(history) if history.exists() else None, metrics["validation"])),
         Section("The run", _the_run(command, about, config, dataset, costs)),
     ]
@@ -77,46 +83,68 @@ def write_run_report(
     write_page(path, Page(title, Verdict(verdict, tone), sections, " · ".join([about["Data"], about["Network"]])))
 
 
-def _results(metrics: Mapping, dataset: Dataset) -> list[Block]:
-    test = dataset.splits.test
-    num_classes = len(np.unique(dataset.labels[test]))
-    best_epoch = metrics["validation"]["epoch"]
-    caption = f"{len(test):,} test items of {num_classes:,} classes. Higher is better, 1 is perfect."
+def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Block]:
+    test, validation = dataset.splits.test, metrics["validation"]
+    caption = f"{len(test):,} test items"
+    if dataset.has_labels:
+        caption += f" of {len(np.unique(dataset.labels[test])):,} classes"
+    tables = _scores_tables(metrics, f"{caption}. Higher is better, 1 is perfect.")
+    is_nested = any("@" in name for scores in metrics.values() if isinstance(scores, dict) for name in scores)
+    if is_nested:
+        figures = charts.widths(metrics, embedding_dim)
+    else:
+        figures = [charts.scores(metrics, results.PROTOCOLS)] if dataset.has_labels else []
+    notes = [
+        "Frozen: the features as the network gives them. Closed form: the head before its first step, computed from "
+        "the training items. Trained: the same head after training with the cross-batch memory."
+    ]
+    if is_nested:
+        notes.append("With a number: the first so many dimensions alone.")
+    if dataset.has_labels:
+        notes.append(
+            "R@K: one of the K nearest items is of the query's class. MAP@R and R-Prec look at as many items as the "
+            "class has."
+        )
+    if "neighbors" in metrics:
+        notes.append(
+            "Overlap@K: share of the K nearest items by the frozen features that are among the K nearest by the "
+            "embedding. Rank corr.: Spearman's correlation of the similarities of random pairs, before and after."
+        )
+    chose = f"the number of epochs ({validation['epoch']})"
     return [
-        Panels([_scores_table(metrics, caption), charts.scores(metrics, results.PROTOCOLS)]),
-        Text(
-            "Frozen: the features as the network gives them. Closed form: the head before its first step, computed "
-            "from the training items. Trained: the same head after training with the cross-batch memory. R@K: one of "
-            "the K nearest items is of the query's class. MAP@R and R-Prec look at as many items as the class has.",
-            is_note=True,
-        ),
-        Details(
-            f"The same for the held-out training classes that chose the number of epochs ({best_epoch})",
-            [_scores_table(metrics["validation"], "")],
-        ),
+        Panels([*figures, *tables] if is_nested else [*tables, *figures]),
+        Text(" ".join(notes), is_note=True),
+        Details(f"The same for the held-out training items that chose {chose}", _scores_tables(validation, "")),
     ]
 
 
-def _scores_table(metrics: Mapping, caption: str) -> Table:
-    rows: list = []
-    for protocol, title in results.PROTOCOLS.items():
-        scores = metrics.get(protocol, {})
-        if scores:
-            rows.append(title)
-        for name, values in scores.items():
-            cells: list = [name.replace("_", " ")]
-            for metric in results.SHOWN:
-                best = max(other[metric] for other in scores.values())
-                bar = values[metric] if metric == "map_at_r" else None
-                cells.append(Cell(f"{values[metric]:.3f}", bar, is_best=f"{values[metric]:.3f}" == f"{best:.3f}"))
-            rows.append(cells)
-    return Table(["", *results.SHOWN.values()], rows, caption)
+def _scores_tables(metrics: Mapping, caption: str) -> list[Table]:
+    """A table for protocols of the same metrics."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for protocol in results.PROTOCOLS:
+        if metrics.get(protocol):
+            groups.setdefault(tuple(results.shown(protocol)), []).append(protocol)
+    tables = []
+    for columns, protocols in groups.items():
+        rows: list = []
+        for protocol in protocols:
+            scores = metrics[protocol]
+            rows.append(results.PROTOCOLS[protocol])
+            for name, values in scores.items():
+                cells: list = [results.title(name)]
+                for metric in columns:
+                    best = max(other[metric] for other in scores.values())
+                    bar = values[metric] if metric in BARS else None
+                    cells.append(Cell(f"{values[metric]:.3f}", bar, is_best=f"{values[metric]:.3f}" == f"{best:.3f}"))
+                rows.append(cells)
+        tables.append(Table(["", *results.shown(protocols[0]).values()], rows, caption))
+    return tables
 
 
 def _training(history: pd.DataFrame | None, validation: Mapping) -> list[Block]:
     if history is None:
         return [Text("No epoch was trained: the head is its start.")]
-    return [Panels(charts.curves(history, validation["leave_one_out"], validation["epoch"]))]
+    return [Panels(charts.curves(history, validation.get("leave_one_out", {}), validation["epoch"]))]
 
 
 def _the_run(

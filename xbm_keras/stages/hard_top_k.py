@@ -144,13 +144,13 @@ class HardTopK(keras.layers.Layer):
                 self.num_negatives, 1.0, among.other_classes, ceilings, None if jit_compile else among.common_code
             )
         if anchor_keys is None or row_keys is None:
-            best = _search(in_features, searches, among)
+            best = find_best(in_features, searches, among)
         else:
             keys = Keys(tf.stop_gradient(tf.cast(anchor_keys, tf.float32)), row_keys)
             if rerank:
                 best = _search_again(keys, in_features, searches, among, rerank)
             else:
-                best = _search(keys, searches, among, guard=None if ceilings is None else in_features)
+                best = find_best(keys, searches, among, guard=None if ceilings is None else in_features)
         picked = {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
         if self.num_positives not in (0, "all") and self.positives == "random":
             picked["positives"] = self._random_positives(among)
@@ -168,7 +168,7 @@ class HardTopK(keras.layers.Layer):
         ceilings = tf.fill(tf.shape(among.sample_ids), float("inf") if self.max_score is None else self.max_score)
         if margins == (None, None):
             return ceilings
-        values, _, is_valid = _search(in_features, {"lowest": Search(1, -1.0, among.own_class)}, among)["lowest"]
+        values, _, is_valid = find_best(in_features, {"lowest": Search(1, -1.0, among.own_class)}, among)["lowest"]
         hardest = -values[:, 0]
         margin = tf.maximum(margins[0] or 0.0, (margins[1] or 0.0) * tf.abs(hardest))
         return tf.where(is_valid[:, 0], tf.minimum(ceilings, hardest - margin), ceilings)
@@ -277,7 +277,7 @@ class Candidates(NamedTuple):
         return tf.where(tf.reduce_any(is_own, axis=1), place, otherwise)
 
 
-def _search(keys, searches, among, guard=None):
+def find_best(keys, searches, among, guard=None):
     """For each search values, indices and validity of the best rows but the anchor's own, each [B, k]."""
     if not searches:
         return {}
@@ -295,7 +295,7 @@ def _search_again(keys, in_features, searches, among, rerank):
     """The same by feature score among the `rerank` k best by key."""
     wide = {name: search._replace(k=search.k * rerank, ceilings=None) for name, search in searches.items()}
     best = {}
-    for name, (_, indices, is_valid) in _search(keys, wide, among).items():
+    for name, (_, indices, is_valid) in find_best(keys, wide, among).items():
         k, sign, _, ceilings, _ = searches[name]
         scores = tf.einsum("bd,bkd->bk", in_features.anchors, tf.stop_gradient(among.rows.take(indices)))
         if ceilings is not None:

@@ -1,5 +1,7 @@
 """FC layer and L2 normalisation: the only trainable weights."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
@@ -8,6 +10,7 @@ from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
 from xbm_keras.stages.hard_top_k import Picks
 from xbm_keras.stages.head_starts import Start
 
+NESTINGS = ("joint", "sequential")
 KINDS = ("linear", "residual", "mlp")
 
 
@@ -25,18 +28,30 @@ class Head(keras.layers.Layer):
     Before, each feature is raised to a power and keeps its sign, and the row is made of unit length anew: 0.5, the
     square root, keeps a few strong features from drowning the others.
 
+    With nested `widths` each of the embedding's beginnings of these widths, made unit length again, is compared and
+    trained beside the whole, so that a vector can be cut after training.
+
     Args:
         embedding_dim: E.
         kind: one of the above.
         hidden_dim: width of the "mlp" kind's hidden layer.
         power: of the features; 1 leaves them as they are.
         seed: of the random start and of `U`.
+        widths: nested ones, ascending, E the last. None is E alone.
+        width_weights: of the losses of the nested widths in their mean. By default their squares: a narrow beginning is
+            part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
+
+        nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
+            columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
 
     Raises:
-        ValueError: for an unknown kind, a width below 1, or a power outside 0..1.
+        ValueError: for an unknown kind or nesting, "mlp" with "sequential", a width below 1, nested widths that do not
+            ascend up to E, weights that do not fit them, or a power outside 0..1.
 
     Reference:
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
+        Nested widths: Kusupati et al., "Matryoshka Representation Learning", arXiv 2205.13147. Sequential: after SMEC,
+        arXiv 2510.12474, section 3.1, which goes from the widest to the narrowest by a cascade of FC layers.
     """
 
     def __init__(
@@ -46,6 +61,9 @@ class Head(keras.layers.Layer):
         hidden_dim: int = 512,
         power: float = 1.0,
         seed: int = 0,
+        widths: Sequence[int] | None = None,
+        width_weights: Sequence[float] | None = None,
+        nesting: str = "joint",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -61,6 +79,27 @@ class Head(keras.layers.Layer):
         self.hidden_dim = hidden_dim
         self.power = power
         self.seed = seed
+        if width_weights is not None and (
+            not widths or len(width_weights) != len(widths) or not min(width_weights) > 0
+        ):
+            raise ValueError(
+                f"Received width_weights={width_weights} with widths={widths}; expected one above 0 for each width."
+            )
+        if nesting not in NESTINGS or (nesting == "sequential" and kind == "mlp"):
+            raise ValueError(
+                f"Received nesting={nesting!r} with kind={kind!r}; expected 'joint', or 'sequential' with a kind whose "
+                "dimensions share no weights, 'linear' or 'residual'."
+            )
+        self.nesting = nesting
+        self.widths = tuple(widths or (embedding_dim,))
+        """Ascending; the last one is E."""
+        self.width_weights = tuple(map(float, width_weights or (width**2 for width in self.widths)))
+        is_ascending = list(self.widths) == sorted(set(self.widths)) and self.widths[0] >= 1
+        if not is_ascending or self.widths[-1] != embedding_dim:
+            raise ValueError(
+                f"Received widths={widths} with embedding_dim={embedding_dim}; expected ascending whole numbers, the "
+                f"last of which is {embedding_dim}, such as {[max(1, embedding_dim // 2), embedding_dim]}."
+            )
 
     def build(self, input_shape):
         """Create the weights for features of shape `(batch, D)`."""
@@ -69,6 +108,10 @@ class Head(keras.layers.Layer):
         trains_start = self.kind != "residual"
         self.kernel = self.add_weight(name="kernel", shape=(d, e), initializer=random, trainable=trains_start)
         self.bias = self.add_weight(name="bias", shape=(e,), initializer="zeros", trainable=trains_start)
+        if self.nesting == "sequential":
+            self.stage = self.add_weight(
+                name="stage", shape=(), dtype="int32", initializer="zeros", trainable=False, autocast=False
+            )
         if self.kind == "residual":
             self.delta = self.add_weight(name="delta", shape=(d, e), initializer="zeros")
         elif self.kind == "mlp":
@@ -92,13 +135,25 @@ class Head(keras.layers.Layer):
     def call(self, features):
         """Features [B, D] to embeddings [B, E] of unit length, float32."""
         features = signed_power(features, self.power)
-        z = tf.matmul(features, self.kernel) + self.bias
+        z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
         if self.kind == "residual":
-            z += tf.matmul(features, self.delta)
+            z += tf.matmul(features, self._in_training(self.delta))
         elif self.kind == "mlp":
             hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
             z += tf.matmul(hidden, self.hidden_out)
         return l2_normalize(z)
+
+    def _in_training(self, weight):
+        """The weight [..., E], with gradient for the columns of the stage alone.
+
+        Those behind them take no part in its loss, but rounding would give them a little, which Adam makes a lot of.
+        """
+        weight = tf.convert_to_tensor(weight)
+        if self.nesting == "joint":
+            return weight
+        columns, first = tf.range(self.embedding_dim), tf.gather([0, *self.widths[:-1]], self.stage.value)
+        is_in_stage = (columns >= first) & (columns < tf.gather(self.widths, self.stage.value))
+        return tf.where(is_in_stage, weight, tf.stop_gradient(weight))
 
     def embed_rows(self, rows: Rows) -> tf.Tensor:
         """Embeddings [M, E] of all memory rows, with gradient.
@@ -117,8 +172,8 @@ class Head(keras.layers.Layer):
         row_embeddings: tf.Tensor | None = None,
         *,
         jit_compile: bool = False,
-    ) -> tf.Tensor:
-        """Cosine similarities [B, T] of anchors and their picks, under the current weights, gradient on both sides.
+    ) -> list[tf.Tensor]:
+        """Cosine similarities of anchors and their picks, under the current weights, gradient on both sides.
 
         Args:
             anchors: [B, E] embeddings of the batch.
@@ -127,17 +182,41 @@ class Head(keras.layers.Layer):
             row_embeddings: [M, E], where all rows passed the head already. Else the picked rows pass it, each once
                 (under XLA, where `tf.unique` does not exist, once for each time that it was picked).
             jit_compile: say True where this is traced into an XLA-compiled function.
+
+        Returns:
+            For each of `widths` [B, T] float32.
         """
         if row_embeddings is not None:
-            return tf.gather(cosine_scores(anchors, row_embeddings), picks.indices, batch_dims=1)
+            return [
+                tf.gather(cosine_scores(*each), picks.indices, batch_dims=1)
+                for each in zip(self.nested(anchors), self.nested(row_embeddings), strict=True)
+            ]
         flat = tf.reshape(picks.indices, [-1])
         if jit_compile:
-            picked = self(rows.take(flat))
+            picked, position = self(rows.take(flat)), None
         else:
             unique, position = tf.unique(flat)
-            picked = tf.gather(self(rows.take(unique)), position)
-        shape = tf.concat([tf.shape(picks.indices), [self.embedding_dim]], axis=0)
-        return tf.einsum("be,bte->bt", anchors, tf.reshape(picked, shape))
+            picked = self(rows.take(unique))
+        similarities = []
+        for width, some_anchors, some_picked in zip(
+            self.widths, self.nested(anchors), self.nested(picked), strict=True
+        ):
+            if position is not None:
+                some_picked = tf.gather(some_picked, position)
+            shape = tf.concat([tf.shape(picks.indices), [width]], axis=0)
+            similarities.append(tf.einsum("be,bte->bt", some_anchors, tf.reshape(some_picked, shape)))
+        return similarities
+
+    def nested(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
+        """The beginnings of embeddings [N, E], for each of `widths` [N, width] of unit length."""
+        return [*(l2_normalize(embeddings[:, :width]) for width in self.widths[:-1]), embeddings]
+
+    def weighted_mean(self, losses: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The mean over the widths of losses per anchor, each [B], by their weights; in sequence the stage's alone."""
+        if self.nesting == "sequential":
+            return tf.gather(tf.stack(losses), self.stage.value)
+        weighted = [weight * loss for weight, loss in zip(self.width_weights, losses, strict=True)]
+        return tf.add_n(weighted) / sum(self.width_weights)
 
     def get_config(self):
         """Arguments of the constructor."""
@@ -148,6 +227,9 @@ class Head(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "power": self.power,
             "seed": self.seed,
+            "widths": list(self.widths),
+            "width_weights": list(self.width_weights),
+            "nesting": self.nesting,
         }
 
 

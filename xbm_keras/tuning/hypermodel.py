@@ -13,10 +13,11 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from xbm_keras import experiment
-from xbm_keras.config import check_config
+from xbm_keras.config import ConfigError, check_config
 from xbm_keras.loading import Dataset, load_dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config, HeadConfig
+from xbm_keras.scoring import compare
 from xbm_keras.selection import choose_start, closed_forms_of
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.head_starts import ClosedForms
@@ -60,6 +61,11 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     def __init__(self, config: Config, folds: Sequence[Dataset]):
         super().__init__(name="head")
+        if config.is_without_labels:
+            raise ConfigError(
+                f"Received loss.name {config.loss.name!r}, which uses no labels; a search scores trials by labels of "
+                "held-out classes. Use train.py, or a loss with labels."
+            )
         self.config = config
         self.folds = folds
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
@@ -146,7 +152,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
     ) -> dict[str, float]:
         dataset = self.folds[fold]
         best = experiment.select(config, dataset, model, callbacks, show_progress=False)
-        scores = experiment.score(dataset, model.head, dataset.splits.validation)["leave_one_out"]
+        scores = compare(dataset, {"trained": model.head}, dataset.splits.validation)["leave_one_out"]["trained"]
         return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}
 
 

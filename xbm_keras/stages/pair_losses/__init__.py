@@ -6,9 +6,11 @@ which anchors count; the model takes the mean over those.
 
 - `thresholds`: each pair against a fixed similarity or distance: contrastive, margin, multi-similarity
 - `softmax`: positives against a sum over negatives: SupCon, InfoNCE, NT-Xent, tuplet (N-pair), circle, lifted structure
+- `alignment`: without labels: similarities before the head against those after it
 - `ranking`: the order of positives and negatives: triplet, Smooth-AP, the Recall@k surrogate
 """
 
+from xbm_keras.stages.pair_losses.alignment import SimilarityAlignmentLoss, similarity_alignment
 from xbm_keras.stages.pair_losses.base import PairLoss
 from xbm_keras.stages.pair_losses.ranking import (
     RecallSurrogateLoss,
@@ -51,6 +53,7 @@ __all__ = [
     "NTXentLoss",
     "PairLoss",
     "RecallSurrogateLoss",
+    "SimilarityAlignmentLoss",
     "SmoothAPLoss",
     "SupConLoss",
     "TripletLoss",
@@ -63,6 +66,7 @@ __all__ = [
     "multi_similarity",
     "nt_xent",
     "recall_surrogate",
+    "similarity_alignment",
     "smooth_ap",
     "supcon",
     "triplet",

@@ -9,6 +9,8 @@ class PairLoss:
     """A pair loss with its parameters, in the manner of `keras.losses.Loss`, called as `loss(similarities, picks)`."""
 
     name: str
+    uses_labels = True
+    """Whether the loss tells positives from negatives; else batches need no labels."""
 
     def __call__(self, similarities: tf.Tensor, picks: Picks) -> tf.Tensor:
         """Loss per anchor, [B] float32, of similarities [B, T]."""
