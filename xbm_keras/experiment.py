@@ -255,12 +255,10 @@ def run(
     is_for_refit = config.training.refit and config.training.epochs > 0
     num_folds = enough_folds(dataset) if config.training.folds == "auto" else config.training.folds
     folds = other_folds(dataset, num_folds - 1) if is_for_refit else []
-    log.info(
-        "Phase select: %d items train, %d of held-out classes choose the epoch; so %d times, each with other classes.",
-        len(splits.train),
-        len(splits.validation),
-        1 + len(folds),
-    )
+    what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
+    log.info("Phase select: %d items train, %d %s choose the epoch.", len(splits.train), len(splits.validation), what)
+    if folds:
+        log.info("So %d times, each time with others held out.", 1 + len(folds))
     curves = [select(config, dataset, model, _logs(workdir, "select")).scores]
     for number, fold in enumerate(folds, start=2):
         positions = fold.with_views(fold.splits.train)

@@ -159,14 +159,7 @@ WITHOUT_LABELS = {
     "data": {"split": {"by": "item", "validation_fraction": 0.1}},
     "head": {"start": "pca", "power": 1.0},
     "top_k": {"kind": "neighbors"},
-    "training": {
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "steps_per_epoch": 50,
-        "patience": 10,
-        "refit": False,
-        "folds": 1,
-    },
+    "training": {"schedule": "cosine", "steps_per_epoch": 50, "patience": 10, "refit": False, "folds": 1},
 }
 """The defaults of a loss without labels, where they are others."""
 
@@ -243,6 +236,11 @@ class Config(Section):
             raise ValueError(
                 f"head.start {self.head.start!r} does not go with loss.name {self.loss.name!r}, which uses no labels; "
                 f"use one of {', '.join(STARTS_WITHOUT_LABELS)}"
+            )
+        if self.is_without_labels and (self.head.power == "auto" or c.folds != 1):
+            raise ValueError(
+                f"head.power {self.head.power!r} and training.folds {c.folds!r} do not go with loss.name "
+                f"{self.loss.name!r}: labels would choose; give a number for head.power, and 1 for training.folds"
             )
         return self
 
