@@ -11,7 +11,6 @@ D = 1280 features, E = 128, a batch of 128, 32 negatives and 8 random positives,
   the head, forward and backward, on as many rows as are picked.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
   environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py.
-- `recall`: share of the exact picks among the negatives; of random vectors, which is the hardest case.
 """
 
 import os
