@@ -54,17 +54,17 @@ class Rejections:
 
     def raise_first(self) -> None:
         """Raise NonFiniteFeatures or NonFiniteLoss, if a step was undone."""
-        if not int(self.count):
+        if not self.count.numpy():
             return
         ids = self.ids.numpy()[:MAX_REPORTED_IDS]
         ids = ids[ids >= 0]
-        if bool(self.are_features):
+        if self.are_features.numpy():
             raise NonFiniteFeatures(non_finite_message(ids))
         shown = ", ".join(map(str, ids))
         raise NonFiniteLoss(
-            f"Received a loss or weights that are NaN or infinite in step {int(self.step)}, with the items of sample "
-            f"id {shown} in the batch; expected finite numbers. The weights are as before that step. Lower the "
-            "learning rate, or look at the loss and its temperature."
+            f"Received a loss or weights that are NaN or infinite after {self.step.numpy()} steps, in a batch with "
+            f"sample id {shown}; expected finite numbers. The weights are as before this batch. Lower the learning "
+            "rate, or look at the loss and its temperature."
         )
 
 

@@ -15,7 +15,7 @@ from xbm_keras import progress, results
 from xbm_keras.checkpoints import CheckpointError
 from xbm_keras.config import ConfigError
 from xbm_keras.data.sources import DataError
-from xbm_keras.model import NonFiniteFeatures
+from xbm_keras.non_finite import NonFiniteFeatures, NonFiniteLoss
 
 
 def set_up(verbose: bool = False) -> None:
@@ -42,7 +42,7 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
     except OSError as error:
         _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
         sys.exit(2)
-    except (ConfigError, DataError, NonFiniteFeatures, CheckpointError, *more) as error:
+    except (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError, *more) as error:
         _print_error(error)
         sys.exit(2)
 
