@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import xbm_keras
 from tests.conftest import MODES, in_mode, run_fresh
-from xbm_keras import Backbone, CircularMemory, HardTopK, Head, Picks, Rows, Sketch, XBMModel, loading
+from xbm_keras import Backbone, CircularMemory, HardTopK, Head, NeighborTopK, Picks, Rows, Sketch, XBMModel, loading
 from xbm_keras.config import check_config
 
 SAVED = pathlib.Path(__file__).parent / "saved_models"
@@ -99,6 +99,10 @@ ROWS = {
         lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(LABELS), tf.constant(IDS))),
     ),
     "Head": Row(lambda: built(Head(3, "mlp", 4, seed=5)), lambda head, f: head(f)),
+    "NeighborTopK": Row(
+        lambda: built(NeighborTopK(3, num_random=0)),
+        lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(LABELS), tf.constant(IDS))),
+    ),
     "NonFiniteFeatures": Row(),
     "NonFiniteLoss": Row(),
     "PairLoss": Row(),  # abstract

@@ -253,7 +253,7 @@ class XBMModel(keras.Model):
         logs = super().train_step(data)
         is_finite = tf.equal(num_rejected, self.rejections.count)
         overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in self.trainable_variables]
-        ids = inputs.get("sample_id", tf.zeros([1], tf.int64))
+        ids = tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1])
         is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))
         is_finite &= self.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), step)
         for variable, value in zip(state, before, strict=True):
