@@ -24,6 +24,9 @@ from xbm_keras.costs import Costs
 CONFIG = flags.DEFINE_string("config", "configs/default.yaml", "YAML file that describes the experiment.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
 SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
+RESUME = flags.DEFINE_enum(
+    "resume", "auto", ["auto", "must", "never"], "Whether to go on with an unfinished run of the same config."
+)
 REPORT = flags.DEFINE_bool("report", True, "Write report.html; takes some seconds.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the libraries below.")
 
@@ -35,12 +38,12 @@ def main(argv):
     terminal.set_up(VERBOSE.value)
     with terminal.readable_errors():
         config = load_config(CONFIG.value, SET.value)
-        workdir = run_folder.create(WORKDIR.value, CONFIG.value, config)
-        costs = Costs()
-        costs.begin("features")
-        backbone = loading.make_backbone(config)
-        dataset = loading.load_dataset(config, backbone)
-        metrics = train(config, dataset, backbone, workdir, costs)
+        with run_folder.claim(WORKDIR.value, CONFIG.value, config, RESUME.value) as workdir:
+            costs = Costs()
+            costs.begin("features")
+            backbone = loading.make_backbone(config)
+            dataset = loading.load_dataset(config, backbone)
+            metrics = train(config, dataset, backbone, workdir, costs)
     terminal.print_results(workdir, metrics)
 
 

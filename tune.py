@@ -56,12 +56,11 @@ def main(argv):
 
 def train_once(config, dataset, backbone, workdir):
     """What train.py does, where it is not done yet."""
-    if (workdir / "metrics.json").exists():
-        if load_config(str(workdir / "config.yaml")) == config:
-            return
+    if (workdir / "config.yaml").exists() and load_config(str(workdir / "config.yaml")) != config:
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
-    run_folder.create(str(workdir), CONFIG.value, config)
-    train(config, dataset, backbone, workdir, Costs())
+    if not run_folder.is_finished(workdir):
+        with run_folder.claim(str(workdir), CONFIG.value, config):
+            train(config, dataset, backbone, workdir, Costs())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
     [
         (["training.epoch=3"], "training.epoch: unknown key; did you mean 'epochs'?"),
         (["memori.memory_size=3"], "memori: unknown key; did you mean 'memory'?"),
-        (["training.qqqq=1"], "training.qqqq: unknown key; known here: batch_size, classes_per_batch, epochs"),
+        (["training.qqqq=1"], "training.qqqq: unknown key; known here: batch_size, checkpoint_every_seconds, cl"),
         (["training.epochs=many"], "training.epochs: received 'many'; input should be a valid integer"),
         (["training.epochs=1.5"], "training.epochs: received 1.5"),
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),

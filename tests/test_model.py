@@ -18,6 +18,7 @@ from xbm_keras import (
     MarginLoss,
     MultiSimilarityLoss,
     NonFiniteFeatures,
+    NonFiniteLoss,
     NTXentLoss,
     RecallSurrogateLoss,
     Sketch,
@@ -639,6 +640,50 @@ def test_more_bad_items_than_are_named():
     with pytest.raises(NonFiniteFeatures) as error:
         compiled().fit(x, y, batch_size=24, shuffle=False, verbose=0)
     assert ", ".join(str(i) for i in x["sample_id"][:16:2]) in str(error.value)
+
+
+# --- losses and weights that are not finite ---
+
+
+class Bursting(SupConLoss):
+    """Of the fourth anchor in the batch the loss can be made infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = tf.Variable(0.0, trainable=False)
+
+    def __call__(self, similarities, picks):
+        return super().__call__(similarities, picks) + tf.where(
+            tf.range(tf.shape(similarities)[0]) == 3, self.extra, 0.0
+        )
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_ids(mode):
+    x, y = dataset()
+    model, short = compiled(loss=Bursting(), mode=mode), compiled(mode=mode)
+
+    def burst(batch, logs=None):
+        model.pair_loss.extra.assign(np.inf if batch == 1 else 0.0)
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_begin=burst)
+    with pytest.raises(NonFiniteLoss, match=rf"after 1 steps, in a batch with sample id {x['sample_id'][11]};"):
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[callback])
+    short.fit(*some(x, y, slice(0, 8)), batch_size=8, shuffle=False, verbose=0)
+    for mine, other in zip(model.head.weights, short.head.weights, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
+    assert int(model.optimizer.iterations.value) == 1
+    assert np.isfinite(model.fit(x, y, batch_size=8, verbose=0).history["loss"]).all()  # and it can go on
+
+
+def test_weights_that_overflow_are_those_of_before(mode):
+    x, y = dataset()
+    model = compiled(optimizer=keras.optimizers.SGD(3e38, momentum=0.9), mode=mode)
+    start = built_kernel(model, x)
+    with pytest.raises(NonFiniteLoss, match="Lower the learning rate"):
+        model.fit(x, y, batch_size=8, epochs=9, shuffle=False, verbose=0)
+    assert all(np.isfinite(v.numpy()).all() for v in (*model.weights, *model.optimizer.variables))
+    if int(model.optimizer.iterations.value) == 0:
+        np.testing.assert_array_equal(model.head.kernel, start)
 
 
 # --- saving ---

@@ -94,7 +94,7 @@ def finished(vectors, tmp_path_factory):
 
 def test_a_run_leaves_what_the_readme_says(finished):
     assert {p.name for p in finished.iterdir()} == {
-        "config.yaml", "data.json", "export", "history.csv", "metrics.json", "model.keras", "report.html",
+        ".lock", "config.yaml", "data.json", "export", "history.csv", "metrics.json", "model.keras", "report.html",
         "tensorboard",
     }  # fmt: skip
     metrics = json.loads((finished / "metrics.json").read_text())
@@ -127,12 +127,12 @@ def test_tensorboard_gets_the_test_embeddings(finished):
 def test_ctrl_c_in_the_refit_leaves_the_head_of_the_selection(vectors, tmp_path, monkeypatch, capsys):
     fit, heads = experiment.fit, []
 
-    def interrupted_the_second_time(config, dataset, model, *rest):
+    def interrupted_the_second_time(config, dataset, model, *rest, **more):
         heads.append(model.head)
         if len(heads) == 2:
             model.head.kernel.assign(0 * model.head.kernel)
             raise KeyboardInterrupt
-        fit(config, dataset, model, *rest)
+        fit(config, dataset, model, *rest, **more)
 
     monkeypatch.setattr(experiment, "fit", interrupted_the_second_time)
     with pytest.raises(SystemExit) as exit:

@@ -1,6 +1,7 @@
 """Turn any frozen pretrained network into a better, smaller retrieval embedding."""
 
-from xbm_keras.model import NonFiniteFeatures, XBMModel
+from xbm_keras.model import XBMModel
+from xbm_keras.non_finite import NonFiniteFeatures, NonFiniteLoss
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.cosine_scores import cosine_scores
@@ -41,6 +42,7 @@ __all__ = [
     "NTXentLoss",
     "NeighborTopK",
     "NonFiniteFeatures",
+    "NonFiniteLoss",
     "PairLoss",
     "Picks",
     "RecallSurrogateLoss",

@@ -7,6 +7,7 @@ import time
 import keras
 import pandas as pd
 
+from xbm_keras.durable import write_whole
 from xbm_keras.evaluation import RetrievalEvaluation
 from xbm_keras.neighbor_evaluation import NeighborEvaluation
 from xbm_keras.progress import Bar
@@ -41,9 +42,12 @@ class KeepBestHead(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Epoch 0."""
-        self.best = self.evaluation.baseline[self.monitor]
-        self.scores = [self.best]
-        self.weights = self.model.head.get_weights()
+        if self.weights is None:
+            self.restore(0, [self.evaluation.baseline[self.monitor]], self.model.head.get_weights())
+
+    def restore(self, epoch: int, scores: list[float], weights: list) -> None:
+        """Go on from what was kept before: the best epoch, the scores of all so far, the best head's weights."""
+        self.epoch, self.best, self.scores, self.weights = epoch, scores[epoch], scores, weights
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the head where it is the best so far."""
@@ -95,8 +99,9 @@ class HistoryCsv(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Write."""
         row = pd.DataFrame([{"phase": self.phase, "epoch": epoch + 1, **(logs or {})}])
-        old = [pd.read_csv(self.path)] if self.path.exists() else []
-        pd.concat([*old, row]).to_csv(self.path, index=False)
+        # As text: older pandas do not read each digit of a number again.
+        old = [pd.read_csv(self.path, dtype=str)] if self.path.exists() else []
+        write_whole(self.path, pd.concat([*old, row]).to_csv(index=False))
 
 
 class TrainingProgress(keras.callbacks.Callback):

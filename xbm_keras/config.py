@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from xbm_keras.data_schema import Section
+from xbm_keras.durable import write_whole
 from xbm_keras.schema import Config
 
 
@@ -56,7 +57,7 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
 
 def save_config(config: Config, path: pathlib.Path) -> None:
     """Write the resolved config; it runs again as it is."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def _explain(details) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from xbm_keras import progress, schema
 from xbm_keras.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
+from xbm_keras.checkpoints import Checkpoints
 from xbm_keras.costs import Costs
 from xbm_keras.data.batches import PKSampler, ShuffledSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
@@ -182,19 +183,22 @@ def fit(
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     show_progress: bool = True,
+    first_epoch: int = 0,
 ) -> None:
-    """Train on the items at these positions, for at most this number of epochs."""
+    """Train on the items at these positions, for at most this number of epochs, of which some may be done."""
     if not epochs:
         return
     labels = dataset.labels[positions]
     sampler = make_sampler(config, labels)
-    batches = batch_dataset(UnitRows(dataset.features, positions), labels, dataset.sample_ids[positions], sampler)
     steps = steps_per_epoch(config, sampler)
     if config.head.nesting == "sequential":
         callbacks = [*callbacks, NextWidth(config.training.epochs)]
-    with progress.bar("training", steps * epochs, "steps") as bar:
+    rows, ids = UnitRows(dataset.features, positions), dataset.sample_ids[positions]
+    batches = batch_dataset(rows, labels, ids, sampler, first_epoch * steps)
+    with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
         all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
-        model.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=all_callbacks, verbose=0, shuffle=False)
+        counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}
+        model.fit(batches, **counts, callbacks=all_callbacks, verbose=0, shuffle=False)
 
 
 def select(
@@ -202,6 +206,7 @@ def select(
     dataset: Dataset,
     model: XBMModel,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoints: Checkpoints | None = None,
     show_progress: bool = True,
 ) -> KeepBestHead:
     """Train on the training items, and end with the head of the epoch that is best on the validation items.
@@ -217,8 +222,10 @@ def select(
         evaluation, monitor = RetrievalEvaluation(rows, dataset.labels[splits.validation]), "val_map_at_r"
     best = KeepBestHead(evaluation, config.training.patience, monitor)
     train = dataset.with_views(splits.train)
+    callbacks = [evaluation, best, *callbacks, *([checkpoints] if checkpoints else [])]
+    done = checkpoints.restore(model, best) if checkpoints else 0
     try:
-        fit(config, dataset, model, train, config.training.epochs, [evaluation, best, *callbacks], show_progress)
+        fit(config, dataset, model, train, config.training.epochs, callbacks, show_progress, done)
     except KeyboardInterrupt as interrupt:
         best.on_train_end()
         raise Interrupted(model, best.epoch) from interrupt
@@ -238,7 +245,8 @@ def run(
 ) -> tuple[XBMModel, dict]:
     """Choose the start and the number of epochs on held-out classes, train on all training classes, and test once.
 
-    Writes `history.csv` and TensorBoard logs on the way, and the costs of its stages into `costs`.
+    Writes `history.csv`, TensorBoard logs and `checkpoints/` on the way, from which it goes on where it was killed; and
+    the costs of its stages into `costs`.
 
     Returns:
         The trained model, and the contents of `metrics.json`.
@@ -259,11 +267,11 @@ def run(
     log.info("Phase select: %d items train, %d %s choose the epoch.", len(splits.train), len(splits.validation), what)
     if folds:
         log.info("So %d times, each time with others held out.", 1 + len(folds))
-    curves = [select(config, dataset, model, _logs(workdir, "select")).scores]
+    curves = [select(config, dataset, model, *_watch(config, workdir, "select")).scores]
     for number, fold in enumerate(folds, start=2):
         positions = fold.with_views(fold.splits.train)
         fold_model = start_model(config, fold, backbone, positions)
-        curves.append(select(config, fold, fold_model, _logs(workdir, f"select_{number}")).scores)
+        curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)
     epoch = best_epoch(curves)
     kept = model.head.get_weights()  # what Ctrl-C leaves from here on
     try:
@@ -276,7 +284,9 @@ def run(
             log.info("Phase refit: all %d training items, %d epochs.", len(everything), epoch)
             model = start_model(config, dataset, backbone, everything)
             start = copy_head(model.head)
-            fit(config, dataset, model, everything, epoch, _logs(workdir, "refit"))
+            logs, checkpoints = _watch(config, workdir, "refit")
+            done = checkpoints.restore(model)
+            fit(config, dataset, model, everything, epoch, [*logs, checkpoints], first_epoch=done)
             kept = model.head.get_weights()
         costs.begin("test")
         metrics = _compare(config, dataset, start, model.head, splits.test)
@@ -299,8 +309,10 @@ def copy_head(head: Head) -> Head:
     return copy
 
 
-def _logs(workdir: pathlib.Path, phase: str) -> list[keras.callbacks.Callback]:
-    return [
-        HistoryCsv(workdir / "history.csv", phase),
-        keras.callbacks.TensorBoard(workdir / "tensorboard" / phase, write_graph=False),
-    ]
+def _watch(
+    config: schema.Config, workdir: pathlib.Path, phase: str
+) -> tuple[list[keras.callbacks.Callback], Checkpoints]:
+    """What writes down how a phase goes, and what saves it."""
+    history = workdir / "history.csv"
+    logs = [HistoryCsv(history, phase), keras.callbacks.TensorBoard(workdir / "tensorboard" / phase, write_graph=False)]
+    return logs, Checkpoints(workdir / "checkpoints" / phase, config.training.checkpoint_every_seconds, history)

@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
+from xbm_keras import replicas
+from xbm_keras.non_finite import Rejections, StopOnNonFinite
 from xbm_keras.stages.backbone import Backbone
-from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows, non_finite_message
+from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.mining_keys import MiningKeys
@@ -14,7 +16,6 @@ from xbm_keras.stages.sketch import Sketch
 
 STAGES = ("backbone", "head", "memory", "top_k", "pair_loss", "sketch")
 MINE_IN = ("features", "embeddings", "sketch")
-MAX_REPORTED_IDS = 8
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -45,6 +46,7 @@ class XBMModel(keras.Model):
             for NeighborTopK with a loss that needs labels, or the reverse; in a step, for a batch without labels that
             the loss needs, or without sample ids where there is a memory.
         NonFiniteFeatures: by `fit`, for a batch with NaN or infinite features.
+        NonFiniteLoss: by `fit`, for a loss or weights that became NaN or infinite.
 
     Example:
         >>> model = XBMModel(None, Head(8), CircularMemory(256), HardTopK(16, 4), SupConLoss())
@@ -107,9 +109,7 @@ class XBMModel(keras.Model):
         self.positive_sim = keras.metrics.Mean(name="positive_sim")
         self.negative_sim = keras.metrics.Mean(name="negative_sim")
         self.active_pairs = keras.metrics.Mean(name="active_pairs")
-        # Not Keras variables: what went wrong in this process is no part of a saved model.
-        self.rejected_batches = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.rejected_ids = tf.Variable([-1] * (MAX_REPORTED_IDS + 1), dtype=tf.int64, trainable=False)
+        self.rejections = Rejections()
 
     def build(self, input_shape):
         """Build the stages; `input_shape` is the dict of shapes of the inputs."""
@@ -145,16 +145,18 @@ class XBMModel(keras.Model):
         """The picture: enqueue, score, pick, embed the picks, compare. Mean over the valid anchors, a scalar."""
         labels, ids = self._labels_and_ids(x, y, y_pred)
         features, anchors = y_pred["features"], y_pred["embeddings"]  # [B, D] frozen, [B, E]
-        rows = self._enqueue(features, labels, ids) if training else batch_as_rows(features, labels, ids)  # [M, D]
+        batch = replicas.gather(features, labels, ids)  # the same, of all devices where there are several
+        rows = self._enqueue(*batch) if training else batch_as_rows(*batch)  # [M, D]
         row_embeddings = self._embed_rows(rows, features, anchors)  # [M, E]; None where the picks are fewer
-        keys = self._mining_space(features, anchors, rows, row_embeddings)  # [B, K] and [M, K], the latter in blocks
+        num_new = tf.shape(batch[0])[0] if training else None
+        keys = self._mining_space(features, anchors, rows, row_embeddings, num_new)  # [B, K] and [M, K], in blocks
         picks = self.top_k(features, rows, labels, ids, **keys, jit_compile=self.jit_compile)  # [B, T]
         # For each nested width of the embedding [B, T]; for most heads that is its full width alone.
         similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
         per_anchor = self.head.weighted_mean([self.pair_loss(each, picks) for each in similarities])  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
-        is_finite = self._check_finite(features, ids)
+        is_finite = self._note_non_finite(batch, is_valid & ~tf.math.is_finite(per_anchor))
         return tf.where(is_finite, _mean(per_anchor, is_valid), float("nan"))
 
     def _labels_and_ids(self, x, y, y_pred):
@@ -192,8 +194,11 @@ class XBMModel(keras.Model):
             return self.head.embed_rows(rows)
         return None
 
-    def _mining_space(self, features, anchors, rows, row_embeddings) -> dict:
-        """Arguments of `top_k` that say where hardness is measured; none of them for the features."""
+    def _mining_space(self, features, anchors, rows, row_embeddings, num_new) -> dict:
+        """Arguments of `top_k` that say where hardness is measured; none of them for the features.
+
+        `num_new` rows were just enqueued; None where the rows are the batch itself.
+        """
         if self.mine_in == "features":
             return {}
         if self.mine_in == "sketch":
@@ -202,9 +207,9 @@ class XBMModel(keras.Model):
             make_keys, how = self.head, {"anchor_keys": anchors}
         if self.mine_in == "embeddings" and row_embeddings is not None:
             return {**how, "row_keys": lambda start, width: tf.slice(row_embeddings, [start, 0], [width, -1])}
-        if self.mining_keys is None or rows.features is features:
+        if self.mining_keys is None or num_new is None:
             return {**how, "row_keys": lambda start, width: make_keys(rows.block(start, width))}
-        self.mining_keys.update(make_keys, self.memory, rows, tf.shape(features)[0], jit_compile=self.jit_compile)
+        self.mining_keys.update(make_keys, self.memory, rows, num_new, jit_compile=self.jit_compile)
         return {**how, "row_keys": self.mining_keys.block}
 
     def _track(self, similarities, picks, is_valid):
@@ -221,39 +226,44 @@ class XBMModel(keras.Model):
         if self.memory.memory_size:
             self.occupancy.update_state(self.memory.occupancy() / self.memory.memory_size)
 
-    def _check_finite(self, features, ids):
-        """Whether the batch is finite; if not, note the ids of the first bad rows for `fit` to report."""
-        is_bad = ~tf.reduce_all(tf.math.is_finite(features), axis=1)  # [B]
-        is_finite = ~tf.reduce_any(is_bad)
-        first = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(tf.cast(is_bad, tf.int64))], axis=0)[:-1]
-        place = tf.where(is_bad & (first < MAX_REPORTED_IDS), first, MAX_REPORTED_IDS)  # the last place is a bin
-        noted = tf.tensor_scatter_nd_update(self.rejected_ids, place[:, None], ids)
-        self.rejected_ids.assign(tf.where(is_finite, self.rejected_ids, noted))
-        self.rejected_batches.assign_add(tf.where(is_finite, tf.constant(0, tf.int64), 1))
-        return is_finite
+    def _note_non_finite(self, batch, is_bad):
+        """Note which items of the batch have bad features, or else a bad loss; whether none has."""
+        features, _, ids = batch
+        has_bad_features = ~tf.reduce_all(tf.math.is_finite(features), axis=1)  # [B], of all replicas
+        are_features = tf.reduce_any(has_bad_features)
+        (is_bad,) = replicas.gather(tf.cast(is_bad, tf.int32))
+        is_bad = tf.where(are_features, has_bad_features, is_bad > 0)
+        optimizer = getattr(self, "optimizer", None)  # there is none before compile
+        step = optimizer.iterations.value if optimizer else 0
+        return self.rejections.note(is_bad, ids, are_features, step)
 
     def train_step(self, data):
-        """The stock step, undone where the batch held a non-finite feature, so that such a batch leaves no trace.
+        """The stock step, undone where features, loss or new weights are not finite: such a batch leaves no trace.
 
-        An assertion inside the step would be a silent no-op under XLA, and zero gradients still move an optimizer.
+        Zero gradients would still move an optimizer.
         """
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built:  # Keras would build in the first step, after what was before it is noted here
-            inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
             self.build(keras.tree.map_structure(lambda tensor: tensor.shape, inputs))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         state = [v.value for v in (*self.trainable_variables, *self.optimizer.variables)]
         before = [tf.identity(v) for v in state]
-        num_rejected = tf.identity(self.rejected_batches)
+        step, num_rejected = tf.identity(self.optimizer.iterations.value), tf.identity(self.rejections.count)
         logs = super().train_step(data)
-        is_finite = tf.equal(num_rejected, self.rejected_batches)
+        is_finite = tf.equal(num_rejected, self.rejections.count)
+        overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in self.trainable_variables]
+        ids = tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1])
+        is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))
+        is_finite &= self.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), step)
         for variable, value in zip(state, before, strict=True):
             variable.assign(tf.where(is_finite, variable, value))
         return logs
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
-        """`keras.Model.fit`, which also stops with `NonFiniteFeatures` at a batch with NaN or infinite features."""
-        guard = StopOnNonFiniteFeatures()
+        """`keras.Model.fit`, which also stops at a NaN or infinite number: `NonFiniteFeatures`, `NonFiniteLoss`."""
+        replicas.check_strategy(self.distribute_strategy)
+        guard = StopOnNonFinite()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList([guard, *callbacks.callbacks], model=self)
         else:
@@ -315,26 +325,7 @@ class XBMModel(keras.Model):
         return cls(**{**config, **stages})
 
 
-class NonFiniteFeatures(ValueError):
-    """A batch held NaN or infinite features. It changed neither the memory nor the weights."""
-
-
-class StopOnNonFiniteFeatures(keras.callbacks.Callback):
-    """Raises `NonFiniteFeatures` after such a batch. `XBMModel.fit` brings it along."""
-
-    def on_train_begin(self, logs=None):
-        """Forget what an earlier `fit` met."""
-        self.model.rejected_batches.assign(0)
-        self.model.rejected_ids.assign(tf.fill([MAX_REPORTED_IDS + 1], tf.constant(-1, tf.int64)))
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Read the model's note of what it refused."""
-        if int(self.model.rejected_batches):
-            ids = self.model.rejected_ids.numpy()[:MAX_REPORTED_IDS]
-            raise NonFiniteFeatures(non_finite_message(ids[ids >= 0]))
-
-
 def _mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean over the mask; over an empty one 0, with zero gradient."""
-    count = tf.reduce_sum(tf.cast(mask, tf.float32))
+    """Mean over the mask, of all replicas: each gives its share of it. Over an empty mask 0, with zero gradient."""
+    count = replicas.total(tf.reduce_sum(tf.cast(mask, tf.float32)))
     return tf.reduce_sum(tf.where(mask, values, 0.0)) / tf.maximum(count, 1.0)

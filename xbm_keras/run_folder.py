@@ -1,21 +1,27 @@
 """What a run leaves behind."""
 
+import contextlib
 import datetime
+import glob
+import hashlib
 import importlib.metadata
 import json
 import logging
 import pathlib
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import filelock
 import numpy as np
 import tensorflow as tf
 
 from xbm_keras import model_card
-from xbm_keras.config import ConfigError, save_config
+from xbm_keras.config import ConfigError, load_config, save_config
 from xbm_keras.costs import Cost
 from xbm_keras.data.sources import DataError
+from xbm_keras.durable import replace, write_whole
 from xbm_keras.export import describe_signatures, export_encoder
 from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
@@ -26,33 +32,144 @@ from xbm_keras.stages.head import Head
 from xbm_keras.stages.hub_backbone import HubBackbone
 
 log = logging.getLogger("xbm_keras")
+CHECKPOINTS = "checkpoints"
+TRAINED_BY = ("data", "backbone", "head", "memory", "top_k", "loss", "training")  # sections; the data say the rest
 
 
-def create(workdir: str | None, config_path: str, config: Config) -> pathlib.Path:
-    """Make the folder of a run and write `config.yaml`, which runs again as it is.
+@contextlib.contextmanager
+def claim(workdir: str | None, config_path: str, config: Config, resume: str = "auto") -> Iterator[pathlib.Path]:
+    """The folder of a run, which is this process' alone while the block lasts; with `config.yaml`, which runs again.
+
+    Until the block ends without an error the run counts as unfinished.
+
+    Args:
+        workdir: the folder. None is the newest one of `runs/<config>-<time>` that holds an unfinished run of this
+            config and that no process is at work in, else a new one.
+        config_path: names it.
+        config: the run.
+        resume: "auto" goes on with an unfinished run, "must" refuses to begin a new one, "never" to go on with one.
 
     Raises:
-        ConfigError: if a finished run is there, or the folder cannot be made.
+        ConfigError: if a finished run is there, or one of another config; if another process is at work in the folder,
+            or the folder cannot be written.
     """
     if workdir is None:
-        workdir = f"runs/{pathlib.Path(config_path).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        workdir = _unfinished_of(config, config_path) if resume != "never" else None
+        workdir = workdir or f"runs/{pathlib.Path(config_path).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = pathlib.Path(workdir)
-    if (folder / "metrics.json").exists():
-        raise ConfigError(
-            f"Received --workdir {workdir}, which holds a finished run; give another folder, or remove it."
-        )
+    with _locked(folder):
+        try:
+            _prepare(folder, config, resume)
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        yield folder
+        shutil.rmtree(folder / CHECKPOINTS)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """No other process gets the folder meanwhile. The system frees it where this one dies."""
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ConfigError(
+            f"Received --workdir {folder}, in which another process is at work; wait for its end, or give another "
+            "folder."
+        ) from error
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _not_writable(folder: pathlib.Path, error: OSError) -> ConfigError:
+    return ConfigError(f"Received --workdir {folder}, which cannot be written: {error}")
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a run in the folder came to its end."""
+    return (folder / "metrics.json").exists() and not (folder / CHECKPOINTS).is_dir()
+
+
+def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
+    if is_finished(folder):
+        raise ConfigError(
+            f"Received --workdir {folder}, which holds a finished run; give another folder, or remove it."
+        )
+    is_begun = (folder / CHECKPOINTS).is_dir()
+    if _has_checkpoint(folder) and resume != "never":
+        differences = _differences(load_config(str(folder / "config.yaml")), config)
+        if differences:
+            raise ConfigError(
+                f"Received --workdir {folder}, which holds an unfinished run of another config:\n"
+                + "".join(f"  {line}\n" for line in differences)
+                + "Go on with the same config, give another folder, or start anew with --resume=never."
+            )
+        log.info("Going on with the unfinished run in %s; --resume=never would start anew.", folder)
+    elif resume == "must":
+        raise ConfigError(
+            f"Received --resume=must with --workdir {folder}, which holds no checkpoint of an unfinished run; leave "
+            "--resume out to start one."
+        )
+    else:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for leftover in ("history.csv", "data.json", "report.html"):
             (folder / leftover).unlink(missing_ok=True)
-        save_config(config, folder / "config.yaml")
-    except OSError as error:
-        raise ConfigError(f"Received --workdir {workdir}, which cannot be written: {error}") from error
-    return folder
+    if is_begun:  # by a process that was killed after the training
+        shutil.rmtree(folder / "export", ignore_errors=True)
+        (folder / "metrics.json").unlink(missing_ok=True)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    save_config(config, folder / "config.yaml")
+
+
+def _unfinished_of(config: Config, config_path: str) -> str | None:
+    """The newest unfinished run of this config that no process is at work in."""
+    name = glob.escape(pathlib.Path(config_path).stem)
+    for folder in sorted(pathlib.Path("runs").glob(f"{name}-*"), reverse=True):
+        with contextlib.suppress(ConfigError):
+            if _has_checkpoint(folder) and not _differences(load_config(str(folder / "config.yaml")), config):
+                with _locked(folder):
+                    return str(folder)
+    return None
+
+
+def _has_checkpoint(folder: pathlib.Path) -> bool:
+    return any((folder / CHECKPOINTS).glob("*/[0-9]*/about.json"))
+
+
+def _differences(saved: Config, config: Config) -> list[str]:
+    """Keys that decide what is trained, and their values there and here."""
+    there, here = (_flat(c.model_dump(include=set(TRAINED_BY))) for c in (saved, config))
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key) and key != "training.checkpoint_every_seconds"
+    ]
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
-    """Write `data.json`: the labels by number, how many items do what, what was skipped and why."""
+    """Write `data.json`: the labels by number, how many items do what, what was skipped and why.
+
+    Raises:
+        DataError: where an unfinished run in the folder was of other data.
+    """
+    file, digest = workdir / "data.json", _digest(dataset)
+    if file.exists() and json.loads(file.read_text("utf-8"))["digest"] != digest:
+        raise DataError(
+            f"Received data that changed since the unfinished run in {workdir} began; expected the same items, labels "
+            "and features. Bring them back, or start anew with --resume=never."
+        )
     splits = dataset.splits
     counts = np.bincount(dataset.labels[: len(dataset.keys)], minlength=len(dataset.label_names))
     about: dict = {
@@ -62,11 +179,22 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
         "skipped": dataset.skipped,
         "read_for_backbone": dataset.num_computed,
+        "digest": digest,
     }
-    (workdir / "data.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
+    write_whole(file, json.dumps(about, indent=1, ensure_ascii=False))
     for key, what in (("skipped", "item(s) skipped"), ("classes_with_one_item", "class(es) with one item")):
         if about[key]:
             log.warning("%d %s; see data.json.", len(about[key]), what)
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of items, labels, roles and some of the features."""
+    digest, splits = hashlib.sha256(), dataset.splits
+    some = np.linspace(0, len(dataset.labels) - 1, num=min(len(dataset.labels), 64), dtype=np.int64)
+    arrays = (splits.train, splits.validation, splits.test, dataset.labels, dataset.sample_ids, dataset.features[some])
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
@@ -80,7 +208,9 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
         backbone.save_tokenizer(workdir / "tokenizer")
     if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
         model = model.without_backbone()
-    model.save(workdir / "model.keras")
+    side = workdir / "model.tmp.keras"
+    model.save(side)
+    replace(side, workdir / "model.keras")
 
 
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
@@ -96,7 +226,7 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
 
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:
     """Write `metrics.json`, last of all: it marks a run as finished."""
-    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1), "utf-8")
+    write_whole(workdir / "metrics.json", json.dumps(metrics, indent=1))
 
 
 def write_report(

@@ -138,6 +138,9 @@ class Training(Section):
     """After the number of epochs was chosen, train again on all training classes, the validation classes included.
     Without labels the default is false: a tenth more of the items changes little."""
     jit_compile: bool | Literal["auto"] = "auto"
+    checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """A killed run goes on from its last checkpoint. One is written at the end of an epoch, at most so often, and at
+    the end of each phase."""
     seed: int = 0
 
 

@@ -12,9 +12,10 @@ import rich.logging
 import rich.table
 
 from xbm_keras import progress, results
+from xbm_keras.checkpoints import CheckpointError
 from xbm_keras.config import ConfigError
 from xbm_keras.data.sources import DataError
-from xbm_keras.model import NonFiniteFeatures
+from xbm_keras.non_finite import NonFiniteFeatures, NonFiniteLoss
 
 
 def set_up(verbose: bool = False) -> None:
@@ -34,13 +35,21 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(
-            "Interrupted. The same command goes on from what is kept: features computed, trials done.", file=sys.stderr
+            "Interrupted. The same command goes on from what is kept: features computed, epochs saved, trials done.",
+            file=sys.stderr,
         )
         sys.exit(130)
-    except (ConfigError, DataError, NonFiniteFeatures, *more) as error:
-        rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
-        print(error, file=sys.stderr)
+    except OSError as error:
+        _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
         sys.exit(2)
+    except (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError, *more) as error:
+        _print_error(error)
+        sys.exit(2)
+
+
+def _print_error(error: object) -> None:
+    rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
+    print(error, file=sys.stderr)
 
 
 def print_kept(workdir: pathlib.Path, epoch: int) -> None:

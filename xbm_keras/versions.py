@@ -5,13 +5,26 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from xbm_keras.durable import sync
+
+
+def versions(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The oldest first."""
+    return [folder / str(number) for number in _numbers(folder)]
+
 
 def latest_version(folder: pathlib.Path) -> pathlib.Path:
     """The newest version. Raises ValueError where there is none."""
-    numbers = _numbers(folder)
-    if not numbers:
+    found = versions(folder)
+    if not found:
         raise ValueError(f"Received {str(folder)!r}, which holds no version; expected a folder such as {folder}/1.")
-    return folder / str(numbers[-1])
+    return found[-1]
+
+
+def delete_older(folder: pathlib.Path, num_kept: int) -> None:
+    """Delete all but the newest versions."""
+    for version in versions(folder)[:-num_kept]:
+        shutil.rmtree(version)
 
 
 @contextlib.contextmanager
@@ -27,7 +40,10 @@ def new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     side.mkdir()
     try:
         yield side
+        for path in (*side.rglob("*"), side):
+            sync(path)
         side.rename(folder / str(number))
+        sync(folder)
     finally:
         shutil.rmtree(side, ignore_errors=True)
 

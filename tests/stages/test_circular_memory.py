@@ -89,13 +89,14 @@ def test_equals_a_deque_for_batches_of_changing_size(memory_size, sizes, num_ids
 def test_a_batch_larger_than_the_memory_writes_each_slot_once(monkeypatch):
     """Of two writes to one slot a GPU's scatter keeps either, where the CPU keeps the last: the oracle cannot tell."""
     memory, written = make_memory(4), []
-    update = memory.labels.value.scatter_nd_update
+    update = tf.raw_ops.ResourceScatterNdUpdate
 
-    def spy(slots, rows):
-        written.append(slots.numpy()[:, 0].tolist())
-        return update(slots, rows)
+    def spy(ref, indices, updates):
+        if ref is memory.labels.value.handle:
+            written.append(indices.numpy()[:, 0].tolist())
+        return update(ref=ref, indices=indices, updates=updates)
 
-    monkeypatch.setattr(memory.labels.value, "scatter_nd_update", spy)
+    monkeypatch.setattr(tf.raw_ops, "ResourceScatterNdUpdate", spy)
     for batch in make_batches(2, 9):
         memory.enqueue(*map(tf.constant, batch))
     assert written == [[1, 2, 3, 0], [2, 3, 0, 1]]

@@ -19,6 +19,8 @@ import jinja2
 import numpy as np
 import PIL.Image
 
+from xbm_keras.durable import write_whole
+
 Tone = Literal["good", "bad", "plain"]
 
 
@@ -203,10 +205,7 @@ def render(page: Page) -> str:
 
 def write_page(path: str | os.PathLike, page: Page) -> None:
     """Write the page, whole or not at all. Raises OSError."""
-    path = pathlib.Path(path)
-    side = path.with_name(path.name + ".tmp")
-    side.write_text(render(page), "utf-8")
-    side.replace(path)
+    write_whole(pathlib.Path(path), render(page))
 
 
 @functools.cache

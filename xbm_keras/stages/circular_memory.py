@@ -171,8 +171,9 @@ class CircularMemory(keras.layers.Layer):
         ):
             rows = tf.cast(rows, variable.dtype)
             rows = tf.where(is_finite, rows, tf.gather(variable.value, at))
-            # A resource scatter is the one update whose cost does not grow with M outside XLA.
-            variable.value.scatter_nd_update(at[:, None], rows)
+            # A resource scatter is the one update whose cost does not grow with M outside XLA. By handle, because a
+            # variable of MirroredStrategy has no such method; the handle is that of the replica's own copy.
+            tf.raw_ops.ResourceScatterNdUpdate(ref=variable.value.handle, indices=at[:, None], updates=rows)
             if not jit_compile:
                 # The scatter leaves the variable in copy-on-read mode: without this each read copies all M rows.
                 # XLA has no kernel for this op, and no such mode.

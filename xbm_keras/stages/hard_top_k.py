@@ -176,6 +176,9 @@ class HardTopK(keras.layers.Layer):
     def _random_positives(self, among):
         """Indices [B, k] and validity [B, k]."""
         k, seeds = self.num_positives + 1, [self.seed_generator.next() for _ in range(2)]
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:  # else all of them would draw alike
+            seeds = [seed + tf.cast(context.replica_id_in_sync_group, seed.dtype) for seed in seeds]
         num_codes = tf.shape(among.own_class)[0]
         drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
         # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.

@@ -87,7 +87,7 @@ class MiningKeys(keras.layers.Layer):
 
     def _write(self, slots, make_keys, rows):
         keys = tf.stop_gradient(tf.cast(make_keys(rows.take(slots)), tf.float32))
-        self.keys.value.scatter_nd_update(slots[:, None], keys)
+        tf.raw_ops.ResourceScatterNdUpdate(ref=self.keys.value.handle, indices=slots[:, None], updates=keys)
 
     def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
         """Keys of `width` rows from `start` on, float32 [width, K]."""

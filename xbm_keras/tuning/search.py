@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from xbm_keras.config import ConfigError, check_config, save_config
+from xbm_keras.durable import write_whole
 from xbm_keras.report.page import write_page
 from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension
@@ -72,7 +72,7 @@ class Search:
             )
         try:
             (self.workdir / "trials").mkdir(parents=True, exist_ok=True)
-            _write(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+            write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(f"Received --workdir {self.workdir}, which cannot be written: {error}") from error
 
@@ -116,7 +116,7 @@ class Search:
         if not file.exists():
             config = self.default_config()
             save_config(config, file.with_suffix(".yaml"))
-            _write(file, json.dumps(self.hypermodel.evaluate(config)))
+            write_whole(file, json.dumps(self.hypermodel.evaluate(config)))
         return json.loads(file.read_text())
 
     def _progress(self) -> rich.progress.Progress:
@@ -131,7 +131,7 @@ class Search:
         """Write its config, before it runs."""
         self._began[trial.trial_id] = time.monotonic()
         nested = self._nested(trial)
-        _write(self._config_file(trial), yaml.safe_dump(nested, sort_keys=False, allow_unicode=True))
+        write_whole(self._config_file(trial), yaml.safe_dump(nested, sort_keys=False, allow_unicode=True))
 
     def on_trial_end(self, trial: Trial) -> None:
         """Write the table, and say how it went."""
@@ -225,7 +225,7 @@ class Search:
         return frame[[*frame.columns.drop("reason"), "reason"]]
 
     def _write_results(self) -> None:
-        _write(self.workdir / "trials.csv", self.table().to_csv(index=False))
+        write_whole(self.workdir / "trials.csv", self.table().to_csv(index=False))
         save_config(self.best_config(), self.workdir / "best.yaml")
 
     def _nested(self, trial: Trial) -> dict[str, Any]:
@@ -251,10 +251,3 @@ def number_of(trial: Trial) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)

@@ -1,0 +1,80 @@
+"""Steps whose numbers are NaN or infinite: they leave no trace in the weights, and `fit` stops and says which items.
+
+An assertion inside the step would be a silent no-op under XLA. So the step takes a note, which is read outside.
+"""
+
+import keras
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory import non_finite_message
+
+MAX_REPORTED_IDS = 8
+
+
+class NonFiniteFeatures(ValueError):
+    """A batch held NaN or infinite features. It changed neither the memory nor the weights."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss, or the weights after a step, became NaN or infinite. The weights are those before that step."""
+
+
+class Rejections:
+    """Notes of the steps that were undone, kept in variables that are no part of a saved model."""
+
+    def __init__(self):
+        self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.ids = tf.Variable([-1] * (MAX_REPORTED_IDS + 1), dtype=tf.int64, trainable=False)
+        self.are_features = tf.Variable(False, trainable=False)
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def note(self, is_bad: tf.Tensor, sample_ids: tf.Tensor, are_features: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Note the ids of the first bad items, if there are any; whether there are none.
+
+        Args:
+            is_bad: [B] bool.
+            sample_ids: [B] int64.
+            are_features: whether the features are what is bad.
+            step: number of steps before.
+        """
+        is_good = ~tf.reduce_any(is_bad)
+        first = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(tf.cast(is_bad, tf.int64))], axis=0)[:-1]
+        place = tf.where(is_bad & (first < MAX_REPORTED_IDS), first, MAX_REPORTED_IDS)  # the last place is a bin
+        blank = tf.fill([MAX_REPORTED_IDS + 1], tf.constant(-1, tf.int64))
+        is_first = ~is_good & tf.equal(self.count, 0)
+        self.ids.assign(tf.where(is_first, tf.tensor_scatter_nd_update(blank, place[:, None], sample_ids), self.ids))
+        self.are_features.assign(tf.where(is_first, are_features, self.are_features))
+        self.step.assign(tf.where(is_first, tf.cast(step, tf.int64), self.step))
+        self.count.assign_add(tf.where(is_good, tf.constant(0, tf.int64), 1))
+        return is_good
+
+    def reset(self) -> None:
+        """Forget them."""
+        self.count.assign(0)
+
+    def raise_first(self) -> None:
+        """Raise NonFiniteFeatures or NonFiniteLoss, if a step was undone."""
+        if not self.count.numpy():
+            return
+        ids = self.ids.numpy()[:MAX_REPORTED_IDS]
+        ids = ids[ids >= 0]
+        if self.are_features.numpy():
+            raise NonFiniteFeatures(non_finite_message(ids))
+        shown = ", ".join(map(str, ids))
+        raise NonFiniteLoss(
+            f"Received a loss or weights that are NaN or infinite after {self.step.numpy()} steps, in a batch with "
+            f"sample id {shown}; expected finite numbers. The weights are as before this batch. Lower the learning "
+            "rate, or look at the loss and its temperature."
+        )
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Raises `NonFiniteFeatures` or `NonFiniteLoss` after such a step. `XBMModel.fit` brings it along."""
+
+    def on_train_begin(self, logs=None):
+        """Forget what an earlier `fit` met."""
+        self.model.rejections.reset()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Read the model's notes."""
+        self.model.rejections.raise_first()
