@@ -40,7 +40,7 @@ def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
         merged = omegaconf.OmegaConf.merge(loaded, omegaconf.OmegaConf.from_dotlist(list(overrides)))
         values = omegaconf.OmegaConf.to_container(merged, resolve=True)
-    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"Received {path}, which cannot be read as a config: {error}") from error
     return check_config(values, path)
 

@@ -166,10 +166,23 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
         sample_ids = sources.Items(np.concatenate(views), None, {}).sample_ids()
     split = config.data.split
     splits = only_test(kept, split.query_column) if all_test else split_items(kept, **split.model_dump())
+    if not config.is_without_labels and not all_test:
+        _require_pairs(codes, splits)
     labels = np.tile(codes.astype(np.int64), num_views)
     return Dataset(
         features, labels, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed, source, positions
     )
+
+
+def _require_pairs(codes: np.ndarray, splits: Splits) -> None:
+    """Raises DataError where no two items of a part share a class: nothing could be trained or scored there."""
+    for name in ("train", "validation", "test"):
+        counts = np.bincount(codes[getattr(splits, name)])
+        if len(counts) and counts.max() < 2:
+            raise sources.DataError(
+                f"Received {counts.sum()} {name} items that are each alone in their class; expected classes that at "
+                "least two items share. Check that the labels are classes, not ids of items."
+            )
 
 
 def _compute_features(config: schema.Config, source: sources.Source, backbone: Backbone) -> CachedFeatures:
