@@ -60,8 +60,9 @@ def test_the_readme_runs(data_dir, tmp_path):
             rows.append({"path": f"{folder.name}/{photo.name}", "label": folder.name})
     shutil.copy(path, tmp_path / "photo.jpg")
     pd.DataFrame(rows).to_csv(tmp_path / "my_photos/items.csv", index=False)
-    vectors = np.random.default_rng(0).normal(size=(240, 160)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(240, 320)).astype(np.float32)
     np.savez(tmp_path / "my_vectors.npz", features=vectors, label=np.arange(240) % 12)
+    np.save(tmp_path / "my_vectors.npy", vectors)
     weights = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
     (tmp_path / "keras/models").mkdir(parents=True)
     (tmp_path / "keras/models" / weights).symlink_to(data_dir / "weights" / weights)
