@@ -132,7 +132,7 @@ class Training(Section):
     schedule: Literal["growing", "cosine"] = "growing"
     """"growing": by a constant factor each step, from a thirtieth of the rate to the rate at the end of the last of
     `epochs`, so that to choose the epoch is to choose how far to go from the start: on some data the best head is near
-    it, on others far. "cosine": from the rate to 0. Without labels "cosine" is the default."""
+    it, on others far. "cosine": from the rate to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     refit: bool = True
     """After the number of epochs was chosen, train again on all training classes, the validation classes included.
@@ -162,7 +162,7 @@ WITHOUT_LABELS = {
     "data": {"split": {"by": "item", "validation_fraction": 0.1}},
     "head": {"start": "pca", "power": 1.0},
     "top_k": {"kind": "neighbors"},
-    "training": {"schedule": "cosine", "steps_per_epoch": 50, "patience": 10, "refit": False, "folds": 1},
+    "training": {"steps_per_epoch": 50, "patience": 10, "refit": False, "folds": 1},
 }
 """The defaults of a loss without labels, where they are others."""
 
