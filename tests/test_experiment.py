@@ -139,6 +139,6 @@ def test_the_other_folds_hold_out_other_items(dataset):
 
 def test_the_epoch_is_the_best_on_the_mean_over_folds():
     assert selection.best_epoch([[0.5, 0.6, 0.4], [0.5, 0.3, 0.9]]) == 2
-    assert selection.best_epoch([[0.5, 0.6], [0.5, 0.5, 0.5, 0.4]]) == 1  # the first fold stays at 0.6
+    assert selection.best_epoch([[0.5, 0.6], [0.5, 0.5, 0.7, 0.4]]) == 2  # the first fold stays at 0.6
     assert selection.best_epoch([[0.5, 0.5]]) == 0
     assert selection.best_epoch([[]]) == 0
