@@ -12,7 +12,9 @@ import sys
 import numpy as np
 import torch
 from pytorch_metric_learning import losses, miners, samplers
+from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.inference import CustomKNN
 
 EPOCHS, WIDTH, CLASSES, PER_CLASS, RATE = 12, 128, 32, 4, 5e-4
 
@@ -28,7 +30,11 @@ def make_loss(name: str, memory_size: int):
 
 
 def map_at_r(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
-    calculator = AccuracyCalculator(include=("mean_average_precision_at_r",), device=torch.device("cpu"))
+    calculator = AccuracyCalculator(
+        include=("mean_average_precision_at_r",),
+        device=torch.device("cpu"),
+        knn_func=CustomKNN(CosineSimilarity()),  # the default needs faiss
+    )
     return calculator.get_accuracy(embeddings, labels)["mean_average_precision_at_r"]
 
 
