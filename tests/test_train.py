@@ -437,7 +437,7 @@ def grocery_config(data_dir, tmp_path, classes, per_class):
 def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("XBM_KERAS_DATA", str(data_dir))
     config = pathlib.Path(train.__file__).parent / "configs/grocery.yaml"
-    overrides = grocery_config(data_dir, tmp_path, classes=8, per_class=12)
+    overrides = [*grocery_config(data_dir, tmp_path, classes=8, per_class=12), "training.folds=1"]
     metrics = run(config, tmp_path / "run", *overrides, "training.epochs=2", "data.split.query_column=null")
     assert metrics["leave_one_out"]["trained"]["map_at_r"] > 0.4
     about = json.loads((tmp_path / "run/data.json").read_text())
@@ -452,7 +452,8 @@ def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
     assert np.abs(many - expected[:33]).max() < 1e-5
     assert none.shape == (0, 128)
 
-    again = run(config, tmp_path / "again", *overrides, "training.epochs=1", "data.split.query_column=null")
+    quick = ["training.epochs=0", "head.start=pca", "head.power=1", "data.split.query_column=null"]
+    again = run(config, tmp_path / "again", *overrides, *quick)
     assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
     assert again["leave_one_out"]["frozen"] == metrics["leave_one_out"]["frozen"]
 

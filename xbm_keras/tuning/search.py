@@ -17,9 +17,9 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from xbm_keras.config import ConfigError, check_config, save_config
 from xbm_keras.durable import write_whole
 from xbm_keras.report.page import write_page
+from xbm_keras.results import PROTOCOLS
 from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension
-from xbm_keras.terminal import PROTOCOLS
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of
