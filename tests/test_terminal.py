@@ -51,7 +51,7 @@ def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
     best = epochs.loc[epochs.val_map_at_r.idxmax()]
     assert err.splitlines() == [  # and nothing of TensorFlow or CUDA
         f"The best head so far, of epoch {best.epoch}, is in {tmp_path}/run/model.keras; it was not tested. "
-        f"For a run that ends there: --set training.epochs={best.epoch}",
+        f"For a run that ends there: --set training.epochs={best.epoch} and another --workdir",
         "Interrupted. The same command goes on from what is kept: features computed, epochs saved, trials done.",
     ]
     assert "\r" not in out

@@ -56,7 +56,7 @@ def print_kept(workdir: pathlib.Path, epoch: int) -> None:
     """What an interrupted run leaves."""
     which = f"of epoch {epoch}" if epoch else "the untrained start"
     kept = f"The best head so far, {which}, is in {workdir}/model.keras; it was not tested."
-    print(f"{kept} For a run that ends there: --set training.epochs={epoch}", file=sys.stderr)
+    print(f"{kept} For a run that ends there: --set training.epochs={epoch} and another --workdir", file=sys.stderr)
 
 
 def print_scores(metrics: dict) -> None:
