@@ -26,7 +26,7 @@ VALUES = st.recursive(
 
 
 @hypothesis.given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=300)
 def test_any_value_of_any_key_is_taken_or_told(changes):
     values = copy.deepcopy(PLAIN)
     for (section, key), value in changes:
@@ -36,12 +36,24 @@ def test_any_value_of_any_key_is_taken_or_told(changes):
 
 
 @hypothesis.given(VALUES)
-@hypothesis.settings(max_examples=100, deadline=None)
 def test_any_document_is_taken_or_told(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_text(yaml.safe_dump(document, allow_unicode=True), "utf-8")
     with pytest.raises(ConfigError):
         load_config(str(path))
+
+
+@pytest.mark.parametrize("text", ["'0'", "3.5", "- a", "", "a: [b", "\x00"])
+def test_a_document_without_sections_is_told(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize("widths", [[], [None], [None, None], [8, None], ["a", 3], [[8], 16], [16, 8]])
+def test_widths_that_are_none_are_told(widths):
+    with pytest.raises(ConfigError, match="widths"):
+        check_config({**PLAIN, "head": {"widths": widths}}, "x.yaml")
 
 
 def test_a_config_cannot_run_code(tmp_path):

@@ -35,9 +35,10 @@ def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
             f"Received --set {malformed[0]!r}; expected section.key=value, such as --set training.epochs=5."
         )
     try:
-        loaded = omegaconf.OmegaConf.load(path)
-        if not isinstance(loaded, omegaconf.DictConfig):
+        # OmegaConf asserts, without a word, that a document is no single text.
+        if not isinstance(yaml.safe_load(pathlib.Path(path).read_text("utf-8")), dict):
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
+        loaded = omegaconf.OmegaConf.load(path)
         merged = omegaconf.OmegaConf.merge(loaded, omegaconf.OmegaConf.from_dotlist(list(overrides)))
         values = omegaconf.OmegaConf.to_container(merged, resolve=True)
     except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:

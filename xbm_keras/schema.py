@@ -37,9 +37,10 @@ class HeadConfig(Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _widest(cls, values):
-        """The widest nested width is the embedding's."""
-        if isinstance(values, dict) and isinstance(values.get("widths"), list) and "embedding_dim" not in values:
-            return {**values, "embedding_dim": max(values["widths"], default=None)}
+        """The widest nested width is the embedding's; what is no list of widths is told of as such, below."""
+        widths = values.get("widths") if isinstance(values, dict) else None
+        if isinstance(widths, list) and widths and "embedding_dim" not in values:
+            return {**values, "embedding_dim": widths[-1]}
         return values
 
     @pydantic.model_validator(mode="after")

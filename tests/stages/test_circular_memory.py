@@ -74,7 +74,7 @@ def test_equals_a_deque_after_every_enqueue(memory_size, n, mode):
     assert int(memory.num_enqueued.value) == num_batches * n
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=8), st.integers(1, 20), st.integers(0, 99))
 def test_equals_a_deque_for_batches_of_changing_size(memory_size, sizes, num_ids, seed):
     memory, queue = make_memory(memory_size), DequeMemory(memory_size)
