@@ -80,6 +80,25 @@ def test_the_power_is_the_best_over_the_folds(dataset, start):
     assert chosen.power == (1.0, 0.5)[int(np.argmax(scores))]
 
 
+def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
+    summed, scored = [], []
+    of_dataset, score = selection.closed_forms_of, selection.evaluate_retrieval
+    monkeypatch.setattr(selection, "closed_forms_of", lambda *args: summed.append(args[2]) or of_dataset(*args))
+    monkeypatch.setattr(selection, "evaluate_retrieval", lambda *args: scored.append(1) or score(*args))
+    folds = selection.HeldOutFolds(dataset)
+    heads = [config_of(start=start).head for start in ("auto", "lda", "nda", "auto")]
+    chosen = [selection.choose_start(head, dataset, folds) for head in heads]
+    assert chosen == [selection.choose_start(head, dataset) for head in heads]
+    assert chosen[0] == chosen[3]
+    alone = len(scored)
+    summed.clear(), scored.clear()
+    for head in heads:
+        selection.choose_start(head, dataset, folds)
+    assert alone > len(scored) == len(summed) == 0
+    selection.choose_start(config_of(start="nda", embedding_dim=4).head, dataset, folds)
+    assert not summed
+
+
 def test_large_folds_are_scored_by_some_of_their_classes(dataset, monkeypatch):
     monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 12)
     fold = dataset.splits.folds[0]

@@ -37,11 +37,51 @@ def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
         return getattr(closed_forms, config.start)(config.embedding_dim, *parameters)
 
 
-def choose_start(config: schema.HeadConfig, dataset: Dataset) -> schema.HeadConfig:
+class HeldOutFolds:
+    """Scores starts by folds of a dataset's training items; keeps closed forms and scores for the next head.
+
+    Args:
+        dataset: with as many folds as `enough_folds` says.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        splits = dataset.splits
+        self.folds = (splits.folds or (splits.validation,))[: enough_folds(dataset)]
+        self._scores: dict[str, float] = {}
+        self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
+
+    def score(self, choice: schema.HeadConfig) -> float:
+        """MAP@R of a start in which nothing is "auto" on held-out items, the mean over folds."""
+        key = choice.model_dump_json()
+        if key not in self._scores:
+            self._scores[key] = float(np.mean([self._score_fold(i, choice) for i in range(len(self.folds))]))
+        return self._scores[key]
+
+    def _score_fold(self, i: int, choice: schema.HeadConfig) -> float:
+        dataset = self.dataset
+        rank = max(RANK, choice.embedding_dim)
+        key = (i, choice.power, rank)
+        if key not in self._closed_forms:
+            everything = np.union1d(dataset.splits.train, dataset.splits.validation)
+            rest = dataset.with_views(np.setdiff1d(everything, self.folds[i]))
+            self._closed_forms[key] = closed_forms_of(dataset, rest, choice.power, rank)
+        scored = _some_classes(self.folds[i], dataset.labels)
+        kernel, bias = make_start(choice, self._closed_forms[key])
+        embeddings = np.asarray(UnitRows(dataset.features, scored, choice.power)) @ kernel + bias
+        return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
+
+
+def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> schema.HeadConfig:
     """The same config, with what suits held-out training items best in place of "auto".
 
-    Best is the highest MAP@R, the mean over as many folds of what trains as `enough_folds` says. The power comes last,
-    for the start that is best with features as they are.
+    Best is the highest MAP@R, the mean over folds; the first one where several are. The power comes last, for the start
+    that is best with features as they are.
+
+    Args:
+        config: of the head.
+        dataset: the items.
+        folds: of the dataset, where several heads are chosen for.
     """
     powers = POWERS if config.power == "auto" else (config.power,)
     if config.start == "random":
@@ -54,29 +94,13 @@ def choose_start(config: schema.HeadConfig, dataset: Dataset) -> schema.HeadConf
         for values in itertools.product(*tried):
             update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
             choices.append(config.model_copy(update=update))
-    best = _best_start(choices, dataset)
-    return _best_start([best.model_copy(update={"power": power}) for power in powers], dataset)
+    folds = folds or HeldOutFolds(dataset)
+    best = _best(choices, folds)
+    return _best([best.model_copy(update={"power": power}) for power in powers], folds)
 
 
-def _best_start(choices: list[schema.HeadConfig], dataset: Dataset) -> schema.HeadConfig:
-    """The choice of the highest MAP@R on held-out items, the mean over folds; the first one where several are."""
-    if len(choices) == 1:
-        return choices[0]
-    scores = np.zeros(len(choices))
-    splits = dataset.splits
-    everything = np.union1d(splits.train, splits.validation)
-    for fold in (splits.folds or (splits.validation,))[: enough_folds(dataset)]:
-        rest = dataset.with_views(np.setdiff1d(everything, fold))
-        scored = _some_classes(fold, dataset.labels)
-        labels = dataset.labels[scored]
-        for power in {choice.power for choice in choices}:
-            closed_forms = closed_forms_of(dataset, rest, power, max(RANK, choices[0].embedding_dim))
-            features = np.asarray(UnitRows(dataset.features, scored, power))
-            for i, choice in enumerate(choices):
-                if choice.power == power:
-                    kernel, bias = make_start(choice, closed_forms)
-                    scores[i] += evaluate_retrieval(features @ kernel + bias, labels)["map_at_r"]
-    return choices[int(np.argmax(scores))]
+def _best(choices: list[schema.HeadConfig], folds: HeldOutFolds) -> schema.HeadConfig:
+    return choices[0] if len(choices) == 1 else max(choices, key=folds.score)
 
 
 def enough_folds(dataset: Dataset) -> int:

@@ -37,8 +37,8 @@ class ClosedForms:
     Args:
         features: [N, D], unit vectors; anything that is sliced like an array will do.
         labels: [N].
-        rank: the discriminant analyses and `whiten` keep to so many directions of largest total variance, which is
-            quicker; by default to all.
+        rank: all maps but `identity` keep to so many directions of largest total variance, which is quicker and takes
+            less memory; by default to all.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, rank: int | None = None):
@@ -49,6 +49,7 @@ class ClosedForms:
         counts = np.bincount(classes)
         self.num_classes = len(counts)
         self._directions: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self._local: dict[float, np.ndarray] = {}
         sums, moment = np.zeros((len(counts), self.width)), np.zeros((self.width, self.width))
         for start in range(0, self.num_items, BLOCK_ROWS):
             block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
@@ -57,9 +58,16 @@ class ClosedForms:
         self.mean = sums.sum(axis=0) / self.num_items
         """[D]"""
         self.total = moment / self.num_items - np.outer(self.mean, self.mean)
-        """[D, D] covariance of all items."""
+        """[rank, rank] covariance of all items, in the basis."""
         self.within = (moment - (sums / counts[:, None]).T @ sums) / self.num_items
-        """[D, D] covariance of the items around the means of their classes."""
+        """[rank, rank] covariance of the items around the means of their classes, in the basis."""
+        self.within_variance = np.trace(self.within) / self.width
+        """Of a feature, the mean over all D."""
+        self.basis = np.eye(self.width)
+        """[D, rank]"""
+        if self.rank < self.width:
+            self.basis = _leading_eigenvectors(self.total, self.rank)[1]
+            self.total, self.within = (self.basis.T @ each @ self.basis for each in (self.total, self.within))
 
     def identity(self, embedding_dim: int) -> Start:
         """The first E features as they are: for E = D, and for networks that were trained to be cut (Matryoshka)."""
@@ -70,7 +78,7 @@ class ClosedForms:
     def pca(self, embedding_dim: int) -> Start:
         """The E directions of largest variance. Labels play no part."""
         self._require(embedding_dim)
-        return self._centred(_leading_eigenvectors(self.total, embedding_dim)[1])
+        return self._centred(self.basis @ _leading_eigenvectors(self.total, embedding_dim)[1])
 
     def whiten(self, embedding_dim: int, shrinkage: float = 0.3) -> Start:
         """Within-class whitening, then the directions of largest total variance.
@@ -92,7 +100,7 @@ class ClosedForms:
         """
         projection = self._whitening(embedding_dim, shrinkage)
         _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
-        return self._centred(projection @ axes)
+        return self._centred(self.basis @ projection @ axes)
 
     def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.1) -> Start:
         """Linear discriminant analysis: within-class whitening, then the directions of largest between-class variance.
@@ -129,19 +137,18 @@ class ClosedForms:
         return self._weighted("nda", embedding_dim, shrinkage, weighting)
 
     def _whitening(self, embedding_dim: int, shrinkage: float) -> np.ndarray:
-        """Inverse square root [D, rank] of the shrunk within-class covariance, up to a rotation."""
+        """Inverse square root [rank, rank] of the shrunk within-class covariance, up to a rotation."""
         self._require(embedding_dim)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
-        scale = np.trace(self.within) / self.width
-        if scale < 1e-12:
+        if self.within_variance < 1e-12:
             raise ValueError(
                 f"Received {self.num_items} items in {self.num_classes} classes with no variation inside any class; "
                 "expected classes with at least two different items. Use start: pca or random, or give labels that "
                 "group items."
             )
         variances, directions = self._within_eigh
-        variances = (1 - shrinkage) * variances + shrinkage * scale
+        variances = (1 - shrinkage) * variances + shrinkage * self.within_variance
         # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
         is_used = variances > 1e-9 * variances[-1]
         return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
@@ -152,20 +159,21 @@ class ClosedForms:
         return projection.T @ between @ projection
 
     def _local_between(self, projection: np.ndarray) -> np.ndarray:
-        """Sum [rank, rank] of `d d'` over items and their nearest of other classes, after projection to unit length."""
+        """Sum [rank, rank] of `d d'` over items and their nearest of other classes, projected and of unit length."""
         chosen = np.random.default_rng(0).permutation(self.num_items)[:MAX_LOCAL_ITEMS]
         labels = self.labels[chosen]
         num_neighbors = min(NEIGHBORS, len(labels) - np.unique(labels, return_counts=True)[1].max())
         if not num_neighbors:
             raise ValueError("Received items of a single class; expected at least two. Use start: whiten.")
+        projection = self.basis @ projection
         z = ((np.asarray(self.features[chosen], np.float64) - self.mean) @ projection).astype(np.float32)
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
         neighbor_sums, times_chosen = np.empty_like(z), np.zeros(len(z), np.float32)
         for start in range(0, len(z), LOCAL_BLOCK):
             rows = slice(start, start + LOCAL_BLOCK)
-            similarities = z[rows] @ z.T
-            similarities[labels[rows, None] == labels] = -np.inf
-            nearest = np.argpartition(-similarities, num_neighbors - 1, axis=1)[:, :num_neighbors]
+            distances = z[rows] @ -z.T  # but for a constant
+            distances[labels[rows, None] == labels] = np.inf
+            nearest = np.argpartition(distances, num_neighbors - 1, axis=1)[:, :num_neighbors]
             neighbor_sums[rows] = z[nearest].sum(axis=1)
             times_chosen += np.bincount(nearest.ravel(), minlength=len(z))
         # The sum over pairs (i, j) of (z_i - z_j)(z_i - z_j)', multiplied out.
@@ -179,22 +187,20 @@ class ClosedForms:
             projection = self._whitening(embedding_dim, shrinkage)
             between = self._between(projection)
             if kind == "nda":
-                local = self._local_between(projection)
+                if shrinkage not in self._local:  # by far the dearest part, and the same for all embedding widths
+                    self._local[shrinkage] = self._local_between(projection)
+                local = self._local[shrinkage]
                 between = between / np.trace(between) + local / np.trace(local)
             variances, axes = _leading_eigenvectors(between, embedding_dim)
             # Only the last ones, for all weightings.
-            self._directions = {key: (projection @ axes, np.maximum(variances, 0.0))}
+            self._directions = {key: (self.basis @ projection @ axes, np.maximum(variances, 0.0))}
         directions, variances = self._directions[key]
         return self._centred(directions * variances**weighting)
 
     @functools.cached_property
     def _within_eigh(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues [rank] and eigenvectors [D, rank]."""
-        if self.rank == self.width:
-            return scipy.linalg.eigh(self.within)
-        basis = _leading_eigenvectors(self.total, self.rank)[1]
-        variances, axes = scipy.linalg.eigh(basis.T @ self.within @ basis)
-        return variances, basis @ axes
+        """Eigenvalues [rank] and eigenvectors [rank, rank]."""
+        return scipy.linalg.eigh(self.within)
 
     def _centred(self, kernel: np.ndarray) -> Start:
         return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))

@@ -18,7 +18,7 @@ from xbm_keras.loading import Dataset, load_dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config, HeadConfig
 from xbm_keras.scoring import compare
-from xbm_keras.selection import choose_start, closed_forms_of
+from xbm_keras.selection import HeldOutFolds, choose_start, closed_forms_of
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.head_starts import ClosedForms
 from xbm_keras.tuning.space import check_space, declare, default_space, overridden, to_overrides
@@ -70,6 +70,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self.folds = folds
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
         self._heads: dict[str, HeadConfig] = {}
+        self._held_out = HeldOutFolds(folds[0])
         self._closed_forms: dict[tuple[int, float], ClosedForms] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
@@ -138,7 +139,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
     def _start(self, config: Config, fold: int) -> XBMModel:
         dataset, key = self.folds[fold], config.head.model_dump_json()
         if key not in self._heads:  # the choice of the start scores many heads: once for all trials
-            self._heads[key] = choose_start(config.head, dataset)
+            self._heads[key] = choose_start(config.head, dataset, self._held_out)
         config = config.model_copy(update={"head": self._heads[key]})
         train, power = dataset.with_views(dataset.splits.train), config.head.power
         if config.head.start == "random":
