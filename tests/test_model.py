@@ -5,104 +5,36 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import MODES, compile_arguments, run_fresh
+from tests.conftest import MODES
+from tests.small_models import (
+    LOSSES,
+    METRICS,
+    assert_same_training,
+    built_kernel,
+    clusters,
+    compiled,
+    dataset,
+    images,
+    loss_of,
+    make_model,
+    memory_of,
+    small_backbone,
+    some,
+    state_of,
+    unit,
+)
 from xbm_keras import (
-    Backbone,
-    CircleLoss,
     CircularMemory,
     ContrastiveLoss,
     HardTopK,
     Head,
     InfoNCELoss,
-    LiftedStructureLoss,
-    MarginLoss,
-    MultiSimilarityLoss,
     NonFiniteFeatures,
-    NonFiniteLoss,
-    NTXentLoss,
-    RecallSurrogateLoss,
     Sketch,
-    SmoothAPLoss,
     SupConLoss,
     TripletLoss,
-    TupletLoss,
     XBMModel,
 )
-
-LOSSES = [
-    CircleLoss(),
-    ContrastiveLoss(),
-    InfoNCELoss(),
-    LiftedStructureLoss(),
-    MarginLoss(),
-    MultiSimilarityLoss(),
-    NTXentLoss(),
-    RecallSurrogateLoss(),
-    SmoothAPLoss(),
-    SupConLoss(),
-    TripletLoss(),
-    TupletLoss(),
-]
-METRICS = {"loss", "occupancy", "valid_anchors", "positive_sim", "negative_sim", "active_pairs"}
-
-
-def make_model(memory_size=24, top_k=None, loss=None, head=None, backbone=None, **options):
-    top_k = top_k or HardTopK(4, 2)
-    return XBMModel(backbone, head or Head(3), CircularMemory(memory_size), top_k, loss or SupConLoss(), **options)
-
-
-def compiled(*args, optimizer=None, mode="eager", **options):
-    """Eager unless said otherwise: a handful of steps is done before a graph is traced."""
-    model = make_model(*args, **options)
-    model.compile(optimizer or keras.optimizers.SGD(0.1, momentum=0.9), **compile_arguments(mode))
-    return model
-
-
-def dataset(n=24, width=6, classes=3, seed=0):
-    """Inputs and labels; the ids are shuffled, so that no id is a position."""
-    rng = np.random.default_rng(seed)
-    ids = rng.permutation(n).astype(np.int64) + 100
-    return {"features": rng.normal(size=(n, width)).astype(np.float32), "sample_id": ids}, np.arange(n) % classes
-
-
-def some(x, y, rows):
-    return {name: values[rows] for name, values in x.items()}, y[rows]
-
-
-def built_kernel(model, x):
-    """Build the model for these inputs; the kernel of its head."""
-    model.build({name: values.shape for name, values in x.items()})
-    return model.head.kernel.numpy()
-
-
-def memory_of(model):
-    return {v.name: v.numpy().tolist() for v in model.memory.weights}
-
-
-def state_of(model):
-    """Every byte that training moves: weights, optimizer slots, memory."""
-    return [(v.path, v.numpy().tobytes()) for v in (*model.weights, *model.optimizer.variables)]
-
-
-def loss_of(model, x, y, training):
-    return float(model.compute_loss(x, y, model(x), training=training))
-
-
-def assert_same_training(a, b, **tolerance):
-    """Head, optimizer and memory of two models agree."""
-    for mine, other in ((a.head, b.head), (a.optimizer, b.optimizer), (a.memory, b.memory)):
-        mine = mine.variables
-        assert len(mine) == len(other.variables)
-        for v, w in zip(mine, other.variables, strict=True):
-            if v.dtype.startswith("float") and tolerance:
-                np.testing.assert_allclose(v, w, err_msg=v.path, **tolerance)
-            else:
-                np.testing.assert_array_equal(v, w, err_msg=v.path)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
 
 # --- plain compile and fit ---
 
@@ -279,6 +211,7 @@ def test_eager_graph_and_xla_train_alike(mine_in, memory_size, loss):
         losses = [model.train_on_batch(*some(x, y, slice(i, i + 8)))[0] for i in (0, 8, 16)]
         runs.append((model, losses))
     assert runs[0][1][0] > 0
+    assert all(np.isfinite(v.numpy()).all() for v in runs[0][0].optimizer.variables)  # the sums of all gradients
     for model, losses in runs[1:]:
         assert losses == pytest.approx(runs[0][1], rel=1e-4)
         assert_same_training(model, runs[0][0], rtol=1e-4, atol=1e-6)
@@ -544,15 +477,6 @@ def test_metrics_of_the_progress_bar(capsys):
 # --- it learns ---
 
 
-def clusters(classes=8, per_class=20, seed=0):
-    """Classes that a few directions tell apart, under louder ones that do not."""
-    rng = np.random.default_rng(seed)
-    y = np.repeat(np.arange(classes), per_class)
-    signal = rng.normal(size=(classes, 6))[y] + 0.25 * rng.normal(size=(len(y), 6))
-    features = np.concatenate([signal, 1.5 * rng.normal(size=(len(y), 10))], axis=1).astype(np.float32)
-    return {"features": features, "sample_id": np.arange(len(y), dtype=np.int64)}, y
-
-
 def leave_one_out_recall(embeddings, y):
     scores = embeddings @ embeddings.T
     np.fill_diagonal(scores, -2)
@@ -571,254 +495,6 @@ def test_learns_from_a_random_start(mine_in):
     frozen = leave_one_out_recall(unit(x["features"]), y)
     assert history["loss"][-1] < 0.8 * history["loss"][0]
     assert after > max(before, frozen) + 0.2
-
-
-# --- features that are not finite ---
-
-
-@pytest.mark.parametrize(
-    ("mode", "bad"), [("eager", np.nan), ("eager", np.inf), ("graph", np.nan), ("graph", np.inf), ("xla", np.nan)]
-)
-def test_batch_that_is_not_finite_leaves_no_trace(mode, bad):
-    x, y = dataset()
-    model = compiled(optimizer=keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=0.1), mode=mode)
-    model.fit(x, y, batch_size=8, verbose=0)
-    before = state_of(model)
-    late, labels = dataset(8, seed=1)
-    late["features"][[2, 5], 1] = bad
-    ids = ", ".join(str(i) for i in late["sample_id"][[2, 5]])
-    with pytest.raises(NonFiniteFeatures, match=rf"2 item\(s\), with sample id {ids};"):
-        model.fit(late, labels, batch_size=8, shuffle=False, verbose=0)
-    assert state_of(model) == before
-    # Past the guard the loss itself shows it.
-    assert np.isnan(keras.Model.fit(model, late, labels, batch_size=8, verbose=0).history["loss"]).all()
-    assert state_of(model) == before
-    assert np.isfinite(model.fit(x, y, batch_size=8, verbose=0).history["loss"]).all()  # and it goes on
-    assert state_of(model) != before
-
-
-def test_first_batch_of_all_is_not_finite(mode):
-    # Zero gradients would still move an optimizer with weight decay.
-    x, y = dataset(8)
-    x["features"][:] = np.nan
-    model = compiled(optimizer=keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=0.5), mode=mode)
-    with pytest.raises(NonFiniteFeatures, match=r"8 item\(s\)"):
-        model.fit(x, y, batch_size=8, verbose=0)
-    np.testing.assert_array_equal(model.head.kernel, built_kernel(make_model(), x))
-    assert all(np.isfinite(v.numpy()).all() for v in model.optimizer.variables)
-    assert len(model.optimizer.variables) == 4  # iterations, learning rate, and a momentum of kernel and bias
-    assert int(model.optimizer.iterations.value) == 0
-    assert int(model.memory.num_enqueued.value) == 0
-    assert not np.any(model.memory.features)
-
-
-def test_stops_at_the_bad_batch_and_keeps_those_before():
-    x, y = dataset()
-    x["features"][11] = np.nan
-    model, short = compiled(), compiled()
-    with pytest.raises(NonFiniteFeatures, match=rf"1 item\(s\), with sample id {x['sample_id'][11]};"):
-        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    short.fit(*some(x, y, slice(0, 8)), batch_size=8, shuffle=False, verbose=0)
-    assert_same_training(model, short)
-
-
-def test_several_steps_per_execution_skip_the_bad_batch():
-    x, y = dataset()
-    x["features"][11] = np.nan
-    model = make_model()
-    model.compile("sgd", steps_per_execution=3, jit_compile=False)
-    with pytest.raises(NonFiniteFeatures, match=str(x["sample_id"][11])):
-        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    good = np.r_[0:8, 16:24]
-    assert sorted(i for i in model.memory.sample_ids.numpy() if i) == sorted(x["sample_id"][good])
-    assert int(model.optimizer.iterations.value) == 2
-
-
-def test_more_bad_items_than_are_named():
-    x, y = dataset()
-    x["features"][::2] = np.nan
-    with pytest.raises(NonFiniteFeatures) as error:
-        compiled().fit(x, y, batch_size=24, shuffle=False, verbose=0)
-    assert ", ".join(str(i) for i in x["sample_id"][:16:2]) in str(error.value)
-
-
-# --- losses and weights that are not finite ---
-
-
-class Bursting(SupConLoss):
-    """Of the fourth anchor in the batch the loss can be made infinite."""
-
-    def __init__(self):
-        super().__init__()
-        self.extra = tf.Variable(0.0, trainable=False)
-
-    def __call__(self, similarities, picks):
-        return super().__call__(similarities, picks) + tf.where(
-            tf.range(tf.shape(similarities)[0]) == 3, self.extra, 0.0
-        )
-
-
-def test_loss_that_is_not_finite_stops_with_step_and_ids(mode):
-    x, y = dataset()
-    model, short = compiled(loss=Bursting(), mode=mode), compiled(mode=mode)
-
-    def burst(batch, logs=None):
-        model.pair_loss.extra.assign(np.inf if batch == 1 else 0.0)
-
-    callback = keras.callbacks.LambdaCallback(on_train_batch_begin=burst)
-    with pytest.raises(NonFiniteLoss, match=rf"after 1 steps, in a batch with sample id {x['sample_id'][11]};"):
-        model.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[callback])
-    short.fit(*some(x, y, slice(0, 8)), batch_size=8, shuffle=False, verbose=0)
-    for mine, other in zip(model.head.weights, short.head.weights, strict=True):
-        np.testing.assert_allclose(mine, other, rtol=1e-5)
-    assert int(model.optimizer.iterations.value) == 1
-    model.pair_loss.extra.assign(0.0)
-    assert np.isfinite(model.fit(x, y, batch_size=8, verbose=0).history["loss"]).all()  # and it can go on
-
-
-def test_weights_that_overflow_are_those_of_before(mode):
-    x, y = dataset()
-    model = compiled(optimizer=keras.optimizers.SGD(3e38, momentum=0.9), mode=mode)
-    start = built_kernel(model, x)
-    with pytest.raises(NonFiniteLoss, match="Lower the learning rate"):
-        model.fit(x, y, batch_size=8, epochs=9, shuffle=False, verbose=0)
-    assert all(np.isfinite(v.numpy()).all() for v in (*model.weights, *model.optimizer.variables))
-    if int(model.optimizer.iterations.value) == 0:
-        np.testing.assert_array_equal(model.head.kernel, start)
-
-
-# --- saving ---
-
-CONTINUE = """
-import sys
-import numpy as np
-import keras
-import xbm_keras
-model = keras.saving.load_model(sys.argv[1])
-with np.load(sys.argv[2]) as data:
-    x, y = {"inputs": data["inputs"], "sample_id": data["sample_id"]}, data["y"]
-losses = [model.train_on_batch({k: v[i:i + 8] for k, v in x.items()}, y[i:i + 8])[0] for i in (0, 8)]
-state = [v.numpy() for v in (*model.head.variables, *model.optimizer.variables, *model.memory.variables)]
-np.savez(sys.argv[3], np.array(losses), model.encoder.predict(x["inputs"], verbose=0), *state)
-"""
-
-
-def small_backbone():
-    keras.utils.set_random_seed(3)
-    layers = [keras.layers.Conv2D(6, 3), keras.layers.BatchNormalization(), keras.layers.GlobalMaxPooling2D()]
-    return Backbone(keras.Sequential([keras.Input((6, 6, 3)), *layers]), "MobileNetV2", (6, 6))
-
-
-def images(n, seed=0):
-    rng = np.random.default_rng(seed)
-    x = {"inputs": rng.integers(0, 256, (n, 6, 6, 3)).astype(np.float32), "sample_id": np.arange(n)}
-    return x, np.arange(n) % 3
-
-
-def test_fresh_process_loads_and_trains_on_as_if_nothing_had_happened(tmp_path):
-    # Pitfall: a model saved in one session does not load in the next (TF Similarity #139, #188).
-    x, y = images(24)
-    adam = keras.optimizers.Adam(0.01)
-    model = compiled(20, HardTopK(4, 2, seed=5), backbone=small_backbone(), optimizer=adam, mode="graph")
-    model.fit(x, y, batch_size=8, verbose=0)
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "data.npz", y=y, **x)
-    run_fresh(CONTINUE, tmp_path / "model.keras", tmp_path / "data.npz", tmp_path / "out.npz")
-
-    losses = [model.train_on_batch(*some(x, y, slice(i, i + 8)))[0] for i in (0, 8)]
-    state = [v.numpy() for v in (*model.head.variables, *model.optimizer.variables, *model.memory.variables)]
-    expected = [np.array(losses), model.encoder.predict(x["inputs"], verbose=0), *state]
-    with np.load(tmp_path / "out.npz") as out:
-        assert len(out.files) == len(expected)
-        for name, value in zip(out.files, expected, strict=True):
-            np.testing.assert_array_equal(out[name], value)
-
-
-def test_random_positives_depend_on_the_saved_seed_state(tmp_path):
-    # The comparison above would not see a lost seed if the picks did not depend on it.
-    x, y = dataset(24)
-    model = compiled(24, HardTopK(2, 1))
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded, other = (keras.saving.load_model(tmp_path / "model.keras") for _ in range(2))
-    np.testing.assert_array_equal(loaded.top_k.seed_generator.state, model.top_k.seed_generator.state)
-    other.top_k.seed_generator.state.assign(HardTopK(2, 1).seed_generator.state)
-    batch = some(x, y, slice(0, 8))
-    expected = loss_of(model, *batch, training=True)
-    assert loss_of(loaded, *batch, training=True) == expected
-    assert loss_of(other, *batch, training=True) != expected
-
-
-def test_weights_file_restores_rows_labels_ids_and_counter(tmp_path):
-    # Pitfall: PML 2.x saves the rows without the pointer; TF Similarity, OML, Quaterion save nothing.
-    x, y = dataset()
-    model = compiled(17)
-    path = str(tmp_path / "epoch.weights.h5")
-    callback = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[callback])
-    restored = compiled(17)
-    built_kernel(restored, x)
-    restored.optimizer.build(restored.trainable_variables)
-    restored.load_weights(path)
-    assert memory_of(restored) == memory_of(model)
-    assert memory_of(model)["num_enqueued"] == 48
-    of_rows = {"features", "labels", "sample_ids", "is_newest", "previous_in_bucket"}
-    assert set(memory_of(model)) == of_rows | {"newest_in_bucket", "num_enqueued"}
-    model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    restored.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    assert_same_training(restored, model)
-
-
-class Killed(Exception):
-    pass
-
-
-def test_backup_and_restore_resumes_as_if_never_killed(tmp_path):
-    x, y = dataset()
-
-    def start():
-        model = compiled(17, HardTopK(2, 1), optimizer=keras.optimizers.Adam(0.01))
-        built_kernel(model, x)
-        model.optimizer.build(model.trainable_variables)
-        return model
-
-    def run(model, *callbacks):
-        model.fit(x, y, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks])
-
-    def kill(epoch, logs=None):
-        if epoch == 2:
-            raise Killed
-
-    through, killed, resumed = start(), start(), start()
-    run(through)
-    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-    with pytest.raises(Killed):
-        run(killed, backup, keras.callbacks.LambdaCallback(on_epoch_begin=kill))
-    assert int(killed.memory.num_enqueued.value) == 48
-    run(resumed, keras.callbacks.BackupAndRestore(tmp_path / "backup"))
-    assert int(resumed.memory.num_enqueued.value) == 96
-    assert_same_training(resumed, through)
-
-
-def test_config_round_trip_keeps_every_argument():
-    # Pitfall: the layers of keras-rs lose arguments in get_config.
-    model = XBMModel(
-        small_backbone(),
-        Head(5, "mlp", 7, seed=3),
-        CircularMemory(9, "float16"),
-        HardTopK(3, "all", "easiest", max_rows_for_all=100, seed=4),
-        ContrastiveLoss(0.8, 0.2),
-        mine_in="embeddings",
-        enqueue=False,
-        name="mine",
-    )
-    twin = XBMModel.from_config(model.get_config())
-    assert (twin.mine_in, twin.enqueue, twin.name) == ("embeddings", False, "mine")
-    assert twin.get_config() == model.get_config()
-    assert twin.head.get_config() == model.head.get_config()
-    assert twin.memory.get_config() == model.memory.get_config()
-    assert twin.top_k.get_config() == model.top_k.get_config()
-    assert twin.pair_loss.get_config() == {"positive_margin": 0.8, "negative_margin": 0.2}
 
 
 # --- encoder, live and cached features ---
@@ -860,54 +536,3 @@ def test_without_backbone_is_the_same_model():
     twin.fit(features, y, batch_size=8, verbose=0)  # trains the weights of both
     assert np.abs(model.predict(x, verbose=0)["embeddings"] - expected).max() > 1e-3
     assert twin.memory is model.memory
-
-
-# --- mixed precision ---
-
-
-class Watched(SupConLoss):
-    """Notes the dtype of what it is given."""
-
-    dtypes: set = set()  # noqa: RUF012
-
-    def __call__(self, similarities, picks):
-        self.dtypes |= {similarities.dtype, picks.feature_scores.dtype}
-        value = super().__call__(similarities, picks)
-        self.dtypes.add(value.dtype)
-        return value
-
-    def get_config(self):
-        return {"temperature": self.temperature}
-
-
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy, mine_in):
-    # Pitfalls: float16 overflow through -1e9 masks, NaN in mixed bfloat16 (PML #121, #161, TF Similarity #364).
-    x, y = dataset()
-    memory_size = 400 if mine_in == "features" else 40  # the picks alone pass the head, or all rows
-    exact = compiled(memory_size, HardTopK(4, 2, "hardest"), mine_in=mine_in, optimizer=keras.optimizers.SGD(0.1))
-    built_kernel(exact, x)
-    start = exact.head.kernel.numpy()
-    keras.config.set_dtype_policy(policy)  # set back by conftest.py
-    Watched.dtypes = set()
-    optimizer = keras.optimizers.SGD(0.1)
-    if policy == "mixed_float16":  # Keras' own start of 32,768 overflows here, and it would skip the first steps
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
-    top_k = HardTopK(4, 2, "hardest")
-    model = compiled(memory_size, top_k, Watched(), mine_in=mine_in, optimizer=optimizer, mode="graph")
-    assert model.head.compute_dtype == policy.removeprefix("mixed_")
-    built_kernel(model, x)
-    np.testing.assert_array_equal(model.head.kernel, start)
-    for _ in range(3):
-        model.train_on_batch(x, y)
-        exact.train_on_batch(x, y)
-    assert Watched.dtypes == {tf.float32}
-    assert model(x)["embeddings"].dtype == model(x)["features"].dtype == tf.float32
-    assert model.memory.features.dtype == "float32"
-    np.testing.assert_array_equal(model.memory.features, exact.memory.features)
-    # Without the scaling of the loss the steps would be too small by its factor.
-    moved, expected = model.head.kernel.numpy() - start, exact.head.kernel.numpy() - start
-    np.testing.assert_allclose(moved, expected, atol=0.1 * np.abs(expected).max())
-    history = model.fit(x, y, batch_size=8, epochs=2, verbose=0).history
-    assert np.isfinite(list(history.values())).all()

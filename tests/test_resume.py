@@ -90,6 +90,20 @@ def undisturbed(config, tmp_path_factory):
     return left_by(workdir)
 
 
+DETERMINISTIC = """
+import tensorflow as tf
+tf.config.experimental.enable_op_determinism()  # an op that has no such form would raise an error
+from absl import app
+import train
+app.run(train.main)
+"""
+
+
+def test_a_second_run_is_the_same_to_the_last_digit(config, undisturbed, tmp_path):
+    start_process(DETERMINISTIC, config, tmp_path / "again")
+    assert_same(tmp_path / "again", undisturbed)
+
+
 def killed_at(number, function):
     """The function, whose numbered call, from 0, ends as Killed in place of its work."""
     calls = itertools.count()
@@ -125,7 +139,11 @@ app.run(train.main)
 
 def run_until_killed(config, workdir, module, name, number):
     """In a process of its own, which dies by kill -9 at the numbered call of a function, from 0."""
-    code = KILLED.format(module=module, name=name, number=number)
+    return start_process(KILLED.format(module=module, name=name, number=number), config, workdir)
+
+
+def start_process(code, config, workdir):
+    """Run code that ends in train.py, in a new process; its exit status, which is 0 or that of kill -9."""
     command = [sys.executable, "-c", code, f"--config={config}", f"--workdir={workdir}", "--noreport"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

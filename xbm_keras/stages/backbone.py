@@ -29,6 +29,12 @@ class Backbone(keras.layers.Layer):
 
     Raises:
         ValueError: for an unknown preprocessing or pooling, or a network whose output cannot be pooled.
+
+    Example:
+        >>> network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3)])
+        >>> backbone = Backbone(network, image_size=(8, 8))
+        >>> backbone(tf.zeros([2, 20, 16, 3])).shape
+        TensorShape([2, 5])
     """
 
     def __init__(

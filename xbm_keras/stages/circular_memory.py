@@ -17,7 +17,7 @@ HASH_FACTOR = -7046029254386353131  # 2^64 over the golden ratio: Fibonacci hash
 
 
 class Rows(NamedTuple):
-    """What anchors are compared with: the memory, or the batch itself."""
+    """What anchors are compared with: the memory, or the batch itself. See `CircularMemory` for an example."""
 
     features: tf.Tensor
     """[M, D], in the storage dtype."""
@@ -42,7 +42,12 @@ class Rows(NamedTuple):
 
 
 def batch_as_rows(features: tf.Tensor, labels: tf.Tensor, sample_ids: tf.Tensor) -> Rows:
-    """The batch in the role of the memory: in-batch pairs only. Of rows with one sample id the last is valid."""
+    """The batch in the role of the memory: in-batch pairs only. Of rows with one sample id the last is valid.
+
+    Example:
+        >>> batch_as_rows(tf.zeros([3, 2]), tf.zeros([3]), tf.constant([5, 8, 5])).is_valid.numpy().tolist()
+        [False, True, True]
+    """
     return Rows(features, labels, sample_ids, _is_last_of_its_id(sample_ids))
 
 

@@ -14,5 +14,10 @@ def cosine_scores(anchors: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     Args:
         anchors: [B, D], of unit length.
         rows: [M, D], of unit length, any float dtype.
+
+    Example:
+        >>> rows = tf.constant([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> cosine_scores(tf.constant([[0.0, 1.0]]), rows).numpy().tolist()
+        [[0.0, 1.0, -1.0]]
     """
     return tf.matmul(tf.cast(anchors, tf.float32), tf.cast(rows, tf.float32), transpose_b=True)

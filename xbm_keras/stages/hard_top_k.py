@@ -14,7 +14,7 @@ POSITIVES = ("hardest", "easiest", "random")
 
 
 class Picks(NamedTuple):
-    """The pairs of a step: per anchor T memory rows."""
+    """The pairs of a step: per anchor T memory rows. See `HardTopK` and `PairLoss` for examples."""
 
     indices: tf.Tensor
     """[B, T] int32, rows of the memory. Where `is_valid` is False it is some row inside the memory."""
@@ -58,6 +58,13 @@ class HardTopK(keras.layers.Layer):
     Reference:
         Hard negatives in SMEC's memory module, arXiv 2510.12474, section 3.3; guards by the score of the positive in
         NV-Retriever, arXiv 2407.15831, section 3.2.
+
+    Example:
+        >>> features = tf.math.l2_normalize(tf.constant([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0]]), axis=1)
+        >>> labels, ids = tf.constant([0, 0, 1, 1], tf.int64), tf.range(4, dtype=tf.int64)
+        >>> picks = HardTopK(2, 1, "hardest")(features, batch_as_rows(features, labels, ids), labels, ids)
+        >>> picks.indices[0].numpy().tolist(), picks.is_positive[0].numpy().tolist()
+        ([1, 2, 3], [True, False, False])
     """
 
     def __init__(

@@ -40,7 +40,6 @@ class Head(keras.layers.Layer):
         widths: nested ones, ascending, E the last. None is E alone.
         width_weights: of the losses of the nested widths in their mean. By default their squares: a narrow beginning is
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
-
         nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
             columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
 
@@ -52,6 +51,14 @@ class Head(keras.layers.Layer):
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
         Nested widths: Kusupati et al., "Matryoshka Representation Learning", arXiv 2205.13147. Sequential: after SMEC,
         arXiv 2510.12474, section 3.1, which goes from the widest to the narrowest by a cascade of FC layers.
+
+    Example:
+        >>> head = Head(2)
+        >>> head.build((None, 3))
+        >>> head.set_start(ClosedForms(np.eye(3, dtype="float32"), np.array([0, 0, 1])).pca(2))
+        >>> embeddings = head(tf.eye(3))
+        >>> embeddings.shape, tf.norm(embeddings, axis=1).numpy().round(3).tolist()
+        (TensorShape([3, 2]), [1.0, 1.0, 1.0])
     """
 
     def __init__(

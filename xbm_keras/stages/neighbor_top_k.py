@@ -37,6 +37,14 @@ class NeighborTopK(keras.layers.Layer):
         ValueError: for counts that are no whole numbers, no neighbours, negative `num_random`, or a `centring` outside
             0..1.
 
+    Example:
+        >>> features = tf.math.l2_normalize(tf.constant([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0]]), axis=1)
+        >>> labels, ids = tf.zeros([4], tf.int64), tf.range(4, dtype=tf.int64)
+        >>> rows = batch_as_rows(features, labels, ids)
+        >>> picks = NeighborTopK(num_neighbors=2, num_random=0, centring=0.0)(features, rows, labels, ids)
+        >>> picks.indices.numpy().tolist()
+        [[1, 2], [0, 2], [1, 0], [2, 1]]
+
     Reference:
         Neighbours from the memory in SMEC, arXiv 2510.12474, section 3.3; random pairs beside them as in
         Matryoshka-Adaptor, arXiv 2407.20243, section 3.2.

@@ -19,6 +19,14 @@ class Sketch(keras.layers.Layer):
 
     Raises:
         ValueError: for a width below 1.
+
+    Example:
+        >>> features = tf.math.l2_normalize(tf.random.normal([100, 32], seed=0), axis=1)
+        >>> sketch = Sketch(8)
+        >>> sketch.build(features.shape)
+        >>> _ = sketch.projection.assign(principal_directions(features.numpy(), 8))
+        >>> sketch(features).shape
+        TensorShape([100, 8])
     """
 
     def __init__(self, sketch_dim: int = 64, seed: int = 0, **kwargs):
@@ -58,6 +66,10 @@ def principal_directions(features: np.ndarray, sketch_dim: int) -> np.ndarray:
 
     Raises:
         ValueError: if K > D.
+
+    Example:
+        >>> abs(principal_directions(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 1)).tolist()
+        [[1.0], [0.0]]
 
     Reference:
         Eckart and Young, Psychometrika 1, 1936: the best approximation of the matrix of inner products of rank K.

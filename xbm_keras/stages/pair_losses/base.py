@@ -6,7 +6,22 @@ from xbm_keras.stages.hard_top_k import Picks
 
 
 class PairLoss:
-    """A pair loss with its parameters, in the manner of `keras.losses.Loss`, called as `loss(similarities, picks)`."""
+    """A pair loss with its parameters, in the manner of `keras.losses.Loss`, called as `loss(similarities, picks)`.
+
+    A loss of your own is a subclass; the attributes that its constructor sets are its config.
+
+    Example:
+        >>> class SquaredLoss(PairLoss):
+        ...     name = "squared"
+        ...     def __call__(self, similarities, picks):
+        ...         errors = tf.square(similarities - tf.cast(picks.is_positive, tf.float32))
+        ...         return tf.reduce_sum(tf.where(picks.is_valid, errors, 0.0), axis=1)
+        >>> is_positive, is_valid = tf.constant([[True, False, False]]), tf.constant([[True, True, False]])
+        >>> picks = Picks(tf.constant([[4, 2, 0]]), is_positive, is_valid, tf.zeros([1, 3]))
+        >>> similarities = tf.constant([[0.5, 0.2, 0.9]])
+        >>> [round(float(loss(similarities, picks)[0]), 4) for loss in (SquaredLoss(), SupConLoss(0.1))]
+        [0.29, 0.0486]
+    """
 
     name: str
     uses_labels = True

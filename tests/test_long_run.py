@@ -1,0 +1,50 @@
+"""A run of 20,000 steps: it neither grows nor slows down, and the step is traced once."""
+
+import json
+
+import pytest
+
+from tests.conftest import run_fresh
+
+LONG_RUN = """
+import json, sys, time
+import keras
+import numpy as np
+import psutil
+from xbm_keras import *
+
+traces, memory, seconds = [], [], []
+
+class Counted(SupConLoss):
+    def __call__(self, similarities, picks):
+        traces.append(1)
+        return super().__call__(similarities, picks)
+
+class Watch(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        memory.append(psutil.Process().memory_info().rss / 1e6)
+        seconds.append(time.monotonic())
+
+rng = np.random.default_rng(0)
+model = XBMModel(
+    None, Head(8), CircularMemory(4096), HardTopK(32, 8), Counted(), mine_in="embeddings", key_refresh=256
+)
+model.compile(keras.optimizers.Adam(1e-4))
+x = {"features": rng.normal(size=(32_000, 64)).astype(np.float32), "sample_id": np.arange(32_000)}
+history = model.fit(x, np.arange(32_000) % 100, batch_size=32, epochs=20, verbose=0, callbacks=[Watch()])
+print(json.dumps({
+    "steps": int(model.optimizer.iterations.value), "enqueued": int(model.memory.num_enqueued.value),
+    "traces": len(traces), "megabytes": memory, "seconds": np.diff(seconds).tolist(), "loss": history.history["loss"],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_twenty_thousand_steps():
+    run = json.loads(run_fresh(LONG_RUN).splitlines()[-1])
+    print(run)  # throughput is for the reader: machines are too noisy to assert it
+    assert run["steps"] == 20_000
+    assert run["enqueued"] == 640_000
+    assert run["traces"] == 2  # the loss, and once more for what is tracked of it
+    assert run["megabytes"][-1] - run["megabytes"][4] < 20
+    assert run["loss"][-1] < run["loss"][0]
