@@ -62,7 +62,7 @@ def measure(num_rows, options) -> list[dict]:
             return i + 1, tf.maximum(best, tf.reduce_max(scores, axis=0))
 
         return tf.while_loop(
-            lambda i, _: i < num_rows // width, step, (0, tf.fill([options.batch], -1.0)), parallel_iterations=1
+            lambda i, _: i < num_rows // width, step, (0, tf.fill([options.batch], -1.0)), parallel_iterations=2
         )[1]
 
     @tf.function

@@ -37,11 +37,11 @@ def compile_arguments(mode: str) -> dict:
     return {"run_eagerly": mode == "eager", "jit_compile": mode == "xla"}
 
 
-def run_fresh(code: str, *arguments) -> str:
+def run_fresh(code: str, *arguments, timeout: float = 300) -> str:
     """Standard output of Python code in a new process, which finds this checkout whether it is installed or not."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -27,11 +27,12 @@ class Watch(keras.callbacks.Callback):
 
 rng = np.random.default_rng(0)
 model = XBMModel(
-    None, Head(8), CircularMemory(4096), HardTopK(32, 8), Counted(), mine_in="embeddings", key_refresh=256
+    None, Head(8), CircularMemory(1024), HardTopK(8, 4), Counted(), mine_in="embeddings", key_refresh=64
 )
+model.build({"features": (None, 32)})
 model.compile(keras.optimizers.Adam(1e-4))
-x = {"features": rng.normal(size=(32_000, 64)).astype(np.float32), "sample_id": np.arange(32_000)}
-history = model.fit(x, np.arange(32_000) % 100, batch_size=32, epochs=20, verbose=0, callbacks=[Watch()])
+x = {"features": rng.normal(size=(16_000, 32)).astype(np.float32), "sample_id": np.arange(16_000)}
+history = model.fit(x, np.arange(16_000) % 100, batch_size=16, epochs=20, verbose=0, callbacks=[Watch()])
 print(json.dumps({
     "steps": int(model.optimizer.iterations.value), "enqueued": int(model.memory.num_enqueued.value),
     "traces": len(traces), "megabytes": memory, "seconds": np.diff(seconds).tolist(), "loss": history.history["loss"],
@@ -41,10 +42,10 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_twenty_thousand_steps():
-    run = json.loads(run_fresh(LONG_RUN).splitlines()[-1])
+    run = json.loads(run_fresh(LONG_RUN, timeout=1200).splitlines()[-1])
     print(run)  # throughput is for the reader: machines are too noisy to assert it
     assert run["steps"] == 20_000
-    assert run["enqueued"] == 640_000
+    assert run["enqueued"] == 320_000
     assert run["traces"] == 2  # the loss, and once more for what is tracked of it
-    assert run["megabytes"][-1] - run["megabytes"][4] < 20
+    assert run["megabytes"][-1] - run["megabytes"][4] < 10
     assert run["loss"][-1] < run["loss"][0]

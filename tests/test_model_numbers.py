@@ -18,15 +18,13 @@ from tests.small_models import (
     state_of,
     unit,
 )
-from xbm_keras import HardTopK, Head, NonFiniteFeatures, NonFiniteLoss, SmoothAPLoss, SupConLoss
+from xbm_keras import HardTopK, Head, NonFiniteFeatures, NonFiniteLoss, SupConLoss
 from xbm_keras.evaluation import evaluate_retrieval
 
 # --- features that are not finite ---
 
 
-@pytest.mark.parametrize(
-    ("mode", "bad"), [("eager", np.nan), ("eager", np.inf), ("graph", np.nan), ("graph", np.inf), ("xla", np.nan)]
-)
+@pytest.mark.parametrize(("mode", "bad"), [("eager", np.nan), ("eager", np.inf), ("graph", np.nan), ("xla", np.nan)])
 def test_batch_that_is_not_finite_leaves_no_trace(mode, bad):
     x, y = dataset()
     model = compiled(optimizer=keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=0.1), mode=mode)
@@ -106,6 +104,7 @@ class Bursting(SupConLoss):
         )
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_loss_that_is_not_finite_stops_with_step_and_ids(mode):
     x, y = dataset()
     model, short = compiled(loss=Bursting(), mode=mode), compiled(mode=mode)
@@ -137,7 +136,7 @@ def test_weights_that_overflow_are_those_of_before(mode):
 
 @pytest.mark.parametrize(
     ("mode", "loss"),
-    [*(("eager", loss) for loss in LOSSES), ("xla", SupConLoss()), ("xla", SmoothAPLoss())],
+    [*(("eager", loss) for loss in LOSSES), ("xla", SupConLoss())],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_gradients_are_finite_at_any_fill_level(mode, loss):
@@ -145,7 +144,7 @@ def test_gradients_are_finite_at_any_fill_level(mode, loss):
     x, y = dataset(8)
     crowd, labels = dataset(24, seed=1)
     crowd["sample_id"] += 5000
-    model = make_model(24, HardTopK(30, 30), loss, mine_in="embeddings", enqueue=False)
+    model = make_model(24, HardTopK(9, 7), loss, mine_in="embeddings", enqueue=False)
     built_kernel(model, x)
     model.compile(jit_compile=mode == "xla")
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 CHUNK = 96
 MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
 GROUP = 32  # gallery items per group of the prefilter
-MEMORY_MB = 64
+MEMORY_MB = 32  # twice as much and the scores of a chunk leave the cache
 
 
 def nearest(

@@ -44,7 +44,7 @@ def streamed_top_k(
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """The best rows of each anchor for each search, best first; of equal scores the lower row comes first.
 
-    One pass over the memory serves all searches. It holds two blocks of scores at a time, whatever M is.
+    One pass over the memory serves all searches. It holds a few blocks of scores at a time, whatever M is.
 
     Args:
         keys: the space of the scores.
@@ -76,7 +76,8 @@ def streamed_top_k(
         return i + 1, _merge(*_scores(keys, guard, start, width), block_codes, start, padded, state)
 
     padded = [s._replace(penalties=tf.pad(s.penalties, [[0, 1], [0, 0]], constant_values=LOWEST)) for s in searches]
-    return tf.while_loop(lambda i, _: i < num_blocks, step, (tf.constant(0), state), parallel_iterations=1)[1]
+    # Two at a time: the next block is multiplied while this one is merged, which keeps all cores busy.
+    return tf.while_loop(lambda i, _: i < num_blocks, step, (tf.constant(0), state), parallel_iterations=2)[1]
 
 
 def block_rows(width: int) -> int:
