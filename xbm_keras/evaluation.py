@@ -3,13 +3,22 @@
 Letters: Q queries, N gallery items, E embedding width; R of a query: the gallery items that have its label.
 """
 
+import concurrent.futures
 import sys
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from xbm_keras.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, without_own
+from xbm_keras.exact_search import (
+    CHUNK,
+    MEMORY_MB,
+    all_bits_of_float32,
+    block_width,
+    search_blocks,
+    to_blocks,
+    without_own,
+)
 from xbm_keras.metrics import map_at_r, r_precision, recall_at_k
 from xbm_keras.progress import track
 from xbm_keras.stages.cosine_scores import l2_normalize
@@ -86,8 +95,8 @@ def evaluate_retrieval(
         )
     num_others = len(gallery) - is_leave_one_out
     blocks = to_blocks(gallery, width=block_width(memory_mb))
-    values = []
-    for start in track(range(0, len(order), CHUNK), "evaluation", len(order)):
+
+    def score(start):
         chosen = order[start : start + CHUNK]
         relevant = num_relevant[chosen]
         k = min(max(*ks, relevant[-1]), num_others)
@@ -97,7 +106,16 @@ def evaluate_retrieval(
             nearest = search_blocks(queries[chosen], blocks, len(gallery), k)
         hits = gallery_classes[nearest] == query_classes[chosen, None]
         recalls = [recall_at_k(hits, each) for each in ks]
-        values.append(np.stack([*recalls, map_at_r(hits, relevant), r_precision(hits, relevant)]))
+        return np.stack([*recalls, map_at_r(hits, relevant), r_precision(hits, relevant)])
+
+    starts = range(0, len(order), CHUNK)
+    pool = concurrent.futures.ThreadPoolExecutor(2)  # one chunk is searched while hits of another are counted
+    try:
+        with all_bits_of_float32():
+            scored = pool.map(score, starts)
+            values = [next(scored) for _ in track(starts, "evaluation", len(order))]
+    finally:
+        pool.shutdown(cancel_futures=True)
     names = [*(f"recall_at_{k}" for k in ks), "map_at_r", "r_precision"]
     metrics = dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))
     if counts:

@@ -14,7 +14,7 @@ import tensorflow as tf
 CHUNK = 96
 MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
 GROUP = 32  # gallery items per group of the prefilter
-MEMORY_MB = 32  # twice as much and the scores of a chunk leave the cache
+MEMORY_MB = 64  # with twice as much the scores of a chunk leave the cache
 
 
 def nearest(
@@ -56,8 +56,8 @@ def nearest(
 
 
 def block_width(memory_mb: float) -> int:
-    """Gallery items per block: float32 scores of a chunk of queries, about four arrays of them."""
-    return int(memory_mb * (1 << 20) / (CHUNK * 16))
+    """Gallery items per block: float32 scores of two chunks of queries, about four arrays of them."""
+    return int(memory_mb * (1 << 20) / (CHUNK * 32))
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def to_blocks(gallery: np.ndarray, width: int) -> tf.Tensor:
 def search_blocks(queries: np.ndarray, blocks: tf.Tensor, num_rows: int, k: int) -> np.ndarray:
     """Positions [Q, k] of the nearest gallery rows of at most `CHUNK` queries [Q, E], best first."""
     padded = np.pad(unit_rows(queries), [(0, CHUNK - len(queries)), (0, 0)])
-    with _all_bits_of_float32():
+    with all_bits_of_float32():
         return _nearest(padded, blocks, num_rows, k).numpy()[: len(queries)]
 
 
@@ -145,7 +145,7 @@ def without_own(nearest: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _all_bits_of_float32() -> Iterator[None]:
+def all_bits_of_float32() -> Iterator[None]:
     """Without TensorFloat-32, which on recent GPUs keeps 10 of the 23 bits of the inputs of a float32 product."""
     was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)

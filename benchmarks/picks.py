@@ -1,0 +1,108 @@
+"""What storage types, the sketch and stored keys do to the picks, and to the trained head.
+
+    python -m benchmarks.picks [--configs configs/clinc150.yaml configs/omniglot.yaml] [--seeds 3]
+
+- `recall`: of the 32 hardest negatives in the space that is mined, found with float32 rows and the current head, the
+  share that is picked; the mean over the batches of an epoch that follows one of training.
+- `MAP@R`: leave-one-out, of the validation classes at the best epoch; the mean over the seeds. Test classes are not
+  looked at.
+- `keys of M/64`: embeddings as stored keys, a 64th of them renewed per step.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import common
+from xbm_keras import experiment, loading, selection
+from xbm_keras.callbacks import KeepBestHead
+from xbm_keras.config import load_config
+from xbm_keras.data.batches import batch_dataset
+from xbm_keras.data.rows import UnitRows
+from xbm_keras.evaluation import RetrievalEvaluation
+
+FEATURES, SKETCH = "top_k.mine_in=features", "top_k.mine_in=sketch"
+WAYS = {
+    "features, float32": [FEATURES],
+    "features, float16": [FEATURES, "memory.storage_dtype=float16"],
+    "features, bfloat16": [FEATURES, "memory.storage_dtype=bfloat16"],
+    "features, int8": [FEATURES, "memory.storage_dtype=int8"],
+    "sketch of 64, best 4 k again": [SKETCH, "top_k.sketch_dim=64"],
+    "sketch of 64, best 2 k again": [SKETCH, "top_k.sketch_dim=64", "top_k.rerank=2"],
+    "sketch of 32, best 4 k again": [SKETCH, "top_k.sketch_dim=32"],
+    "embeddings, exact": [],
+    "embeddings, int8 rows": ["memory.storage_dtype=int8"],
+    "embeddings, keys of M/64": ["top_k.key_refresh={}"],
+}
+
+
+def main():
+    options = common.parser(__doc__)
+    options.add_argument("--configs", nargs="+", default=["configs/clinc150.yaml", "configs/omniglot.yaml"])
+    options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    options.add_argument("--seeds", type=int, default=3)
+    options = options.parse_args()
+    results = []
+    for path in options.configs:
+        config = load_config(path)
+        dataset = loading.load_dataset(config, loading.make_backbone(config))
+        head = selection.choose_start(config.head, dataset)
+        for way in options.ways:
+            overrides = [each.format(max(1, len(dataset.splits.train) // 64)) for each in WAYS[way]]
+            runs = []
+            for seed in range(options.seeds):
+                config = load_config(path, [*overrides, f"training.seed={seed}"]).model_copy(update={"head": head})
+                runs.append(run(config, dataset))
+            recall, score = np.mean(runs, axis=0)
+            results.append({"data": pathlib.Path(path).stem, "name": way, "recall": recall, "MAP@R": round(score, 4)})
+            print(results[-1], flush=True)
+    common.report(results, options)
+
+
+def run(config, dataset) -> tuple[float, float]:
+    """Recall of the picks after an epoch, and MAP@R of the validation classes at the best one."""
+    train, validation = dataset.splits.train, dataset.splits.validation
+    model = experiment.start_model(config, dataset, None, train)
+    evaluation = RetrievalEvaluation(UnitRows(dataset.features, validation), dataset.labels[validation])
+    best = KeepBestHead(evaluation, config.training.patience)
+    experiment.fit(config, dataset, model, train, 1, [evaluation, best], False)
+    recall = recall_of(config, dataset, model)
+    experiment.fit(config, dataset, model, train, config.training.epochs, [evaluation, best], False, first_epoch=1)
+    return recall, best.best
+
+
+def recall_of(config, dataset, model) -> float:
+    train = dataset.splits.train
+    sampler = experiment.make_sampler(config, dataset.labels[train])
+    rows, ids = UnitRows(dataset.features, train), dataset.sample_ids[train]
+    place_of = {int(each): i for i, each in enumerate(ids)}
+    order = [place_of[int(each)] for each in model.memory.sample_ids.numpy()]
+    whole = model.memory.read()._replace(features=tf.constant(np.asarray(rows)[order]), scales=None)
+
+    @tf.function
+    def share(features, labels, sample_ids):
+        anchors, stored = model.head(features), model.memory.read()
+        keys = model._mining_space(features, anchors, stored, None, tf.constant(0))  # as a step does
+        picked = model.top_k(features, stored, labels, sample_ids, **keys)
+        truth = {} if model.mine_in != "embeddings" else model._mining_space(features, anchors, whole, None, None)
+        sought = model.top_k(features, whole, labels, sample_ids, **truth)
+        (picked, _), (sought, is_sought) = (negatives_of(each) for each in (picked, sought))
+        is_found = tf.reduce_any(sought[:, :, None] == picked[:, None, :], axis=2) & is_sought
+        return tf.reduce_sum(tf.cast(is_found, tf.float32)) / tf.reduce_sum(tf.cast(is_sought, tf.float32))
+
+    batches = batch_dataset(rows, dataset.labels[train], ids, sampler, 0).take(20)
+    return float(np.mean([share(x["features"], y, x["sample_id"]) for x, y in batches]))
+
+
+def negatives_of(picks):
+    is_negative = picks.is_valid & ~picks.is_positive
+    return tf.where(is_negative, picks.indices, -1), is_negative
+
+
+if __name__ == "__main__":
+    main()
