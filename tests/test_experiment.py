@@ -146,14 +146,15 @@ def test_the_rate_grows_by_a_constant_factor(dataset):
     np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
 
 
-def test_the_other_folds_hold_out_other_items(dataset):
-    folds = selection.other_folds(dataset, 3)
-    assert [list(fold.splits.validation) for fold in folds] == [list(range(18)), list(range(18, 36))]
-    for fold in folds:
+def test_folds_hold_out_other_items(dataset):
+    first, *others = selection.folds_of(dataset, 4)
+    assert first is dataset
+    assert [list(fold.splits.validation) for fold in others] == [list(range(18)), list(range(18, 36))]
+    for fold in others:
         assert sorted([*fold.splits.train, *fold.splits.validation]) == list(range(54))
         assert fold.splits.test is dataset.splits.test
-    assert len(selection.other_folds(dataset, 1)) == 1
-    assert selection.other_folds(dataset, 0) == []
+    assert len(selection.folds_of(dataset, 2)) == 2
+    assert selection.folds_of(dataset, 1) == [dataset]
 
 
 def test_the_epoch_is_the_best_on_the_mean_over_folds():
