@@ -14,7 +14,7 @@ from xbm_keras.stages.head_starts import ClosedForms, Start
 
 AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
 PARAMETERS = {"whiten": ("shrinkage",), "lda": ("shrinkage", "weighting"), "nda": ("shrinkage", "weighting")}
-TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.1, 0.2)}  # where a parameter is auto
+TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0)}  # where a parameter is auto
 POWERS = (1.0, 0.5)  # that head.power: auto tries
 MAX_FOLDS = 4
 ENOUGH_CLASSES = 100  # to choose by; more folds would cost time and change little
