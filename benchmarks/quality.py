@@ -69,7 +69,7 @@ def main():
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", nargs="+", help="names of rows")
     options.add_argument("--peer-python", help="of an environment with pytorch-metric-learning")
-    options.add_argument("--folds", type=int, default=2, help="of classes held out to choose the number of epochs")
+    options.add_argument("--folds", type=int, help="that choose the epochs; by default as many as train.py takes")
     options.add_argument("--sweep", action="store_true", help="memory sizes and k instead of the table")
     options.add_argument("--picture", help="of the sweep, an .svg or .png to write")
     options = options.parse_args()
@@ -164,7 +164,7 @@ def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBM
     splits = dataset.splits
     with unittest.mock.patch.object(experiment, "XBMModel", kind):
         curves = []
-        for fold in [dataset, *selection.other_folds(dataset, options.folds - 1)]:
+        for fold in selection.folds_of(dataset, options.folds or selection.enough_folds(dataset)):
             model = experiment.start_model(config, fold, None, fold.with_views(fold.splits.train))
             curves.append(experiment.select(config, fold, model, show_progress=False).scores)
         epoch = selection.best_epoch(curves)

@@ -24,17 +24,17 @@ def whiten(features, labels, embedding_dim, shrinkage) -> tuple[np.ndarray, np.n
     return _centred(features, inverse_root @ vectors[:, largest_first])
 
 
-def lda(features, labels, embedding_dim, shrinkage, weighting=0.1) -> tuple[np.ndarray, np.ndarray]:
+def lda(features, labels, embedding_dim, shrinkage, weighting=0.5) -> tuple[np.ndarray, np.ndarray]:
     """By the generalised eigenproblem."""
     features = np.asarray(features, np.float64)
     total = np.cov(features.T, bias=True)
     between = total - within_covariance(features, labels)
     values, vectors = scipy.linalg.eigh(0.98 * between + 0.02 * total, shrunk_within(features, labels, shrinkage))
     largest_first = np.argsort(values)[::-1][:embedding_dim]
-    return _centred(features, vectors[:, largest_first] * values[largest_first] ** weighting)
+    return _centred(features, vectors[:, largest_first] * weights_of(values[largest_first], weighting))
 
 
-def nda(features, labels, embedding_dim, shrinkage, weighting=0.1, neighbors=4) -> tuple[np.ndarray, np.ndarray]:
+def nda(features, labels, embedding_dim, shrinkage, weighting=0.5, neighbors=4) -> tuple[np.ndarray, np.ndarray]:
     """Pair by pair, in the coordinates of `whiten` without its rotation."""
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     total = np.cov(features.T, bias=True)
@@ -48,9 +48,15 @@ def nda(features, labels, embedding_dim, shrinkage, weighting=0.1, neighbors=4) 
         others = [j for j in range(len(z)) if labels[j] != labels[i]]
         for j in sorted(others, key=lambda j: -z[i] @ z[j])[:neighbors]:
             local += np.outer(z[i] - z[j], z[i] - z[j])
-    values, vectors = np.linalg.eigh(between / np.trace(between) + local / np.trace(local))
+    local *= np.trace(between) / np.trace(local)
+    values, vectors = np.linalg.eigh(between / 2 + local / 2)
     largest_first = np.argsort(values)[::-1][:embedding_dim]
-    return _centred(features, root @ vectors[:, largest_first] * values[largest_first] ** weighting)
+    return _centred(features, root @ vectors[:, largest_first] * weights_of(values[largest_first], weighting))
+
+
+def weights_of(values, weighting) -> np.ndarray:
+    """Of directions with these variances between classes."""
+    return np.array([np.sqrt(value / (value + weighting)) for value in values])
 
 
 def shrunk_within(features, labels, shrinkage) -> np.ndarray:

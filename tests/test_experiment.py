@@ -39,7 +39,7 @@ def test_start_and_shrinkage_are_the_best_over_the_folds(dataset, start):
     for fold in dataset.splits.folds:
         rest = np.setdiff1d(np.arange(54), fold)
         for name in ("lda", "nda") if start == "auto" else (start,):
-            for shrinkage, weighting in itertools.product((0.1, 0.3, 0.5, 0.7), (0.1, 0.2)):
+            for shrinkage, weighting in itertools.product((0.1, 0.3, 0.5, 0.7), (0.3, 1.0)):
                 arguments = (shrinkage,) if name == "whiten" else (shrinkage, weighting)
                 kernel, bias = getattr(reference_starts, name)(unit[rest], dataset.labels[rest], 6, *arguments)
                 z = unit[fold] @ kernel + bias
@@ -76,7 +76,7 @@ def test_the_power_is_the_best_over_the_folds(dataset, start):
             of_folds.append(evaluate_retrieval(powered[fold] @ kernel + bias, dataset.labels[fold])["map_at_r"])
         scores.append(np.mean(of_folds))
     assert scores[0] != scores[1]
-    chosen = selection.choose_start(config_of(start=start, shrinkage=0.4, weighting=0.1).head, dataset)
+    chosen = selection.choose_start(config_of(start=start, shrinkage=0.4, weighting=0.5).head, dataset)
     assert chosen.power == (1.0, 0.5)[int(np.argmax(scores))]
 
 
@@ -120,7 +120,7 @@ def test_what_the_config_gives_stays(dataset):
 @pytest.mark.parametrize("start", ["identity", "pca", "whiten", "lda", "nda"])
 def test_a_model_starts_at_its_closed_form(dataset, start):
     train = dataset.splits.train
-    model = experiment.start_model(config_of(start=start, shrinkage=0.4, weighting=0.1, power=1), dataset, None, train)
+    model = experiment.start_model(config_of(start=start, shrinkage=0.4, weighting=0.5, power=1), dataset, None, train)
     unit = (dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True))[train]
     labels = dataset.labels[train]
     if start == "identity":
@@ -146,14 +146,15 @@ def test_the_rate_grows_by_a_constant_factor(dataset):
     np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
 
 
-def test_the_other_folds_hold_out_other_items(dataset):
-    folds = selection.other_folds(dataset, 3)
-    assert [list(fold.splits.validation) for fold in folds] == [list(range(18)), list(range(18, 36))]
-    for fold in folds:
+def test_folds_hold_out_other_items(dataset):
+    first, *others = selection.folds_of(dataset, 4)
+    assert first is dataset
+    assert [list(fold.splits.validation) for fold in others] == [list(range(18)), list(range(18, 36))]
+    for fold in others:
         assert sorted([*fold.splits.train, *fold.splits.validation]) == list(range(54))
         assert fold.splits.test is dataset.splits.test
-    assert len(selection.other_folds(dataset, 1)) == 1
-    assert selection.other_folds(dataset, 0) == []
+    assert len(selection.folds_of(dataset, 2)) == 2
+    assert selection.folds_of(dataset, 1) == [dataset]
 
 
 def test_the_epoch_is_the_best_on_the_mean_over_folds():

@@ -25,8 +25,8 @@ from xbm_keras.selection import (
     choose_start,
     closed_forms_of,
     enough_folds,
+    folds_of,
     make_start,
-    other_folds,
 )
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
@@ -262,13 +262,13 @@ def run(
     start = copy_head(model.head)
     is_for_refit = config.training.refit and config.training.epochs > 0
     num_folds = enough_folds(dataset) if config.training.folds == "auto" else config.training.folds
-    folds = other_folds(dataset, num_folds - 1) if is_for_refit else []
+    other_folds = folds_of(dataset, num_folds)[1:] if is_for_refit else []
     what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
     log.info("Phase select: %d items train, %d %s choose the epoch.", len(splits.train), len(splits.validation), what)
-    if folds:
-        log.info("So %d times, each time with others held out.", 1 + len(folds))
+    if other_folds:
+        log.info("So %d times, each time with others held out.", 1 + len(other_folds))
     curves = [select(config, dataset, model, *_watch(config, workdir, "select")).scores]
-    for number, fold in enumerate(folds, start=2):
+    for number, fold in enumerate(other_folds, start=2):
         positions = fold.with_views(fold.splits.train)
         fold_model = start_model(config, fold, backbone, positions)
         curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)

@@ -22,8 +22,8 @@ class HeadConfig(Section):
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one, by the same folds."""
     weighting: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """For lda and nda: the power of what a direction tells of the known classes by which it is scaled; "auto" takes 0.1
-    or 0.2, by the same folds."""
+    """For lda and nda: a direction whose variance between classes is v times that inside them is scaled by the root of
+    v / (v + weighting); "auto" takes 0.3 or 1, by the same folds."""
     power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
     widths: list[Positive] | None = None

@@ -14,7 +14,7 @@ from xbm_keras.stages.head_starts import ClosedForms, Start
 
 AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
 PARAMETERS = {"whiten": ("shrinkage",), "lda": ("shrinkage", "weighting"), "nda": ("shrinkage", "weighting")}
-TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.1, 0.2)}  # where a parameter is auto
+TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0)}  # where a parameter is auto
 POWERS = (1.0, 0.5)  # that head.power: auto tries
 MAX_FOLDS = 4
 ENOUGH_CLASSES = 100  # to choose by; more folds would cost time and change little
@@ -45,9 +45,7 @@ class HeldOutFolds:
     """
 
     def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        splits = dataset.splits
-        self.folds = (splits.folds or (splits.validation,))[: enough_folds(dataset)]
+        self.folds = folds_of(dataset, enough_folds(dataset))
         self._scores: dict[str, float] = {}
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
 
@@ -59,14 +57,13 @@ class HeldOutFolds:
         return self._scores[key]
 
     def _score_fold(self, i: int, choice: schema.HeadConfig) -> float:
-        dataset = self.dataset
+        dataset = self.folds[i]
         rank = max(RANK, choice.embedding_dim)
         key = (i, choice.power, rank)
         if key not in self._closed_forms:
-            everything = np.union1d(dataset.splits.train, dataset.splits.validation)
-            rest = dataset.with_views(np.setdiff1d(everything, self.folds[i]))
-            self._closed_forms[key] = closed_forms_of(dataset, rest, choice.power, rank)
-        scored = _some_classes(self.folds[i], dataset.labels)
+            train = dataset.with_views(dataset.splits.train)
+            self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
+        scored = _some_classes(dataset.splits.validation, dataset.labels)
         kernel, bias = make_start(choice, self._closed_forms[key])
         embeddings = np.asarray(UnitRows(dataset.features, scored, choice.power)) @ kernel + bias
         return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
@@ -117,16 +114,16 @@ def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return positions[np.isin(labels[positions], names[order[:num_classes]])]
 
 
-def other_folds(dataset: Dataset, count: int) -> list[Dataset]:
-    """The same data with other training items held out, at most so many times."""
+def folds_of(dataset: Dataset, count: int) -> list[Dataset]:
+    """The same data as it is, and with other training items held out: so many of them, where there are."""
     splits = dataset.splits
-    folds = [fold for fold in splits.folds if not np.array_equal(fold, splits.validation)][:count]
     everything = np.union1d(splits.train, splits.validation)
-    return [
+    held_out = [fold for fold in splits.folds if not np.array_equal(fold, splits.validation)]
+    return [dataset] + [
         dataclasses.replace(
             dataset, splits=dataclasses.replace(splits, train=np.setdiff1d(everything, fold), validation=fold)
         )
-        for fold in folds
+        for fold in held_out[: count - 1]
     ]
 
 

@@ -68,10 +68,21 @@ def test_a_rank_keeps_to_the_directions_of_largest_variance(kind):
 
 @pytest.mark.parametrize("weighting", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["lda", "nda"])
-def test_the_weighting_is_a_power_of_the_variance(kind, weighting):
+def test_the_weighting_makes_directions_count_less_that_tell_less(kind, weighting):
     features, labels = make_classes()
     expected = getattr(reference_starts, kind)(features, labels, 4, 0.2, weighting)
     assert_same_map(getattr(ClosedForms(features, labels), kind)(4, 0.2, weighting), expected)
+
+
+def test_a_weighting_of_one_half_is_that_of_the_likelihood_ratio():
+    """Of pairs (x, y) with covariance [[W + B, B], [B, W + B]] in one class, [[W + B, 0], [0, W + B]] in two."""
+    features, labels = make_classes()
+    kernel, _ = ClosedForms(features, labels).lda(D, 0.0, weighting=0.5)
+    within, total = within_covariance(features, labels), np.cov(features.T, bias=True)
+    between = 0.98 * (total - within) + 0.02 * total
+    one_class = np.block([[within + between, between], [between, within + between]])
+    of_both = -np.linalg.inv(one_class)[:D, D:]  # the log-likelihood ratio has x' of_both y; two classes have none
+    np.testing.assert_allclose(kernel @ kernel.T, 2 * of_both, rtol=1e-3, atol=1e-3 * np.abs(of_both).max())
 
 
 @pytest.mark.parametrize("block", [1, 7, 59])

@@ -109,34 +109,38 @@ class ClosedForms:
         _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
         return self._centred(self.basis @ projection @ axes)
 
-    def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.1) -> Start:
+    def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5) -> Start:
         """Linear discriminant analysis: within-class whitening, then the directions of largest between-class variance.
 
-        The kernel is `P U diag(v)^w`, with `P` as for `whiten`, and eigenvectors `U` and eigenvalues `v` of the
-        between-class covariance of `f P`. That has rank C - 1 for C classes; a little of the total covariance (2 %) is
-        mixed in, so that the directions beyond are those of largest total variance. The weighting makes directions
-        count less that tell less of the known classes.
+        The kernel is `P U diag(v / (v + w))^(1/2)`, with `P` as for `whiten`, and eigenvectors `U` and eigenvalues `v`
+        of the between-class covariance of `f P`: what a direction tells of the known classes, in units of the variance
+        inside them. That covariance has rank C - 1 for C classes; a little of the total one (2 %) is mixed in, so that
+        the directions beyond are those of largest total variance. The weighting makes directions count less that tell
+        less, and hardly changes those that tell much.
 
         Args:
             embedding_dim: E, at most D.
             shrinkage: a, in 0..1.
-            weighting: w, 0 or more; 0 is the plain discriminant analysis.
+            weighting: w, 0 or more; 0 is the plain discriminant analysis. 1/2 is that of the log-likelihood ratio of
+                "one class" against "two classes" for a pair, where classes, and items inside them, are distributed
+                normally: its part that depends on both items is their inner product, up to a factor.
 
         Raises:
             ValueError: as `whiten`.
 
         Reference:
-            Fisher, 1936; Rao, 1948.
+            Fisher, 1936; Rao, 1948. The likelihood ratio: Ioffe, "Probabilistic Linear Discriminant Analysis", ECCV
+            2006; in the whitened coordinates its cross term is `x1' diag(v / (1 + 2 v)) x2`.
         """
         return self._weighted("lda", embedding_dim, shrinkage, weighting)
 
-    def nda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.1) -> Start:
+    def nda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5) -> Start:
         """Nonparametric discriminant analysis: as `lda`, where half of the between-class covariance is local.
 
         That half is the mean of `d d'` over the differences `d` of each whitened item, of unit length, from its four
-        nearest items of other classes. It has full rank, and weighs most what tells neighbouring classes apart. The two
-        halves have the same trace. Neighbours are sought among 8,192 items at most, drawn at random. Arguments and
-        errors as for `lda`.
+        nearest items of other classes. It has full rank, and weighs most what tells neighbouring classes apart. It is
+        scaled to the trace of the other half. Neighbours are sought among 8,192 items at most, drawn at random.
+        Arguments and errors as for `lda`.
 
         Reference:
             Fukunaga and Mantock, "Nonparametric Discriminant Analysis", PAMI 1983.
@@ -188,7 +192,7 @@ class ClosedForms:
         return ((num_neighbors + times_chosen[:, None]) * z).T @ z - crossed - crossed.T
 
     def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float) -> Start:
-        """The leading directions of a between-class covariance, scaled by a power of their variances."""
+        """The leading directions of a between-class covariance, scaled by what they tell."""
         key = (kind, embedding_dim, shrinkage)
         if key not in self._directions:
             projection = self._whitening(embedding_dim, shrinkage)
@@ -199,12 +203,12 @@ class ClosedForms:
                         self._local.pop(next(iter(self._local)))
                     self._local[shrinkage] = self._local_between(projection)
                 local = self._local[shrinkage]
-                between = between / np.trace(between) + local / np.trace(local)
+                between = (between + np.trace(between) / np.trace(local) * local) / 2
             variances, axes = _leading_eigenvectors(between, embedding_dim)
             # Only the last ones, for all weightings.
             self._directions = {key: (self.basis @ projection @ axes, np.maximum(variances, 0.0))}
         directions, variances = self._directions[key]
-        return self._centred(directions * variances**weighting)
+        return self._centred(directions * np.sqrt(variances / np.maximum(variances + weighting, 1e-300)))
 
     @functools.cached_property
     def _within_eigh(self) -> tuple[np.ndarray, np.ndarray]:

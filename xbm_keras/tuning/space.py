@@ -48,7 +48,7 @@ def default_space(config: Config, num_rows: int) -> Space:
         "head.start": [Dimension(values=["nda", "lda", "whiten", "pca", "random"])],
         # In place of "auto", which would choose by several folds again in each trial.
         "head.shrinkage": [Dimension(values=[0.1, 0.2, 0.3, 0.5, 0.7, 0.9], when={"head.start": WHITENED})],
-        "head.weighting": [Dimension(values=[0.0, 0.1, 0.2, 0.4], when={"head.start": DISCRIMINANT})],
+        "head.weighting": [Dimension(values=[0.0, 0.1, 0.3, 1.0], when={"head.start": DISCRIMINANT})],
         "head.power": [Dimension(values=[0.5, 0.7, 1.0])],
         "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
         "training.learning_rate": [Dimension(min=1e-5, max=1e-2, log=True)],
