@@ -59,7 +59,7 @@ def test_without_labels_a_run_says_what_is_kept(finished):
     assert kept["trained"] > kept["trained@2"] > kept["trained_binary@2"]
     assert kept["trained_int8"] == pytest.approx(kept["trained"], abs=0.05)
     history = pd.read_csv(finished / "history.csv")
-    assert history.val_agreement[history.phase == "select"].notna().all()
+    assert history.val_neighbor_overlap_at_10[history.phase == "select"].notna().all()
     about = json.loads((finished / "data.json").read_text())
     assert about["labels"] == []
     assert about["items"] == {"train": 108, "validation": 12, "test": 120}
