@@ -124,6 +124,15 @@ def test_labels_serve_the_evaluation_alone(vectors, tmp_path):
     assert right["trained"]["map_at_r"] > shuffled["trained"]["map_at_r"] + 0.2
 
 
+def test_without_epochs_the_start_is_the_head(vectors, tmp_path):
+    metrics = run(vectors, tmp_path / "run", "training.epochs=0", "head.shrinkage=0.9", "export.codes=[]")
+    kept = metrics["neighbors"]
+    assert kept["trained"] == kept["closed_form"]
+    assert kept["trained@2"] == kept["closed_form@2"]
+    chosen = metrics["validation"]
+    assert (chosen["epoch"], chosen["start"], chosen["shrinkage"]) == (0, "local", 0.9)
+
+
 def test_nested_widths_with_labels(vectors, tmp_path):
     np.savez(tmp_path / "x.npz", features=make_features(), label=np.arange(240) % 12)
     config = {
