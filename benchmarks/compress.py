@@ -2,8 +2,9 @@
 
     python -m benchmarks.compress --configs configs/compress_clinc150.yaml configs/compress_grocery.yaml
 
-No row but the scores sees a label. `queries/s` is exact search for the ten nearest of random vectors of that width
-(`--rows` of them). Mean and standard deviation over the seeds, where there is chance.
+`--ways` makes some of the rows only. No row but the scores sees a label. `queries/s` is exact search for the ten
+nearest of random vectors of that width (`--rows` of them). Mean and standard deviation over the seeds, where there is
+chance.
 """
 
 import os
@@ -12,7 +13,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pathlib
 import statistics
-import tempfile
 import time
 
 import keras
@@ -22,19 +22,28 @@ import tensorflow as tf
 from benchmarks import common
 from xbm_keras import experiment, loading
 from xbm_keras.config import load_config
-from xbm_keras.costs import Costs
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import embed, evaluate_retrieval
 from xbm_keras.exact_search import nearest
 from xbm_keras.neighbor_evaluation import FrozenNeighbors
-from xbm_keras.stages.head_starts import ClosedForms
+from xbm_keras.stages.head_starts import ClosedForms, Start
+
+WAYS = (
+    "truncation",
+    "random projection",
+    "PCA",
+    "local whitening",
+    "Matryoshka-Adaptor",
+    "Matryoshka-Adaptor after PCA",
+    "ours",
+)
 
 
 def main():
     options = common.parser(__doc__)
     options.add_argument("--configs", nargs="+", default=["configs/compress_clinc150.yaml"])
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--adaptor-seeds", type=int, default=3, help="of the Matryoshka-Adaptor")
+    options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     options.add_argument("--rows", type=int, default=100_000, help="gallery of the search that is timed")
     options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the configs")
     options = options.parse_args()
@@ -46,19 +55,24 @@ def main():
         train = np.asarray(UnitRows(dataset.features, np.sort(np.concatenate([splits.train, splits.validation]))))
         test, labels = np.asarray(UnitRows(dataset.features, splits.test)), dataset.labels[splits.test]
         frozen = FrozenNeighbors(test, ks=(10,))
-        ways = {
-            "truncation": [test],
-            "random projection": [
-                test @ random_projection(test.shape[1], max(widths), s) for s in range(options.seeds)
-            ],
-            "PCA": [pca(train, test, max(widths))],
-            "Matryoshka-Adaptor": [adapted(train, test, widths, s) for s in range(options.adaptor_seeds)],
-            "Matryoshka-Adaptor after PCA": [
-                adapted(pca(train, train, max(widths)), pca(train, test, max(widths)), widths, s)
-                for s in range(options.adaptor_seeds)
-            ],
-            "ours": [trained(path, dataset, test, [*options.set, f"training.seed={s}"]) for s in range(options.seeds)],
-        }
+        closed_forms = ClosedForms(train, np.zeros(len(train), int))
+        ways = {}
+        for name in options.ways:
+            if name == "truncation":
+                ways[name] = [test]
+            elif name == "random projection":
+                ways[name] = [test @ random_projection(test.shape[1], max(widths), seed) for seed in options.seeds]
+            elif name == "PCA":
+                ways[name] = [project(test, closed_forms.pca(max(widths)))]
+            elif name == "local whitening":
+                ways[name] = [project(test, closed_forms.local(max(widths)))]
+            elif name == "Matryoshka-Adaptor":
+                ways[name] = [adapted(train, test, widths, seed) for seed in options.seeds]
+            elif name == "Matryoshka-Adaptor after PCA":
+                start = closed_forms.pca(max(widths))
+                ways[name] = [adapted(project(train, start), project(test, start), widths, s) for s in options.seeds]
+            else:
+                ways[name] = [trained(path, dataset, test, [*options.set, f"training.seed={s}"]) for s in options.seeds]
         for width in [*widths, test.shape[1]]:
             if width not in speeds:
                 speeds[width] = queries_per_second(width, options.rows)
@@ -94,16 +108,15 @@ def random_projection(width: int, embedding_dim: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(width, embedding_dim))
 
 
-def pca(train: np.ndarray, vectors: np.ndarray, embedding_dim: int) -> np.ndarray:
-    kernel, bias = ClosedForms(train, np.zeros(len(train), int)).pca(embedding_dim)
-    return vectors @ kernel + bias
+def project(vectors: np.ndarray, start: Start) -> np.ndarray:
+    return vectors @ start.kernel + start.bias
 
 
 def trained(path: str, dataset: loading.Dataset, test: np.ndarray, overrides: list[str]) -> np.ndarray:
     """By the config."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = load_config(path, overrides)
-        model, _ = experiment.run(config, dataset, None, pathlib.Path(folder), Costs())
+    config = load_config(path, overrides)
+    model = experiment.start_model(config, dataset, None, dataset.splits.train)
+    experiment.select(config, dataset, model)
     return embed(model.head, test)
 
 

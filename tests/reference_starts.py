@@ -24,6 +24,23 @@ def whiten(features, labels, embedding_dim, shrinkage) -> tuple[np.ndarray, np.n
     return _centred(features, inverse_root @ vectors[:, largest_first])
 
 
+def local(features, embedding_dim, shrinkage, neighbors=16) -> tuple[np.ndarray, np.ndarray]:
+    """Pair by pair."""
+    features = np.asarray(features, np.float64)
+    n, d = features.shape
+    scatter, count = np.zeros((d, d)), 0
+    for i in range(n):
+        for j in sorted(set(range(n)) - {i}, key=lambda j: -features[i] @ features[j])[:neighbors]:
+            scatter += np.outer(features[i] - features[j], features[i] - features[j]) / 2
+            count += 1
+    near = scatter / count
+    values, vectors = np.linalg.eigh((1 - shrinkage) * near + shrinkage * np.trace(near) / d * np.eye(d))
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    values, vectors = np.linalg.eigh(root @ np.cov(features.T, bias=True) @ root)
+    kernel, bias = _centred(features, root @ vectors[:, np.argsort(values)[::-1][:embedding_dim]])
+    return kernel, bias / 2
+
+
 def lda(features, labels, embedding_dim, shrinkage, weighting=0.5) -> tuple[np.ndarray, np.ndarray]:
     """By the generalised eigenproblem."""
     features = np.asarray(features, np.float64)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests import reference_starts
+from tests.test_neighbor_evaluation import overlap_by_hand
 from xbm_keras import experiment, selection
 from xbm_keras.data.splits import Splits
 from xbm_keras.evaluation import evaluate_retrieval
@@ -49,6 +50,21 @@ def test_start_and_shrinkage_are_the_best_over_the_folds(dataset, start):
     chosen = selection.choose_start(config_of(start=start, power=1).head, dataset)
     arguments = (chosen.shrinkage,) if start == "whiten" else (chosen.shrinkage, chosen.weighting)
     assert means[chosen.start, *arguments] == max(means.values())
+
+
+def test_without_labels_the_shrinkage_keeps_most_neighbours(dataset):
+    unit = dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True)
+    train, validation = unit[dataset.splits.train], unit[dataset.splits.validation]
+    scores = {}
+    for shrinkage in (0.8, 0.9, 0.95, 0.98):
+        kernel, bias = reference_starts.local(train, 6, shrinkage)
+        z = validation @ kernel + bias
+        scores[shrinkage] = np.mean([overlap_by_hand(z[:, :width], validation, 10) for width in (3, 6)])
+    assert len(set(scores.values())) > 1
+    dataset.labels[:] = np.random.default_rng(0).permutation(dataset.labels)  # nobody looks at them
+    folds = selection.HeldOutFolds(dataset, uses_labels=False)
+    chosen = selection.choose_start(config_of(start="local", power=1, widths=[3, 6]).head, dataset, folds)
+    assert scores[chosen.shrinkage] == pytest.approx(max(scores.values()))
 
 
 @pytest.mark.parametrize(("enough", "folds"), [(1, 1), (3, 1), (4, 2), (9, 3), (1000, 4)])

@@ -59,7 +59,7 @@ def test_without_labels_a_run_says_what_is_kept(finished):
     assert kept["trained"] > kept["trained@2"] > kept["trained_binary@2"]
     assert kept["trained_int8"] == pytest.approx(kept["trained"], abs=0.05)
     history = pd.read_csv(finished / "history.csv")
-    assert history.val_agreement[history.phase == "select"].notna().all()
+    assert history.val_neighbor_overlap_at_10[history.phase == "select"].notna().all()
     about = json.loads((finished / "data.json").read_text())
     assert about["labels"] == []
     assert about["items"] == {"train": 108, "validation": 12, "test": 120}
@@ -122,6 +122,15 @@ def test_labels_serve_the_evaluation_alone(vectors, tmp_path):
     right, shuffled = (runs[name]["leave_one_out"] for name in labels)
     assert set(right) == {"frozen", *runs["right"]["neighbors"]}
     assert right["trained"]["map_at_r"] > shuffled["trained"]["map_at_r"] + 0.2
+
+
+def test_without_epochs_the_start_is_the_head(vectors, tmp_path):
+    metrics = run(vectors, tmp_path / "run", "training.epochs=0", "head.shrinkage=0.9", "export.codes=[]")
+    kept = metrics["neighbors"]
+    assert kept["trained"] == kept["closed_form"]
+    assert kept["trained@2"] == kept["closed_form@2"]
+    chosen = metrics["validation"]
+    assert (chosen["epoch"], chosen["start"], chosen["shrinkage"]) == (0, "local", 0.9)
 
 
 def test_nested_widths_with_labels(vectors, tmp_path):

@@ -11,10 +11,10 @@ from xbm_keras.durable import write_whole
 from xbm_keras.evaluation import RetrievalEvaluation
 from xbm_keras.neighbor_evaluation import NeighborEvaluation
 from xbm_keras.progress import Bar
+from xbm_keras.results import SCORES
 
 log = logging.getLogger("xbm_keras")
 SECONDS_BETWEEN_LINES = 10
-SCORES = {"val_map_at_r": "MAP@R", "val_agreement": "agreement with the frozen features"}
 
 
 class KeepBestHead(keras.callbacks.Callback):
@@ -124,7 +124,7 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Note loss and score."""
         parts = [f"epoch {epoch + 1}/{self.params['epochs']}"]
-        for name, title in SCORES.items():
+        for name, (title, _) in SCORES.items():
             if name in logs:
                 self.best = max(self.best, (logs[name], -epoch - 1))
                 parts.append(f"{title} {logs[name]:.4f} (best {self.best[0]:.4f}, epoch {-self.best[1]})")

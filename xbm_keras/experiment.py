@@ -21,6 +21,7 @@ from xbm_keras.neighbor_evaluation import NeighborEvaluation
 from xbm_keras.scoring import Scores, compare
 from xbm_keras.selection import (
     PARAMETERS,
+    HeldOutFolds,
     best_epoch,
     choose_start,
     closed_forms_of,
@@ -126,6 +127,12 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
     return model
 
 
+def _with_start(config: schema.Config, dataset: Dataset) -> schema.Config:
+    """The config with what suits held-out training items best in place of "auto" in its head."""
+    folds = HeldOutFolds(dataset, not config.is_without_labels)
+    return config.model_copy(update={"head": choose_start(config.head, dataset, folds)})
+
+
 def start_model(
     config: schema.Config,
     dataset: Dataset,
@@ -143,7 +150,7 @@ def start_model(
         closed_forms: of the same items, where they are known already.
     """
     labels = dataset.labels[positions]
-    config = config.model_copy(update={"head": choose_start(config.head, dataset)})
+    config = _with_start(config, dataset)
     model = make_model(config, backbone, dataset.features.shape[1], labels)
     if config.head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
@@ -217,7 +224,7 @@ def select(
     rows = UnitRows(dataset.features, splits.validation)
     evaluation: RetrievalEvaluation | NeighborEvaluation
     if config.is_without_labels:
-        evaluation, monitor = NeighborEvaluation(rows), "val_agreement"
+        evaluation, monitor = NeighborEvaluation(rows), "val_neighbor_overlap_at_10"
     else:
         evaluation, monitor = RetrievalEvaluation(rows, dataset.labels[splits.validation]), "val_map_at_r"
     best = KeepBestHead(evaluation, config.training.patience, monitor)
@@ -257,7 +264,7 @@ def run(
     splits = dataset.splits
     costs.begin("select: training")
     train = dataset.with_views(splits.train)
-    config = config.model_copy(update={"head": choose_start(config.head, dataset)})
+    config = _with_start(config, dataset)
     model = start_model(config, dataset, backbone, train)
     start = copy_head(model.head)
     is_for_refit = config.training.refit and config.training.epochs > 0

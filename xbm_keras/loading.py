@@ -11,7 +11,7 @@ import numpy as np
 from xbm_keras import data_schema, schema
 from xbm_keras.config import ConfigError
 from xbm_keras.data import arrays, glyphs, sources, texts, tfds
-from xbm_keras.data.splits import Splits, only_test, split_items
+from xbm_keras.data.splits import Splits, only_test, split_items, with_neighborhoods_held_out
 from xbm_keras.data.views import View
 from xbm_keras.feature_cache import CachedFeatures, ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
@@ -166,6 +166,8 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
         sample_ids = sources.Items(np.concatenate(views), None, {}).sample_ids()
     split = config.data.split
     splits = only_test(kept, split.query_column) if all_test else split_items(kept, **split.model_dump())
+    if config.is_without_labels and split.by == "item" and not all_test:
+        splits = with_neighborhoods_held_out(splits, features, split.seed, split.validation_fold)
     if not config.is_without_labels and not all_test:
         _require_pairs(codes, splits)
     labels = np.tile(codes.astype(np.int64), num_views)

@@ -78,6 +78,11 @@ class FrozenNeighbors:
             "similarity_rank_correlation": float(correlation)
         }
 
+    def mean_score(self, vectors: np.ndarray, widths: Sequence[int]) -> dict[str, float]:
+        """The mean of the metrics over the beginnings of these widths of vectors [N, E]."""
+        scores = [self.score(vectors[:, :width]) for width in widths]
+        return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
+
     def _nearest(self, vectors: np.ndarray) -> np.ndarray:
         """Positions [Q, max k] of the nearest other items of the queries."""
         k = min(max(self.ks), len(vectors) - 1)
@@ -103,9 +108,7 @@ class FrozenNeighbors:
 class NeighborEvaluation(keras.callbacks.Callback):
     """Writes `val_neighbor_overlap_at_10` and so on into the logs of `XBMModel.fit` after each epoch.
 
-    They are means over the nested widths of the head. `val_agreement` is the mean of the overlaps at 10 and at 100: the
-    one alone would keep the near and lose the far. (The rank correlation of random pairs says little of neighbourhoods:
-    most of it is the component that all features share.) The scores of the head that training starts from are in
+    They are means over the nested widths of the head. The scores of the head that training starts from are in
     `baseline`.
 
     Args:
@@ -133,8 +136,5 @@ class NeighborEvaluation(keras.callbacks.Callback):
             logs.update(self._scores())
 
     def _scores(self) -> dict[str, float]:
-        vectors = embed(self.model.head, self.features)
-        scores = [self.frozen.score(vectors[:, :width]) for width in self.model.head.widths]
-        means = {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
-        means["agreement"] = (means["neighbor_overlap_at_10"] + means["neighbor_overlap_at_100"]) / 2
-        return {self.prefix + name: value for name, value in means.items()}
+        scores = self.frozen.mean_score(embed(self.model.head, self.features), self.model.head.widths)
+        return {self.prefix + name: value for name, value in scores.items()}

@@ -10,6 +10,11 @@ SHOWN = {
     "map_at_r": "MAP@R",
     "r_precision": "R-Prec",
 }
+SCORES = {
+    "val_map_at_r": ("MAP@R", "held-out training classes"),
+    "val_neighbor_overlap_at_10": ("overlap@10", "held-out items"),
+}
+"""What heads are chosen by, with and without labels: what it is called, and of what it is taken."""
 SMALL = 0.001  # of MAP@R: no difference worth speaking of
 PROTOCOLS = {
     "leave_one_out": "leave-one-out",

@@ -16,11 +16,12 @@ class HeadConfig(Section):
     embedding_dim: Positive = 128
     kind: Literal["linear", "residual", "mlp"] = "linear"
     hidden_dim: Positive = 512
-    start: Literal["auto", "random", "identity", "pca", "whiten", "lda", "nda"] = "auto"
+    start: Literal["auto", "random", "identity", "pca", "whiten", "local", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
     whichever is better on held-out training classes, the mean over folds of them."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Of the within-class covariance, for whiten, lda and nda; "auto" takes the best one, by the same folds."""
+    """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
+    the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""
     weighting: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """For lda and nda: a direction whose variance between classes is v times that inside them is scaled by the root of
     v / (v + weighting); "auto" takes 0.3 or 1, by the same folds."""
@@ -30,7 +31,7 @@ class HeadConfig(Section):
     """Nested ones, such as [16, 32, 64, 128]: each beginning of the embedding is trained to be an embedding itself. The
     last one is `embedding_dim`, which need not be given then."""
     width_weights: list[AboveZero] | None = None
-    """Of the losses of the nested widths; by default their squares."""
+    """Of the losses of the nested widths; by default the widths themselves."""
     nesting: Literal["joint", "sequential"] = "joint"
     """"sequential": the narrowest width first, then the columns that the next one adds, while the others stay."""
 
@@ -158,12 +159,12 @@ class Export(Section):
     """Of the backbone's weights, for the model card; by default what a LICENSE file beside them begins with."""
 
 
-STARTS_WITHOUT_LABELS = ("random", "identity", "pca")
+STARTS_WITHOUT_LABELS = ("random", "identity", "pca", "local")
 WITHOUT_LABELS = {
     "data": {"split": {"by": "item", "validation_fraction": 0.1}},
-    "head": {"start": "pca", "power": 1.0},
+    "head": {"start": "local", "power": 1.0},
     "top_k": {"kind": "neighbors"},
-    "training": {"steps_per_epoch": 50, "patience": 10, "refit": False, "folds": 1},
+    "training": {"steps_per_epoch": 50, "learning_rate": 3e-4, "patience": 10, "refit": False, "folds": 1},
 }
 """The defaults of a loss without labels, where they are others."""
 
@@ -186,6 +187,12 @@ class Config(Section):
     def is_without_labels(self) -> bool:
         """Whether training uses no labels."""
         return self.loss.name == "similarity_alignment"
+
+    @property
+    def batch_size(self) -> int:
+        """Items of a batch."""
+        c = self.training
+        return c.batch_size if self.is_without_labels else c.classes_per_batch * c.samples_per_class
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -219,11 +226,10 @@ class Config(Section):
         if self.cache.views > 1 and modality != "image":
             raise ValueError(f"cache.views {self.cache.views} does not go with data.source {source!r}; use 1")
         c = self.training
-        batch_size = c.batch_size if self.is_without_labels else c.classes_per_batch * c.samples_per_class
-        if 0 < self.memory.memory_size < batch_size:
+        if 0 < self.memory.memory_size < self.batch_size:
             keys = "batch_size" if self.is_without_labels else "classes_per_batch x training.samples_per_class"
             raise ValueError(
-                f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {batch_size} "
+                f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {self.batch_size} "
                 f"(training.{keys}); use 0 for in-batch pairs, or a memory of several batches"
             )
         if self.is_without_labels != (self.top_k.kind == "neighbors"):

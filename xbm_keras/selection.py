@@ -10,11 +10,18 @@ from xbm_keras import progress, schema
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import evaluate_retrieval
 from xbm_keras.loading import Dataset, blaming_config
+from xbm_keras.neighbor_evaluation import FrozenNeighbors
 from xbm_keras.stages.head_starts import ClosedForms, Start
 
 AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
-PARAMETERS = {"whiten": ("shrinkage",), "lda": ("shrinkage", "weighting"), "nda": ("shrinkage", "weighting")}
+PARAMETERS = {
+    "whiten": ("shrinkage",),
+    "local": ("shrinkage",),
+    "lda": ("shrinkage", "weighting"),
+    "nda": ("shrinkage", "weighting"),
+}
 TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0)}  # where a parameter is auto
+LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
 POWERS = (1.0, 0.5)  # that head.power: auto tries
 MAX_FOLDS = 4
 ENOUGH_CLASSES = 100  # to choose by; more folds would cost time and change little
@@ -42,15 +49,19 @@ class HeldOutFolds:
 
     Args:
         dataset: with as many folds as `enough_folds` says.
+        uses_labels: else scores are the overlap@10 with the frozen features among the validation items, the mean over
+            widths.
     """
 
-    def __init__(self, dataset: Dataset):
-        self.folds = folds_of(dataset, enough_folds(dataset))
+    def __init__(self, dataset: Dataset, uses_labels: bool = True):
+        self.uses_labels = uses_labels
+        self.folds = folds_of(dataset, enough_folds(dataset) if uses_labels else 1)
         self._scores: dict[str, float] = {}
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
+        self._frozen: FrozenNeighbors | None = None
 
     def score(self, choice: schema.HeadConfig) -> float:
-        """MAP@R of a start in which nothing is "auto" on held-out items, the mean over folds."""
+        """Of a start in which nothing is "auto" on held-out items: MAP@R, the mean over folds."""
         key = choice.model_dump_json()
         if key not in self._scores:
             self._scores[key] = float(np.mean([self._score_fold(i, choice) for i in range(len(self.folds))]))
@@ -63,22 +74,28 @@ class HeldOutFolds:
         if key not in self._closed_forms:
             train = dataset.with_views(dataset.splits.train)
             self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
-        scored = _some_classes(dataset.splits.validation, dataset.labels)
+        scored = dataset.splits.validation
+        if self.uses_labels:
+            scored = _some_classes(scored, dataset.labels)
         kernel, bias = make_start(choice, self._closed_forms[key])
         embeddings = np.asarray(UnitRows(dataset.features, scored, choice.power)) @ kernel + bias
+        if not self.uses_labels:
+            self._frozen = self._frozen or FrozenNeighbors(UnitRows(dataset.features, scored))
+            widths = choice.widths or [choice.embedding_dim]
+            return self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
         return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
 
 
 def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> schema.HeadConfig:
     """The same config, with what suits held-out training items best in place of "auto".
 
-    Best is the highest MAP@R, the mean over folds; the first one where several are. The power comes last, for the start
+    Best is the highest score of the folds; the first one where several are. The power comes last, for the start
     that is best with features as they are.
 
     Args:
         config: of the head.
         dataset: the items.
-        folds: of the dataset, where several heads are chosen for.
+        folds: of the dataset, where several heads are chosen for, or where no labels are to be used.
     """
     powers = POWERS if config.power == "auto" else (config.power,)
     if config.start == "random":
@@ -87,7 +104,8 @@ def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFold
     for start in AUTO_STARTS if config.start == "auto" else (config.start,):
         names = PARAMETERS.get(start, ())
         given = [getattr(config, name) for name in names]
-        tried = [TRIED[name] if value == "auto" else (value,) for name, value in zip(names, given, strict=True)]
+        known = {**TRIED, "shrinkage": LOCAL_SHRINKAGES} if start == "local" else TRIED
+        tried = [known[name] if value == "auto" else (value,) for name, value in zip(names, given, strict=True)]
         for values in itertools.product(*tried):
             update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
             choices.append(config.model_copy(update=update))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xbm_keras.data.sources import DataError, Items
-from xbm_keras.data.splits import split_items
+from xbm_keras.data.splits import Splits, split_items, with_neighborhoods_held_out
 
 LABELS = np.repeat([f"c{i:02d}" for i in range(20)], 3)
 
@@ -91,3 +91,25 @@ def test_what_cannot_be_split_is_told(columns, arguments, message):
 def test_no_labels():
     with pytest.raises(DataError, match="without labels"):
         split_items(Items(np.array(["a", "b"]), None, {}))
+
+
+def test_neighbourhoods_are_held_out_whole(monkeypatch):
+    monkeypatch.setattr("xbm_keras.data.splits.BLOCK_ROWS", 150)
+    random = np.random.default_rng(0)
+    clusters = random.permutation(np.repeat(np.arange(20), 20))
+    features = random.normal(size=(20, 16))[clusters] + 0.01 * random.normal(size=(400, 16))
+    splits = Splits(np.arange(40, 360), np.arange(40), np.arange(360, 400))
+    held = with_neighborhoods_held_out(splits, features * random.uniform(1, 9, (400, 1)), seed=0)
+    assert held.test is splits.test
+    np.testing.assert_array_equal(np.union1d(held.train, held.validation), np.arange(360))
+    assert len(held.validation) == 40
+    sizes = np.bincount(clusters[:360], minlength=20)
+    of_validation = np.bincount(clusters[held.validation], minlength=20)
+    assert (of_validation == sizes).sum() - (sizes == 0).sum() >= 2  # two neighbourhoods, and next to nothing of others
+    assert np.count_nonzero(of_validation) <= 4
+    others = [with_neighborhoods_held_out(splits, features, 0, fold).validation for fold in (0, 0, 1)]
+    np.testing.assert_array_equal(others[0], held.validation)  # the length of a row says nothing
+    np.testing.assert_array_equal(others[0], others[1])
+    assert len(np.intersect1d(others[0], others[2])) < 40
+    few = with_neighborhoods_held_out(Splits(np.arange(3, 30), np.arange(3), np.arange(30, 40)), features, seed=1)
+    assert (len(few.train), len(few.validation)) == (27, 3)

@@ -56,6 +56,25 @@ def test_whitening_and_discriminants_equal_the_oracle(kind, make_data, embedding
     assert_same_map(start, getattr(reference_starts, kind)(features, labels, embedding_dim, shrinkage))
 
 
+@pytest.mark.parametrize(
+    ("num_items", "shrinkage"),  # of nine items all others are near: without shrinkage all directions are equally good
+    [(60, 0.0), (60, 0.8), (60, 1.0), (9, 0.8), (9, 1.0)],
+)
+def test_local_whitening_equals_the_oracle(num_items, shrinkage, monkeypatch):
+    monkeypatch.setattr(head_starts, "LOCAL_BLOCK", 7)
+    features, labels = make_classes(num_items)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    start = ClosedForms(features, labels).local(3, shrinkage)
+    assert_same_map(start, reference_starts.local(features, 3, shrinkage))
+    others = ClosedForms(features, np.zeros(num_items)).local(3, shrinkage)
+    np.testing.assert_array_equal(others.kernel, start.kernel)  # labels play no part
+    if shrinkage == 1:
+        pca = ClosedForms(features, labels).pca(3).kernel
+        np.testing.assert_allclose(
+            np.abs(np.sum(pca * start.kernel, axis=0)), np.linalg.norm(start.kernel, axis=0), 1e-4
+        )
+
+
 @pytest.mark.parametrize("kind", ["whiten", "lda", "nda"])
 def test_a_rank_keeps_to_the_directions_of_largest_variance(kind):
     features, labels = make_classes()

@@ -58,8 +58,7 @@ def test_similarities_of_each_width_equal_the_cosines_of_the_beginnings(path, mo
 
 def test_weights_of_the_widths():
     losses = [tf.constant([1.0, 0.0]), tf.constant([0.0, 2.0]), tf.constant([3.0, 0.0])]
-    by_square = make_head().weighted_mean(losses)
-    np.testing.assert_allclose(by_square, [(4 * 1 + 36 * 3) / 49, 9 * 2 / 49], rtol=1e-6)
+    np.testing.assert_allclose(make_head().weighted_mean(losses), [(2 * 1 + 6 * 3) / 11, 3 * 2 / 11], rtol=1e-6)
     np.testing.assert_allclose(make_head(width_weights=[1, 2, 1]).weighted_mean(losses), [1, 1], rtol=1e-6)
     np.testing.assert_allclose(Head(6).weighted_mean(losses[:1]), losses[0], rtol=1e-6)
 

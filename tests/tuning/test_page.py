@@ -72,7 +72,7 @@ def test_what_mattered_is_the_memory():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_page_of_few_trials(count):
-    page = search_page(findings(count, test={"leave-one-out": {"default": 0.5, "best": 0.4}}), "Search")
+    page = search_page(findings(count, test={"MAP@R, leave-one-out": {"default": 0.5, "best": 0.4}}), "Search")
     assert render(page)
     assert page.verdict.text.startswith("No trial has finished." if count == 1 else ("Use", "Keep"))
     assert "What mattered" not in [section.title for section in page.sections]

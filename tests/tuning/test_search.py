@@ -151,6 +151,34 @@ def test_folds_are_averaged(vectors, tmp_path):
     assert validation["leave_one_out"]["trained"]["map_at_r"] == pytest.approx(folds[1], abs=1e-4)
 
 
+def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_path):
+    features = np.random.default_rng(0).normal(size=(300, 16)) * np.linspace(2, 0.2, 16)
+    np.save(tmp_path / "x.npy", features.astype(np.float32))
+    config = {
+        "data": {"source": "features", "path": str(tmp_path / "x.npy")},
+        "backbone": {"kind": "none"},
+        "head": {"widths": [2, 4]},
+        "loss": {"name": "similarity_alignment"},
+        "training": {"epochs": 2, "batch_size": 32, "steps_per_epoch": 4},
+    }
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
+    table = search(tmp_path / "x.yaml", tmp_path / "search", 2)
+    assert table.status.tolist() == ["completed"] * 2
+    row = table.loc[table.val_neighbor_overlap_at_10.idxmax()]
+    keys = {"memory.memory_size", "top_k.num_neighbors", "top_k.num_random", "top_k.centring", "loss.temperature"}
+    assert keys < set(table.columns)
+    run(tmp_path / "search/trials" / f"{row.trial}.yaml", tmp_path / "again")
+    history = pd.read_csv(tmp_path / "again/history.csv")
+    if row.epoch:
+        assert history.val_neighbor_overlap_at_10[row.epoch - 1] == pytest.approx(
+            row.val_neighbor_overlap_at_10, abs=1e-4
+        )
+    page = (tmp_path / "search/search.html").read_text("utf-8")
+    assert "Scores are overlap@10 on held-out items." in page
+    assert "test overlap@10, against the frozen features" in page
+    assert "MAP@R" not in page
+
+
 def test_test_classes_are_never_scored(vectors):
     config = load_config(str(vectors))
     hypermodel = HeadHyperModel(config, load_folds(config))

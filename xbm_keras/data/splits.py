@@ -4,8 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from xbm_keras.data.rows import UnitRows
 from xbm_keras.data.sources import DataError, Items, require_column
 
+NEIGHBORHOODS, MIN_NEIGHBORHOOD = 8, 20  # that are held out, at most; items of one, where there are as many
+BLOCK_ROWS = 8192
 QUERY_VALUES, GALLERY_VALUES = ("query", "test"), ("gallery", "train")
 
 
@@ -90,6 +93,31 @@ def split_items(
     validation, test = folds[validation_fold], np.flatnonzero(is_test)
     train = np.setdiff1d(np.flatnonzero(is_train), validation)
     return Splits(train, validation, test, *_roles(items, test, query_column), folds)
+
+
+def with_neighborhoods_held_out(splits: Splits, features: np.ndarray, seed: int, fold: int = 0) -> Splits:
+    """As many items validate, but those nearest to a few that are drawn at random: their kind is not trained on.
+
+    Neighbours of training items are kept too well to tell how new ones will fare.
+
+    Args:
+        splits: of items without labels.
+        features: [N, D] of all items.
+        seed: of the draw.
+        fold: another draw for each.
+    """
+    positions, num_held = np.union1d(splits.train, splits.validation), len(splits.validation)
+    rows = UnitRows(features, positions)
+    count = max(1, min(NEIGHBORHOODS, num_held // MIN_NEIGHBORHOOD))
+    centers = rows[np.sort(np.random.default_rng((seed, fold)).permutation(len(positions))[:count])]
+    blocks = range(0, len(positions), BLOCK_ROWS)
+    similarities = np.concatenate([centers @ rows[start : start + BLOCK_ROWS].T for start in blocks], axis=1)
+    is_held = np.zeros(len(positions), bool)
+    for number, nearest in enumerate(np.argsort(-similarities, axis=1, kind="stable")):
+        free = nearest[~is_held[nearest]]
+        is_held[free[: (num_held + number) // count]] = True
+    validation = positions[is_held]
+    return dataclasses.replace(splits, train=positions[~is_held], validation=validation, folds=(validation,))
 
 
 def only_test(items: Items, query_column: str | None = None) -> Splits:

@@ -30,7 +30,7 @@ def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]],
     """
     figures = [_curve(history, "Loss", {"loss": ""}, "Training loss per epoch.")]
     select = history[history.phase == "select"]
-    if "val_agreement" in history and len(select):
+    if "val_neighbor_overlap_at_10" in history and len(select):
         kept = {"val_neighbor_overlap_at_10": "overlap@10", "val_neighbor_overlap_at_100": "overlap@100"}
         caption = "Of held-out items, mean over widths."
         figures.append(_curve(select, "Agreement with the frozen features", kept, caption))

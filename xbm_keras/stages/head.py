@@ -38,7 +38,7 @@ class Head(keras.layers.Layer):
         power: of the features; 1 leaves them as they are.
         seed: of the random start and of `U`.
         widths: nested ones, ascending, E the last. None is E alone.
-        width_weights: of the losses of the nested widths in their mean. By default their squares: a narrow beginning is
+        width_weights: of the losses of the nested widths in their mean; by default the widths: a narrow beginning is
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
         nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
             columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
@@ -100,7 +100,7 @@ class Head(keras.layers.Layer):
         self.nesting = nesting
         self.widths = tuple(widths or (embedding_dim,))
         """Ascending; the last one is E."""
-        self.width_weights = tuple(map(float, width_weights or (width**2 for width in self.widths)))
+        self.width_weights = tuple(map(float, width_weights or self.widths))
         is_ascending = list(self.widths) == sorted(set(self.widths)) and self.widths[0] >= 1
         if not is_ascending or self.widths[-1] != embedding_dim:
             raise ValueError(

@@ -8,6 +8,7 @@ import scipy.linalg
 
 BLOCK_ROWS = 8192  # of the pass over the training features
 NEIGHBORS = 4  # of other classes, of each item
+NEIGHBORHOOD = 16  # nearest items, whatever their classes, within which `local` whitens
 MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
 LOCAL_BLOCK = 1024
 MAX_KEPT = 4  # shrinkages whose local covariance is kept
@@ -109,6 +110,36 @@ class ClosedForms:
         _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
         return self._centred(self.basis @ projection @ axes)
 
+    def local(self, embedding_dim: int, shrinkage: float = 0.9, centring: float = 0.5) -> Start:
+        """Whitening within neighbourhoods, then the directions of largest total variance. Labels play no part.
+
+        As `whiten`, with half the mean of `d d'` over the differences `d` of items from their 16 nearest in place of
+        the within-class covariance: whatever the classes are, items that are this near are mostly of one. Neighbours
+        are sought among 8,192 items at most, drawn at random.
+
+        Args:
+            embedding_dim: E, at most D.
+            shrinkage: a, in 0..1; 1 gives the directions of PCA.
+            centring: share of the mean that the bias takes off, in 0..1; half of it keeps more of the neighbours.
+
+        Raises:
+            ValueError: if E > D, if the shrinkage is outside 0..1, or if no item differs from its nearest ones.
+
+        Reference:
+            The scatter of neighbours against the total one: He and Niyogi, "Locality Preserving Projections", 2003.
+        """
+        self._require(embedding_dim, shrinkage)
+        covariance, variance = self._near
+        if variance < 1e-12:
+            raise ValueError(
+                f"Received {self.num_items} items with no differences between nearest ones; expected items that "
+                "differ. Use start: pca or random."
+            )
+        projection = _inverse_root(*scipy.linalg.eigh(covariance), variance, shrinkage)
+        _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
+        start = self._centred(self.basis @ projection @ axes)
+        return start._replace(bias=np.float32(centring) * start.bias)
+
     def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5) -> Start:
         """Linear discriminant analysis: within-class whitening, then the directions of largest between-class variance.
 
@@ -149,20 +180,14 @@ class ClosedForms:
 
     def _whitening(self, embedding_dim: int, shrinkage: float) -> np.ndarray:
         """Inverse square root [rank, rank] of the shrunk within-class covariance, up to a rotation."""
-        self._require(embedding_dim)
-        if not 0 <= shrinkage <= 1:
-            raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
+        self._require(embedding_dim, shrinkage)
         if self.within_variance < 1e-12:
             raise ValueError(
                 f"Received {self.num_items} items in {self.num_classes} classes with no variation inside any class; "
                 "expected classes with at least two different items. Use start: pca or random, or give labels that "
                 "group items."
             )
-        variances, directions = self._within_eigh
-        variances = (1 - shrinkage) * variances + shrinkage * self.within_variance
-        # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
-        is_used = variances > 1e-9 * variances[-1]
-        return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
+        return _inverse_root(*self._within_eigh, self.within_variance, shrinkage)
 
     def _between(self, projection: np.ndarray) -> np.ndarray:
         """Between-class covariance [rank, rank] of the projected features, with a little of the total covariance."""
@@ -179,17 +204,7 @@ class ClosedForms:
         projection = self.basis @ projection
         z = ((np.asarray(self.features[chosen], np.float64) - self.mean) @ projection).astype(np.float32)
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-        neighbor_sums, times_chosen = np.empty_like(z), np.zeros(len(z), np.float32)
-        for start in range(0, len(z), LOCAL_BLOCK):
-            rows = slice(start, start + LOCAL_BLOCK)
-            distances = z[rows] @ -z.T  # but for a constant
-            distances[labels[rows, None] == labels] = np.inf
-            nearest = np.argpartition(distances, num_neighbors - 1, axis=1)[:, :num_neighbors]
-            neighbor_sums[rows] = z[nearest].sum(axis=1)
-            times_chosen += np.bincount(nearest.ravel(), minlength=len(z))
-        # The sum over pairs (i, j) of (z_i - z_j)(z_i - z_j)', multiplied out.
-        crossed = z.T @ neighbor_sums
-        return ((num_neighbors + times_chosen[:, None]) * z).T @ z - crossed - crossed.T
+        return _scatter_to_nearest(z, labels, num_neighbors)
 
     def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float) -> Start:
         """The leading directions of a between-class covariance, scaled by what they tell."""
@@ -211,6 +226,16 @@ class ClosedForms:
         return self._centred(directions * np.sqrt(variances / np.maximum(variances + weighting, 1e-300)))
 
     @functools.cached_property
+    def _near(self) -> tuple[np.ndarray, float]:
+        """Covariance [rank, rank] within the neighbourhoods, in the basis, and the variance of a feature there."""
+        chosen = np.random.default_rng(0).permutation(self.num_items)[:MAX_LOCAL_ITEMS]
+        rows = np.asarray(self.features[chosen], np.float32)
+        num_neighbors = min(NEIGHBORHOOD, len(rows) - 1)
+        scatter = _scatter_to_nearest(rows, np.arange(len(rows)), num_neighbors).astype(np.float64)
+        covariance = scatter / (2 * len(rows) * max(1, num_neighbors))
+        return self.basis.T @ covariance @ self.basis, np.trace(covariance) / self.width
+
+    @functools.cached_property
     def _within_eigh(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues [rank] and eigenvectors [rank, rank]."""
         return scipy.linalg.eigh(self.within)
@@ -218,12 +243,37 @@ class ClosedForms:
     def _centred(self, kernel: np.ndarray) -> Start:
         return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))
 
-    def _require(self, embedding_dim: int) -> None:
+    def _require(self, embedding_dim: int, shrinkage: float = 0.0) -> None:
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
         if embedding_dim > self.rank:
             raise ValueError(
                 f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
                 f"{self.rank}. Lower head.embedding_dim, or use start: random."
             )
+
+
+def _inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, shrinkage: float) -> np.ndarray:
+    """Of a covariance with these eigenvectors [rank, rank] that is shrunk toward `scale I`, up to a rotation."""
+    variances = (1 - shrinkage) * variances + shrinkage * scale
+    # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
+    is_used = variances > 1e-9 * variances[-1]
+    return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
+
+
+def _scatter_to_nearest(rows: np.ndarray, labels: np.ndarray, num_neighbors: int) -> np.ndarray:
+    """Sum [E, E] of `d d'` over the differences `d` of unit rows [n, E] from the nearest ones of other labels."""
+    neighbor_sums, times_chosen = np.empty_like(rows), np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), LOCAL_BLOCK):
+        block = slice(start, start + LOCAL_BLOCK)
+        distances = rows[block] @ -rows.T  # but for a constant
+        distances[labels[block, None] == labels] = np.inf
+        nearest = np.argpartition(distances, num_neighbors - 1, axis=1)[:, :num_neighbors]
+        neighbor_sums[block] = rows[nearest].sum(axis=1)
+        times_chosen += np.bincount(nearest.ravel(), minlength=len(rows))
+    # The sum over pairs (i, j) of (z_i - z_j)(z_i - z_j)', multiplied out.
+    crossed = rows.T @ neighbor_sums
+    return ((num_neighbors + times_chosen[:, None]) * rows).T @ rows - crossed - crossed.T
 
 
 def _leading_eigenvectors(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

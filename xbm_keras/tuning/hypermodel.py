@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from xbm_keras import experiment
-from xbm_keras.config import ConfigError, check_config
+from xbm_keras.config import check_config
 from xbm_keras.loading import Dataset, load_dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config, HeadConfig
@@ -57,20 +57,15 @@ class HeadHyperModel(keras_tuner.HyperModel):
         >>> best = hypermodel.config_of(tuner.get_best_hyperparameters()[0])
     """
 
-    objective = keras_tuner.Objective("val_map_at_r", "max")
-
     def __init__(self, config: Config, folds: Sequence[Dataset]):
         super().__init__(name="head")
-        if config.is_without_labels:
-            raise ConfigError(
-                f"Received loss.name {config.loss.name!r}, which uses no labels; a search scores trials by labels of "
-                "held-out classes. Use train.py, or a loss with labels."
-            )
+        score = "val_neighbor_overlap_at_10" if config.is_without_labels else "val_map_at_r"
+        self.objective = keras_tuner.Objective(score, "max")
         self.config = config
         self.folds = folds
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
         self._heads: dict[str, HeadConfig] = {}
-        self._held_out = HeldOutFolds(folds[0])
+        self._held_out = HeldOutFolds(folds[0], not config.is_without_labels)
         self._closed_forms: dict[tuple[int, float], ClosedForms] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
@@ -107,7 +102,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
         Returns:
             Metrics for the oracle, the mean over folds: `val_map_at_r`, `val_recall_at_1`, `epoch`; with several folds
-            also `val_map_at_r_fold_0` and so on; and `seconds`.
+            also `val_map_at_r_fold_0` and so on; and `seconds`. Without labels `val_neighbor_overlap_at_10`, by which
+            the epoch is chosen, in place of the two.
         """
         return self._fit(self.config_of(hp), model, callbacks)
 
@@ -133,7 +129,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
             results += [self._fit_fold(config, i, self._start(config, i)) for i in range(1, len(self.folds))]
         metrics = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
         if len(results) > 1:
-            metrics |= {f"val_map_at_r_fold_{i}": each["val_map_at_r"] for i, each in enumerate(results)}
+            name = self.objective.name
+            metrics |= {f"{name}_fold_{i}": each[name] for i, each in enumerate(results)}
         return {**metrics, "seconds": time.monotonic() - began}
 
     def _start(self, config: Config, fold: int) -> XBMModel:
@@ -153,6 +150,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
     ) -> dict[str, float]:
         dataset = self.folds[fold]
         best = experiment.select(config, dataset, model, callbacks, show_progress=False)
+        if config.is_without_labels:
+            return {self.objective.name: best.best, "epoch": best.epoch}
         scores = compare(dataset, {"trained": model.head}, dataset.splits.validation)["leave_one_out"]["trained"]
         return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}
 
@@ -182,12 +181,11 @@ def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
         num_rows: training items.
         width: D of the features.
     """
-    batch_size = config.training.classes_per_batch * config.training.samples_per_class
+    batch_size = config.batch_size
     rows = min(config.memory.memory_size, num_rows) or batch_size
-    negatives, positives = (
-        rows if count == "all" else count for count in (config.top_k.num_negatives, config.top_k.num_positives)
-    )
-    num_picks = batch_size * (negatives + positives)
+    k = config.top_k
+    counts = (k.num_neighbors, k.num_random) if k.kind == "neighbors" else (k.num_negatives, k.num_positives)
+    num_picks = batch_size * sum(rows if count == "all" else count for count in counts)
     embedding_dim = config.head.embedding_dim
     elements = (
         2 * rows * width  # the memory, and its rows as the step reads them

@@ -13,11 +13,17 @@ from sklearn.inspection import permutation_importance
 
 from xbm_keras.report.figures import GOOD, INK, MUTED, SERIES, drawing, to_svg
 from xbm_keras.report.page import Cell, Code, Details, Facts, Figure, Page, Panels, Section, Table, Text, Verdict
+from xbm_keras.results import SCORES
 
-SCORE = "val_map_at_r"
-MEMORY, NEGATIVES, POSITIVES = "memory.memory_size", "top_k.num_negatives", "top_k.num_positives"
+MEMORY = "memory.memory_size"
 MIN_TRIALS_FOR_IMPORTANCE = 10
-NAMES = {MEMORY: "memory size", NEGATIVES: "negatives per anchor", POSITIVES: "positives per anchor"}
+COUNTS = {
+    "top_k.num_negatives": "negatives per anchor",
+    "top_k.num_positives": "positives per anchor",
+    "top_k.num_neighbors": "neighbours per anchor",
+    "top_k.num_random": "random rows",
+}
+NAMES = {MEMORY: "memory size", **COUNTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +40,35 @@ class Findings:
     """What the page shows."""
 
     trials: pd.DataFrame
-    """One row per trial: `trial`, `status`, `val_map_at_r`, `reason`, and the keys of the space."""
+    """One row per trial: `trial`, `status`, its score, `reason`, and the keys of the space."""
     axes: Mapping[str, Axis]
     """By key, in the order of the space."""
     default: Mapping[str, Any]
-    """Its value of each key, and under `val_map_at_r` its score."""
+    """Its value of each key, and its score."""
     test: Mapping[str, Mapping[str, float]]
-    """MAP@R on the test classes by protocol, of "default" and "best"; empty before they are trained."""
+    """Metrics of the test items by name, of "default" and "best"; empty before they are trained."""
     command: str
     """How to train the best."""
     about: Mapping[str, str]
     """The rest, such as the tuner."""
+    score: str = "val_map_at_r"
+    """Column of the trials, and key of the default, by which they are compared."""
+
+    @property
+    def title(self) -> str:
+        """Of the score."""
+        return SCORES[self.score][0]
 
     @property
     def finished(self) -> pd.DataFrame:
         """Those with a score, best first."""
         found = self.trials[self.trials.status == "completed"]
-        return found.sort_values(SCORE, ascending=False) if len(found) else found
+        return found.sort_values(self.score, ascending=False) if len(found) else found
 
     @property
     def has_better(self) -> bool:
         """Whether a trial is better than the default."""
-        return len(self.finished) > 0 and self.finished[SCORE].iloc[0] > self.default[SCORE]
+        return len(self.finished) > 0 and self.finished[self.score].iloc[0] > self.default[self.score]
 
 
 def search_page(findings: Findings, title: str) -> Page:
@@ -66,39 +79,38 @@ def search_page(findings: Findings, title: str) -> Page:
         sections.append(Section("How the search went", [_history(findings)]))
     sections.append(_all_trials(findings))
     num_failed = int((findings.trials.status == "failed").sum())
-    subtitle = f"{len(finished)} trials finished, {num_failed} failed. Scores are MAP@R on held-out training classes."
+    score = " on ".join(SCORES[findings.score])
+    subtitle = f"{len(finished)} trials finished, {num_failed} failed. Scores are {score}."
     return Page(title, _verdict(findings), [s for s in sections if s.blocks], subtitle)
 
 
 def _verdict(findings: Findings) -> Verdict:
     if not len(findings.finished):
         return Verdict("No trial has finished.", "bad")
-    default = findings.default[SCORE]
+    default = findings.default[findings.score]
     if not findings.has_better:
         return Verdict(f"Keep the config as it is: no trial is better than its {default:.4f}.")
     best = findings.finished.iloc[0]
     chosen = [f"{NAMES[key]} {_text(best[key])}" for key in NAMES if _is_set(best, key)]
     use = f"Use {', '.join(chosen)}" if chosen else f"Use trial {best.trial}"
-    return Verdict(f"{use}: validation MAP@R {best[SCORE]:.4f} instead of {default:.4f} (trial {best.trial}).", "good")
+    scores = f"validation {findings.title} {best[findings.score]:.4f} instead of {default:.4f}"
+    return Verdict(f"{use}: {scores} (trial {best.trial}).", "good")
 
 
 def _best(findings: Findings) -> Section:
     best, default = findings.finished.iloc[0], findings.default
     rows: list[Any] = ["Score"]
-    rows.append(
-        ["validation MAP@R", f"{default[SCORE]:.4f}", Cell(f"{best[SCORE]:.4f}", is_best=best[SCORE] > default[SCORE])]
-    )
-    for protocol, scores in findings.test.items():
+    validation = {"default": default[findings.score], "best": best[findings.score]}
+    tests = {f"test {name}": scores for name, scores in findings.test.items()}
+    for name, scores in {f"validation {findings.title}": validation, **tests}.items():
         is_better = scores["best"] > scores["default"]
-        rows.append(
-            [f"test MAP@R, {protocol}", f"{scores['default']:.4f}", Cell(f"{scores['best']:.4f}", is_best=is_better)]
-        )
+        rows.append([name, f"{scores['default']:.4f}", Cell(f"{scores['best']:.4f}", is_best=is_better)])
     rows.append("Values")
     for key in findings.axes:
         now, then = _text(best.get(key)), _text(default.get(key))
         rows.append([key, then, Cell(now, is_best=now != then)])
     note = (
-        "The best of many trials looks a little better on the validation classes than it is; the test classes were "
+        f"The best of many trials looks a little better on {SCORES[findings.score][1]} than it is; what tests was "
         "looked at after the search, for these two configs only."
     )
     table = Table(["", "default", f"best, trial {best.trial}"], rows)
@@ -110,7 +122,7 @@ def _memory_and_k(findings: Findings) -> Section:
     blocks: list[Any] = []
     maps = [
         _heat_map(findings, MEMORY, k)
-        for k in (NEGATIVES, POSITIVES)
+        for k in COUNTS
         if MEMORY in axes and k in axes and axes[MEMORY].values and axes[k].values
     ]
     if maps:
@@ -124,13 +136,13 @@ def _memory_and_k(findings: Findings) -> Section:
 def _heat_map(findings: Findings, x: str, y: str) -> Figure:
     finished = findings.finished
     columns, rows = findings.axes[x].values or [], findings.axes[y].values or []
-    low, high = finished[SCORE].quantile(0.1), finished[SCORE].max()
+    low, high = finished[findings.score].quantile(0.1), finished[findings.score].max()
     best = finished.iloc[0]
     with drawing(380, 300) as (figure, axes):
         axes.grid(False)
         for i, column in enumerate(columns):
             for j, row in enumerate(rows):
-                found = finished[_equals(finished[x], column) & _equals(finished[y], row)][SCORE]
+                found = finished[_equals(finished[x], column) & _equals(finished[y], row)][findings.score]
                 if len(found):
                     strength = float(np.clip((found.max() - low) / max(high - low, 1e-9), 0, 1))
                     axes.add_patch(
@@ -158,9 +170,11 @@ def _heat_map(findings: Findings, x: str, y: str) -> Figure:
 def _by_value(findings: Findings, key: str) -> Table:
     finished = findings.finished
     rows: list[Any] = []
-    best_of = {value: finished[_equals(finished[key], value)][SCORE] for value in findings.axes[key].values or []}
+    best_of = {
+        value: finished[_equals(finished[key], value)][findings.score] for value in findings.axes[key].values or []
+    }
     top = max((scores.max() for scores in best_of.values() if len(scores)), default=0.0)
-    floor = findings.finished[SCORE].min()
+    floor = finished[findings.score].min()
     for value, scores in best_of.items():
         if len(scores):
             bar = (scores.max() - floor) / max(top - floor, 1e-9)
@@ -177,7 +191,7 @@ def _importance(findings: Findings) -> Section:
     columns = {key: values for key, values in columns.items() if len(np.unique(values)) > 1}
     if len(finished) < MIN_TRIALS_FOR_IMPORTANCE or not columns:
         return Section("What mattered", [])
-    x, y = np.stack(list(columns.values()), axis=1), finished[SCORE].to_numpy()
+    x, y = np.stack(list(columns.values()), axis=1), finished[findings.score].to_numpy()
     forest = RandomForestRegressor(100, min_samples_leaf=2, oob_score=True, random_state=0).fit(x, y)
     drops = permutation_importance(forest, x, y, n_repeats=10, random_state=0).importances_mean
     shares = np.maximum(drops, 0) / max(np.maximum(drops, 0).sum(), 1e-12)
@@ -224,11 +238,11 @@ def _key_figure(findings: Findings, key: str) -> Figure:
             jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(places))
             _categories(axes.xaxis, axis.values)
             axes.set_xlim(-0.5, len(axis.values) - 0.5)
-        scores = np.maximum(finished[SCORE].to_numpy(float), low)
+        scores = np.maximum(finished[findings.score].to_numpy(float), low)
         axes.scatter(places + jitter, scores, s=16, color=SERIES[0], alpha=0.6, linewidths=0)
         if _is_set(best, key):
             axes.scatter((places + jitter)[:1], scores[:1], s=90, marker="*", color=GOOD, zorder=3, linewidths=0)
-        axes.axhline(findings.default[SCORE], color=MUTED, linestyle="--", linewidth=1)
+        axes.axhline(findings.default[findings.score], color=MUTED, linestyle="--", linewidth=1)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
         svg = to_svg(figure)
     return Figure(svg, f"Scores by {key}; the best trial has {_text(best.get(key)) or 'none'}.", key)
@@ -236,13 +250,13 @@ def _key_figure(findings: Findings, key: str) -> Figure:
 
 def _history(findings: Findings) -> Figure:
     trials = findings.trials[findings.trials.status == "completed"]
-    numbers, scores = trials.trial.astype(int).to_numpy(), trials[SCORE].to_numpy(float)
+    numbers, scores = trials.trial.astype(int).to_numpy(), trials[findings.score].to_numpy(float)
     low, high = _limits(findings)
     with drawing(620, 240) as (figure, axes):
         axes.scatter(numbers, np.maximum(scores, low), s=16, color=SERIES[0], alpha=0.6, linewidths=0, label="trial")
         axes.step(numbers, np.maximum.accumulate(scores), where="post", color=GOOD, label="best so far")
-        axes.axhline(findings.default[SCORE], color=MUTED, linestyle="--", linewidth=1, label="default")
-        axes.set(xlabel="trial", ylabel="validation MAP@R")
+        axes.axhline(findings.default[findings.score], color=MUTED, linestyle="--", linewidth=1, label="default")
+        axes.set(xlabel="trial", ylabel=f"validation {findings.title}")
         axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
         axes.legend(loc="lower right")
         svg = to_svg(figure)
@@ -253,7 +267,7 @@ def _history(findings: Findings) -> Figure:
 def _all_trials(findings: Findings) -> Section:
     keys = [key for key in findings.axes if key in findings.trials]
     rows = [
-        [row.trial, Cell(f"{row[SCORE]:.4f}", is_best=i == 0), *(_text(row[key]) for key in keys)]
+        [row.trial, Cell(f"{row[findings.score]:.4f}", is_best=i == 0), *(_text(row[key]) for key in keys)]
         for i, (_, row) in enumerate(findings.finished.iterrows())
     ]
     blocks: list[Any] = [Facts(findings.about)]
@@ -270,9 +284,9 @@ def _all_trials(findings: Findings) -> Section:
 
 def _limits(findings: Findings) -> tuple[float, float]:
     """Where the scores of interest lie: the worst quarter may be far away."""
-    scores = findings.finished[SCORE]
-    high = max(scores.max(), findings.default[SCORE])
-    low = min(scores.quantile(0.25), findings.default[SCORE])
+    scores = findings.finished[findings.score]
+    high = max(scores.max(), findings.default[findings.score])
+    low = min(scores.quantile(0.25), findings.default[findings.score])
     return low - 0.25 * (high - low) - 1e-4, high + 1e-4
 
 

@@ -17,7 +17,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from xbm_keras.config import ConfigError, check_config, save_config
 from xbm_keras.durable import write_whole
 from xbm_keras.report.page import write_page
-from xbm_keras.results import PROTOCOLS
+from xbm_keras.results import PROTOCOLS, SCORES, shown
 from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension
 from xbm_keras.tuning.hypermodel import HeadHyperModel
@@ -56,6 +56,7 @@ class Search:
         self._claim_folder(tuner)
         self.oracle.journal = self
         self.tuner = HeadTuner(self.oracle, hypermodel, str(workdir))
+        self.score = hypermodel.objective.name
         self.default: dict[str, float] = {}
         self._began: dict[str, float] = {}
 
@@ -95,7 +96,7 @@ class Search:
                 self.oracle.trials_per_iteration(),
             )
         self.default = self._score_default()
-        log.info("The config as it is: validation MAP@R %.4f.", self.default["val_map_at_r"])
+        log.info("The config as it is: validation %s %.4f.", SCORES[self.score][0], self.default[self.score])
         ours = logging.getLogger("xbm_keras")
         level = ours.level
         ours.setLevel(logging.WARNING)  # what each run says would be said in each trial
@@ -143,7 +144,7 @@ class Search:
         best = self.best_trial()
         best_so_far = f"best {best.score:.4f} ({number_of(best)})" if best else "none finished"
         result = f"{trial.score:.4f}" if trial.status == TrialStatus.COMPLETED else f"failed: {reason_of(trial)}"
-        rest = f"{best_so_far}, default {self.default['val_map_at_r']:.4f}, {_minutes(left)} left"
+        rest = f"{best_so_far}, default {self.default[self.score]:.4f}, {_minutes(left)} left"
         log.info("%s/%d  %s  %s  %s", num_done, self.max_trials, number_of(trial), result, rest)
         self.bar.update(self.task, completed=num_done, description=rest)
 
@@ -155,7 +156,7 @@ class Search:
     def best_config(self) -> Config:
         """The config of the best trial; the default where no trial is better than it."""
         best = self.best_trial()
-        is_better = best is not None and best.score > self.default["val_map_at_r"]
+        is_better = best is not None and best.score > self.default[self.score]
         return check_config(self._nested(best), "best.yaml") if is_better else self.default_config()
 
     def default_config(self) -> Config:
@@ -163,16 +164,18 @@ class Search:
         return check_config(overridden(self.hypermodel.config, {}), "The config")
 
     def test_scores(self) -> dict[str, dict[str, float]]:
-        """MAP@R on the test classes by protocol, of "default" and "best", once train.py's steps made those folders."""
+        """Of the test items by protocol, of "default" and "best", once train.py's steps made those folders."""
         files = {name: self.workdir / name / "metrics.json" for name in ("default", "best")}
         if not all(file.exists() for file in files.values()):
             return {}
         metrics = {name: json.loads(file.read_text()) for name, file in files.items()}
-        return {
-            title: {name: each[protocol]["trained"]["map_at_r"] for name, each in metrics.items()}
-            for protocol, title in PROTOCOLS.items()
-            if protocol in metrics["best"]
-        }
+        scores = {}
+        for protocol, title in PROTOCOLS.items():
+            if protocol in metrics["best"]:
+                metric = "neighbor_overlap_at_10" if protocol == "neighbors" else "map_at_r"
+                values = {name: each[protocol]["trained"][metric] for name, each in metrics.items()}
+                scores[f"{shown(protocol)[metric]}, {title}"] = values
+        return scores
 
     def write_page(self) -> None:
         """Write `search.html`."""
@@ -183,23 +186,24 @@ class Search:
             "class folds": str(config.search.folds),
             "seed": str(config.training.seed),
         }
-        default = {key: own_value(config, key) for key in space} | {"val_map_at_r": self.default["val_map_at_r"]}
+        default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
         axes = {key: _axis(dimensions) for key, dimensions in space.items()}
         command = f"python train.py --config {self.workdir}/best.yaml"
-        findings = Findings(self.table(), axes, default, self.test_scores(), command, about)
+        findings = Findings(self.table(), axes, default, self.test_scores(), command, about, self.score)
         write_page(self.workdir / "search.html", search_page(findings, f"Search in {self.workdir.name}"))
 
     def print_results(self) -> None:
         """Default and best side by side, and where everything is."""
         console = rich.console.Console(highlight=False)
         best = self.best_trial()
-        title = f"MAP@R of the default and of the best of {len(self.oracle.trials)} trials"
+        name = SCORES[self.score][0]
+        title = f"{name[0].upper() + name[1:]} of the default and of the best of {len(self.oracle.trials)} trials"
         table = rich.table.Table(box=rich.box.SIMPLE, title=title, title_justify="left")
         tests = self.test_scores()
         for column in ("", "dimensions", "validation", *(f"test, {protocol}" for protocol in tests)):
             table.add_column(column, justify="right" if column else "left")
         for name, config in (("default", self.default_config()), ("best", self.best_config())):
-            score = best.score if best and config != self.default_config() else self.default["val_map_at_r"]
+            score = best.score if best and config != self.default_config() else self.default[self.score]
             numbers = [score, *(scores[name] for scores in tests.values())]
             table.add_row(name, str(config.head.embedding_dim), *(f"{number:.4f}" for number in numbers))
         console.print(table)
@@ -221,7 +225,7 @@ class Search:
             }
             for trial in self.oracle.trials.values()
         ]
-        frame = pd.DataFrame(rows, columns=None if rows else ["trial", "status", "val_map_at_r", "reason"])
+        frame = pd.DataFrame(rows, columns=None if rows else ["trial", "status", self.score, "reason"])
         return frame[[*frame.columns.drop("reason"), "reason"]]
 
     def _write_results(self) -> None:

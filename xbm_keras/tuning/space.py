@@ -26,18 +26,28 @@ LOSSES: dict[str, dict[str, Dimension]] = {
     "contrastive": {"positive_margin": Dimension(min=0.5, max=1.0), "negative_margin": Dimension(min=0.0, max=0.8)},
 }
 """The losses that are searched by default, and which of their parameters. The others are near to one of these."""
+WITHOUT_LABELS: Space = {
+    "top_k.num_neighbors": [Dimension(values=[16, 32, 64, 128, 256])],
+    "top_k.num_random": [Dimension(values=[0, 64, 256, 1024])],
+    "top_k.centring": [Dimension(values=[0.0, 0.25, 0.5, 0.75, 1.0])],
+    "loss.temperature": [Dimension(min=0.01, max=0.1, log=True)],
+    "loss.embedding_temperature": [Dimension(min=0.01, max=0.1, log=True)],
+    "training.learning_rate": [Dimension(min=1e-4, max=1e-2, log=True)],
+}
+"""What is searched beside the memory size, where the loss uses no labels."""
 
 
 def default_space(config: Config, num_rows: int) -> Space:
-    """Memory size, k, loss, start, power and width of the head, learning rate and weight decay.
+    """Memory size, k, loss, start, power and width of the head, learning rate and decay; without labels what there is.
 
     Args:
         config: the embedding is never searched wider than its `head.embedding_dim`, since a wider one costs more to
             serve. Memories are 0, or at least as large as its batch.
         num_rows: training items; the largest memory is the first power of two that holds them all, or 65,536.
     """
-    batch_size = config.training.classes_per_batch * config.training.samples_per_class
-    sizes = [0] + [2**i for i in range(17) if batch_size <= 2**i < 2 * num_rows]
+    sizes = [0] + [2**i for i in range(17) if config.batch_size <= 2**i < 2 * num_rows]
+    if config.is_without_labels:
+        return {"memory.memory_size": [Dimension(values=sizes)], **WITHOUT_LABELS}
     width = config.head.embedding_dim
     space = {
         "memory.memory_size": [Dimension(values=sizes)],
