@@ -55,7 +55,7 @@ def default_space(config: Config, num_rows: int) -> Space:
         "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
         "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
         "loss.name": [Dimension(values=list(LOSSES))],
-        "head.start": [Dimension(values=["nda", "lda", "whiten", "pca", "random"])],
+        "head.start": [Dimension(values=["nda", "lda", "whiten", "pca"])],
         # In place of "auto", which would choose by several folds again in each trial.
         "head.shrinkage": [Dimension(values=[0.1, 0.2, 0.3, 0.5, 0.7, 0.9], when={"head.start": WHITENED})],
         "head.weighting": [Dimension(values=[0.0, 0.1, 0.3, 1.0], when={"head.start": DISCRIMINANT})],
