@@ -1,5 +1,6 @@
 """What a run says, and how Ctrl-C ends it: real processes."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -35,9 +36,10 @@ def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, str(ROOT / "train.py"), f"--config={tmp_path}/x.yaml", f"--workdir={tmp_path}/run"]
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Tests that a shell runs in the background would hand down that Ctrl-C is ignored.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, cwd=ROOT, preexec_fn=listen, **pipes) as process:
         history = tmp_path / "run/history.csv"
         deadline = time.monotonic() + 120
         while not (history.exists() and history.read_text().count("\n") > 5):
