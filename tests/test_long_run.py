@@ -31,6 +31,7 @@ model = XBMModel(
 )
 model.build({"features": (None, 32)})
 model.compile(keras.optimizers.Adam(1e-4))
+model.optimizer.build(model.trainable_variables)  # a function that makes variables is traced twice
 x = {"features": rng.normal(size=(16_000, 32)).astype(np.float32), "sample_id": np.arange(16_000)}
 history = model.fit(x, np.arange(16_000) % 100, batch_size=16, epochs=20, verbose=0, callbacks=[Watch()])
 print(json.dumps({
