@@ -108,7 +108,7 @@ class ClosedForms:
         """
         projection = self._whitening(embedding_dim, shrinkage)
         _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
-        return self._centred(self.basis @ projection @ axes)
+        return self._centred(self.basis @ (projection @ axes))
 
     def local(self, embedding_dim: int, shrinkage: float = 0.9, centring: float = 0.5) -> Start:
         """Whitening within neighbourhoods, then the directions of largest total variance. Labels play no part.
@@ -137,7 +137,7 @@ class ClosedForms:
             )
         projection = _inverse_root(*scipy.linalg.eigh(covariance), variance, shrinkage)
         _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
-        start = self._centred(self.basis @ projection @ axes)
+        start = self._centred(self.basis @ (projection @ axes))
         return start._replace(bias=np.float32(centring) * start.bias)
 
     def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5) -> Start:
@@ -221,7 +221,7 @@ class ClosedForms:
                 between = (between + np.trace(between) / np.trace(local) * local) / 2
             variances, axes = _leading_eigenvectors(between, embedding_dim)
             # Only the last ones, for all weightings.
-            self._directions = {key: (self.basis @ projection @ axes, np.maximum(variances, 0.0))}
+            self._directions = {key: (self.basis @ (projection @ axes), np.maximum(variances, 0.0))}
         directions, variances = self._directions[key]
         return self._centred(directions * np.sqrt(variances / np.maximum(variances + weighting, 1e-300)))
 
