@@ -266,6 +266,9 @@ def test_a_finished_run_is_not_overwritten(finished, vectors, capsys):
 def test_a_workdir_that_cannot_be_made(vectors, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(vectors, tmp_path / "file/run", capsys=capsys)
+    for folder in ("/proc/run", "/sys/run"):  # read-only for everybody, root included
+        if pathlib.Path(folder).parent.is_dir():
+            assert "cannot be written" in fails(vectors, folder, capsys=capsys)
 
 
 @pytest.mark.parametrize(
