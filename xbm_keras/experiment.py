@@ -107,6 +107,7 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
         LOSSES[config.loss.name](**config.loss.model_dump(exclude={"name"})),
         # A prefilled memory that holds all training items has nothing to learn from a batch.
         enqueue=not (config.memory.prefill and memory_size == num_rows),
+        start_alignment=config.training.start_alignment,
         **mining,
         name="xbm",
     )
@@ -154,7 +155,7 @@ def start_model(
     model = make_model(config, backbone, dataset.features.shape[1], labels)
     if config.head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
-        model.head.set_start(make_start(config.head, closed_forms).scaled())
+        model.set_start(make_start(config.head, closed_forms).scaled())
     if isinstance(model.top_k, NeighborTopK):
         model.top_k.adapt(UnitRows(dataset.features, positions))
     if model.sketch is not None:

@@ -9,13 +9,17 @@ from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
+from xbm_keras.stages.head_starts import Start
 from xbm_keras.stages.mining_keys import MiningKeys
 from xbm_keras.stages.neighbor_top_k import NeighborTopK
-from xbm_keras.stages.pair_losses import PairLoss
+from xbm_keras.stages.pair_losses import PairLoss, similarity_alignment
 from xbm_keras.stages.sketch import Sketch
 
 STAGES = ("backbone", "head", "memory", "top_k", "pair_loss", "sketch")
 MINE_IN = ("features", "embeddings", "sketch")
+START_TEMPERATURE = (
+    0.1  # of the similarities that are held to the start's: wide, so that classes stay and ranks may change
+)
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -40,13 +44,19 @@ class XBMModel(keras.Model):
             steps.
         sketch: for `mine_in="sketch"`, the projection.
         rerank: for `mine_in="sketch"`: of the best `rerank` k by sketch the best k by feature score are picked.
+        start_alignment: weight of a second loss that holds each anchor's similarities to its picks to what they were
+            under the head of `set_start`: the listwise similarity alignment at a temperature of 0.1. 0 leaves it out.
 
     Raises:
-        ValueError: for an unknown `mine_in`, or one whose arguments are missing or that NeighborTopK does not take, or
-            for NeighborTopK with a loss that needs labels, or the reverse; in a step, for a batch without labels that
-            the loss needs, or without sample ids where there is a memory.
+        ValueError: for an unknown `mine_in`, or one whose arguments are missing or that NeighborTopK does not take, for
+            NeighborTopK with a loss that needs labels, or the reverse, or for a negative `start_alignment`; in a step,
+            for a batch without labels that the loss needs, or without sample ids where there is a memory.
         NonFiniteFeatures: by `fit`, for a batch with NaN or infinite features.
         NonFiniteLoss: by `fit`, for a loss or weights that became NaN or infinite.
+
+    Reference:
+        `start_alignment`: the old outputs as targets of the new ones, Li and Hoiem, "Learning without Forgetting", ECCV
+        2016; of similarities, Park et al., "Relational Knowledge Distillation", CVPR 2019.
 
     Example:
         >>> model = XBMModel(None, Head(8), CircularMemory(256), HardTopK(16, 4), SupConLoss())
@@ -69,6 +79,7 @@ class XBMModel(keras.Model):
         key_refresh: int | str = "exact",
         sketch: Sketch | None = None,
         rerank: int = 4,
+        start_alignment: float = 0.0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -82,6 +93,8 @@ class XBMModel(keras.Model):
             raise ValueError(f"Received key_refresh={key_refresh!r}; expected 'exact' or a number of rows per step.")
         if not isinstance(rerank, int) or rerank < 1:
             raise ValueError(f"Received rerank={rerank!r}; expected a whole number, 1 or more.")
+        if not start_alignment >= 0:
+            raise ValueError(f"Received start_alignment={start_alignment!r}; expected a weight of 0 or more.")
         is_without_labels = isinstance(top_k, NeighborTopK)
         if is_without_labels == pair_loss.uses_labels or (is_without_labels and mine_in != "features"):
             raise ValueError(
@@ -98,6 +111,10 @@ class XBMModel(keras.Model):
         self.key_refresh = key_refresh
         self.sketch = sketch
         self.rerank = rerank
+        self.start_alignment = start_alignment
+        self.start: Head | None = None  # the head as it was before the first step
+        if start_alignment:
+            self.start = Head.from_config({**head.get_config(), "name": "start", "trainable": False})
         self.mining_keys = None
         if mine_in == "sketch" and memory.memory_size:
             self.mining_keys = MiningKeys(memory.memory_size, sketch.sketch_dim, name="mining_keys")
@@ -119,10 +136,18 @@ class XBMModel(keras.Model):
             features_shape = (None, self.backbone.compute_output_shape(input_shape["inputs"])[-1])
         else:
             features_shape = (None, input_shape["inputs"][-1])
-        for stage in (self.head, self.memory, self.top_k, self.sketch):
+        for stage in (self.head, self.memory, self.top_k, self.sketch, self.start):
             if stage is not None and not stage.built:  # a loaded model brings its stages already built
                 stage.build(features_shape)
+        if self.start is not None:
+            self.start.set_weights(self.head.get_weights())
         self.built = True
+
+    def set_start(self, start: Start) -> None:
+        """Start the head from a closed form. Raises ValueError where it was made for other widths."""
+        self.head.set_start(start)
+        if self.start is not None:
+            self.start.set_weights(self.head.get_weights())
 
     def get_build_config(self):
         """The width of the features: all that `build` needs."""
@@ -153,7 +178,10 @@ class XBMModel(keras.Model):
         picks = self.top_k(features, rows, labels, ids, **keys, jit_compile=self.jit_compile)  # [B, T]
         # For each nested width of the embedding [B, T]; for most heads that is its full width alone.
         similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
-        per_anchor = self.head.weighted_mean([self.pair_loss(each, picks) for each in similarities])  # [B]
+        losses = [self.pair_loss(each, picks) for each in similarities]
+        if self.start is not None:
+            losses = self._hold_to_start(losses, similarities, features, rows, picks, row_embeddings is not None)
+        per_anchor = self.head.weighted_mean(losses)  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
         is_finite = self._note_non_finite(batch, is_valid & ~tf.math.is_finite(per_anchor))
@@ -211,6 +239,17 @@ class XBMModel(keras.Model):
             return {**how, "row_keys": lambda start, width: make_keys(rows.block(start, width))}
         self.mining_keys.update(make_keys, self.memory, rows, num_new, jit_compile=self.jit_compile)
         return {**how, "row_keys": self.mining_keys.block}
+
+    def _hold_to_start(self, losses, similarities, features, rows, picks, embeds_all):
+        """The losses of the nested widths, each [B], and how far their similarities [B, T] have gone from the start."""
+        row_embeddings = self.start.embed_rows(rows) if embeds_all else None
+        anchors = self.start(features)
+        before = self.start.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
+        temperatures = {"temperature": START_TEMPERATURE, "embedding_temperature": START_TEMPERATURE}
+        return [
+            loss + self.start_alignment * similarity_alignment(now, picks._replace(feature_scores=then), **temperatures)
+            for loss, now, then in zip(losses, similarities, before, strict=True)
+        ]
 
     def _track(self, similarities, picks, is_valid):
         """Update the metrics of the progress bar."""
@@ -299,8 +338,11 @@ class XBMModel(keras.Model):
             self.key_refresh,
             self.sketch,
             self.rerank,
+            self.start_alignment,
         )
         twin.build({"features": (None, self.memory.feature_dim)})
+        if self.start is not None:
+            twin.start.set_weights(self.start.get_weights())
         twin.compile(self.optimizer)
         return twin
 
@@ -316,6 +358,7 @@ class XBMModel(keras.Model):
             "enqueue": self.enqueue,
             "key_refresh": self.key_refresh,
             "rerank": self.rerank,
+            "start_alignment": self.start_alignment,
         }
 
     @classmethod

@@ -136,6 +136,9 @@ class Training(Section):
     `epochs`, so that to choose the epoch is to choose how far to go from the start: on some data the best head is near
     it, on others far. "cosine": from the rate to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    start_alignment: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a second loss, which holds similarities to what they were at the start: training may change the order
+    of what is near, and leaves classes where they were. Without labels the default is 10."""
     refit: bool = True
     """After the number of epochs was chosen, train again on all training classes, the validation classes included.
     Without labels the default is false: a tenth more of the items changes little."""
@@ -164,7 +167,14 @@ WITHOUT_LABELS = {
     "data": {"split": {"by": "item", "validation_fraction": 0.1}},
     "head": {"start": "local", "power": 1.0},
     "top_k": {"kind": "neighbors"},
-    "training": {"steps_per_epoch": 50, "learning_rate": 3e-4, "patience": 10, "refit": False, "folds": 1},
+    "training": {
+        "steps_per_epoch": 50,
+        "learning_rate": 1.5e-3,
+        "patience": 10,
+        "refit": False,
+        "folds": 1,
+        "start_alignment": 10.0,
+    },
 }
 """The defaults of a loss without labels, where they are others."""
 
