@@ -125,7 +125,7 @@ class Training(Section):
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32
     samples_per_class: Positive = 4
-    batch_size: Positive = 128
+    batch_size: Positive = 256
     """Of training without labels."""
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once; without labels 50."""

@@ -64,6 +64,22 @@ def results(oracle):
     return [(t.trial_id, t.hyperparameters.values, t.score, t.status) for t in oracle.trials.values()]
 
 
+@pytest.mark.parametrize("kind", ["bayesian", "hyperband", "random"])
+@pytest.mark.parametrize("own", ["a", "b"])
+def test_the_first_trial_takes_the_defaults(kind, own, tmp_path):
+    def declare(hp):
+        hp.Choice("k", [1, 2, 4], default=4)
+        hp.Choice("kind", ["a", "b"], default=own)
+        hp.Float("rate", 0.001, 1.0, default=0.25, parent_name="kind", parent_values=["b"])
+
+    trials = [search(make(kind, tmp_path / str(seed), seed=seed, declare=declare), 1).trials["0"] for seed in (0, 1)]
+    for trial in trials:
+        values = {key: value for key, value in trial.hyperparameters.values.items() if not key.startswith("tuner/")}
+        assert values == {"k": 4, "kind": own, **({"rate": 0.25} if own == "b" else {})}
+    if kind == "hyperband":
+        assert trials[0].hyperparameters.values["tuner/epochs"] > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_anywhere_it_runs_the_same_trials(kind, tmp_path):
     expected = results(search(make(kind, tmp_path / "undisturbed")))

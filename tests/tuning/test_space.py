@@ -100,6 +100,23 @@ def test_the_defaults_are_those_of_the_config(config):
     )  # the range does not hold the default of 0
 
 
+@pytest.mark.parametrize(
+    ("key", "dimension", "expected"),
+    [
+        ("memory.memory_size", [0, 128, 4096], 4096),  # the config's 65,536 is more
+        ("top_k.num_negatives", [8, 30, 64, "all"], 30),
+        ("training.weight_decay", {"min": 1e-6, "max": 1e-1, "log": True}, 1e-6),
+        ("training.epochs", {"min": 2, "max": 6}, 6),
+        ("head.start", ["pca", "lda"], "pca"),  # of what is no number, the first
+    ],
+)
+def test_where_a_space_lacks_the_own_value_the_nearest_is_the_default(config, key, dimension, expected):
+    space = with_space(config, {key: dimension})
+    hp = keras_tuner.HyperParameters()
+    declare(hp, config, space)
+    assert to_overrides(space, hp.values) == {key: expected}
+
+
 def test_a_key_under_two_conditions(config):
     space = with_space(
         config,

@@ -13,7 +13,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras_tuner
 import numpy as np
@@ -65,11 +65,27 @@ class ResumableOracle(keras_tuner.Oracle):
         self._failures: list[Trial] = []
 
     def populate_space(self, trial_id):
-        """Values for a trial, which depend on the seed, its number and the finished trials alone."""
+        """Values for a trial, which depend on the seed, its number and the finished trials alone.
+
+        The first trial gets the defaults of the space: what the search is to beat, and a good place to look around.
+        """
         state = np.random.SeedSequence([self.seed, int(trial_id)]).generate_state(2)
         self._seed_state = int(state[0])
         self._random_state = np.random.RandomState(state[1])
-        return super().populate_space(trial_id)
+        populated = super().populate_space(trial_id)
+        if int(trial_id) == 0 and populated["status"] == TrialStatus.RUNNING:
+            of_tuner = {name: value for name, value in populated["values"].items() if name.startswith("tuner/")}
+            populated["values"] = {**self._defaults(), **of_tuner}
+        return populated
+
+    def _defaults(self) -> dict[str, Any]:
+        """Of the keys that are active under them."""
+        hps = self.get_space()
+        hps.values = {}
+        for key in hps.space:
+            if hps.is_active(key):
+                hps.values[key.name] = key.default
+        return hps.values
 
     def _compute_values_hash(self, values):
         """By which a trial is known as tried: decimal numbers to three digits, since less would teach nothing new."""

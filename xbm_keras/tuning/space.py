@@ -102,7 +102,7 @@ def check_space(config: Config, space: Space) -> None:
 
 
 def declare(hp: keras_tuner.HyperParameters, config: Config, space: Space) -> None:
-    """Register the space; the config's own values, where they lie in it, are the defaults."""
+    """Register the space; the defaults, which the first trial takes, are the config's own values or those nearest."""
     waiting = [(key, dimension) for key, dimensions in space.items() for dimension in dimensions]
     while waiting:  # KerasTuner wants the keys of a condition first
         keys = {key for key, _ in waiting}
@@ -131,9 +131,12 @@ def _hyperparameter(name: str, dimension: Dimension, own: Any, conditions: list[
     if dimension.values is None:
         low, high = typing.cast(float, dimension.min), typing.cast(float, dimension.max)
         kind = Int if isinstance(low, int) and isinstance(high, int) else Float
-        default = own if isinstance(own, int | float) and low <= own <= high else None
+        default = (int if kind is Int else float)(min(max(own, low), high)) if isinstance(own, int | float) else None
         sampling = "log" if dimension.log else "linear"
         return kind(name, low, high, sampling=sampling, default=default, conditions=conditions)
+    if own not in dimension.values and isinstance(own, int | float):
+        numbers = [value for value in dimension.values if isinstance(value, int | float)]
+        own = min(numbers, key=lambda value: abs(value - own), default=None)
     values, own = [_encode(value, dimension) for value in dimension.values], _encode(own, dimension)
     return Choice(name, values, default=own if own in values else None, conditions=conditions)
 
