@@ -7,7 +7,7 @@ import pytest
 
 from xbm_keras.config import ConfigError, check_config
 from xbm_keras.search_schema import Dimension, Search
-from xbm_keras.tuning.space import LOSSES, check_space, declare, default_space, overridden, to_overrides
+from xbm_keras.tuning.space import LOSSES, check_space, declare, default_space, overridden, to_overrides, trial_values
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +214,10 @@ def test_conditions_in_a_circle_are_told(config):
 
 def test_a_combination_that_does_not_go_together_is_left_to_the_search(config):
     check_space(config, with_space(config, {"memory.memory_size": [64, 1024]}))  # 64 is less than a batch of 128
+
+
+def test_trials_stop_early_unless_they_search_when_to(config):
+    for values, expected in [({}, 2), ({"training.patience": 5}, 5)]:
+        assert trial_values(config, {"training.patience": []}, values)["training"]["patience"] == expected
+    impatient = config.model_copy(update={"training": config.training.model_copy(update={"patience": 1})})
+    assert trial_values(impatient, {}, {})["training"]["patience"] == 1

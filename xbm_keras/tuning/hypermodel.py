@@ -21,7 +21,7 @@ from xbm_keras.scoring import compare
 from xbm_keras.selection import HeldOutFolds, choose_start, closed_forms_of
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.head_starts import ClosedForms
-from xbm_keras.tuning.space import check_space, declare, default_space, overridden, to_overrides
+from xbm_keras.tuning.space import check_space, declare, default_space, overridden, trial_values
 
 
 def load_folds(config: Config, backbone: Backbone | None = None) -> list[Dataset]:
@@ -76,7 +76,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     def config_of(self, hp: keras_tuner.HyperParameters) -> Config:
         """The config of a trial. Raises ConfigError for a combination that cannot be run."""
-        return check_config(overridden(self.config, to_overrides(self.space, hp.values)), "This combination")
+        return check_config(trial_values(self.config, self.space, hp.values), "This combination")
 
     def build(self, hp: keras_tuner.HyperParameters) -> XBMModel:
         """The compiled model before its first step.

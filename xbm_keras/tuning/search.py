@@ -24,7 +24,7 @@ from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of
 from xbm_keras.tuning.page import Axis, Findings, search_page
-from xbm_keras.tuning.space import overridden, own_value, to_overrides
+from xbm_keras.tuning.space import overridden, own_value, to_overrides, trial_values
 from xbm_keras.tuning.tuner import HeadTuner, SearchError, serve
 
 log = logging.getLogger("xbm_keras.tuning")
@@ -64,7 +64,7 @@ class Search:
         config = self.hypermodel.config
         space = {key: [d.model_dump(exclude_defaults=True) for d in ds] for key, ds in self.hypermodel.space.items()}
         about = {"tuner": tuner, **config.model_dump(mode="json")}
-        about["search"] = {"space": space, "folds": config.search.folds}
+        about["search"] = {**config.search.model_dump(mode="json"), "space": space}
         file = self.workdir / "search.yaml"
         if file.exists() and yaml.safe_load(file.read_text("utf-8")) != json.loads(json.dumps(about)):
             raise ConfigError(
@@ -233,8 +233,7 @@ class Search:
         save_config(self.best_config(), self.workdir / "best.yaml")
 
     def _nested(self, trial: Trial) -> dict[str, Any]:
-        overrides = to_overrides(self.hypermodel.space, trial.hyperparameters.values)
-        return overridden(self.hypermodel.config, overrides)
+        return trial_values(self.hypermodel.config, self.hypermodel.space, trial.hyperparameters.values)
 
     def _config_file(self, trial: Trial) -> pathlib.Path:
         return self.workdir / "trials" / f"{number_of(trial)}.yaml"

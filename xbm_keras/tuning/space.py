@@ -54,9 +54,13 @@ def default_space(config: Config, num_rows: int) -> Space:
         "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
         "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
         "loss.name": [Dimension(values=list(LOSSES))],
-        # With the best shrinkage, weighting and power of each, which folds of the training classes choose. (Searching
-        # these by the score of one fold needs many trials to come as far.) Random starts train longest, and end lowest.
+        # "auto" takes start, shrinkage, weighting and power by folds of the training classes. Random starts train
+        # longest, and end lowest.
         "head.start": [Dimension(values=["auto", "nda", "lda", "whiten", "pca"])],
+        "head.shrinkage": [Dimension(min=0.05, max=0.95, when={"head.start": ["nda", "lda", "whiten"]})],
+        "head.weighting": [Dimension(min=0.03, max=3.0, log=True, when={"head.start": ["nda", "lda"]})],
+        # Few values: what the closed forms share is kept for each.
+        "head.power": [Dimension(values=[0.5, 0.65, 0.8, 1.0], when={"head.start": ["nda", "lda", "whiten", "pca"]})],
         "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
         "training.learning_rate": [Dimension(min=1e-5, max=1e-2, log=True)],
         "training.weight_decay": [Dimension(min=1e-6, max=1e-1, log=True)],
@@ -170,6 +174,12 @@ def to_overrides(space: Space, values: Mapping[str, Any]) -> dict[str, Value]:
     if "tuner/epochs" in values:
         overrides["training.epochs"] = int(values["tuner/epochs"])
     return overrides
+
+
+def trial_values(config: Config, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a trial with these values, as nested dicts, unchecked."""
+    patience = min(config.training.patience, config.search.patience)
+    return overridden(config, {"training.patience": patience, **to_overrides(space, values)})
 
 
 def overridden(config: Config, overrides: Mapping[str, Value]) -> dict[str, Any]:
