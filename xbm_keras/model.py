@@ -1,10 +1,12 @@
 """The pipeline as a Keras model: frozen backbone, cross-batch memory, top-k sample, FC layer, pair loss."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
 from xbm_keras import replicas
-from xbm_keras.non_finite import Rejections, StopOnNonFinite
+from xbm_keras.non_finite import Rejections, StopOnNonFinite, undone_unless_finite
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.hard_top_k import HardTopK
@@ -12,14 +14,12 @@ from xbm_keras.stages.head import Head
 from xbm_keras.stages.head_starts import Start
 from xbm_keras.stages.mining_keys import MiningKeys
 from xbm_keras.stages.neighbor_top_k import NeighborTopK
-from xbm_keras.stages.pair_losses import PairLoss, similarity_alignment
+from xbm_keras.stages.pair_losses import PairLoss
 from xbm_keras.stages.sketch import Sketch
+from xbm_keras.stages.start_alignment import divergence_from_start
 
 STAGES = ("backbone", "head", "memory", "top_k", "pair_loss", "sketch")
 MINE_IN = ("features", "embeddings", "sketch")
-START_TEMPERATURE = (
-    0.1  # of the similarities that are held to the start's: wide, so that classes stay and ranks may change
-)
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -45,7 +45,7 @@ class XBMModel(keras.Model):
         sketch: for `mine_in="sketch"`, the projection.
         rerank: for `mine_in="sketch"`: of the best `rerank` k by sketch the best k by feature score are picked.
         start_alignment: weight of a second loss that holds each anchor's similarities to its picks to what they were
-            under the head of `set_start`: the listwise similarity alignment at a temperature of 0.1. 0 leaves it out.
+            under the head of `set_start`, see `divergence_from_start`; 0 for none.
 
     Raises:
         ValueError: for an unknown `mine_in`, or one whose arguments are missing or that NeighborTopK does not take, for
@@ -53,10 +53,6 @@ class XBMModel(keras.Model):
             for a batch without labels that the loss needs, or without sample ids where there is a memory.
         NonFiniteFeatures: by `fit`, for a batch with NaN or infinite features.
         NonFiniteLoss: by `fit`, for a loss or weights that became NaN or infinite.
-
-    Reference:
-        `start_alignment`: the old outputs as targets of the new ones, Li and Hoiem, "Learning without Forgetting", ECCV
-        2016; of similarities, Park et al., "Relational Knowledge Distillation", CVPR 2019.
 
     Example:
         >>> model = XBMModel(None, Head(8), CircularMemory(256), HardTopK(16, 4), SupConLoss())
@@ -180,7 +176,9 @@ class XBMModel(keras.Model):
         similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
         losses = [self.pair_loss(each, picks) for each in similarities]
         if self.start is not None:
-            losses = self._hold_to_start(losses, similarities, features, rows, picks, row_embeddings is not None)
+            how = {"embeds_all": row_embeddings is not None, "jit_compile": self.jit_compile}
+            strays = divergence_from_start(similarities, self.start, features, rows, picks, **how)
+            losses = [loss + self.start_alignment * stray for loss, stray in zip(losses, strays, strict=True)]
         per_anchor = self.head.weighted_mean(losses)  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
@@ -240,17 +238,6 @@ class XBMModel(keras.Model):
         self.mining_keys.update(make_keys, self.memory, rows, num_new, jit_compile=self.jit_compile)
         return {**how, "row_keys": self.mining_keys.block}
 
-    def _hold_to_start(self, losses, similarities, features, rows, picks, embeds_all):
-        """The losses of the nested widths, each [B], and how far their similarities [B, T] have gone from the start."""
-        row_embeddings = self.start.embed_rows(rows) if embeds_all else None
-        anchors = self.start(features)
-        before = self.start.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
-        temperatures = {"temperature": START_TEMPERATURE, "embedding_temperature": START_TEMPERATURE}
-        return [
-            loss + self.start_alignment * similarity_alignment(now, picks._replace(feature_scores=then), **temperatures)
-            for loss, now, then in zip(losses, similarities, before, strict=True)
-        ]
-
     def _track(self, similarities, picks, is_valid):
         """Update the metrics of the progress bar."""
         similarities = tf.stop_gradient(similarities)
@@ -277,27 +264,13 @@ class XBMModel(keras.Model):
         return self.rejections.note(is_bad, ids, are_features, step)
 
     def train_step(self, data):
-        """The stock step, undone where features, loss or new weights are not finite: such a batch leaves no trace.
-
-        Zero gradients would still move an optimizer.
-        """
+        """The stock step, undone where features, loss or new weights are not finite: such a batch leaves no trace."""
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built:  # Keras would build in the first step, after what was before it is noted here
             self.build(keras.tree.map_structure(lambda tensor: tensor.shape, inputs))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        state = [v.value for v in (*self.trainable_variables, *self.optimizer.variables)]
-        before = [tf.identity(v) for v in state]
-        step, num_rejected = tf.identity(self.optimizer.iterations.value), tf.identity(self.rejections.count)
-        logs = super().train_step(data)
-        is_finite = tf.equal(num_rejected, self.rejections.count)
-        overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in self.trainable_variables]
-        ids = tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1])
-        is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))
-        is_finite &= self.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), step)
-        for variable, value in zip(state, before, strict=True):
-            variable.assign(tf.where(is_finite, variable, value))
-        return logs
+        return undone_unless_finite(self, inputs, functools.partial(super().train_step, data))
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
         """`keras.Model.fit`, which also stops at a NaN or infinite number: `NonFiniteFeatures`, `NonFiniteLoss`."""

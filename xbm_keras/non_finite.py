@@ -3,6 +3,8 @@
 An assertion inside the step would be a silent no-op under XLA. So the step takes a note, which is read outside.
 """
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -66,6 +68,30 @@ class Rejections:
             f"sample id {shown}; expected finite numbers. The weights are as before this batch. Lower the learning "
             "rate, or look at the loss and its temperature."
         )
+
+
+def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], dict]) -> dict:
+    """Run a training step of an `XBMModel`, and undo it where it noted a rejection or its new weights are not finite.
+
+    Zero gradients in place of bad ones would still move an optimizer.
+
+    Args:
+        model: with its weights and its optimizer's.
+        inputs: of the step.
+        step: gives the logs.
+    """
+    state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables)]
+    before = [tf.identity(v) for v in state]
+    num_steps, num_rejected = tf.identity(model.optimizer.iterations.value), tf.identity(model.rejections.count)
+    logs = step()
+    is_finite = tf.equal(num_rejected, model.rejections.count)
+    overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in model.trainable_variables]
+    ids = tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1])
+    is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))
+    is_finite &= model.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), num_steps)
+    for variable, value in zip(state, before, strict=True):
+        variable.assign(tf.where(is_finite, variable, value))
+    return logs
 
 
 class StopOnNonFinite(keras.callbacks.Callback):

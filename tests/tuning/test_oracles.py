@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from xbm_keras.tuning import oracles
+from xbm_keras.tuning import gaussian_process
 from xbm_keras.tuning.oracles import make_oracle, reason_of
 
 KINDS = ["bayesian", "hyperband", "random", "grid"]
@@ -17,7 +17,7 @@ NAME = "val_map_at_r"
 
 @pytest.fixture(autouse=True)
 def _few_initial_points(monkeypatch):
-    monkeypatch.setattr(oracles, "INITIAL_POINTS", 4)
+    monkeypatch.setattr(gaussian_process, "INITIAL_POINTS", 4)
 
 
 def make(kind, folder, max_trials=8, seed=0, declare=None):

@@ -18,8 +18,8 @@ from tests.tuning.conftest import save_vectors
 DRIVER = """
     import pathlib, sys
     from xbm_keras.config import load_config
-    from xbm_keras.tuning import HeadHyperModel, Search, load_folds, oracles, take_role, tuner, work
-    oracles.INITIAL_POINTS = 2
+    from xbm_keras.tuning import HeadHyperModel, Search, gaussian_process, load_folds, take_role, tuner, work
+    gaussian_process.INITIAL_POINTS = 2
     tuner.HEARTBEAT_SECONDS, tuner.WORKER_TIMEOUT_SECONDS = 0.5, 10
     folder, max_trials, chief, worker = sys.argv[1:]
     role = take_role(chief, worker)
