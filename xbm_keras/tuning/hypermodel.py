@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -72,7 +73,21 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         """Register the whole search space."""
-        declare(hp, self.config, self.space)
+        declare(hp, self.first, self.space)
+
+    @functools.cached_property
+    def first(self) -> Config:
+        """The config whose values the first trial takes: the default space has no "auto", so what it stands for."""
+        if self.config.search.space or self.config.is_without_labels:
+            return self.config
+        return self.config.model_copy(update={"head": self._chosen(self.config.head, self.folds[0])})
+
+    def _chosen(self, head: HeadConfig, dataset: Dataset) -> HeadConfig:
+        """With nothing "auto"; that scores many heads: once for all trials."""
+        key = head.model_dump_json()
+        if key not in self._heads:
+            self._heads[key] = choose_start(head, dataset, self._held_out)
+        return self._heads[key]
 
     def config_of(self, hp: keras_tuner.HyperParameters) -> Config:
         """The config of a trial. Raises ConfigError for a combination that cannot be run."""
@@ -85,7 +100,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
             ConfigError: for a combination that cannot be run.
             keras_tuner.errors.FailedTrialError: where it would need more memory than there is.
         """
-        self.declare_hyperparameters(hp)
+        if not hp.space:  # an oracle's has it
+            self.declare_hyperparameters(hp)
         config = self.config_of(hp)
         self._check_memory(config)
         return self._start(config, 0)
@@ -134,10 +150,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
         return {**metrics, "seconds": time.monotonic() - began}
 
     def _start(self, config: Config, fold: int) -> XBMModel:
-        dataset, key = self.folds[fold], config.head.model_dump_json()
-        if key not in self._heads:  # the choice of the start scores many heads: once for all trials
-            self._heads[key] = choose_start(config.head, dataset, self._held_out)
-        config = config.model_copy(update={"head": self._heads[key]})
+        dataset = self.folds[fold]
+        config = config.model_copy(update={"head": self._chosen(config.head, dataset)})
         train, power = dataset.with_views(dataset.splits.train), config.head.power
         if config.head.start == "random":
             return experiment.start_model(config, dataset, None, train)

@@ -32,6 +32,7 @@ WITHOUT_LABELS: Space = {
     "loss.temperature": [Dimension(min=0.01, max=0.1, log=True)],
     "loss.embedding_temperature": [Dimension(min=0.01, max=0.1, log=True)],
     "training.learning_rate": [Dimension(min=1e-4, max=1e-2, log=True)],
+    "training.start_alignment": [Dimension(values=[0.0, 3.0, 10.0, 30.0])],
 }
 """What is searched beside the memory size, where the loss uses no labels."""
 
@@ -54,9 +55,8 @@ def default_space(config: Config, num_rows: int) -> Space:
         "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
         "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
         "loss.name": [Dimension(values=list(LOSSES))],
-        # "auto" takes start, shrinkage, weighting and power by folds of the training classes. Random starts train
-        # longest, and end lowest.
-        "head.start": [Dimension(values=["auto", "nda", "lda", "whiten", "pca"])],
+        # Random starts train longest, and end lowest. "auto" would be one value for all that the keys below do.
+        "head.start": [Dimension(values=["nda", "lda", "whiten", "pca"])],
         "head.shrinkage": [Dimension(min=0.05, max=0.95, when={"head.start": ["nda", "lda", "whiten"]})],
         "head.weighting": [Dimension(min=0.03, max=3.0, log=True, when={"head.start": ["nda", "lda"]})],
         # Few values: what the closed forms share is kept for each.
