@@ -179,6 +179,18 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
     assert "MAP@R" not in page
 
 
+def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
+    config = load_config(str(vectors), ["search.space=null"])
+    hypermodel = HeadHyperModel(config, load_folds(config))
+    hp = keras_tuner.HyperParameters()
+    hypermodel.declare_hyperparameters(hp)
+    first = hypermodel.config_of(hp)
+    assert "auto" not in first.head.model_dump().values()
+    assert hypermodel.evaluate(first)["val_map_at_r"] == pytest.approx(
+        hypermodel.evaluate(config)["val_map_at_r"], abs=1e-4
+    )
+
+
 def test_test_classes_are_never_scored(vectors):
     config = load_config(str(vectors))
     hypermodel = HeadHyperModel(config, load_folds(config))
