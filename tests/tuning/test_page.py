@@ -63,6 +63,30 @@ def test_a_default_that_no_trial_beats_is_kept():
     assert page.verdict.text == "Keep the config as it is: no trial is better than its 0.9000."
 
 
+def test_where_the_closed_form_is_best_memory_and_k_are_not_advised():
+    found = findings(40)
+    found.trials["epoch"] = 0.0
+    best = found.finished.iloc[0]
+    assert search_page(found, "Search").verdict.text == (
+        f"Use trial {best.trial}: validation MAP@R {best.val_map_at_r:.4f} instead of 0.5000. Its best epoch is 0, the "
+        "closed form itself: any memory size and k will do."
+    )
+
+
+def test_the_numbers_of_a_log_axis_can_be_read():
+    html = render(search_page(findings(40), "Search"))
+    assert "mathdefault" not in html
+    assert "1e-05" in html
+    assert "0.001" in html
+
+
+def test_keys_that_neither_config_has_are_left_out():
+    found = findings(40, {**DEFAULT, "loss.temperature": None})
+    found.trials["loss.temperature"] = np.nan
+    (section,) = [s for s in search_page(found, "Search").sections if s.title == "Default and best"]
+    assert "loss.temperature" not in [row[0] for row in section.blocks[0].rows]
+
+
 def test_what_mattered_is_the_memory():
     (section,) = [s for s in search_page(findings(40), "Search").sections if s.title == "What mattered"]
     first, share = section.blocks[0].alt.removeprefix("Importance: ").split(",")[0].split(" ")

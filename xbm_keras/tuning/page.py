@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
@@ -91,9 +92,12 @@ def _verdict(findings: Findings) -> Verdict:
     if not findings.has_better:
         return Verdict(f"Keep the config as it is: no trial is better than its {default:.4f}.")
     best = findings.finished.iloc[0]
+    scores = f"validation {findings.title} {best[findings.score]:.4f} instead of {default:.4f}"
+    if best.get("epoch") == 0:
+        note = "Its best epoch is 0, the closed form itself: any memory size and k will do."
+        return Verdict(f"Use trial {best.trial}: {scores}. {note}", "good")
     chosen = [f"{NAMES[key]} {_text(best[key])}" for key in NAMES if _is_set(best, key)]
     use = f"Use {', '.join(chosen)}" if chosen else f"Use trial {best.trial}"
-    scores = f"validation {findings.title} {best[findings.score]:.4f} instead of {default:.4f}"
     return Verdict(f"{use}: {scores} (trial {best.trial}).", "good")
 
 
@@ -108,7 +112,8 @@ def _best(findings: Findings) -> Section:
     rows.append("Values")
     for key in findings.axes:
         now, then = _text(best.get(key)), _text(default.get(key))
-        rows.append([key, then, Cell(now, is_best=now != then)])
+        if now or then:
+            rows.append([key, then, Cell(now, is_best=now != then)])
     note = (
         f"The best of many trials looks a little better on {SCORES[findings.score][1]} than it is; what tests was "
         "looked at after the search, for these two configs only."
@@ -231,6 +236,9 @@ def _key_figure(findings: Findings, key: str) -> Figure:
             places = finished[key].astype(float).to_numpy()
             if axis.is_log:
                 axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(numticks=5))
+                axes.xaxis.set_major_formatter(lambda value, _: _text(value))  # the stock one writes TeX
+                axes.xaxis.set_minor_formatter(NullFormatter())
             jitter = np.zeros(len(places))
         else:
             index = {_text(value): i for i, value in enumerate(axis.values)}
