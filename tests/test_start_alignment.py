@@ -103,7 +103,7 @@ def test_training_stays_closer_the_heavier_it_is():
     assert changes[0] > changes[1] > changes[2] > 0
 
 
-@pytest.mark.parametrize("memory_size", [24, 200], ids=["all rows", "picks alone"])
+@pytest.mark.parametrize("memory_size", [pytest.param(24, marks=pytest.mark.slow, id="all rows"), 200])
 def test_eager_graph_and_xla_train_alike(memory_size):
     runs = []
     for mode in MODES:
