@@ -12,7 +12,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import keras_tuner
 import numpy as np
@@ -72,17 +72,8 @@ class ResumableOracle(keras_tuner.Oracle):
         populated = super().populate_space(trial_id)
         if int(trial_id) == 0 and populated["status"] == TrialStatus.RUNNING:
             of_tuner = {name: value for name, value in populated["values"].items() if name.startswith("tuner/")}
-            populated["values"] = {**self._defaults(), **of_tuner}
+            populated["values"] = {**self.get_space().values, **of_tuner}
         return populated
-
-    def _defaults(self) -> dict[str, Any]:
-        """Of the keys that are active under them."""
-        hps = self.get_space()
-        hps.values = {}
-        for key in hps.space:
-            if hps.is_active(key):
-                hps.values[key.name] = key.default
-        return hps.values
 
     def _compute_values_hash(self, values):
         """By which a trial is known as tried: decimal numbers to three digits, since less would teach nothing new."""

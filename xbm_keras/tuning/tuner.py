@@ -53,7 +53,9 @@ class HeadTuner(keras_tuner.Tuner):
             oracle.reload()
 
     def _populate_initial_space(self):
-        """Only declare it: KerasTuner would build a model for each condition of the space."""
+        """Only declare it: KerasTuner would build a model for each condition of the space. A worker has the chief's."""
+        if self._is_worker():
+            return
         hp = keras_tuner.HyperParameters()
         self.hypermodel.declare_hyperparameters(hp)
         self.oracle.update_space(hp)
