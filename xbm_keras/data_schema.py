@@ -157,6 +157,9 @@ class NoBackbone(Section):
     kind: Literal["none"]
 
 
+Layers = Literal["last", "pyramid"] | Annotated[list[str], Field(min_length=1)]
+
+
 class _ImageBackbone(Section):
     image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [224, 224]
 
@@ -169,6 +172,8 @@ class Application(_ImageBackbone):
     weights: str | None = "imagenet"
     """Or the path of a weights file."""
     pooling: Literal["avg", "max"] = "avg"
+    layers: Layers = "pyramid"
+    """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names."""
 
 
 class KerasFile(_ImageBackbone):
@@ -179,6 +184,8 @@ class KerasFile(_ImageBackbone):
     preprocessing: str | None = None
     """The `keras.applications` model whose `preprocess_input` comes first, if any."""
     pooling: Literal["avg", "max", "first"] = "avg"
+    layers: Layers = "last"
+    """Whose outputs are pooled: "last", the network's own; or as for `keras_applications`."""
 
 
 class SavedModel(_ImageBackbone):

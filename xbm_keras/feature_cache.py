@@ -26,6 +26,7 @@ from xbm_keras import progress, ray_extraction
 from xbm_keras.data.sources import READERS, DataError, Source, UnreadableItem
 from xbm_keras.extraction import compute_batches, default_batch_size
 from xbm_keras.stages.backbone import Backbone
+from xbm_keras.stages.feature_pyramid import output_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +174,7 @@ def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
         backbone.image_size,
         backbone.pooling,
         dtype,
+        output_positions(backbone.network),
     ]
     result = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     if backbone.is_saved_model:
@@ -288,6 +290,7 @@ def _describe(folder: pathlib.Path, backbone: Backbone, dtype: str) -> None:
         "preprocessing": backbone.preprocessing,
         "image_size": backbone.image_size,
         "pooling": backbone.pooling,
+        "outputs": getattr(backbone.network, "output_names", None),
         "dtype": dtype,
     }
     if not (folder / "backbone.json").is_file():

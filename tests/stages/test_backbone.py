@@ -75,7 +75,7 @@ def test_real_photos_and_weights_equal_keras_applications(data_dir):
     # Pitfall: features that would not converge because the preprocessing differed (deep-learning-models #21).
     weights = str(data_dir / "weights" / MOBILENET)
     photos = np.stack([np.asarray(PIL.Image.open(data_dir / "grocery" / path)) for path in PHOTOS])
-    backbone = Backbone.from_application("MobileNetV2", weights)
+    backbone = Backbone.from_application("MobileNetV2", weights, layers="last")
     network = keras.applications.MobileNetV2(
         include_top=False, input_shape=(224, 224, 3), weights=weights, pooling="avg"
     )

@@ -3,11 +3,13 @@
 import difflib
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from xbm_keras.stages.feature_pyramid import with_outputs
 
 POOLINGS = ("avg", "max", "first")
 
@@ -21,7 +23,8 @@ class Backbone(keras.layers.Layer):
 
     Args:
         network: a built Keras model or layer from images (or other inputs) to features [B, D], or to maps
-            [B, H, W, D] or tokens [B, L, D], which are pooled.
+            [B, H, W, D] or tokens [B, L, D], which are pooled. Several outputs are pooled each, brought to unit length
+            and put side by side.
         preprocessing: the name of the `keras.applications` model whose `preprocess_input` comes first, such as
             "MobileNetV2"; None where the network takes its inputs as they are.
         image_size: (height, width) to which images of another size are resized; None for inputs that are no images.
@@ -101,8 +104,11 @@ class Backbone(keras.layers.Layer):
             x = resize_images(x, self.image_size)
         if self.preprocess is not None:
             x = self.preprocess(x)
-        y = _only_output(self.network(x, training=False))
-        return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
+        outputs = _outputs(self.network(x, training=False))
+        pooled = [tf.cast(self._pool(y), tf.float32) for y in outputs]
+        if len(pooled) > 1:  # maps of different layers differ in scale
+            pooled = [tf.math.l2_normalize(y, axis=-1) for y in pooled]
+        return tf.stop_gradient(tf.concat(pooled, axis=-1))
 
     def resize(self, image: tf.Tensor) -> tf.Tensor:
         """A picture [H, W, 3] at `image_size`, float32, as `call` resizes it."""
@@ -137,11 +143,19 @@ class Backbone(keras.layers.Layer):
             dtype = tf.float32 if self.image_size else self._saved_model_input().dtype
             traced = tf.function(self.call).get_concrete_function(tf.TensorSpec((None, *item), dtype))
             return (input_shape[0], traced.output_shapes[-1])
-        return (input_shape[0], _only_output(self.network.compute_output_shape((None, *item)))[-1])
+        shapes = self.network.compute_output_shape((None, *item))
+        if not isinstance(shapes, list):  # of several outputs; a tuple is the shape of one
+            shapes = _outputs(shapes)
+        return (input_shape[0], sum(shape[-1] for shape in shapes))
 
     @classmethod
     def from_application(
-        cls, name: str, weights: str | None = "imagenet", image_size: tuple[int, int] = (224, 224), pooling: str = "avg"
+        cls,
+        name: str,
+        weights: str | None = "imagenet",
+        image_size: tuple[int, int] = (224, 224),
+        pooling: str = "avg",
+        layers: str | Sequence[str] = "pyramid",
     ) -> "Backbone":
         """A network of `keras.applications`, without its classifier.
 
@@ -150,9 +164,11 @@ class Backbone(keras.layers.Layer):
             weights: "imagenet" (downloaded once by Keras), the path of a weights file, or None: random.
             image_size: (height, width).
             pooling: "avg" or "max".
+            layers: "pyramid", the last layer of each of the three lowest resolutions (see `with_outputs`); "last"; or
+                names of layers.
 
         Raises:
-            ValueError: for an unknown name or pooling, and for weights that are missing or do not fit.
+            ValueError: for an unknown name, pooling or layer, and for weights that are missing or do not fit.
         """
         constructor, _ = _application(name)
         if pooling not in ("avg", "max"):  # Keras takes any other word for no pooling
@@ -163,14 +179,14 @@ class Backbone(keras.layers.Layer):
                 "weights file."
             )
         try:
-            network = constructor(include_top=False, input_shape=(*image_size, 3), weights=weights, pooling=pooling)
+            network = constructor(include_top=False, input_shape=(*image_size, 3), weights=weights)
         except Exception as error:  # Keras raises a bare Exception where a download fails, and h5py many kinds
             raise ValueError(
                 f"Received backbone weights {weights!r}, which could not be loaded into {name} at "
                 f"{image_size[0]}x{image_size[1]}: {error}\nExpected weights of that network without its classifier. "
                 "Without a connection, give the path of a weights file."
             ) from error
-        return cls(network, preprocessing=name, image_size=image_size, name="backbone")
+        return cls(_with_layers(network, layers), name, image_size, pooling, name="backbone")
 
     @classmethod
     def from_keras_file(
@@ -179,18 +195,21 @@ class Backbone(keras.layers.Layer):
         preprocessing: str | None = None,
         image_size: tuple[int, int] | None = None,
         pooling: str = "avg",
+        layers: str | Sequence[str] = "last",
     ) -> "Backbone":
         """A network saved as `.keras`. Images in 0..255 reach it as they are unless `preprocessing` names one.
 
+        `layers` says which of its layers give the features, as for `from_application`; "last" are its own outputs.
+
         Raises:
-            ValueError: if there is no such file, or it needs code that safe mode refuses.
+            ValueError: if there is no such file, it needs code that safe mode refuses, or has no such layers.
         """
         if not pathlib.Path(path).is_file():
             raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
         network = keras.saving.load_model(path, compile=False)
         if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
             image_size = tuple(network.input_shape[1:3])
-        return cls(network, preprocessing, image_size, pooling, name="backbone")
+        return cls(_with_layers(network, layers), preprocessing, image_size, pooling, name="backbone")
 
     @classmethod
     def from_saved_model(
@@ -244,17 +263,22 @@ def resize_images(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     return tf.image.resize(images, image_size, antialias=True)
 
 
-def _only_output(outputs):
-    """The output, or the shape, of a network that may name its one output."""
-    if not isinstance(outputs, dict):
+def _with_layers(network: keras.Model, layers: str | Sequence[str]) -> keras.Model:
+    return network if layers == "last" else with_outputs(network, layers)
+
+
+def _outputs(outputs) -> list:
+    """The outputs, or the shapes, of a network that may give several, or name its one output."""
+    if isinstance(outputs, list):
         return outputs
+    if not isinstance(outputs, dict):
+        return [outputs]
     if len(outputs) != 1:
         raise ValueError(
             f"Received a network with outputs {', '.join(sorted(outputs))}; expected a single one. Wrap it in a model "
             "that returns the features."
         )
-    (output,) = outputs.values()
-    return output
+    return list(outputs.values())
 
 
 def _application(name: str):

@@ -1,0 +1,105 @@
+"""Maps of a convolutional network from before its last ones, for features that keep what the last ones forget."""
+
+import difflib
+from collections.abc import Sequence
+
+import keras
+
+LEVELS = 3
+
+
+def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Model:
+    """The same network, which gives the outputs of several of its layers.
+
+    Args:
+        network: a functional or sequential model.
+        layers: names; or "pyramid": of each of the three lowest resolutions, such as 28 x 28, 14 x 14 and 7 x 7, the
+            last layer through which all must pass, as detectors take them from a classifier.
+
+    Raises:
+        ValueError: for a layer that the network lacks, and for "pyramid" of a network whose output is no map or which
+            calls a layer more than once.
+
+    Example:
+        >>> conv = lambda i: keras.layers.Conv2D(4 + i, 3, strides=2, padding="same")
+        >>> network = keras.Sequential([keras.Input((32, 32, 3)), *map(conv, range(4))])
+        >>> [each.shape for each in with_outputs(network, "pyramid").outputs]
+        [(None, 8, 8, 5), (None, 4, 4, 6), (None, 2, 2, 7)]
+
+    Reference:
+        Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, whose C3, C4 and C5 these are; side by
+        side for other tasks: Evci et al., "Head2Toe", ICML 2022.
+    """
+    inputs = network.inputs[0] if len(network.inputs) == 1 else network.input
+    if layers == "pyramid":
+        return keras.Model(inputs, _pyramid(network), name=network.name)
+    known = {layer.name: layer for layer in network.layers}
+    for name in layers:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"Received the layer {name!r}, which {network.name} lacks. {hint}Expected names of its layers, such as "
+                f"{', '.join(list(known)[-3:])}; or 'pyramid' or 'last'."
+            )
+    return keras.Model(inputs, [known[name].output for name in layers], name=network.name)
+
+
+def output_positions(network: keras.Layer) -> list[int]:
+    """Which operations of a network give its outputs, where there are several; names may differ between two builds."""
+    outputs = [id(each) for each in getattr(network, "outputs", None) or []]
+    if len(outputs) < 2:
+        return []
+    place = {id(tensor): i for i, each in enumerate(_operations(network)) for tensor in _tensors(each.output)}
+    return [place[each] for each in outputs]
+
+
+def _pyramid(network: keras.Model) -> list:
+    """Outputs of the last layers of each resolution, the finest first."""
+    output = network.outputs[0]
+    if len(output.shape) != 4 or output.shape[1] is None:
+        raise ValueError(
+            f"Received a network whose output is {tuple(output.shape)} with layers='pyramid'; expected maps "
+            "[B, H, W, D] of a fixed size. Take a network without its classifier and pooling, name the layers, or use "
+            "layers: last."
+        )
+    found = [output]
+    for tensor in reversed(_trunk(network)):
+        # A step of the network halves the size, about: padding may change it a little.
+        if len(found) < LEVELS and 1.5 <= tensor.shape[1] / found[-1].shape[1] < 3:
+            found.append(tensor)
+    return found[::-1]
+
+
+def _trunk(network: keras.Model) -> list:
+    """Maps that all later ones come from, in order: no connection goes past them."""
+    operations = [each for each in _operations(network) if not isinstance(each, keras.layers.InputLayer)]
+    outputs, inputs = [_tensors(each.output) for each in operations], [_tensors(each.input) for each in operations]
+    made_by = {id(tensor): i for i, tensors in enumerate(outputs) for tensor in tensors}
+    used = {id(tensor) for tensors in [*inputs, network.outputs] for tensor in tensors}
+    if not used <= made_by.keys() | {id(each) for each in network.inputs}:  # a layer tells of its first call alone
+        raise ValueError(
+            f"Received {network.name} with layers='pyramid', which calls a layer more than once, so that its layers "
+            "cannot be followed. Name the layers, or use layers: last."
+        )
+    reach = [0] * len(operations)  # the last operation that uses what operation i made
+    for i, tensors in enumerate(inputs):
+        for tensor in tensors:
+            if id(tensor) in made_by:
+                reach[made_by[id(tensor)]] = i
+    result, furthest = [], 0
+    for i, (operation, tensors) in enumerate(zip(operations, outputs, strict=True)):
+        is_map = len(tensors) == 1 and len(tensors[0].shape) == 4
+        if furthest <= i and is_map and not isinstance(operation, keras.layers.ZeroPadding2D):
+            result.append(tensors[0])
+        furthest = max(furthest, reach[i])
+    return result
+
+
+def _tensors(structure) -> list:
+    return keras.tree.flatten(structure)
+
+
+def _operations(network: keras.Model) -> list:
+    """In order; functional networks may have some that are no layers."""
+    return getattr(network, "operations", network.layers)
