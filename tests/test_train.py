@@ -463,15 +463,20 @@ def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_scores_of_the_readme(data_dir, tmp_path):
-    """All grocery photos, default recipe; frozen scores measured by an independent script."""
+    """All grocery photos, default recipe; frozen scores of the last layer measured by an independent script."""
     root = pathlib.Path(train.__file__).parent
-    command = [sys.executable, "train.py", "--config=configs/grocery.yaml", f"--workdir={tmp_path}/run"]
     environment = {**os.environ, "XBM_KERAS_DATA": str(data_dir)}
-    subprocess.run([*command, f"--set=cache.dir={tmp_path}/cache"], check=True, cwd=root, env=environment)
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["leave_one_out"]["frozen"]["map_at_r"] == pytest.approx(0.500, abs=0.005)
-    assert metrics["query_gallery"]["frozen"]["recall_at_1"] == pytest.approx(0.783, abs=0.005)
-    assert metrics["leave_one_out"]["trained"]["map_at_r"] >= 0.575
+
+    def metrics_of(name, *overrides):
+        command = [sys.executable, "train.py", "--config=configs/grocery.yaml", f"--workdir={tmp_path}/{name}"]
+        overrides = [f"--set={each}" for each in (f"cache.dir={tmp_path}/cache", *overrides)]
+        subprocess.run([*command, *overrides], check=True, cwd=root, env=environment)
+        return json.loads((tmp_path / name / "metrics.json").read_text())
+
+    last = metrics_of("last", "backbone.layers=last", "training.epochs=0", "head.start=pca", "head.power=1")
+    assert last["leave_one_out"]["frozen"]["map_at_r"] == pytest.approx(0.500, abs=0.005)
+    assert last["query_gallery"]["frozen"]["recall_at_1"] == pytest.approx(0.783, abs=0.005)
+    assert metrics_of("run")["leave_one_out"]["trained"]["map_at_r"] >= 0.6
 
 
 def test_every_loss_of_the_schema_has_a_class_with_the_same_name_and_defaults():

@@ -172,8 +172,10 @@ class Application(_ImageBackbone):
     weights: str | None = "imagenet"
     """Or the path of a weights file."""
     pooling: Literal["avg", "max"] = "avg"
-    layers: Layers = "pyramid"
-    """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names."""
+    layers: Layers | Literal["auto"] = "auto"
+    """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names. "auto" is
+    "last" where the loss needs no labels, so that what is kept are the neighbours in the network's own output; else
+    "pyramid"."""
 
 
 class KerasFile(_ImageBackbone):

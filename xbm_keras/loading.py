@@ -94,7 +94,8 @@ def make_backbone(config: schema.Config) -> Backbone | None:
                 )
             return backbone
         if isinstance(c, data_schema.Application):
-            return Backbone.from_application(c.name, c.weights, size, c.pooling, c.layers)
+            layers = ("last" if config.is_without_labels else "pyramid") if c.layers == "auto" else c.layers
+            return Backbone.from_application(c.name, c.weights, size, c.pooling, layers)
         if isinstance(c, data_schema.KerasFile):
             return Backbone.from_keras_file(c.path, c.preprocessing, size, c.pooling, c.layers)
         return Backbone.from_saved_model(c.path, c.endpoint, c.preprocessing, size, c.pooling)

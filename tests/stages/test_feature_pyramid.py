@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from xbm_keras import Backbone
+from xbm_keras import Backbone, loading
+from xbm_keras.config import ConfigError, load_config
 from xbm_keras.feature_cache import fingerprint
 from xbm_keras.stages.feature_pyramid import with_outputs
 
@@ -89,6 +90,28 @@ def test_real_network_with_its_weights(data_dir):
     np.testing.assert_allclose(np.linalg.norm(pyramid, axis=1), np.sqrt(3), rtol=1e-5)
     unit = last / np.linalg.norm(last, axis=1, keepdims=True)
     np.testing.assert_allclose(pyramid[:, -1280:], unit, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "width"),
+    [
+        ([], 2048),
+        (["loss.name=similarity_alignment", "data.label_column=null"], 1280),
+        (["backbone.layers=last"], 1280),
+        (["backbone.layers=pyramid", "loss.name=similarity_alignment", "data.label_column=null"], 2048),
+        (["backbone.layers=[block_6_expand_relu,out_relu]"], 1472),
+    ],
+)
+def test_layers_of_a_config(overrides, width):
+    small = ["backbone.weights=null", "backbone.image_size=[32,32]"]
+    config = load_config("configs/grocery.yaml", [*small, *overrides])
+    assert loading.make_backbone(config).compute_output_shape((None, None, None, 3)) == (None, width)
+
+
+def test_a_layer_that_the_network_lacks_is_an_error_of_the_config():
+    overrides = ["backbone.weights=null", "backbone.image_size=[32,32]", "backbone.layers=[out_rel]"]
+    with pytest.raises(ConfigError, match=r"'out_rel', which .* lacks. Did you mean 'out_relu'"):
+        loading.make_backbone(load_config("configs/grocery.yaml", overrides))
 
 
 def test_keras_file_by_pyramid_by_names_and_as_it_is(tmp_path):
