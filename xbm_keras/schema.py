@@ -18,13 +18,15 @@ class HeadConfig(Section):
     hidden_dim: Positive = 512
     start: Literal["auto", "random", "identity", "pca", "whiten", "local", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
-    whichever is better on held-out training classes, the mean over folds of them."""
+    whichever is better on held-out training classes."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
     the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""
     weighting: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """For lda and nda: a direction whose variance between classes is v times that inside them is scaled by the root of
     v / (v + weighting); "auto" takes 0.3 or 1, by the same folds."""
+    total_share: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """For lda and nda: of the total covariance in the within-class one; "auto" takes 0 or 0.3, by the same folds."""
     power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
     widths: list[Positive] | None = None

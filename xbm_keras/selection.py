@@ -17,16 +17,16 @@ AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
 PARAMETERS = {
     "whiten": ("shrinkage",),
     "local": ("shrinkage",),
-    "lda": ("shrinkage", "weighting"),
-    "nda": ("shrinkage", "weighting"),
+    "lda": ("total_share", "shrinkage", "weighting"),
+    "nda": ("total_share", "shrinkage", "weighting"),
 }
-TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0)}  # where a parameter is auto
+TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0), "total_share": (0.0, 0.3)}  # where one is auto
 LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
 POWERS = (1.0, 0.5)  # that head.power: auto tries
 MAX_FOLDS = 4
 ENOUGH_CLASSES = 100  # to choose by; more folds would cost time and change little
 RANK = 384  # of closed forms that are only compared: the time grows with its third power
-MAX_SCORED_ITEMS = 4096  # of a fold
+MAX_SCORED_ITEMS = 8192  # of a fold
 
 
 def closed_forms_of(
@@ -40,22 +40,24 @@ def closed_forms_of(
 def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
     """The closed form that the config names."""
     with blaming_config():
-        parameters = [getattr(config, name) for name in PARAMETERS.get(config.start, ())]
-        return getattr(closed_forms, config.start)(config.embedding_dim, *parameters)
+        parameters = {name: getattr(config, name) for name in PARAMETERS.get(config.start, ())}
+        return getattr(closed_forms, config.start)(config.embedding_dim, **parameters)
 
 
 class HeldOutFolds:
     """Scores starts by folds of a dataset's training items; keeps closed forms and scores for the next head.
 
     Args:
-        dataset: with as many folds as `enough_folds` says.
+        dataset: the items. Where the classes of one fold are few, each half of the folds is held out instead: what
+            is best for few classes is not what is best among as many as there will be.
         uses_labels: else scores are the overlap@10 with the frozen features among the validation items, the mean over
             widths.
     """
 
     def __init__(self, dataset: Dataset, uses_labels: bool = True):
         self.uses_labels = uses_labels
-        self.folds = folds_of(dataset, enough_folds(dataset) if uses_labels else 1)
+        are_few = uses_labels and enough_folds(dataset) > 1 and len(dataset.splits.folds) > 1
+        self.folds = halves_of(dataset) if are_few else [dataset]
         self._scores: dict[str, float] = {}
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
         self._frozen: FrozenNeighbors | None = None
@@ -89,7 +91,7 @@ class HeldOutFolds:
 def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> schema.HeadConfig:
     """The same config, with what suits held-out training items best in place of "auto".
 
-    Best is the highest score of the folds; the first one where several are. The power comes last, for the start
+    Best is the highest mean score of the folds; the first one where several are. The power comes last, for the start
     that is best with features as they are.
 
     Args:
@@ -134,15 +136,22 @@ def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def folds_of(dataset: Dataset, count: int) -> list[Dataset]:
     """The same data as it is, and with other training items held out: so many of them, where there are."""
+    held_out = [fold for fold in dataset.splits.folds if not np.array_equal(fold, dataset.splits.validation)]
+    return [dataset] + [_holding_out(dataset, fold) for fold in held_out[: count - 1]]
+
+
+def halves_of(dataset: Dataset) -> list[Dataset]:
+    """The same data with each half of the folds held out."""
+    folds = dataset.splits.folds
+    middle = len(folds) // 2
+    return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
+
+
+def _holding_out(dataset: Dataset, positions: np.ndarray) -> Dataset:
+    """The same data, with these of all training items for validation."""
     splits = dataset.splits
-    everything = np.union1d(splits.train, splits.validation)
-    held_out = [fold for fold in splits.folds if not np.array_equal(fold, splits.validation)]
-    return [dataset] + [
-        dataclasses.replace(
-            dataset, splits=dataclasses.replace(splits, train=np.setdiff1d(everything, fold), validation=fold)
-        )
-        for fold in held_out[: count - 1]
-    ]
+    train = np.setdiff1d(np.union1d(splits.train, splits.validation), positions)
+    return dataclasses.replace(dataset, splits=dataclasses.replace(splits, train=train, validation=positions))
 
 
 def best_epoch(curves: Sequence[Sequence[float]]) -> int:

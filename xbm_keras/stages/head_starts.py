@@ -1,6 +1,7 @@
 """Closed forms that the FC layer may start from, all of them from one pass over the training features."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ NEIGHBORS = 4  # of other classes, of each item
 NEIGHBORHOOD = 16  # nearest items, whatever their classes, within which `local` whitens
 MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
 LOCAL_BLOCK = 1024
-MAX_KEPT = 4  # shrinkages whose local covariance is kept
+MAX_KEPT = 8  # decompositions, and local covariances
 TOTAL_IN_BETWEEN = 0.02  # share of the total covariance that orders the directions beyond the discriminants
 
 
@@ -33,7 +34,7 @@ class ClosedForms:
     """Mean and covariances of labelled features, and the linear maps that follow from them.
 
     The features are read once, in blocks, and summed in float64; `nda` reads some of them once more. All maps share the
-    sums, and all shrinkages share one eigendecomposition, so that trying several costs little. The bias of each map but
+    sums, and all shrinkages share an eigendecomposition, so that trying several costs little. The bias of each map but
     `identity` centres the features.
 
     Args:
@@ -57,7 +58,8 @@ class ClosedForms:
         counts = np.bincount(classes)
         self.num_classes = len(counts)
         self._directions: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
-        self._local: dict[float, np.ndarray] = {}
+        self._local: dict[tuple[float, float], np.ndarray] = {}
+        self._eigh: dict[float, tuple[np.ndarray, np.ndarray]] = {}
         sums, moment = np.zeros((len(counts), self.width)), np.zeros((self.width, self.width))
         for start in range(0, self.num_items, BLOCK_ROWS):
             block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
@@ -140,7 +142,9 @@ class ClosedForms:
         start = self._centred(self.basis @ (projection @ axes))
         return start._replace(bias=np.float32(centring) * start.bias)
 
-    def lda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5) -> Start:
+    def lda(
+        self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5, total_share: float = 0.0
+    ) -> Start:
         """Linear discriminant analysis: within-class whitening, then the directions of largest between-class variance.
 
         The kernel is `P U diag(v / (v + w))^(1/2)`, with `P` as for `whiten`, and eigenvectors `U` and eigenvalues `v`
@@ -155,17 +159,22 @@ class ClosedForms:
             weighting: w, 0 or more; 0 is the plain discriminant analysis. 1/2 is that of the log-likelihood ratio of
                 "one class" against "two classes" for a pair, where classes, and items inside them, are distributed
                 normally: its part that depends on both items is their inner product, up to a factor.
+            total_share: b, in 0..1: of the total covariance `T` in the one that is whitened, before it is shrunk, which
+                then is `(1 - b) S + b tr(S) / tr(T) T`. It makes directions count less in which the known classes
+                differ by far the most, so that classes that differ in others are told apart, too.
 
         Raises:
-            ValueError: as `whiten`.
+            ValueError: as `whiten`, and if the share is outside 0..1.
 
         Reference:
             Fisher, 1936; Rao, 1948. The likelihood ratio: Ioffe, "Probabilistic Linear Discriminant Analysis", ECCV
             2006; in the whitened coordinates its cross term is `x1' diag(v / (1 + 2 v)) x2`.
         """
-        return self._weighted("lda", embedding_dim, shrinkage, weighting)
+        return self._weighted("lda", embedding_dim, shrinkage, weighting, total_share)
 
-    def nda(self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5) -> Start:
+    def nda(
+        self, embedding_dim: int, shrinkage: float = 0.3, weighting: float = 0.5, total_share: float = 0.0
+    ) -> Start:
         """Nonparametric discriminant analysis: as `lda`, where half of the between-class covariance is local.
 
         That half is the mean of `d d'` over the differences `d` of each whitened item, of unit length, from its four
@@ -176,18 +185,25 @@ class ClosedForms:
         Reference:
             Fukunaga and Mantock, "Nonparametric Discriminant Analysis", PAMI 1983.
         """
-        return self._weighted("nda", embedding_dim, shrinkage, weighting)
+        return self._weighted("nda", embedding_dim, shrinkage, weighting, total_share)
 
-    def _whitening(self, embedding_dim: int, shrinkage: float) -> np.ndarray:
+    def _whitening(self, embedding_dim: int, shrinkage: float, total_share: float = 0.0) -> np.ndarray:
         """Inverse square root [rank, rank] of the shrunk within-class covariance, up to a rotation."""
         self._require(embedding_dim, shrinkage)
+        if not 0 <= total_share <= 1:
+            raise ValueError(f"Received total_share={total_share}; expected a number in 0..1.")
         if self.within_variance < 1e-12:
             raise ValueError(
                 f"Received {self.num_items} items in {self.num_classes} classes with no variation inside any class; "
                 "expected classes with at least two different items. Use start: pca or random, or give labels that "
                 "group items."
             )
-        return _inverse_root(*self._within_eigh, self.within_variance, shrinkage)
+
+        def decompose():
+            total = np.trace(self.within) / np.trace(self.total) * self.total
+            return scipy.linalg.eigh((1 - total_share) * self.within + total_share * total)
+
+        return _inverse_root(*_kept(self._eigh, total_share, decompose), self.within_variance, shrinkage)
 
     def _between(self, projection: np.ndarray) -> np.ndarray:
         """Between-class covariance [rank, rank] of the projected features, with a little of the total covariance."""
@@ -206,18 +222,16 @@ class ClosedForms:
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
         return _scatter_to_nearest(z, labels, num_neighbors)
 
-    def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float) -> Start:
+    def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float, total_share: float) -> Start:
         """The leading directions of a between-class covariance, scaled by what they tell."""
-        key = (kind, embedding_dim, shrinkage)
+        whitening = (shrinkage, total_share)
+        key = (kind, embedding_dim, *whitening)
         if key not in self._directions:
-            projection = self._whitening(embedding_dim, shrinkage)
+            projection = self._whitening(embedding_dim, *whitening)
             between = self._between(projection)
             if kind == "nda":
-                if shrinkage not in self._local:  # by far the dearest part, and the same for all embedding widths
-                    if len(self._local) == MAX_KEPT:
-                        self._local.pop(next(iter(self._local)))
-                    self._local[shrinkage] = self._local_between(projection)
-                local = self._local[shrinkage]
+                # By far the dearest part, and the same for all embedding widths.
+                local = _kept(self._local, whitening, lambda: self._local_between(projection))
                 between = (between + np.trace(between) / np.trace(local) * local) / 2
             variances, axes = _leading_eigenvectors(between, embedding_dim)
             # Only the last ones, for all weightings.
@@ -235,11 +249,6 @@ class ClosedForms:
         covariance = scatter / (2 * len(rows) * max(1, num_neighbors))
         return self.basis.T @ covariance @ self.basis, np.trace(covariance) / self.width
 
-    @functools.cached_property
-    def _within_eigh(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues [rank] and eigenvectors [rank, rank]."""
-        return scipy.linalg.eigh(self.within)
-
     def _centred(self, kernel: np.ndarray) -> Start:
         return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))
 
@@ -251,6 +260,15 @@ class ClosedForms:
                 f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
                 f"{self.rank}. Lower head.embedding_dim, or use start: random."
             )
+
+
+def _kept(cache: dict, key, make: Callable):
+    """What was made for this key; of many keys the last few are kept."""
+    if key not in cache:
+        if len(cache) == MAX_KEPT:
+            cache.pop(next(iter(cache)))
+        cache[key] = make()
+    return cache[key]
 
 
 def _inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, shrinkage: float) -> np.ndarray:

@@ -59,6 +59,7 @@ def default_space(config: Config, num_rows: int) -> Space:
         "head.start": [Dimension(values=["nda", "lda", "whiten", "pca"])],
         "head.shrinkage": [Dimension(min=0.05, max=0.95, when={"head.start": ["nda", "lda", "whiten"]})],
         "head.weighting": [Dimension(min=0.03, max=3.0, log=True, when={"head.start": ["nda", "lda"]})],
+        "head.total_share": [Dimension(values=[0.0, 0.15, 0.3, 0.45], when={"head.start": ["nda", "lda"]})],
         # Few values: what the closed forms share is kept for each.
         "head.power": [Dimension(values=[0.5, 0.65, 0.8, 1.0], when={"head.start": ["nda", "lda", "whiten", "pca"]})],
         "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
