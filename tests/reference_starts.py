@@ -41,21 +41,24 @@ def local(features, embedding_dim, shrinkage, neighbors=16) -> tuple[np.ndarray,
     return kernel, bias / 2
 
 
-def lda(features, labels, embedding_dim, shrinkage, weighting=0.5) -> tuple[np.ndarray, np.ndarray]:
+def lda(features, labels, embedding_dim, shrinkage, weighting=0.5, total_share=0.0) -> tuple[np.ndarray, np.ndarray]:
     """By the generalised eigenproblem."""
     features = np.asarray(features, np.float64)
     total = np.cov(features.T, bias=True)
     between = total - within_covariance(features, labels)
-    values, vectors = scipy.linalg.eigh(0.98 * between + 0.02 * total, shrunk_within(features, labels, shrinkage))
+    whitened = shrunk_within(features, labels, shrinkage, total_share)
+    values, vectors = scipy.linalg.eigh(0.98 * between + 0.02 * total, whitened)
     largest_first = np.argsort(values)[::-1][:embedding_dim]
     return _centred(features, vectors[:, largest_first] * weights_of(values[largest_first], weighting))
 
 
-def nda(features, labels, embedding_dim, shrinkage, weighting=0.5, neighbors=4) -> tuple[np.ndarray, np.ndarray]:
+def nda(
+    features, labels, embedding_dim, shrinkage, weighting=0.5, total_share=0.0, neighbors=4
+) -> tuple[np.ndarray, np.ndarray]:
     """Pair by pair, in the coordinates of `whiten` without its rotation."""
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     total = np.cov(features.T, bias=True)
-    values, vectors = np.linalg.eigh(shrunk_within(features, labels, shrinkage))
+    values, vectors = np.linalg.eigh(shrunk_within(features, labels, shrinkage, total_share))
     root = vectors @ np.diag(values**-0.5) @ vectors.T
     between = root @ (0.98 * (total - within_covariance(features, labels)) + 0.02 * total) @ root
     z = (features - features.mean(axis=0)) @ root
@@ -76,10 +79,11 @@ def weights_of(values, weighting) -> np.ndarray:
     return np.array([np.sqrt(value / (value + weighting)) for value in values])
 
 
-def shrunk_within(features, labels, shrinkage) -> np.ndarray:
-    within = within_covariance(features, labels)
-    d = len(within)
-    return (1 - shrinkage) * within + shrinkage * np.trace(within) / d * np.eye(d)
+def shrunk_within(features, labels, shrinkage, total_share=0.0) -> np.ndarray:
+    within, total = within_covariance(features, labels), np.cov(features.T, bias=True)
+    d, scale = len(within), np.trace(within)
+    mixed = (1 - total_share) * within + total_share * scale / np.trace(total) * total
+    return (1 - shrinkage) * mixed + shrinkage * scale / d * np.eye(d)
 
 
 def within_covariance(features, labels) -> np.ndarray:

@@ -33,22 +33,29 @@ def config_of(**head):
     return Config.model_validate({"data": data, "backbone": {"kind": "none"}, "head": {"embedding_dim": 6, **head}})
 
 
+def halves(dataset):
+    """One fold, and the two others."""
+    first, *others = dataset.splits.folds
+    return [first, np.concatenate(others)]
+
+
 @pytest.mark.parametrize("start", ["whiten", "lda", "nda", "auto"])
-def test_start_and_shrinkage_are_the_best_over_the_folds(dataset, start):
+def test_start_and_shrinkage_are_the_best_over_the_halves(dataset, start):
     unit = dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True)
     scores = collections.defaultdict(list)
-    for fold in dataset.splits.folds:
+    for fold in halves(dataset):
         rest = np.setdiff1d(np.arange(54), fold)
         for name in ("lda", "nda") if start == "auto" else (start,):
-            for shrinkage, weighting in itertools.product((0.1, 0.3, 0.5, 0.7), (0.3, 1.0)):
-                arguments = (shrinkage,) if name == "whiten" else (shrinkage, weighting)
+            for arguments in itertools.product((0.1, 0.3, 0.5, 0.7), (0.3, 1.0), (0.0, 0.3)):
+                if name == "whiten":
+                    arguments = arguments[:1]
                 kernel, bias = getattr(reference_starts, name)(unit[rest], dataset.labels[rest], 6, *arguments)
                 z = unit[fold] @ kernel + bias
                 scores[name, *arguments].append(evaluate_retrieval(z, dataset.labels[fold])["map_at_r"])
     means = {choice: np.mean(values) for choice, values in scores.items()}
     assert len(set(means.values())) > 1
     chosen = selection.choose_start(config_of(start=start, power=1).head, dataset)
-    arguments = (chosen.shrinkage,) if start == "whiten" else (chosen.shrinkage, chosen.weighting)
+    arguments = (chosen.shrinkage, chosen.weighting, chosen.total_share)[: 1 if start == "whiten" else 3]
     assert means[chosen.start, *arguments] == max(means.values())
 
 
@@ -75,13 +82,13 @@ def test_many_classes_need_fewer_folds(dataset, monkeypatch, enough, folds):
 
 
 @pytest.mark.parametrize("start", ["identity", "pca", "lda"])
-def test_the_power_is_the_best_over_the_folds(dataset, start):
+def test_the_power_is_the_best_over_the_halves(dataset, start):
     scores = []
     for power in (1.0, 0.5):
         powered = np.sign(dataset.features) * np.abs(dataset.features) ** power
         powered /= np.linalg.norm(powered, axis=1, keepdims=True)
         of_folds = []
-        for fold in dataset.splits.folds:
+        for fold in halves(dataset):
             rest = np.setdiff1d(np.arange(54), fold)
             if start == "identity":
                 kernel, bias = np.eye(20)[:, :6], 0
@@ -92,7 +99,7 @@ def test_the_power_is_the_best_over_the_folds(dataset, start):
             of_folds.append(evaluate_retrieval(powered[fold] @ kernel + bias, dataset.labels[fold])["map_at_r"])
         scores.append(np.mean(of_folds))
     assert scores[0] != scores[1]
-    chosen = selection.choose_start(config_of(start=start, shrinkage=0.4, weighting=0.5).head, dataset)
+    chosen = selection.choose_start(config_of(start=start, shrinkage=0.4, weighting=0.5, total_share=0).head, dataset)
     assert chosen.power == (1.0, 0.5)[int(np.argmax(scores))]
 
 
@@ -113,6 +120,15 @@ def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
     assert alone > len(scored) == len(summed) == 0
     selection.choose_start(config_of(start="nda", embedding_dim=4).head, dataset, folds)
     assert not summed
+
+
+def test_few_classes_are_held_out_by_halves_and_many_by_one_fold(dataset, monkeypatch):
+    held_out = [fold.splits for fold in selection.HeldOutFolds(dataset).folds]
+    for splits, half in zip(held_out, halves(dataset), strict=True):
+        np.testing.assert_array_equal(splits.validation, np.sort(half))
+        np.testing.assert_array_equal(splits.train, np.setdiff1d(np.arange(54), half))
+    monkeypatch.setattr(selection, "ENOUGH_CLASSES", 3)
+    assert selection.HeldOutFolds(dataset).folds == [dataset]
 
 
 def test_large_folds_are_scored_by_some_of_their_classes(dataset, monkeypatch):
@@ -136,7 +152,8 @@ def test_what_the_config_gives_stays(dataset):
 @pytest.mark.parametrize("start", ["identity", "pca", "whiten", "lda", "nda"])
 def test_a_model_starts_at_its_closed_form(dataset, start):
     train = dataset.splits.train
-    model = experiment.start_model(config_of(start=start, shrinkage=0.4, weighting=0.5, power=1), dataset, None, train)
+    config = config_of(start=start, shrinkage=0.4, weighting=0.5, total_share=0.2, power=1)
+    model = experiment.start_model(config, dataset, None, train)
     unit = (dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True))[train]
     labels = dataset.labels[train]
     if start == "identity":
@@ -145,7 +162,8 @@ def test_a_model_starts_at_its_closed_form(dataset, start):
         kernel, bias = reference_starts.pca(unit, 6)
         z = unit @ kernel + bias
     else:
-        kernel, bias = getattr(reference_starts, start)(unit, labels, 6, 0.4)
+        arguments = (0.4,) if start == "whiten" else (0.4, 0.5, 0.2)
+        kernel, bias = getattr(reference_starts, start)(unit, labels, 6, *arguments)
         z = unit @ kernel + bias
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     embeddings = model.head(unit).numpy()

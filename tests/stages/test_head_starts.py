@@ -93,6 +93,25 @@ def test_the_weighting_makes_directions_count_less_that_tell_less(kind, weightin
     assert_same_map(getattr(ClosedForms(features, labels), kind)(4, 0.2, weighting), expected)
 
 
+@pytest.mark.parametrize("total_share", [0.3, 1.0])
+@pytest.mark.parametrize("kind", ["lda", "nda"])
+def test_the_total_covariance_takes_part_in_whitening(kind, total_share):
+    features, labels = make_classes()
+    expected = getattr(reference_starts, kind)(features, labels, 4, 0.2, 0.5, total_share)
+    forms = ClosedForms(features, labels)
+    plain = getattr(forms, kind)(4, 0.2)
+    assert_same_map(getattr(forms, kind)(4, 0.2, total_share=total_share), expected)
+    assert_same_map(getattr(forms, kind)(4, 0.2), plain)  # what is kept of one share is not used for another
+    with pytest.raises(AssertionError):
+        assert_same_map(plain, expected)
+
+
+@pytest.mark.parametrize("total_share", [-0.1, 1.1])
+def test_a_share_is_between_0_and_1(total_share):
+    with pytest.raises(ValueError, match=rf"total_share={total_share}; expected a number in 0..1"):
+        ClosedForms(*make_classes()).lda(2, total_share=total_share)
+
+
 def test_a_weighting_of_one_half_is_that_of_the_likelihood_ratio():
     """Of pairs (x, y) with covariance [[W + B, B], [B, W + B]] in one class, [[W + B, 0], [0, W + B]] in two."""
     features, labels = make_classes()

@@ -91,7 +91,7 @@ def test_each_draw_of_the_default_space_is_a_config(config):
 
 
 def test_the_defaults_are_those_of_the_config(config):
-    head = {"start": "nda", "shrinkage": 0.4, "weighting": 0.2, "power": 0.65}
+    head = {"start": "nda", "shrinkage": 0.4, "weighting": 0.2, "total_share": 0.3, "power": 0.65}
     config = config.model_copy(update={"head": config.head.model_copy(update=head)})
     hp = keras_tuner.HyperParameters()
     space = default_space(config, 100_000)
