@@ -164,7 +164,7 @@ def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBM
     splits = dataset.splits
     with unittest.mock.patch.object(experiment, "XBMModel", kind):
         curves = []
-        for fold in selection.folds_of(dataset, options.folds or selection.enough_folds(dataset)):
+        for fold in selection.held_out(dataset, options.folds or "auto"):
             model = experiment.start_model(config, fold, None, fold.with_views(fold.splits.train))
             curves.append(experiment.select(config, fold, model, show_progress=False).scores)
         epoch = selection.best_epoch(curves)

@@ -74,13 +74,6 @@ def test_without_labels_the_shrinkage_keeps_most_neighbours(dataset):
     assert scores[chosen.shrinkage] == pytest.approx(max(scores.values()))
 
 
-@pytest.mark.parametrize(("enough", "folds"), [(1, 1), (3, 1), (4, 2), (9, 3), (1000, 4)])
-def test_many_classes_need_fewer_folds(dataset, monkeypatch, enough, folds):
-    """The data holds out three classes."""
-    monkeypatch.setattr(selection, "ENOUGH_CLASSES", enough)
-    assert selection.enough_folds(dataset) == folds
-
-
 @pytest.mark.parametrize("start", ["identity", "pca", "lda"])
 def test_the_power_is_the_best_over_the_halves(dataset, start):
     scores = []
@@ -181,14 +174,14 @@ def test_the_rate_grows_by_a_constant_factor(dataset):
 
 
 def test_folds_hold_out_other_items(dataset):
-    first, *others = selection.folds_of(dataset, 4)
+    first, *others = selection.held_out(dataset, 4)
     assert first is dataset
     assert [list(fold.splits.validation) for fold in others] == [list(range(18)), list(range(18, 36))]
     for fold in others:
         assert sorted([*fold.splits.train, *fold.splits.validation]) == list(range(54))
         assert fold.splits.test is dataset.splits.test
-    assert len(selection.folds_of(dataset, 2)) == 2
-    assert selection.folds_of(dataset, 1) == [dataset]
+    assert len(selection.held_out(dataset, 2)) == 2
+    assert selection.held_out(dataset, 1) == [dataset]
 
 
 def test_the_epoch_is_the_best_on_the_mean_over_folds():

@@ -25,8 +25,7 @@ from xbm_keras.selection import (
     best_epoch,
     choose_start,
     closed_forms_of,
-    enough_folds,
-    folds_of,
+    held_out,
     make_start,
 )
 from xbm_keras.stages.backbone import Backbone
@@ -264,18 +263,17 @@ def run(
     """
     splits = dataset.splits
     costs.begin("select: training")
-    train = dataset.with_views(splits.train)
     config = _with_start(config, dataset)
-    model = start_model(config, dataset, backbone, train)
-    start = copy_head(model.head)
     is_for_refit = config.training.refit and config.training.epochs > 0
-    num_folds = enough_folds(dataset) if config.training.folds == "auto" else config.training.folds
-    other_folds = folds_of(dataset, num_folds)[1:] if is_for_refit else []
+    first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
+    model = start_model(config, first, backbone, first.with_views(first.splits.train))
+    start = copy_head(model.head)
+    counts = len(first.splits.train), len(first.splits.validation)
     what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
-    log.info("Phase select: %d items train, %d %s choose the epoch.", len(splits.train), len(splits.validation), what)
+    log.info("Phase select: %d items train, %d %s choose the epoch.", *counts, what)
     if other_folds:
         log.info("So %d times, each time with others held out.", 1 + len(other_folds))
-    curves = [select(config, dataset, model, *_watch(config, workdir, "select")).scores]
+    curves = [select(config, first, model, *_watch(config, workdir, "select")).scores]
     for number, fold in enumerate(other_folds, start=2):
         positions = fold.with_views(fold.splits.train)
         fold_model = start_model(config, fold, backbone, positions)
@@ -284,7 +282,7 @@ def run(
     kept = model.head.get_weights()  # what Ctrl-C leaves from here on
     try:
         costs.begin("select: validation")
-        validation = _compare(config, dataset, start, model.head, splits.validation)
+        validation = _compare(config, first, start, model.head, first.splits.validation)
 
         if config.training.refit:
             costs.begin("refit: training")

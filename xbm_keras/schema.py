@@ -121,8 +121,8 @@ class Training(Section):
     """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
     folds: Positive | Literal["auto"] = "auto"
     """How many times other training classes are held out to choose the epoch by the mean; at most as many as
-    data.split.validation_fraction leaves room for. "auto" takes up to 4, until a hundred classes were held out: to
-    choose by fewer is left to chance."""
+    data.split.validation_fraction leaves room for. "auto" holds out each half of the training classes, where
+    validation_fraction gives less than a hundred classes: to choose by a few is left to chance."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32

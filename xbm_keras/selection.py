@@ -23,8 +23,7 @@ PARAMETERS = {
 TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0), "total_share": (0.0, 0.3)}  # where one is auto
 LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
 POWERS = (1.0, 0.5)  # that head.power: auto tries
-MAX_FOLDS = 4
-ENOUGH_CLASSES = 100  # to choose by; more folds would cost time and change little
+ENOUGH_CLASSES = 100  # to choose by
 RANK = 384  # of closed forms that are only compared: the time grows with its third power
 MAX_SCORED_ITEMS = 8192  # of a fold
 
@@ -48,16 +47,14 @@ class HeldOutFolds:
     """Scores starts by folds of a dataset's training items; keeps closed forms and scores for the next head.
 
     Args:
-        dataset: the items. Where the classes of one fold are few, each half of the folds is held out instead: what
-            is best for few classes is not what is best among as many as there will be.
+        dataset: the items.
         uses_labels: else scores are the overlap@10 with the frozen features among the validation items, the mean over
             widths.
     """
 
     def __init__(self, dataset: Dataset, uses_labels: bool = True):
         self.uses_labels = uses_labels
-        are_few = uses_labels and enough_folds(dataset) > 1 and len(dataset.splits.folds) > 1
-        self.folds = halves_of(dataset) if are_few else [dataset]
+        self.folds = held_out(dataset) if uses_labels else [dataset]
         self._scores: dict[str, float] = {}
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
         self._frozen: FrozenNeighbors | None = None
@@ -120,10 +117,23 @@ def _best(choices: list[schema.HeadConfig], folds: HeldOutFolds) -> schema.HeadC
     return choices[0] if len(choices) == 1 else max(choices, key=folds.score)
 
 
-def enough_folds(dataset: Dataset) -> int:
-    """So many that their classes are enough to choose by: a few classes say little of others."""
-    num_classes = len(np.unique(dataset.labels[dataset.splits.validation]))
-    return min(MAX_FOLDS, -(-ENOUGH_CLASSES // max(1, num_classes)))
+def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:
+    """What choices are made on: the same data, each time with other training items held out for validation.
+
+    Args:
+        dataset: the items, with the validation items that come first.
+        count: of folds, at most as many as there are; or "auto": the data as it is, or, where its validation classes
+            are few, each half of the folds. A few classes say little of others, and what is best among a few is not
+            what is best among as many as there will be.
+    """
+    splits, folds = dataset.splits, dataset.splits.folds
+    if count != "auto":
+        others = [fold for fold in folds if not np.array_equal(fold, splits.validation)]
+        return [dataset, *(_holding_out(dataset, fold) for fold in others[: int(count) - 1])]
+    if len(folds) < 2 or len(np.unique(dataset.labels[splits.validation])) >= ENOUGH_CLASSES:
+        return [dataset]
+    middle = len(folds) // 2
+    return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
 
 
 def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -132,19 +142,6 @@ def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     order = np.random.default_rng(0).permutation(len(names))
     num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), MAX_SCORED_ITEMS))
     return positions[np.isin(labels[positions], names[order[:num_classes]])]
-
-
-def folds_of(dataset: Dataset, count: int) -> list[Dataset]:
-    """The same data as it is, and with other training items held out: so many of them, where there are."""
-    held_out = [fold for fold in dataset.splits.folds if not np.array_equal(fold, dataset.splits.validation)]
-    return [dataset] + [_holding_out(dataset, fold) for fold in held_out[: count - 1]]
-
-
-def halves_of(dataset: Dataset) -> list[Dataset]:
-    """The same data with each half of the folds held out."""
-    folds = dataset.splits.folds
-    middle = len(folds) // 2
-    return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
 
 
 def _holding_out(dataset: Dataset, positions: np.ndarray) -> Dataset:
