@@ -46,6 +46,12 @@ def test_levels_are_what_all_later_maps_come_from():
     assert names_of(with_outputs(residual_network(), "pyramid")) == ["third_sum", "fourth", "last_sum"]
 
 
+def test_a_network_that_leaps_has_fewer_levels():
+    network = keras.Sequential([keras.Input((32, 32, 3)), conv(3, name="fine"), conv(4, 8), conv(5, name="last")])
+    assert names_of(with_outputs(network, "pyramid")) == ["last"]
+    assert Backbone(with_outputs(network, "pyramid"), image_size=(32, 32))(images()).shape == (3, 5)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
     [
