@@ -174,7 +174,7 @@ def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
         backbone.image_size,
         backbone.pooling,
         dtype,
-        output_positions(backbone.network),
+        *output_positions(backbone.network),
     ]
     result = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     if backbone.is_saved_model:

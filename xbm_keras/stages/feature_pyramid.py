@@ -51,7 +51,7 @@ def output_positions(network: keras.Layer) -> list[int]:
     if len(outputs) < 2:
         return []
     place = {id(tensor): i for i, each in enumerate(_operations(network)) for tensor in _tensors(each.output)}
-    return [place[each] for each in outputs]
+    return [place.get(each, -1) for each in outputs]  # -1: of a later call of a layer
 
 
 def _pyramid(network: keras.Model) -> list:
