@@ -143,9 +143,7 @@ class Backbone(keras.layers.Layer):
             dtype = tf.float32 if self.image_size else self._saved_model_input().dtype
             traced = tf.function(self.call).get_concrete_function(tf.TensorSpec((None, *item), dtype))
             return (input_shape[0], traced.output_shapes[-1])
-        shapes = self.network.compute_output_shape((None, *item))
-        if not isinstance(shapes, list):  # of several outputs; a tuple is the shape of one
-            shapes = _outputs(shapes)
+        shapes = _outputs(self.network.compute_output_shape((None, *item)))
         return (input_shape[0], sum(shape[-1] for shape in shapes))
 
     @classmethod
@@ -186,7 +184,7 @@ class Backbone(keras.layers.Layer):
                 f"{image_size[0]}x{image_size[1]}: {error}\nExpected weights of that network without its classifier. "
                 "Without a connection, give the path of a weights file."
             ) from error
-        return cls(_with_layers(network, layers), name, image_size, pooling, name="backbone")
+        return cls(with_outputs(network, layers), name, image_size, pooling, name="backbone")
 
     @classmethod
     def from_keras_file(
@@ -209,7 +207,7 @@ class Backbone(keras.layers.Layer):
         network = keras.saving.load_model(path, compile=False)
         if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
             image_size = tuple(network.input_shape[1:3])
-        return cls(_with_layers(network, layers), preprocessing, image_size, pooling, name="backbone")
+        return cls(with_outputs(network, layers), preprocessing, image_size, pooling, name="backbone")
 
     @classmethod
     def from_saved_model(
@@ -263,12 +261,8 @@ def resize_images(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     return tf.image.resize(images, image_size, antialias=True)
 
 
-def _with_layers(network: keras.Model, layers: str | Sequence[str]) -> keras.Model:
-    return network if layers == "last" else with_outputs(network, layers)
-
-
 def _outputs(outputs) -> list:
-    """The outputs, or the shapes, of a network that may give several, or name its one output."""
+    """The outputs, or the shapes (tuples), of a network that may give several in a list, or name its one output."""
     if isinstance(outputs, list):
         return outputs
     if not isinstance(outputs, dict):

@@ -13,8 +13,9 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
 
     Args:
         network: a functional or sequential model.
-        layers: names; or "pyramid": of each of the three lowest resolutions, such as 28 x 28, 14 x 14 and 7 x 7, the
-            last layer through which all must pass, as detectors take them from a classifier.
+        layers: names; "last": the network as it is; or "pyramid": of each of the three lowest resolutions, such as
+            28 x 28, 14 x 14 and 7 x 7, the last layer through which all must pass, as detectors take them from a
+            classifier.
 
     Raises:
         ValueError: for a layer that the network lacks, and for "pyramid" of a network whose output is no map or which
@@ -30,6 +31,8 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
         Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, whose C3, C4 and C5 these are; side by
         side for other tasks: Evci et al., "Head2Toe", ICML 2022.
     """
+    if layers == "last":
+        return network
     inputs = network.inputs[0] if len(network.inputs) == 1 else network.input
     if layers == "pyramid":
         return keras.Model(inputs, _pyramid(network), name=network.name)
