@@ -43,6 +43,7 @@ def main(argv):
             costs.begin("features")
             backbone = loading.make_backbone(config)
             dataset = loading.load_dataset(config, backbone)
+            dataset = loading.with_training_views(config, dataset, backbone)
             metrics = train(config, dataset, backbone, workdir, costs)
     terminal.print_results(workdir, metrics)
 

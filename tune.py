@@ -40,7 +40,7 @@ def main(argv):
         config = load_config(CONFIG.value, SET.value)
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         backbone = loading.make_backbone(config)
-        folds = load_folds(config, backbone)
+        config, folds = load_folds(config, backbone)
         hypermodel = HeadHyperModel(config, folds)
         if role == "worker":
             work(hypermodel)

@@ -32,6 +32,7 @@ from xbm_keras.loading import Dataset
 from xbm_keras.schema import HeadConfig
 
 CLOSED_FORMS = ("pca", "whiten", "lda", "nda")
+START = "start (default)"
 PEER = pathlib.Path(__file__).with_name("quality_peer.py")
 PEER_LOSSES = ("contrastive", "multi_similarity")
 TRAINED = {
@@ -75,63 +76,71 @@ def main():
     options = options.parse_args()
     results = []
     for path in options.configs:
-        dataset = load(path)
-        rows = sweep(path, dataset, options) if options.sweep else table(path, dataset, options)
+        rows = (sweep if options.sweep else table)(path, *load(path), options)
         results += [{"data": pathlib.Path(path).stem, **row} for row in rows]
     common.report(results, options)
     if options.picture:
         draw(results, options.picture)
 
 
-def load(path: str) -> Dataset:
+def load(path: str) -> tuple[Dataset, Dataset, list[str]]:
+    """The items, the same with the views that the default recipe chooses, and what it chooses as overrides."""
     config = load_config(path)
-    return loading.load_dataset(config, loading.make_backbone(config))
+    backbone = loading.make_backbone(config)
+    plain = loading.load_dataset(config, backbone)
+    config, dataset = selection.choose(config, loading.with_training_views(config, plain, backbone))
+    chosen = {"cache.views": config.cache.views, "cache.turned_classes": config.cache.turned_classes}
+    chosen |= {f"head.{name}": value for name, value in parameters(config.head).items()}
+    return plain, dataset, [f"{name}={value}" for name, value in chosen.items()]
 
 
-def table(path: str, dataset: Dataset, options) -> list[dict]:
+def table(path: str, plain: Dataset, dataset: Dataset, chosen: list[str], options) -> list[dict]:
     """One row for each way, the given features first."""
     rows = []
 
     def is_wanted(name: str) -> bool:
         return not options.only or name in options.only
 
-    splits = dataset.splits
+    def closed_form(name: str, head: HeadConfig, data: Dataset) -> dict:
+        everything = data.with_views(train)
+        kernel, bias = selection.make_start(head, selection.closed_forms_of(data, everything, head.power))
+        vectors = np.asarray(UnitRows(data.features, data.splits.test, head.power)) @ kernel + bias
+        return {**summary(name, [scores_of(data, vectors)]), **parameters(head)}
+
+    splits = plain.splits
     train = np.union1d(splits.train, splits.validation)
-    mean = np.mean(UnitRows(dataset.features, train), axis=0)
-    test = np.asarray(UnitRows(dataset.features, splits.test))
+    mean = np.mean(UnitRows(plain.features, train), axis=0)
+    test = np.asarray(UnitRows(plain.features, splits.test))
     for name, vectors in (("frozen", test), ("centred", test - mean)):
         if is_wanted(name):
-            rows.append(summary(name, [scores_of(dataset, vectors)]))
+            rows.append(summary(name, [scores_of(plain, vectors)]))
+    folds = selection.HeldOutFolds(plain)
     for start in filter(is_wanted, CLOSED_FORMS):
-        head = selection.choose_start(load_config(path, [f"head.start={start}"]).head, dataset)
-        kernel, bias = selection.make_start(head, selection.closed_forms_of(dataset, train, head.power))
-        vectors = np.asarray(UnitRows(dataset.features, splits.test, head.power)) @ kernel + bias
-        rows.append({**summary(start, [scores_of(dataset, vectors)]), **chosen(head)})
-    head = selection.choose_start(load_config(path).head, dataset)
-    start = [f"head.{name}={value}" for name, value in chosen(head).items()]
+        head = selection.choose_start(load_config(path, [f"head.start={start}"]).head, plain, folds)
+        rows.append(closed_form(start, head, plain))
+    if is_wanted(START):
+        rows.append({**closed_form(START, load_config(path, chosen).head, dataset), "chosen": " ".join(chosen[:2])})
     for name, overrides in filter(lambda each: is_wanted(each[0]), TRAINED.items()):
         kind = ClassicalXBM if name.startswith("classical") else XBMModel
-        rows.append({**summary(name, trained(path, dataset, [*start, *overrides], options, kind)), **chosen(head)})
+        rows.append(summary(name, trained(path, dataset, [*chosen, *overrides], options, kind)))
     for loss in PEER_LOSSES if options.peer_python else ():
-        for given in (None, head):
+        for given in (None, selection.choose_start(load_config(path).head, plain, folds)):
             name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
             if is_wanted(name):
-                rows.append(summary(name, peer(options, dataset, loss, given)))
+                rows.append(summary(name, peer(options, plain, loss, given)))
     return rows
 
 
-def chosen(head: HeadConfig) -> dict:
+def parameters(head: HeadConfig) -> dict:
     """The start of a head and its parameters."""
     return {name: getattr(head, name) for name in ("start", "power", *selection.PARAMETERS.get(head.start, ()))}
 
 
-def sweep(path: str, dataset: Dataset, options) -> list[dict]:
+def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: list[str], options) -> list[dict]:
     """What memory size and k do, in batches of few classes."""
-    head = selection.choose_start(load_config(path).head, dataset)
-    few = [*(f"head.{name}={value}" for name, value in chosen(head).items()), "training.classes_per_batch=8"]
-    few.append("training.epochs=5")
+    few = [*chosen, "training.classes_per_batch=8", "training.epochs=5"]
     rows = []
-    for size in (0, 64, 256, 1024, len(dataset.splits.train) + len(dataset.splits.validation)):
+    for size in (0, 64, 256, 1024, len(dataset.with_views(np.union1d(plain.splits.train, plain.splits.validation)))):
         overrides = [*few, f"memory.memory_size={size}"]
         rows.append({**summary(f"memory {size}", trained(path, dataset, overrides, options)), "memory_size": size})
     for k in (1, 4, 16, 64, 256):

@@ -23,6 +23,7 @@ from xbm_keras.selection import (
     PARAMETERS,
     HeldOutFolds,
     best_epoch,
+    choose,
     choose_start,
     closed_forms_of,
     held_out,
@@ -250,7 +251,7 @@ def _compare(config: schema.Config, dataset: Dataset, start: Head, trained: Head
 def run(
     config: schema.Config, dataset: Dataset, backbone: Backbone | None, workdir: pathlib.Path, costs: Costs
 ) -> tuple[XBMModel, dict]:
-    """Choose the start and the number of epochs on held-out classes, train on all training classes, and test once.
+    """Choose views, start and the number of epochs on held-out classes, train on all training classes, and test once.
 
     Writes `history.csv`, TensorBoard logs and `checkpoints/` on the way, from which it goes on where it was killed; and
     the costs of its stages into `costs`.
@@ -263,7 +264,7 @@ def run(
     """
     splits = dataset.splits
     costs.begin("select: training")
-    config = _with_start(config, dataset)
+    config, dataset = choose(config, dataset)
     is_for_refit = config.training.refit and config.training.epochs > 0
     first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
     model = start_model(config, first, backbone, first.with_views(first.splits.train))
@@ -302,6 +303,7 @@ def run(
     phase = "refit" if config.training.refit else "select"
     chosen = {
         "epoch": epoch,
+        **config.cache.model_dump(include={"views", "turned_classes"}),
         **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
     }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}

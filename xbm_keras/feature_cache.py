@@ -95,6 +95,7 @@ def compute_features(
     on_error: str = "skip",
     engine: str = "local",
     ray_workers: int = 2,
+    title: str = "features",
 ) -> CachedFeatures:
     """Features of all items of a source, from the cache where they are known.
 
@@ -111,6 +112,7 @@ def compute_features(
         on_error: "skip" (and report) an item that cannot be read or gives features that are not finite; or "raise".
         engine: "local", or "ray": workers of a Ray cluster read and compute, this process writes. One cache for both.
         ray_workers: at most so many workers, each with a copy of the network.
+        title: of the progress bar.
 
     Raises:
         DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full,
@@ -137,7 +139,7 @@ def compute_features(
                     compute = functools.partial(
                         compute_batches, source, backbone.as_function(), backbone.prepare, batch_size=size
                     )
-                _extract(source, digests, wanted, folder, dtype, shard_rows, compute)
+                _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title)
                 places = _places(folder)
     except OSError as error:
         reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
@@ -255,11 +257,11 @@ def _places(folder: pathlib.Path) -> dict[str, tuple[int, int] | str]:
     return places
 
 
-def _extract(source, digests, wanted, folder, dtype, shard_rows, compute):
+def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title):
     """Compute the wanted items shard by shard."""
     first_shard = len(list(folder.glob("shard-*.json")))
     shards = [wanted[start : start + shard_rows] for start in range(0, len(wanted), shard_rows)]
-    with progress.bar("features", len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:
+    with progress.bar(title, len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:
         outcomes = _counted(batches, bar.advance)
         for number, shard in enumerate(shards, first_shard):
             entries, rows = [], []

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -12,11 +11,13 @@ from xbm_keras import data_schema, schema
 from xbm_keras.config import ConfigError
 from xbm_keras.data import arrays, glyphs, sources, texts, tfds
 from xbm_keras.data.splits import Splits, only_test, split_items, with_neighborhoods_held_out
-from xbm_keras.data.views import View
-from xbm_keras.feature_cache import CachedFeatures, ShardedRows, compute_features
+from xbm_keras.data.views import QUARTERS, augmented, turned
+from xbm_keras.feature_cache import ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.hub_backbone import HubBackbone
 
+TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
+MAX_TRIED = 8192  # training pictures; of more, another pass costs more than it gives
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
 
 
@@ -25,13 +26,13 @@ class Dataset:
     """Features of all usable items, and who does what."""
 
     features: np.ndarray
-    """[V * N, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
-    all their augmented views, one view after the other."""
+    """[N + V, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
+    views of training items."""
     labels: np.ndarray
-    """[V * N] int64, positions in `label_names`; all 0 where the data has no labels."""
+    """[N + V] int64, positions in `label_names`; all 0 where the data has no labels. Turned pictures have others."""
     label_names: list
     sample_ids: np.ndarray
-    """[V * N] int64."""
+    """[N + V] int64."""
     keys: np.ndarray
     """[N] str."""
     splits: Splits
@@ -44,6 +45,10 @@ class Dataset:
     """Where the items are, to show some of them."""
     source_positions: np.ndarray
     """[N] their positions there."""
+    view_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
+    """[v] rows of the views that train beside their items."""
+    view_origins: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
+    """[v] positions of these items."""
 
     @property
     def has_labels(self) -> bool:
@@ -57,9 +62,14 @@ class Dataset:
         return np.array(self.label_names).astype(str)[self.labels[positions]]
 
     def with_views(self, positions: np.ndarray) -> np.ndarray:
-        """Positions of these items and of all their views."""
-        offsets = np.arange(0, len(self.labels), len(self.keys))
-        return (offsets[:, None] + positions).ravel()
+        """Positions of these items, and rows of all their views."""
+        return np.concatenate([positions, self.view_rows[np.isin(self.view_origins, positions)]])
+
+    def keeping_views(self, augmented: bool, turned: bool) -> "Dataset":
+        """The same, where only views of these kinds train: those in classes of their own are the turned ones."""
+        is_turned = self.labels[self.view_rows] != self.labels[self.view_origins]
+        kept = np.where(is_turned, turned, augmented)
+        return dataclasses.replace(self, view_rows=self.view_rows[kept], view_origins=self.view_origins[kept])
 
     def preview(self, positions: np.ndarray, prepare: Callable) -> list | None:
         """`prepare(item)` of the pictures, uint8 [H, W, 3], or texts at these positions; None where items are vectors.
@@ -147,11 +157,10 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
             "column that holds them; or train without labels: --set loss.name=similarity_alignment."
         )
     if isinstance(source, arrays.Features):
-        features, positions, skipped, num_computed, num_views = source.features, np.arange(len(items.keys)), {}, 0, 1
+        features, positions, skipped, num_computed = source.features, np.arange(len(items.keys)), {}, 0
     else:
-        cached = _compute_features(config, source, backbone)
-        features, positions, num_views = cached.rows, cached.positions, config.cache.views
-        skipped, num_computed = cached.skipped, cached.num_computed
+        cached = compute_features(source, backbone, config.cache.dir, **_options(config.cache))
+        features, positions, skipped, num_computed = cached.rows, cached.positions, cached.skipped, cached.num_computed
     kept = sources.Items(
         items.keys[positions],
         None if items.labels is None else np.asarray(items.labels)[positions],
@@ -161,19 +170,56 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
         names, codes = np.empty(0), np.zeros(len(kept.keys), np.int64)
     else:
         names, codes = np.unique(kept.labels, return_inverse=True)
-    sample_ids = np.tile(kept.sample_ids(), num_views)
-    if config.cache.views_as_positives:
-        views = [np.char.add(kept.keys.astype(str), f" view {v}" if v else "") for v in range(num_views)]
-        sample_ids = sources.Items(np.concatenate(views), None, {}).sample_ids()
     split = config.data.split
     splits = only_test(kept, split.query_column) if all_test else split_items(kept, **split.model_dump())
     if config.is_without_labels and split.by == "item" and not all_test:
         splits = with_neighborhoods_held_out(splits, features, split.seed, split.validation_fold)
     if not config.is_without_labels and not all_test:
         _require_pairs(codes, splits)
-    labels = np.tile(codes.astype(np.int64), num_views)
+    codes, sample_ids = codes.astype(np.int64), kept.sample_ids()
     return Dataset(
-        features, labels, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed, source, positions
+        features, codes, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed, source, positions
+    )
+
+
+def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:
+    """The same data, and behind the items those views of training pictures that the config asks for, or is to try.
+
+    A view that the backbone has no features for is left out.
+    """
+    c, splits = config.cache, dataset.splits
+    train = np.union1d(splits.train, splits.validation)
+    is_tried = config.data.modality == "image" and not config.is_without_labels and len(train) <= MAX_TRIED
+    num_views = (TRIED_VIEWS if is_tried else 1) if c.views == "auto" else c.views
+    has_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
+    given = dataset.source, dataset.source_positions[train]
+    views = [(augmented(*given, number, c.flip), 0) for number in range(1, num_views)]
+    views += [(turned(*given, quarters), quarters) for quarters in QUARTERS if has_turned]
+    if not views:
+        return dataset
+    rows, labels, sample_ids, origins = [dataset.features], [dataset.labels], [dataset.sample_ids], []
+    num_computed = dataset.num_computed
+    for view, quarters in views:
+        cached = compute_features(view, backbone, c.dir, title=f"features, {view.name}", **_options(c))
+        items = train[cached.positions]
+        ids = dataset.sample_ids[items]
+        if c.views_as_positives and not quarters:
+            keys = np.char.add(dataset.keys[items].astype(str), f" {view.name}")
+            ids = sources.Items(keys, None, {}).sample_ids()
+        rows.append(cached.rows)
+        labels.append(dataset.labels[items] + quarters * len(dataset.label_names))
+        sample_ids.append(ids)
+        origins.append(items)
+        num_computed += cached.num_computed
+    view_origins = np.concatenate(origins)
+    return dataclasses.replace(
+        dataset,
+        features=ShardedRows.concatenate(rows),
+        labels=np.concatenate(labels),
+        sample_ids=np.concatenate(sample_ids),
+        num_computed=num_computed,
+        view_rows=len(dataset.keys) + np.arange(len(view_origins)),
+        view_origins=view_origins,
     )
 
 
@@ -188,17 +234,5 @@ def _require_pairs(codes: np.ndarray, splits: Splits) -> None:
             )
 
 
-def _compute_features(config: schema.Config, source: sources.Source, backbone: Backbone) -> CachedFeatures:
-    """Features of all items and, behind them, of their augmented views."""
-    c = config.cache
-    options = c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error", "engine", "ray_workers"})
-    views = [source, *(View(source, number, c.flip) for number in range(1, c.views))]
-    cached = [compute_features(view, backbone, c.dir, **options) for view in views]
-    positions = functools.reduce(np.intersect1d, [each.positions for each in cached])
-    rows = [each.rows.take(np.searchsorted(each.positions, positions)) for each in cached]
-    return CachedFeatures(
-        ShardedRows.concatenate(rows),
-        positions,
-        {key: reason for each in cached for key, reason in each.skipped.items()},
-        sum(each.num_computed for each in cached),
-    )
+def _options(c: data_schema.Cache) -> dict:
+    return c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error", "engine", "ray_workers"})

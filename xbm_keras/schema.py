@@ -235,8 +235,13 @@ class Config(Section):
             raise ValueError(
                 f"data.source {source!r} with texts does not go with backbone.kind {kind!r}; texts take keras_hub"
             )
-        if self.cache.views > 1 and modality != "image":
+        if self.cache.views not in ("auto", 1) and modality != "image":
             raise ValueError(f"cache.views {self.cache.views} does not go with data.source {source!r}; use 1")
+        if self.cache.turned_classes is True and (modality != "image" or self.is_without_labels):
+            raise ValueError(
+                f"cache.turned_classes does not go with data.source {source!r} and loss.name {self.loss.name!r}; it "
+                "takes pictures and labels"
+            )
         c = self.training
         if 0 < self.memory.memory_size < self.batch_size:
             keys = "batch_size" if self.is_without_labels else "classes_per_batch x training.samples_per_class"

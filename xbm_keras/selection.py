@@ -1,7 +1,8 @@
-"""What a run chooses on training items that it holds out: the start of the head, and the number of epochs."""
+"""What a run chooses on training items that it holds out: views, the start of the head, the number of epochs."""
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from xbm_keras import progress, schema
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import evaluate_retrieval
-from xbm_keras.loading import Dataset, blaming_config
+from xbm_keras.loading import TRIED_VIEWS, Dataset, blaming_config
 from xbm_keras.neighbor_evaluation import FrozenNeighbors
 from xbm_keras.stages.head_starts import ClosedForms, Start
 
+log = logging.getLogger("xbm_keras")
 AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
 PARAMETERS = {
     "whiten": ("shrinkage",),
@@ -111,6 +113,46 @@ def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFold
     folds = folds or HeldOutFolds(dataset)
     best = _best(choices, folds)
     return _best([best.model_copy(update={"power": power}) for power in powers], folds)
+
+
+def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Dataset]:
+    """The same config, with what suits held-out training items best in place of "auto" in its head and its views.
+
+    First the head, by the items as they are; then the views, each kind that the data has and the config leaves open,
+    with and without, for that head; then the head once more, where it is to have views.
+
+    Args:
+        config: of the run.
+        dataset: its data, with all views that are to be tried.
+
+    Returns:
+        The config, and the data with those views alone that were chosen.
+    """
+    uses_labels = not config.is_without_labels
+    (cache, chosen), *others = _ways_to_view(config.cache, dataset)
+    folds = HeldOutFolds(chosen, uses_labels)
+    head = choose_start(config.head, chosen, folds)
+    if others and head.start != "random":  # of which there is nothing to compare before it is trained
+        scores = [folds.score(head), *(HeldOutFolds(other, uses_labels).score(head) for _, other in others)]
+        ways = [(cache, chosen), *others]
+        for (way, _), score in zip(ways, scores, strict=True):
+            turned = "with" if way.turned_classes else "without"
+            log.info("Held-out classes: MAP@R %.3f by %d view(s), %s turned classes.", score, way.views, turned)
+        cache, chosen = ways[int(np.argmax(scores))]
+        if chosen is not ways[0][1]:
+            head = choose_start(config.head, chosen, HeldOutFolds(chosen, uses_labels))
+    return config.model_copy(update={"head": head, "cache": cache}), chosen
+
+
+def _ways_to_view(cache: schema.Cache, dataset: Dataset) -> list[tuple[schema.Cache, Dataset]]:
+    """The kinds of views that may train, of those that the data has: as few as the config allows come first."""
+    is_turned = dataset.labels[dataset.view_rows] != dataset.labels[dataset.view_origins]
+    views = [cache.views] if cache.views != "auto" else [1, TRIED_VIEWS] if not is_turned.all() else [1]
+    turns = [cache.turned_classes] if cache.turned_classes != "auto" else [False, True] if is_turned.any() else [False]
+    return [
+        (cache.model_copy(update={"views": v, "turned_classes": t}), dataset.keeping_views(v > 1, t))
+        for v, t in itertools.product(views, turns)
+    ]
 
 
 def _best(choices: list[schema.HeadConfig], folds: HeldOutFolds) -> schema.HeadConfig:

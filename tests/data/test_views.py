@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xbm_keras.data.arrays import ImageArray
-from xbm_keras.data.views import View, augment
+from xbm_keras.data.views import augment, augmented, turn, turned
 
 
 @pytest.fixture
@@ -36,11 +36,25 @@ def test_without_flips_nothing_is_mirrored():
     assert {bool(v[:, -1].mean() > v[:, 0].mean()) for v in (augment(ramp, n) for n in range(1, 40))} == {True, False}
 
 
-def test_a_view_is_a_source_with_digests_of_its_own(source):
-    views = [source, View(source, 1), View(source, 2), View(source, 1, flip=False)]
-    assert len({view.digest(3) for view in views}) == 4
-    (picture,) = views[1].read([3], lambda picture: picture)
-    np.testing.assert_array_equal(picture, augment(source.load(3), 1))
+def test_views_of_some_pictures_are_a_source_with_digests_of_its_own(source):
+    some = np.array([1, 3, 4])
+    views = [augmented(source, some, 1), augmented(source, some, 2), augmented(source, some, 1, flip=False)]
+    views += [turned(source, some, quarters) for quarters in (1, 2, 3)]
+    assert len({source.digest(3), *(view.digest(1) for view in views)}) == 7
+    assert views[0].digest(1) == augmented(source, np.array([3]), 1).digest(0)  # whatever others are wanted
+    assert [view.items.keys.tolist() for view in views] == [source.items.keys[some].tolist()] * 6
+    for view, change in ((views[0], lambda x: augment(x, 1)), (views[3], lambda x: turn(x, 1))):
+        for picture, position in zip(view.read([0, 2], lambda picture: picture), (1, 4), strict=True):
+            np.testing.assert_array_equal(picture, change(source.load(position)))
+
+
+def test_a_turn_is_by_a_quarter_and_keeps_every_pixel():
+    picture = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
+    once = turn(picture, 1)
+    assert once.shape == (6, 4, 3)
+    np.testing.assert_array_equal(once[0, 0], picture[0, -1])
+    np.testing.assert_array_equal(turn(once, 1), picture[::-1, ::-1])
+    np.testing.assert_array_equal(turn(turn(picture, 3), 1), picture)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 40, 3), (2, 2, 3)])

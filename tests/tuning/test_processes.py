@@ -24,7 +24,7 @@ DRIVER = """
     folder, max_trials, chief, worker = sys.argv[1:]
     role = take_role(chief, worker)
     config = load_config(str(pathlib.Path(folder).parent / "x.yaml"))
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     if role == "worker":
         work(hypermodel)
     else:

@@ -139,7 +139,7 @@ def test_failed_trials_have_their_reason_and_end_a_hopeless_search(vectors, tmp_
 
 def test_folds_are_averaged(vectors, tmp_path):
     config = load_config(str(vectors), ["search.folds=2"])
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     first, second = (set(fold.labels[fold.splits.validation]) for fold in hypermodel.folds)
     assert len(first) == len(second) == 3
     assert not first & second
@@ -181,7 +181,7 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
 
 def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
     config = load_config(str(vectors), ["search.space=null"])
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     hp = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hp)
     first = hypermodel.config_of(hp)
@@ -193,7 +193,7 @@ def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
 
 def test_test_classes_are_never_scored(vectors):
     config = load_config(str(vectors))
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     fold = hypermodel.folds[0]
     fold.features[fold.splits.test] = np.nan  # whatever reads them, shows it
     fold.labels[fold.splits.test] = -1
@@ -202,7 +202,7 @@ def test_test_classes_are_never_scored(vectors):
 
 def test_nothing_that_a_trial_traced_outlives_it(vectors):
     config = load_config(str(vectors), ["training.epochs=1", "training.steps_per_epoch=1"])
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     graphs = []
     for _ in range(2):
         hypermodel.evaluate(config)
@@ -214,7 +214,7 @@ def test_nothing_that_a_trial_traced_outlives_it(vectors):
 
 def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch):
     config = load_config(str(vectors))
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     hp = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hp)
@@ -225,7 +225,7 @@ def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch
 
 def test_users_bring_their_own_tuner(vectors, tmp_path):
     config = load_config(str(vectors))
-    hypermodel = HeadHyperModel(config, load_folds(config))
+    hypermodel = HeadHyperModel(*load_folds(config))
     tuner = keras_tuner.RandomSearch(
         hypermodel, hypermodel.objective, max_trials=1, directory=tmp_path, seed=3, executions_per_trial=1
     )

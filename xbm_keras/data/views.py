@@ -1,42 +1,67 @@
-"""Augmented views of pictures, which the feature cache keeps like further items."""
+"""Views of training pictures, which the feature cache keeps like further items: augmented ones, and turned ones."""
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from xbm_keras.data.sources import Source
+from xbm_keras.data.sources import Items, Source
+
+QUARTERS = (1, 2, 3)
 
 
 class View:
-    """A source whose pictures are cropped, mirrored and lit differently, each always in the same way.
+    """Some pictures of a source, each changed, and always in the same way.
 
     Args:
         source: the plain pictures.
-        number: 1 or more; each number is another view.
-        flip: whether a view may be mirrored left to right. Not for letters, or where left and right differ.
+        positions: of those that are wanted, increasing.
+        name: of the change; views of different names have digests of their own.
+        change: from a picture [H, W, 3] uint8 to another.
     """
 
-    def __init__(self, source: Source, number: int, flip: bool = True):
-        self.source = source
-        self.name = f"view {number}{'' if flip else ', not mirrored'}"
-        self.number = number
-        self.flip = flip
-        self.items = source.items
-        self.root = f"{getattr(source, 'root', '')} {self.name}"  # its digests are not those of the plain pictures
+    def __init__(self, source: Source, positions: np.ndarray, name: str, change: Callable[[np.ndarray], np.ndarray]):
+        self.source, self.positions, self.name, self.change = source, positions, name, change
+        self.items = Items(source.items.keys[positions], None, {})
+        self.root = f"{getattr(source, 'root', '')} {name}"  # its digests are not those of the plain pictures
 
     def stamp(self, position: int) -> tuple[int, int] | None:
         """Of the plain picture."""
-        return self.source.stamp(position)
+        return self.source.stamp(int(self.positions[position]))
 
     def digest(self, position: int) -> str:
         """Hash of the plain picture's digest and the view."""
-        return hashlib.sha256(f"{self.source.digest(position)} {self.name}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.source.digest(int(self.positions[position]))} {self.name}".encode()).hexdigest()
 
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
         """Views of the pictures at these positions."""
-        return self.source.read(positions, lambda picture: prepare(augment(picture, self.number, self.flip)))
+        chosen = self.positions[np.asarray(positions, np.int64)].tolist()
+        return self.source.read(chosen, lambda picture: prepare(self.change(picture)))
+
+
+def augmented(source: Source, positions: np.ndarray, number: int, flip: bool = True) -> View:
+    """The pictures cropped, mirrored and lit differently.
+
+    Args:
+        source: the plain pictures.
+        positions: of those that are wanted.
+        number: 1 or more; each number is another view.
+        flip: whether a view may be mirrored left to right. Not for letters, or where left and right differ.
+    """
+    name = f"view {number}{'' if flip else ', not mirrored'}"
+    return View(source, positions, name, functools.partial(augment, number=number, flip=flip))
+
+
+def turned(source: Source, positions: np.ndarray, quarters: int) -> View:
+    """The pictures turned counterclockwise by so many quarters."""
+    return View(source, positions, f"turned by {90 * quarters} degrees", functools.partial(turn, quarters=quarters))
+
+
+def turn(picture: np.ndarray, quarters: int) -> np.ndarray:
+    """A picture [H, W, 3], turned counterclockwise by so many quarters."""
+    return np.ascontiguousarray(np.rot90(picture, quarters))
 
 
 def augment(picture: np.ndarray, number: int, flip: bool = True) -> np.ndarray:

@@ -15,29 +15,35 @@ from tensorflow.python.framework import ops
 
 from xbm_keras import experiment
 from xbm_keras.config import check_config
-from xbm_keras.loading import Dataset, load_dataset
+from xbm_keras.loading import Dataset, load_dataset, with_training_views
 from xbm_keras.model import XBMModel
 from xbm_keras.schema import Config, HeadConfig
 from xbm_keras.scoring import compare
-from xbm_keras.selection import HeldOutFolds, choose_start, closed_forms_of
+from xbm_keras.selection import HeldOutFolds, choose, choose_start, closed_forms_of
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.head_starts import ClosedForms
 from xbm_keras.tuning.space import check_space, declare, default_space, overridden, trial_values
 
 
-def load_folds(config: Config, backbone: Backbone | None = None) -> list[Dataset]:
+def load_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config, list[Dataset]]:
     """The data, `search.folds` times, with the same features and test items, but other classes to validate on.
+
+    Returns:
+        The config, in which it is chosen which views of pictures train, and the data with these.
 
     Raises:
         DataError: for data that cannot be used, or has too few classes for so many folds.
     """
-    first = load_dataset(config, backbone)
+    first = with_training_views(config, load_dataset(config, backbone), backbone)
+    if len(first.view_rows):
+        chosen, first = choose(config, first)
+        config = config.model_copy(update={"cache": chosen.cache})
     folds = [first]
     for number in range(1, config.search.folds):
         values = overridden(config, {"data.split.validation_fold": number})
         other = load_dataset(check_config(values, f"fold {number}"), backbone)
         folds.append(dataclasses.replace(first, splits=other.splits))
-    return folds
+    return config, folds
 
 
 class HeadHyperModel(keras_tuner.HyperModel):
@@ -52,7 +58,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     Example:
         >>> config = load_config("configs/clinc150.yaml")
-        >>> hypermodel = HeadHyperModel(config, load_folds(config))
+        >>> hypermodel = HeadHyperModel(*load_folds(config))
         >>> tuner = keras_tuner.RandomSearch(hypermodel, hypermodel.objective, max_trials=20, directory="search")
         >>> tuner.search()
         >>> best = hypermodel.config_of(tuner.get_best_hyperparameters()[0])
