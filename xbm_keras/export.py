@@ -148,7 +148,7 @@ def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str
         }
     # One graph of the network for all three.
     prepared = tf.TensorSpec((None, *backbone.image_size, 3), tf.float32)
-    embed = tf.function(embed, input_signature=[prepared], autograph=False)
+    embed = tf.function(_never_empty(embed), input_signature=[prepared], autograph=False)
 
     def from_images(inputs):
         return embed(backbone.resize(inputs["inputs"]))
@@ -165,6 +165,18 @@ def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str
         "serve_uint8": (from_images, {"inputs": tf.TensorSpec((None, None, None, 3), tf.uint8)}),
         "serve_bytes": (from_bytes, {"bytes": tf.TensorSpec((None,), tf.string)}),
     }
+
+
+def _never_empty(function: Callable) -> Callable:
+    """The function, which for an empty batch sees a blank picture: on some CPUs TensorFlow fails to convolve none."""
+
+    def call(images):
+        size = tf.shape(images)[0]
+        blank = tf.zeros((tf.cast(size == 0, tf.int32), *images.shape[1:]), images.dtype)
+        outputs = function(tf.concat([images, blank], axis=0))
+        return {name: values[:size] for name, values in outputs.items()}
+
+    return call
 
 
 def _scatter(values, positions, size):
