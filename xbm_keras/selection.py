@@ -135,13 +135,17 @@ def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Data
     if others and head.start != "random":  # of which there is nothing to compare before it is trained
         scores = [folds.score(head), *(HeldOutFolds(other, uses_labels).score(head) for _, other in others)]
         ways = [(cache, chosen), *others]
-        for (way, _), score in zip(ways, scores, strict=True):
-            turned = "with" if way.turned_classes else "without"
-            log.info("Held-out classes: MAP@R %.3f by %d view(s), %s turned classes.", score, way.views, turned)
+        told = [f"{score:.3f} {_described(way)}" for (way, _), score in zip(ways, scores, strict=True)]
+        log.info("MAP@R of held-out classes by views of training pictures: %s.", ", ".join(told))
         cache, chosen = ways[int(np.argmax(scores))]
         if chosen is not ways[0][1]:
             head = choose_start(config.head, chosen, HeldOutFolds(chosen, uses_labels))
     return config.model_copy(update={"head": head, "cache": cache}), chosen
+
+
+def _described(cache: schema.Cache) -> str:
+    kinds = ["augmented ones"] * (cache.views != 1) + ["turned classes"] * bool(cache.turned_classes)
+    return f"with {' and '.join(kinds)}" if kinds else "without"
 
 
 def _ways_to_view(cache: schema.Cache, dataset: Dataset) -> list[tuple[schema.Cache, Dataset]]:
