@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import yaml
 
 from tests import reference_starts
-from xbm_keras import experiment, loading, selection
+from tests.test_train import run
+from xbm_keras import loading, results, selection
 from xbm_keras.config import check_config
-from xbm_keras.costs import Costs
 from xbm_keras.data.splits import Splits
 from xbm_keras.data.views import augment, turn
 from xbm_keras.evaluation import evaluate_retrieval
@@ -188,7 +189,7 @@ def test_what_is_given_is_not_chosen():
 def test_the_head_is_chosen_again_for_the_views():
     """Not the one that was best without them."""
     differ = 0
-    for seed in range(12):
+    for seed in range(4):
         dataset = made_up(seed)
         head = config_of({"start": "auto", "shrinkage": "auto", "weighting": "auto", "total_share": "auto"}).head
         config, chosen = selection.choose(config_of(head.model_dump()), dataset)
@@ -204,20 +205,35 @@ def test_a_random_start_has_no_views_to_choose():
 
 
 def test_a_run_trains_on_views_and_tests_without(values, tmp_path):
-    results = {}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    metrics = {}
     for name, num_views, turned in (("plain", 1, False), ("views", 2, True)):
-        cache = {"views": num_views, "turned_classes": turned}
-        config, _, dataset = load(values, **cache)
-        (tmp_path / name).mkdir()
-        model, results[name] = experiment.run(config, dataset, None, tmp_path / name, Costs())
-        rows = model.memory.read()
+        overrides = [f"cache.views={num_views}", f"cache.turned_classes={str(turned).lower()}"]
+        metrics[name] = run(tmp_path / "x.yaml", tmp_path / name, *overrides, report=True)
+        rows = keras.saving.load_model(tmp_path / name / "model.keras").memory.read()
         assert len(rows.sample_ids) == 40 * (5 if name == "views" else 1)
         assert len(np.unique(rows.sample_ids)) == 40  # a view is no positive of its picture
-        assert results[name]["validation"]["views"] == num_views
-        assert results[name]["validation"]["turned_classes"] == turned
-    plain, views = (results[name]["leave_one_out"] for name in ("plain", "views"))
+        assert metrics[name]["validation"]["views"] == num_views
+        assert metrics[name]["validation"]["turned_classes"] == turned
+        said = (tmp_path / name / "report.html").read_text("utf-8")
+        said += (tmp_path / name / "export/1/model_card.md").read_text("utf-8")
+        assert said.count(", each with 1 augmented view and 3 turns as classes of their own") == 2 * turned
+        assert f"{len(rows.sample_ids)} rows, float32" in said
+    plain, views = (metrics[name]["leave_one_out"] for name in ("plain", "views"))
     assert plain["frozen"] == views["frozen"]
     assert plain["closed_form"] != views["closed_form"]
+
+
+@pytest.mark.parametrize(
+    ("num_views", "turned", "expected"),
+    [
+        (1, False, ""),
+        (3, False, ", each with 2 augmented views"),
+        (1, True, ", each with 3 turns as classes of their own"),
+    ],
+)
+def test_what_is_said_of_views(num_views, turned, expected):
+    assert results.views({"views": num_views, "turned_classes": turned}) == expected
 
 
 def test_a_search_chooses_views_once(values):

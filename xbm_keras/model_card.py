@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from xbm_keras.results import shown, title
+from xbm_keras.results import shown, title, views
 
 VERSIONS = ("xbm-keras", "keras", "tensorflow")
 PROTOCOLS = {
@@ -40,7 +40,7 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
         f"| network | {_network(config['backbone'])} |",
         f"| licence of its weights | {_license(config)} |",
         f"| data | `{config['data']['source']}`: `{origin}` |",
-        f"| trained on | {_trained_on(data, metrics['phase'])} |",
+        f"| trained on | {_trained_on(data, metrics)} |",
         f"| tested on | {items['test']:,} items{_of_classes(classes['test'])} |",
         f"| left out | {len(data['skipped']):,} items that could not be read |",
         f"| recipe | {head['kind']} head, start `{head['start']}`, loss `{config['loss']['name']}`, "
@@ -64,12 +64,13 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
     )
 
 
-def _trained_on(data: dict, phase: str) -> str:
-    """How many items and classes, and which of them chose the number of epochs."""
+def _trained_on(data: dict, metrics: dict) -> str:
+    """How many items and classes, with which views, and which of them chose the number of epochs."""
+    phase = metrics["phase"]
     parts = ("train", "validation") if phase == "refit" else ("train",)
     items, classes = (sum(data[what][part] for part in parts) for what in ("items", "classes"))
     chose = f"{data['items']['validation']:,} items {'of these' if phase == 'refit' else 'of other classes'}"
-    return f"{items:,} items{_of_classes(classes)}; {chose} chose the number of epochs"
+    return f"{items:,} items{_of_classes(classes)}{views(metrics['validation'])}; {chose} chose the number of epochs"
 
 
 def _of_classes(count: int) -> str:

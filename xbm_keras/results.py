@@ -45,6 +45,14 @@ def widths_of(name: str, metric: str, scores: Mapping[str, Mapping[str, float]])
     return {width: found[width] for width in sorted(found, key=lambda w: (w == "full", int(w) if w != "full" else 0))}
 
 
+def views(chosen: Mapping) -> str:
+    """What trains beside each picture, such as ", each with 2 augmented views"; by the `validation` of a run."""
+    number = chosen.get("views", 1) - 1
+    kinds = [f"{number} augmented view{'s' * (number > 1)}"] * (number > 0)
+    kinds += ["3 turns as classes of their own"] * bool(chosen.get("turned_classes"))
+    return f", each with {' and '.join(kinds)}" if kinds else ""
+
+
 def outcome(metrics: dict) -> str:
     """Whether the head is "better" than the frozen features, "worse", or "mixed": about the same, or best untrained.
 

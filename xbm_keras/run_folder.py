@@ -27,6 +27,7 @@ from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
 from xbm_keras.report.projector import write_projector
 from xbm_keras.report.run_report import write_run_report
+from xbm_keras.results import views
 from xbm_keras.schema import Config, Neighbors
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.hub_backbone import HubBackbone
@@ -266,8 +267,11 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
         name: f"{len(rows):,} items" + (f", {_num_classes(dataset, rows):,} classes" if dataset.has_labels else "")
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
-    memory_size = min(c.memory.memory_size, len(splits.train) + len(splits.validation) * c.training.refit)
-    start = metrics["validation"].get("start", c.head.start)  # which one, where the config says "auto"
+    chosen = metrics["validation"]
+    start = chosen.get("start", c.head.start)  # which one, where the config says "auto"
+    dataset = dataset.keeping_views(chosen.get("views", 1) > 1, bool(chosen.get("turned_classes")))
+    trained_on = np.union1d(splits.train, splits.validation) if c.training.refit else splits.train
+    memory_size = min(c.memory.memory_size, len(dataset.with_views(trained_on)))
     widths = ", ".join(map(str, c.head.widths or [c.head.embedding_dim]))
     if isinstance(c.top_k, Neighbors):
         picked = f"{c.top_k.num_neighbors} neighbours, {c.top_k.num_random} random rows, without labels"
@@ -280,14 +284,14 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
             (str(getattr(network, n)) for n in ("name", "preset", "path") if hasattr(network, n)),
             "vectors as given" if network.kind == "none" else network.kind,
         ),
-        "Training": counts["train"],
+        "Training": counts["train"] + views(chosen),
         "Validation": counts["validation"],
         "Test": counts["test"],
         "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {widths} dimensions, start {start}",
         "Memory": f"{memory_size:,} rows, {c.memory.storage_dtype}" if memory_size else "off: pairs within a batch",
         "Top-k sample": picked,
         "Loss": ", ".join(f"{name} {value}" for name, value in c.loss.model_dump().items()).removeprefix("name "),
-        "Epochs": f"{metrics['validation']['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
+        "Epochs": f"{chosen['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
         "Seed": str(c.training.seed),
         "Device": "CPU" if not devices else str(tf.config.experimental.get_device_details(devices[0])["device_name"]),
         "Versions": ", ".join(
