@@ -78,6 +78,7 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
         (["memory.memory_size=-1"], "memory.memory_size: received -1"),
         (["backbone.kind=keras_file", "backbone.path=x"], "'features' does not go with backbone.kind 'keras_file'"),
         (["cache.views=2"], "cache.views 2 does not go with data.source 'features'"),
+        (["cache.turned_classes=true"], "cache.turned_classes does not go with data.source 'features'"),
         (["training=5"], "training: received 5"),
         (["training.epochs"], "--set 'training.epochs'; expected section.key=value"),
     ],
@@ -86,6 +87,12 @@ def test_what_is_wrong_is_named(path, overrides, expected):
     with pytest.raises(ConfigError) as raised:
         load_config(path, overrides)
     assert expected in str(raised.value)
+
+
+def test_turned_classes_need_classes():
+    settings = ["loss.name=similarity_alignment", "cache.turned_classes=true"]
+    with pytest.raises(ConfigError, match="and loss.name 'similarity_alignment'; it takes pictures and labels"):
+        load_config("configs/image_folder.yaml", ["data.root=x", *settings])
 
 
 def test_all_problems_are_told_at_once(path):
