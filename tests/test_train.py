@@ -387,9 +387,10 @@ def test_a_saved_model_as_backbone(photos, tmp_path):
     assert metrics["leave_one_out"]["frozen"] == plain["leave_one_out"]["frozen"]
 
     pictures = np.random.default_rng(0).uniform(0, 255, (33, 12, 12, 3)).astype(np.float32)
-    _, served, _ = serve_in_a_fresh_process(tmp_path / "run/export/1", pictures, tmp_path)
+    _, served, none = serve_in_a_fresh_process(tmp_path / "run/export/1", pictures, tmp_path)
     _, expected, _ = serve_in_a_fresh_process(tmp_path / "plain/export/1", pictures, tmp_path)
     np.testing.assert_allclose(served, expected, atol=1e-5)
+    assert none.shape == (0, 4)
     head_only = keras.saving.load_model(tmp_path / "run/model.keras")
     assert head_only.backbone is None
     assert head_only.encoder.predict(np.ones((2, 6)), verbose=0).shape == (2, 4)
