@@ -17,7 +17,7 @@ from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.hub_backbone import HubBackbone
 
 TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
-MAX_TRIED = 8192  # training pictures; of more, another pass costs more than it gives
+MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
 
 
