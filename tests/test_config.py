@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named(path, overrides, expected):
 
 def test_turned_classes_need_classes():
     settings = ["loss.name=similarity_alignment", "cache.turned_classes=true"]
-    with pytest.raises(ConfigError, match="and loss.name 'similarity_alignment'; it takes pictures and labels"):
+    with pytest.raises(ConfigError, match=r"and loss\.name 'similarity_alignment'; it takes pictures and labels"):
         load_config("configs/image_folder.yaml", ["data.root=x", *settings])
 
 
