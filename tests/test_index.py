@@ -112,10 +112,11 @@ def test_approximate_search_finds_nearly_all(tmp_path):
     assert len(approximate) == len(left.ids) == 1700
     ids, similarities = index.search_approximately(left, approximate, more.vectors, 10)
     exact_ids, exact_similarities = Search(left).find(more.vectors, 10)
-    assert ids[:, 0].tolist() == more.ids.tolist()
+    is_itself = ids[:, 0] == more.ids  # threads build the graph, each time another one
+    assert is_itself.mean() > 0.97
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, exact_ids, strict=True)])
     assert recall > 0.95
-    np.testing.assert_allclose(similarities[:, 0], exact_similarities[:, 0], atol=1e-5)
+    np.testing.assert_allclose(similarities[is_itself, 0], exact_similarities[is_itself, 0], atol=1e-5)
 
 
 def test_without_usearch_it_says_what_to_install(tmp_path, monkeypatch):
