@@ -57,7 +57,7 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
     [
         (["training.epoch=3"], "training.epoch: unknown key; did you mean 'epochs'?"),
         (["memori.memory_size=3"], "memori: unknown key; did you mean 'memory'?"),
-        (["training.qqqq=1"], "training.qqqq: unknown key; known here: batch_size, checkpoint_every_seconds, cl"),
+        (["training.qqqq=1"], "training.qqqq: unknown key; known here: averaging, batch_size, checkpoint_ev"),
         (["training.epochs=many"], "training.epochs: received 'many'; input should be a valid integer"),
         (["training.epochs=1.5"], "training.epochs: received 1.5"),
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),
@@ -77,6 +77,8 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
         (["memory.memory_size=64"], "memory.memory_size 64 is smaller than the batch of 128"),
         (["memory.memory_size=-1"], "memory.memory_size: received -1"),
         (["backbone.kind=keras_file", "backbone.path=x"], "'features' does not go with backbone.kind 'keras_file'"),
+        (["training.warmup=0.1"], "training.warmup 0.1 does not go with training.schedule 'growing'"),
+        (["training.averaging=1"], "training.averaging: received 1"),
         (["cache.views=2"], "cache.views 2 does not go with data.source 'features'"),
         (["cache.turned_classes=true"], "cache.turned_classes does not go with data.source 'features'"),
         (["training=5"], "training: received 5"),

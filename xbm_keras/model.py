@@ -16,7 +16,7 @@ from xbm_keras.stages.mining_keys import MiningKeys
 from xbm_keras.stages.neighbor_top_k import NeighborTopK
 from xbm_keras.stages.pair_losses import PairLoss
 from xbm_keras.stages.sketch import Sketch
-from xbm_keras.stages.start_alignment import divergence_from_start
+from xbm_keras.stages.start_alignment import divergence_from_start, squared_distance
 
 STAGES = ("backbone", "head", "memory", "top_k", "pair_loss", "sketch")
 MINE_IN = ("features", "embeddings", "sketch")
@@ -46,11 +46,12 @@ class XBMModel(keras.Model):
         rerank: for `mine_in="sketch"`: of the best `rerank` k by sketch the best k by feature score are picked.
         start_alignment: weight of a second loss that holds each anchor's similarities to its picks to what they were
             under the head of `set_start`, see `divergence_from_start`; 0 for none.
+        start_l2: weight of the squared distance of the head's weights from those of `set_start`; 0 for none.
 
     Raises:
         ValueError: for an unknown `mine_in`, or one whose arguments are missing or that NeighborTopK does not take, for
-            NeighborTopK with a loss that needs labels, or the reverse, or for a negative `start_alignment`; in a step,
-            for a batch without labels that the loss needs, or without sample ids where there is a memory.
+            NeighborTopK with a loss that needs labels, or the reverse, or for a negative weight; in a step, for a
+            batch without labels that the loss needs, or without sample ids where there is a memory.
         NonFiniteFeatures: by `fit`, for a batch with NaN or infinite features.
         NonFiniteLoss: by `fit`, for a loss or weights that became NaN or infinite.
 
@@ -76,6 +77,7 @@ class XBMModel(keras.Model):
         sketch: Sketch | None = None,
         rerank: int = 4,
         start_alignment: float = 0.0,
+        start_l2: float = 0.0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -89,8 +91,8 @@ class XBMModel(keras.Model):
             raise ValueError(f"Received key_refresh={key_refresh!r}; expected 'exact' or a number of rows per step.")
         if not isinstance(rerank, int) or rerank < 1:
             raise ValueError(f"Received rerank={rerank!r}; expected a whole number, 1 or more.")
-        if not start_alignment >= 0:
-            raise ValueError(f"Received start_alignment={start_alignment!r}; expected a weight of 0 or more.")
+        if not (start_alignment >= 0 and start_l2 >= 0):
+            raise ValueError(f"Received {start_alignment=} and {start_l2=}; expected weights of 0 or more.")
         is_without_labels = isinstance(top_k, NeighborTopK)
         if is_without_labels == pair_loss.uses_labels or (is_without_labels and mine_in != "features"):
             raise ValueError(
@@ -108,8 +110,9 @@ class XBMModel(keras.Model):
         self.sketch = sketch
         self.rerank = rerank
         self.start_alignment = start_alignment
+        self.start_l2 = start_l2
         self.start: Head | None = None  # the head as it was before the first step
-        if start_alignment:
+        if start_alignment or start_l2:
             self.start = Head.from_config({**head.get_config(), "name": "start", "trainable": False})
         self.mining_keys = None
         if mine_in == "sketch" and memory.memory_size:
@@ -160,7 +163,7 @@ class XBMModel(keras.Model):
         else:
             features = self.backbone(inputs["inputs"])
         features = self.unit_length(features)
-        return {"features": features, "embeddings": self.head(features)}
+        return {"features": features, "embeddings": self.head(features, training=training)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The picture: enqueue, score, pick, embed the picks, compare. Mean over the valid anchors, a scalar."""
@@ -175,7 +178,7 @@ class XBMModel(keras.Model):
         # For each nested width of the embedding [B, T]; for most heads that is its full width alone.
         similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
         losses = [self.pair_loss(each, picks) for each in similarities]
-        if self.start is not None:
+        if self.start_alignment:
             how = {"embeds_all": row_embeddings is not None, "jit_compile": self.jit_compile}
             strays = divergence_from_start(similarities, self.start, features, rows, picks, **how)
             losses = [loss + self.start_alignment * stray for loss, stray in zip(losses, strays, strict=True)]
@@ -183,7 +186,10 @@ class XBMModel(keras.Model):
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
         is_finite = self._note_non_finite(batch, is_valid & ~tf.math.is_finite(per_anchor))
-        return tf.where(is_finite, _mean(per_anchor, is_valid), float("nan"))
+        loss = replicas.masked_mean(per_anchor, is_valid)
+        if self.start_l2:
+            loss += self.start_l2 * replicas.share(squared_distance(self.head, self.start))
+        return tf.where(is_finite, loss, float("nan"))
 
     def _labels_and_ids(self, x, y, y_pred):
         """Labels and sample ids of the batch, int64 [B]; a loss that uses no labels gets none to see, all are 0."""
@@ -312,6 +318,7 @@ class XBMModel(keras.Model):
             self.sketch,
             self.rerank,
             self.start_alignment,
+            self.start_l2,
         )
         twin.build({"features": (None, self.memory.feature_dim)})
         if self.start is not None:
@@ -332,6 +339,7 @@ class XBMModel(keras.Model):
             "key_refresh": self.key_refresh,
             "rerank": self.rerank,
             "start_alignment": self.start_alignment,
+            "start_l2": self.start_l2,
         }
 
     @classmethod
@@ -339,9 +347,3 @@ class XBMModel(keras.Model):
         """The model that `get_config` described."""
         stages = {name: config[name] and keras.saving.deserialize_keras_object(config[name]) for name in STAGES}
         return cls(**{**config, **stages})
-
-
-def _mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean over the mask, of all replicas: each gives its share of it. Over an empty mask 0, with zero gradient."""
-    count = replicas.total(tf.reduce_sum(tf.cast(mask, tf.float32)))
-    return tf.reduce_sum(tf.where(mask, values, 0.0)) / tf.maximum(count, 1.0)

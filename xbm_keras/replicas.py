@@ -38,3 +38,15 @@ def total(tensor: tf.Tensor) -> tf.Tensor:
     if context is None or context.num_replicas_in_sync == 1:
         return tensor
     return tf.stop_gradient(context.all_reduce(tf.distribute.ReduceOp.SUM, tensor))
+
+
+def masked_mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Mean over the mask, of all replicas: each gives its share of it. Over an empty mask 0, with zero gradient."""
+    count = total(tf.reduce_sum(tf.cast(mask, tf.float32)))
+    return tf.reduce_sum(tf.where(mask, values, 0.0)) / tf.maximum(count, 1.0)
+
+
+def share(value: tf.Tensor) -> tf.Tensor:
+    """What each replica gives of a number that is the same on all of them."""
+    context = tf.distribute.get_replica_context()
+    return value if context is None else value / context.num_replicas_in_sync

@@ -137,7 +137,15 @@ class Training(Section):
     """"growing": by a constant factor each step, from a thirtieth of the rate to the rate at the end of the last of
     `epochs`, so that to choose the epoch is to choose how far to go from the start: on some data the best head is near
     it, on others far. "cosine": from the rate to 0."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all steps in which the cosine schedule first rises from 0 to the rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an anchor's features that are left out in each step, by chance; those of memory rows stay."""
+    averaging: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Momentum of a moving average of the head's weights, which takes their place at the end of each epoch."""
+    start_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared distance of the head's weights from the start's."""
     start_alignment: Annotated[float, Field(ge=0)] = 0.0
     """Weight of a second loss, which holds similarities to what they were at the start: training may change the order
     of what is near, and leaves classes where they were. Without labels the default is 10."""
@@ -248,6 +256,11 @@ class Config(Section):
             raise ValueError(
                 f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {self.batch_size} "
                 f"(training.{keys}); use 0 for in-batch pairs, or a memory of several batches"
+            )
+        if c.warmup and c.schedule != "cosine":
+            raise ValueError(
+                f"training.warmup {c.warmup} does not go with training.schedule {c.schedule!r}, whose rate rises all "
+                "the way; use schedule: cosine, or leave warmup out"
             )
         if self.is_without_labels != (self.top_k.kind == "neighbors"):
             raise ValueError(

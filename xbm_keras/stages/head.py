@@ -42,10 +42,12 @@ class Head(keras.layers.Layer):
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
         nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
             columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
+        dropout: share of the features that is left out, by chance, where it is called with `training=True`: for the
+            anchors of `XBMModel`, not for rows of the memory.
 
     Raises:
         ValueError: for an unknown kind or nesting, "mlp" with "sequential", a width below 1, nested widths that do not
-            ascend up to E, weights that do not fit them, or a power outside 0..1.
+            ascend up to E, weights that do not fit them, or a power or dropout outside 0..1.
 
     Reference:
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
@@ -71,6 +73,7 @@ class Head(keras.layers.Layer):
         widths: Sequence[int] | None = None,
         width_weights: Sequence[float] | None = None,
         nesting: str = "joint",
+        dropout: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -81,6 +84,10 @@ class Head(keras.layers.Layer):
                 raise ValueError(f"Received {name}={width!r}; expected a whole number, 1 or more.")
         if not 0 < power <= 1:
             raise ValueError(f"Received power={power}; expected a number above 0, up to 1.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Received dropout={dropout}; expected a share, 0 or more and below 1.")
+        self.dropout = dropout
+        self.drop = keras.layers.Dropout(dropout, seed=seed) if dropout else None
         self.embedding_dim = embedding_dim
         self.kind = kind
         self.hidden_dim = hidden_dim
@@ -139,9 +146,11 @@ class Head(keras.layers.Layer):
         self.kernel.assign(start.kernel)
         self.bias.assign(start.bias)
 
-    def call(self, features):
-        """Features [B, D] to embeddings [B, E] of unit length, float32."""
+    def call(self, features, training=False):
+        """Features [B, D] to embeddings [B, E] of unit length, float32; in training without those that are dropped."""
         features = signed_power(features, self.power)
+        if self.drop is not None:
+            features = self.drop(features, training=training)
         z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
         if self.kind == "residual":
             z += tf.matmul(features, self._in_training(self.delta))
@@ -237,6 +246,7 @@ class Head(keras.layers.Layer):
             "widths": list(self.widths),
             "width_weights": list(self.width_weights),
             "nesting": self.nesting,
+            "dropout": self.dropout,
         }
 
 

@@ -47,3 +47,15 @@ def divergence_from_start(
         similarity_alignment(now, picks._replace(feature_scores=then), **temperatures)
         for now, then in zip(similarities, before, strict=True)
     ]
+
+
+def squared_distance(head: Head, start: Head) -> tf.Tensor:
+    """Sum of the squared differences of a head's trained weights from those at the start.
+
+    Reference:
+        Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks" (L2-SP),
+        ICML 2018.
+    """
+    before = {weight.name: weight for weight in start.weights}
+    differences = [weight - before[weight.name] for weight in head.trainable_weights]
+    return tf.add_n([tf.reduce_sum(tf.square(each)) for each in differences])
