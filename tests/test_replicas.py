@@ -83,7 +83,7 @@ assert int(model.memory.num_enqueued.value.numpy()) == 42
 
 
 def test_two_replicas_train_like_one_device_and_hold_the_same_memory():
-    arguments = {"memory_size": 40, "mine_in": "embeddings", "key_refresh": 5}
+    arguments = {"memory_size": 40, "mine_in": "embeddings", "key_refresh": 5, "start_l2": 0.3}
     run_fresh(TWO_DEVICES + LIKE_ONE_DEVICE + BAD_FEATURES_OF_ONE_REPLICA, arguments)
 
 

@@ -168,7 +168,7 @@ def test_goes_with_training_without_labels():
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
 def test_weights_that_are_refused(weight):
-    with pytest.raises(ValueError, match=r"start_alignment=.*; expected a weight of 0 or more"):
+    with pytest.raises(ValueError, match=r"start_alignment=.*; expected weights of 0 or more"):
         make_model(loss=SupConLoss(), start_alignment=weight)
 
 
