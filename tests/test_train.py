@@ -462,7 +462,9 @@ def test_the_scores_of_the_readme(data_dir, tmp_path):
     last = metrics_of("last", "backbone.layers=last", "training.epochs=0", "head.start=pca", "head.power=1")
     assert last["leave_one_out"]["frozen"]["map_at_r"] == pytest.approx(0.500, abs=0.005)
     assert last["query_gallery"]["frozen"]["recall_at_1"] == pytest.approx(0.783, abs=0.005)
-    assert metrics_of("run")["leave_one_out"]["trained"]["map_at_r"] >= 0.6
+    metrics = metrics_of("run")
+    assert metrics["leave_one_out"]["trained"]["map_at_r"] >= 0.61
+    assert metrics["query_gallery"]["trained"]["recall_at_1"] >= 0.85
 
 
 def test_every_loss_of_the_schema_has_a_class_with_the_same_name_and_defaults():
