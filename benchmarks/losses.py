@@ -36,7 +36,8 @@ WAYS = {
 def main():
     options = common.parser(__doc__)
     options.add_argument("--config", default="configs/clinc150.yaml")
-    options.add_argument("--losses", nargs="+", default=list(experiment.LOSSES), choices=list(experiment.LOSSES))
+    losses = [name for name, loss in experiment.LOSSES.items() if loss().uses_labels]
+    options.add_argument("--losses", nargs="+", default=losses, choices=losses)
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4, 1e-3])
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
