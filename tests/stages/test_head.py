@@ -252,7 +252,12 @@ def test_each_picked_row_passes_the_head_once(monkeypatch):
     rows, picks = make_rows(make_features(7)), make_picks()
     anchors = head(make_features(4))
     call = head.call
-    monkeypatch.setattr(head, "call", lambda features: (num_embedded.append(len(features)), call(features))[1])
+
+    def noted(features, training=False):
+        num_embedded.append(len(features))
+        return call(features, training)
+
+    monkeypatch.setattr(head, "call", noted)
     head.compare(anchors, rows, picks)
     head.compare(anchors, rows, picks, jit_compile=True)
     assert num_embedded == [len(np.unique(INDICES)), INDICES.size]
