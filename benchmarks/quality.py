@@ -3,9 +3,10 @@
     python -m benchmarks.quality --configs configs/grocery.yaml configs/omniglot.yaml configs/clinc150.yaml
 
 Every trained row holds out classes of the training side to choose its number of epochs, with the first seed, is trained
-on all of them with each seed, and sees the test classes once. Start, shrinkage, weighting and power are chosen once for
-all rows. `--peer-python` names the Python of an environment with pytorch-metric-learning; its rows are left out without
-one. Mean and standard deviation over the seeds; leave-one-out.
+on all of them with each seed, and sees the test classes once. Views, start, shrinkage, weighting, share and power are
+chosen once for all trained rows; the closed forms above them and the peers get the items without views. `--peer-python`
+names the Python of an environment with pytorch-metric-learning; its rows are left out without one. Mean and standard
+deviation over the seeds; leave-one-out.
 """
 
 import os
