@@ -99,7 +99,8 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
     if mining and mining["mine_in"] == "sketch":
         mining["sketch"] = Sketch(mining.pop("sketch_dim"))
     mining.pop("sketch_dim", None)
-    head = Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, c.widths, c.width_weights, c.nesting, dropout)
+    nested = (c.widths, c.width_weights, c.nesting)
+    head = Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, *nested, dropout, name="head")
     model = XBMModel(
         backbone,
         head,

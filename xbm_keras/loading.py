@@ -65,10 +65,14 @@ class Dataset:
         """Positions of these items, and rows of all their views."""
         return np.concatenate([positions, self.view_rows[np.isin(self.view_origins, positions)]])
 
+    @property
+    def is_turned(self) -> np.ndarray:
+        """[v] which of these views are turned pictures: they are in classes of their own."""
+        return self.labels[self.view_rows] != self.labels[self.view_origins]
+
     def keeping_views(self, augmented: bool, turned: bool) -> "Dataset":
-        """The same, where only views of these kinds train: those in classes of their own are the turned ones."""
-        is_turned = self.labels[self.view_rows] != self.labels[self.view_origins]
-        kept = np.where(is_turned, turned, augmented)
+        """The same, where only views of these kinds train."""
+        kept = np.where(self.is_turned, turned, augmented)
         return dataclasses.replace(self, view_rows=self.view_rows[kept], view_origins=self.view_origins[kept])
 
     def preview(self, positions: np.ndarray, prepare: Callable) -> list | None:

@@ -128,18 +128,17 @@ def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Data
     Returns:
         The config, and the data with those views alone that were chosen.
     """
-    uses_labels = not config.is_without_labels
-    (cache, chosen), *others = _ways_to_view(config.cache, dataset)
-    folds = HeldOutFolds(chosen, uses_labels)
-    head = choose_start(config.head, chosen, folds)
-    if others and head.start != "random":  # of which there is nothing to compare before it is trained
-        scores = [folds.score(head), *(HeldOutFolds(other, uses_labels).score(head) for _, other in others)]
-        ways = [(cache, chosen), *others]
+    ways = _ways_to_view(config.cache, dataset)
+    folds = [HeldOutFolds(data, not config.is_without_labels) for _, data in ways]
+    head, best = choose_start(config.head, ways[0][1], folds[0]), 0
+    if len(ways) > 1 and head.start != "random":  # of which there is nothing to compare before it is trained
+        scores = [each.score(head) for each in folds]
         told = [f"{score:.3f} {_described(way)}" for (way, _), score in zip(ways, scores, strict=True)]
         log.info("MAP@R of held-out classes by views of training pictures: %s.", ", ".join(told))
-        cache, chosen = ways[int(np.argmax(scores))]
-        if chosen is not ways[0][1]:
-            head = choose_start(config.head, chosen, HeldOutFolds(chosen, uses_labels))
+        best = int(np.argmax(scores))
+    cache, chosen = ways[best]
+    if best:
+        head = choose_start(config.head, chosen, folds[best])
     return config.model_copy(update={"head": head, "cache": cache}), chosen
 
 
@@ -150,9 +149,11 @@ def _described(cache: schema.Cache) -> str:
 
 def _ways_to_view(cache: schema.Cache, dataset: Dataset) -> list[tuple[schema.Cache, Dataset]]:
     """The kinds of views that may train, of those that the data has: as few as the config allows come first."""
-    is_turned = dataset.labels[dataset.view_rows] != dataset.labels[dataset.view_origins]
-    views = [cache.views] if cache.views != "auto" else [1, TRIED_VIEWS] if not is_turned.all() else [1]
-    turns = [cache.turned_classes] if cache.turned_classes != "auto" else [False, True] if is_turned.any() else [False]
+    views, turns = [cache.views], [cache.turned_classes]
+    if cache.views == "auto":
+        views = [1, TRIED_VIEWS] if (~dataset.is_turned).any() else [1]
+    if cache.turned_classes == "auto":
+        turns = [False, True] if dataset.is_turned.any() else [False]
     return [
         (cache.model_copy(update={"views": v, "turned_classes": t}), dataset.keeping_views(v > 1, t))
         for v, t in itertools.product(views, turns)
