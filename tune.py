@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags
 
-from train import CONFIG, SET, VERBOSE, WORKDIR, train  # first: it keeps the start of TensorFlow quiet
+from train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, train  # first: it keeps the start of TensorFlow quiet
 from xbm_keras import loading, run_folder, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
@@ -45,7 +45,7 @@ def main(argv):
         if role == "worker":
             work(hypermodel)
             return
-        search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value)
+        search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
         with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
             search.run(is_chief=role == "chief", workers=workers)
         train_once(search.default_config(), folds[0], backbone, workdir / "default")

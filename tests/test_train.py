@@ -1,6 +1,7 @@
 """train.py as a user meets it: what a run leaves, and what is said where it cannot run."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 import typing
 
 import keras
@@ -19,6 +21,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import train
+import xbm_keras
 from xbm_keras import experiment, feature_cache, results, schema
 from xbm_keras.evaluation import evaluate_retrieval
 
@@ -150,6 +153,27 @@ def test_a_report_that_cannot_be_written_loses_no_run(vectors, tmp_path, capsys)
     assert "The report could not be written" in capsys.readouterr().out
     assert (tmp_path / "run/metrics.json").exists()
     assert (tmp_path / "run/export/1/saved_model.pb").exists()
+
+
+def test_a_checkout_that_is_not_installed_trains(vectors, tmp_path, monkeypatch):
+    version = importlib.metadata.version
+
+    def installed(name):
+        if name in ("xbm-keras", "xbm_keras", "tensorflow"):  # the second may be installed as tensorflow-cpu
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    run(vectors, tmp_path / "run", "training.epochs=0", report=True)
+    card, report = (tmp_path / "run" / name for name in ("export/1/model_card.md", "report.html"))
+    assert f"xbm-keras {xbm_keras.__version__}, keras {keras.__version__}" in card.read_text("utf-8")
+    assert f"xbm-keras {xbm_keras.__version__}" in report.read_text("utf-8")
+
+
+def test_the_version_has_one_home():
+    project = tomllib.loads((pathlib.Path(train.__file__).parent / "pyproject.toml").read_text("utf-8"))
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "xbm_keras.__version__"}
 
 
 def test_whitening_helps_here(finished):

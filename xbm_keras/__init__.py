@@ -27,6 +27,8 @@ from xbm_keras.stages.pair_losses import (
 )
 from xbm_keras.stages.sketch import Sketch, principal_directions
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Backbone",
     "CircleLoss",

@@ -1,15 +1,23 @@
 """`model_card.md`, beside the exported model: what it is, what it was made from, and how good it was measured to be."""
 
 import datetime
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping
 
+import keras
+import numpy as np
+import tensorflow as tf
 import yaml
 
+import xbm_keras
 from xbm_keras.results import shown, title, views
 
-VERSIONS = ("xbm-keras", "keras", "tensorflow")
+VERSIONS = {  # as imported: a checkout may not be installed, and TensorFlow has several names as a distribution
+    "xbm-keras": xbm_keras.__version__,
+    "keras": keras.__version__,
+    "tensorflow": tf.__version__,
+    "numpy": np.__version__,
+}
 PROTOCOLS = {
     "leave_one_out": "each test item queries all others",
     "query_gallery": "query items against gallery items",
@@ -46,7 +54,7 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
         f"| recipe | {head['kind']} head, start `{head['start']}`, loss `{config['loss']['name']}`, "
         f"{metrics['validation']['epoch']} epochs, seed {config['training']['seed']} |",
         f"| date | {datetime.datetime.now(datetime.UTC):%Y-%m-%d} |",
-        f"| made with | {', '.join(f'{name} {importlib.metadata.version(name)}' for name in VERSIONS)} |",
+        f"| made with | {', '.join(f'{name} {version}' for name, version in VERSIONS.items())} |",
         "",
         "## How good it is",
         "",

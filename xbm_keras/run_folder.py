@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import glob
 import hashlib
-import importlib.metadata
 import json
 import logging
 import pathlib
@@ -294,7 +293,5 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
         "Epochs": f"{chosen['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
         "Seed": str(c.training.seed),
         "Device": "CPU" if not devices else str(tf.config.experimental.get_device_details(devices[0])["device_name"]),
-        "Versions": ", ".join(
-            f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")
-        ),
+        "Versions": ", ".join(f"{name} {version}" for name, version in model_card.VERSIONS.items()),
     }

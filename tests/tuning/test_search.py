@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pathlib
+import shutil
 
 import keras
 import keras_tuner
@@ -46,10 +47,10 @@ def vectors(tmp_path_factory):
     return folder / "vectors.yaml"
 
 
-def search(config, workdir, max_trials, *overrides, tuner="random"):
+def search(config, workdir, max_trials, *overrides, tuner="random", resume="auto"):
     """tune.py with these flags; the table of trials."""
     given = {"config": str(config), "workdir": str(workdir), "max_trials": max_trials, "tuner": tuner}
-    with flagsaver.flagsaver(**given, set=list(overrides)):
+    with flagsaver.flagsaver(**given, set=list(overrides), resume=resume):
         tune.main(["tune.py"])
     return pd.read_csv(pathlib.Path(workdir) / "trials.csv", dtype={"trial": str})
 
@@ -236,3 +237,21 @@ def test_users_bring_their_own_tuner(vectors, tmp_path):
     assert hypermodel.evaluate(best)["val_map_at_r"] == pytest.approx(trial.score, abs=1e-4)
     assert isinstance(tuner.get_best_models()[0], keras.Model)
     assert "KERASTUNER_ORACLE_IP" not in os.environ
+
+
+def test_resume_means_what_it_means_to_train(finished, vectors, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        search(vectors, tmp_path / "none", 2, resume="must")
+    assert "which holds no search; leave --resume out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        search(vectors, finished[0], 2, resume="never")
+    assert "holds a finished search; give another folder" in capsys.readouterr().err
+    assert (finished[0] / "best/metrics.json").exists()
+
+    unfinished = shutil.copytree(finished[0], tmp_path / "unfinished")
+    shutil.rmtree(unfinished / "best")
+    stamp = (unfinished / "trials/0001.yaml").stat().st_mtime_ns
+    assert len(search(vectors, unfinished, 2, "training.epochs=1", resume="never")) == 2
+    assert (unfinished / "trials/0001.yaml").stat().st_mtime_ns != stamp
+    assert not (unfinished / "trials/0002.yaml").exists()
+    assert load_config(str(unfinished / "default/config.yaml")).training.epochs == 1

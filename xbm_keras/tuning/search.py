@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from xbm_keras.config import ConfigError, check_config, save_config
 from xbm_keras.durable import write_whole
 from xbm_keras.report.page import write_page
 from xbm_keras.results import PROTOCOLS, SCORES, shown
+from xbm_keras.run_folder import is_finished
 from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension
 from xbm_keras.tuning.hypermodel import HeadHyperModel
@@ -28,6 +30,7 @@ from xbm_keras.tuning.space import overridden, own_value, to_overrides, trial_va
 from xbm_keras.tuning.tuner import HeadTuner, SearchError, serve
 
 log = logging.getLogger("xbm_keras.tuning")
+LEFT = ("search.yaml", "trials", "trials.csv", "keras_tuner", "workers", "best.yaml", "search.html", "default", "best")
 
 
 class Search:
@@ -41,41 +44,63 @@ class Search:
         workdir: the folder.
         tuner: "bayesian", "hyperband", "random" or "grid".
         max_trials: how many in all; more than before goes on.
+        resume: "auto" goes on with a search that is in the folder, "must" refuses to begin a new one, "never" to go on:
+            it starts an unfinished one anew.
 
     Raises:
-        ConfigError: where the folder holds a search of something else.
+        ConfigError: where the folder holds a search of something else, a finished one with "never", none with "must".
     """
 
-    def __init__(self, hypermodel: HeadHyperModel, workdir: pathlib.Path, tuner: str, max_trials: int):
+    def __init__(
+        self, hypermodel: HeadHyperModel, workdir: pathlib.Path, tuner: str, max_trials: int, resume: str = "auto"
+    ):
         self.hypermodel = hypermodel
         self.workdir = workdir
         self.kind = tuner
         self.max_trials = max_trials
         config = hypermodel.config
         self.oracle = make_oracle(tuner, hypermodel.objective, max_trials, config.training.epochs, config.training.seed)
-        self._claim_folder(tuner)
+        self._claim_folder(tuner, resume)
         self.oracle.journal = self
         self.tuner = HeadTuner(self.oracle, hypermodel, str(workdir))
         self.score = hypermodel.objective.name
         self.default: dict[str, float] = {}
         self._began: dict[str, float] = {}
 
-    def _claim_folder(self, tuner: str) -> None:
+    def _claim_folder(self, tuner: str, resume: str) -> None:
         config = self.hypermodel.config
         space = {key: [d.model_dump(exclude_defaults=True) for d in ds] for key, ds in self.hypermodel.space.items()}
         about = {"tuner": tuner, **config.model_dump(mode="json")}
         about["search"] = {**config.search.model_dump(mode="json"), "space": space}
         file = self.workdir / "search.yaml"
+        if resume == "must" and not file.exists():
+            raise ConfigError(
+                f"Received --resume=must with --workdir {self.workdir}, which holds no search; leave --resume out to "
+                "start one."
+            )
+        if resume == "never":
+            self._remove_old()
         if file.exists() and yaml.safe_load(file.read_text("utf-8")) != json.loads(json.dumps(about)):
             raise ConfigError(
                 f"Received --workdir {self.workdir}, which holds a search of another config, space or tuner; to go on "
-                f"with that one give the same as in {file}, else another folder."
+                f"with that one give the same as in {file}, else another folder, or start anew with --resume=never."
             )
         try:
             (self.workdir / "trials").mkdir(parents=True, exist_ok=True)
             write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(f"Received --workdir {self.workdir}, which cannot be written: {error}") from error
+
+    def _remove_old(self) -> None:
+        """What an unfinished search left."""
+        if is_finished(self.workdir / "best"):
+            raise ConfigError(
+                f"Received --resume=never with --workdir {self.workdir}, which holds a finished search; give another "
+                "folder, or remove it. (Without --resume=never a larger --max_trials goes on with it.)"
+            )
+        for name in LEFT:
+            path = self.workdir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def run(self, is_chief: bool = False, workers: LocalWorkers | None = None) -> None:
         """Run what remains of the trials, here or, as a chief, by workers.
