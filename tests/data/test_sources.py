@@ -1,6 +1,9 @@
 """Sources: folders, tables, arrays, vectors; and what is wrong with them."""
 
+import errno
 import io
+import pathlib
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -122,8 +125,28 @@ def test_a_missing_picture_is_unreadable(folder):
     (folder / "items.csv").write_text("path,label\nnope.jpg,1\n")
     source = sources.ImageTable(str(folder), "items.csv")
     assert source.stamp(0) is None
-    with pytest.raises(UnreadableItem, match="No such file"):
-        source.digest(0)
+    for read in (source.digest, source.load):
+        with pytest.raises(UnreadableItem, match="No such file") as error:
+            read(0)
+        assert not error.value.is_lasting
+
+
+def test_a_corrupt_picture_stays_unreadable_and_a_failing_disk_does_not(folder, monkeypatch):
+    (folder / "pear/1.png").write_bytes(b"no picture")
+    source = sources.ImageFolder(str(folder))
+    with pytest.raises(UnreadableItem) as error:
+        source.load(0)
+    assert error.value.is_lasting
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", failing)
+    with pytest.raises(UnreadableItem, match="Input/output error") as error:
+        source.load(0)
+    assert not error.value.is_lasting
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (str(again), again.is_lasting) == ("Input/output error", False)
 
 
 def test_folder_errors(tmp_path):

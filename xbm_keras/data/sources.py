@@ -21,16 +21,10 @@ import pandas as pd
 import PIL.Image
 import tensorflow as tf
 
+from xbm_keras.data.errors import DataError, UnreadableItem
+
 READERS = 8  # threads that read and decode; the backbone computes meanwhile
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-
-
-class DataError(ValueError):
-    """Data that cannot be used as it is; the message says what was found, what was expected, and how to mend it."""
-
-
-class UnreadableItem(DataError):
-    """One item that cannot be read, such as a corrupt picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +129,7 @@ class _Files(RandomAccess):
         try:
             return (self.root / self.items.keys[position]).read_bytes()
         except OSError as error:
-            raise UnreadableItem(error.strerror or str(error)) from error
+            raise UnreadableItem(error.strerror or str(error), is_lasting=False) from error
 
 
 class ImageFolder(_Files):
