@@ -12,7 +12,7 @@ import yaml
 
 from tests.test_export import stored_dtypes
 from tests.test_train import finished, vectors  # noqa: F401 (fixtures)
-from xbm_keras import evaluation_tool, export_tool, index_tool
+from xbm_keras import evaluation_tool, export_tool, index_tool, model_card, versions
 from xbm_keras.index import read_index
 from xbm_keras.pictures import fingerprint
 
@@ -96,3 +96,31 @@ def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
     with pytest.raises(SystemExit):
         export_tool.main([f"--model={tmp_path}/run"])
     assert "expected a finished run" in capsys.readouterr().err
+
+
+def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  # noqa: F811
+    exports = shutil.copytree(finished, tmp_path / "run") / "export"
+    whole = {path.relative_to(exports / "1") for path in (exports / "1").rglob("*")}
+    seen, render, sync = [], model_card.render, versions.sync
+
+    def looked_at(function):
+        def called(*args):
+            seen.append(versions.versions(exports))
+            return function(*args)
+
+        return called
+
+    def fails(*args):
+        seen.append(versions.versions(exports))
+        raise RuntimeError("no card")
+
+    monkeypatch.setattr(model_card, "render", fails)
+    with pytest.raises(RuntimeError, match="no card"):
+        export_tool.main([f"--model={tmp_path}/run"])
+    assert {path.name for path in exports.iterdir()} == {"1", "batching.config"}
+    monkeypatch.setattr(model_card, "render", looked_at(render))
+    monkeypatch.setattr(versions, "sync", looked_at(sync))  # the last of them of the list of names
+    assert export_tool.main([f"--model={tmp_path}/run"]) == 0
+    assert seen.pop() == [exports / "1", exports / "2"]
+    assert set(map(tuple, seen)) == {(exports / "1",)}
+    assert {path.relative_to(exports / "2") for path in (exports / "2").rglob("*")} == whole

@@ -13,6 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from xbm_keras.codes import CODES
 from xbm_keras.decoding import MAX_PIXELS, decode_all
+from xbm_keras.durable import write_whole
 from xbm_keras.model import XBMModel
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.cosine_scores import l2_normalize
@@ -35,8 +36,9 @@ def export_encoder(
     weights: str = "float32",
     max_pixels: int = MAX_PIXELS,
     codes: Sequence[str] = (),
+    add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
-    """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version.
+    """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.
 
     The signatures, in all of which N is free, also 0, and `embeddings` are float32 [N, E] of unit length:
 
@@ -62,6 +64,7 @@ def export_encoder(
             float32, vectors and the insides of a SavedModel backbone stay as they are.
         max_pixels: of an encoded picture, told by its header before it is decoded; of an animation, of all frames.
         codes: "int8", "binary", or both.
+        add_files: given the folder that is to become the version, writes what else belongs into it.
 
     Returns:
         The folder of the new version.
@@ -107,7 +110,9 @@ def export_encoder(
         archive.write_out(str(target), verbose=False)
         requests = {name: _example(inputs, backbone) for name, (_, inputs) in sorted(signatures.items())}
         write_requests(target / "assets.extra" / "tf_serving_warmup_requests", requests)
-    (folder / "batching.config").write_text(BATCHING)
+        if add_files is not None:
+            add_files(target)
+        write_whole(folder / "batching.config", BATCHING)
     return latest_version(folder)
 
 

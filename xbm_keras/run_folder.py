@@ -216,12 +216,15 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
     """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
     c = config.export
-    target = export_encoder(model, workdir / "export", weights=c.weights, max_pixels=c.max_pixels, codes=c.codes)
     about = json.loads((workdir / "data.json").read_text("utf-8"))
-    card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(target))
-    (target / "model_card.md").write_text(card, "utf-8")
-    (target / "labels.json").write_text(json.dumps(about["labels"], indent=1, ensure_ascii=False), "utf-8")
-    return target
+
+    def describe(version: pathlib.Path) -> None:
+        card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(version))
+        (version / "model_card.md").write_text(card, "utf-8")
+        (version / "labels.json").write_text(json.dumps(about["labels"], indent=1, ensure_ascii=False), "utf-8")
+
+    folder = workdir / "export"
+    return export_encoder(model, folder, weights=c.weights, max_pixels=c.max_pixels, codes=c.codes, add_files=describe)
 
 
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:
