@@ -1,15 +1,18 @@
-"""Embeddings and nearest items over HTTP, from an exported model and an index. Needs TensorFlow, FastAPI and uvicorn.
+"""Embeddings and nearest items over HTTP, from an exported model and an index. Needs the extra [serve].
 
 python examples/serve/server.py --model runs/grocery/export --index runs/grocery/index --pictures my_photos
 """
 
 import argparse
-import asyncio
-import contextlib
+import base64
+import hashlib
 import json
 import logging
 import pathlib
+import re
+import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import fastapi
@@ -17,13 +20,22 @@ import fastapi.responses
 import tensorflow as tf
 import uvicorn
 from fastapi.concurrency import run_in_threadpool
+from limits import Gate, WatchedConnection
+
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # a checkout that is not installed
+
+from xbm_keras.decoding import count_pixels
 
 MAX_PICTURES = 32  # per request
-MAX_BYTES = 32 << 20  # per request
+MAX_PIXELS = 4 * (12 << 20)  # of all pictures of a request: four of a telephone; half a gigabyte while they are decoded
 MAX_K = 100
-MAX_RUNNING = 2  # requests computed at a time; each uses all cores
-MAX_WAITING = 64  # more are told to come again
 RELOAD_SECONDS = 1.0
+IMAGE_TYPES = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF8": "image/gif",
+    b"BM": "image/bmp",
+}  # by the first bytes; a name says nothing
 ONE_PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
 log = logging.getLogger("uvicorn.error")
@@ -72,13 +84,24 @@ class Index:
         ]
 
 
-def make_app(model: pathlib.Path, index: pathlib.Path | None, folder: pathlib.Path | None) -> fastapi.FastAPI:
-    """The service.
+def make_app(
+    model: pathlib.Path,
+    index: pathlib.Path | None,
+    folder: pathlib.Path | None,
+    *,
+    hosts: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+    patience: float = 10.0,
+) -> Gate:
+    """The service, an ASGI app.
 
     Args:
         model: the folder of the exported versions.
         index: the folder of the index's versions; None embeds pictures, and finds nothing.
         folder: where the ids of items are paths of pictures, to show them; None shows none.
+        hosts: names of this server beside those of this machine.
+        max_pixels: of all pictures of a request together.
+        patience: seconds that a client may keep still.
     """
     version = model / str(_newest(model))
     loaded = tf.saved_model.load(str(version))
@@ -87,42 +110,27 @@ def make_app(model: pathlib.Path, index: pathlib.Path | None, folder: pathlib.Pa
     embeddings = serve(bytes=tf.constant([ONE_PIXEL]))["embeddings"]  # the first pass is slow
     if index is not None:
         gallery.search(embeddings, 1)
-    running, waiting = asyncio.Semaphore(MAX_RUNNING), 0
+    page = pathlib.Path(__file__).with_name("page.html").read_text("utf-8")
 
-    app = fastapi.FastAPI(title="Nearest items")
+    app = fastapi.FastAPI(title="Nearest items", docs_url=None, redoc_url=None)  # those load programs from elsewhere
     app.state.model = loaded  # the signatures use its variables
-
-    @app.middleware("http")
-    async def limit_size(request: fastapi.Request, call_next):
-        if request.method == "POST":
-            length = request.headers.get("content-length", "")
-            if not length.isdecimal():
-                return fastapi.responses.JSONResponse({"detail": "expected a Content-Length"}, 411)
-            if int(length) > MAX_BYTES:
-                return fastapi.responses.JSONResponse({"detail": f"more than {MAX_BYTES >> 20} MB"}, 413)
-        return await call_next(request)
-
-    @contextlib.asynccontextmanager
-    async def turn():
-        nonlocal waiting
-        if waiting >= MAX_WAITING:
-            raise fastapi.HTTPException(503, "busy; come again", {"Retry-After": "1"})
-        waiting += 1
-        try:
-            await running.acquire()
-        finally:
-            waiting -= 1
-        try:
-            yield
-        finally:
-            running.release()
 
     async def compute(files: list[fastapi.UploadFile], function):
         if len(files) > MAX_PICTURES:
             raise fastapi.HTTPException(413, f"{len(files)} pictures; expected at most {MAX_PICTURES}")
         data = [await file.read() for file in files]
-        async with turn():
-            return await run_in_threadpool(function, data)
+
+        def run():
+            pixels = [_pixels(encoded) for encoded in data]
+            allowed = [encoded if n <= max_pixels else b"" for encoded, n in zip(data, pixels, strict=True)]
+            total = sum(n for n in pixels if n <= max_pixels)
+            if total > max_pixels:
+                raise fastapi.HTTPException(
+                    413, f"{total / 1e6:.0f} megapixels; expected at most {max_pixels / 1e6:.0f} in one request"
+                )
+            return function(allowed)
+
+        return await run_in_threadpool(run)
 
     @app.get("/health")
     def health() -> dict:
@@ -170,13 +178,47 @@ def make_app(model: pathlib.Path, index: pathlib.Path | None, folder: pathlib.Pa
         path = folder / item if folder is not None and item in gallery.labels else None
         if path is None or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
             raise fastapi.HTTPException(404, "no such item")
-        return fastapi.responses.FileResponse(path)
+        with path.open("rb") as file:
+            kind = _image_type(file.read(12))
+        if kind is None:
+            raise fastapi.HTTPException(404, "no picture that browsers show")
+        return fastapi.responses.FileResponse(path, media_type=kind)
 
     @app.get("/")
-    def page():
-        return fastapi.responses.FileResponse(pathlib.Path(__file__).with_name("page.html"))
+    def show_page():
+        return fastapi.responses.HTMLResponse(page)
 
-    return app
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _policy(page)}
+    return Gate(app, hosts, headers, patience)
+
+
+def _pixels(encoded: bytes) -> int:
+    """Those that decoding would give, from the header; 0 for what is no picture."""
+    try:
+        return max(0, int(count_pixels(tf.constant(encoded))))
+    except tf.errors.OpError:  # the header is damaged
+        return 0
+
+
+def _image_type(start: bytes) -> str | None:
+    """The media type of a picture, by its first bytes."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for magic, kind in IMAGE_TYPES.items() if start.startswith(magic)), None)
+
+
+def _policy(page: str) -> str:
+    """What a browser may run and load: this page's own script and style, and pictures and answers of this server."""
+
+    def hashes(tag: str) -> str:
+        contents = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents]
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def _newest(folder: pathlib.Path) -> int:
@@ -189,11 +231,21 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True, help="the folder of the exported versions")
     parser.add_argument("--index", type=pathlib.Path, help="the folder of the index's versions, to search")
     parser.add_argument("--pictures", type=pathlib.Path, help="the folder of the items' pictures, to show them")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as browsers say"
+    )
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of all pictures of a request together")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds that a client may keep still")
     options = parser.parse_args()
-    app = make_app(options.model, options.index, options.pictures)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+    hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]
+    limits = {"max_pixels": options.max_pixels, "patience": options.patience}
+    app = make_app(options.model, options.index, options.pictures, hosts=hosts, **limits)
+    WatchedConnection.patience = options.patience
+    uvicorn.run(
+        app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none", backlog=128
+    )
 
 
 if __name__ == "__main__":
