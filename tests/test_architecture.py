@@ -69,3 +69,61 @@ def test_no_cycles():
 
 def test_files_are_read_in_a_sitting():
     assert not {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 350}
+
+
+WRITERS = {
+    "NamedTemporaryFile", "TFRecordWriter", "copy2", "copyfile", "dump", "fdopen", "imsave", "mkstemp", "move",
+    "rename", "save_model", "savefig", "savetxt", "savez", "savez_compressed", "to_json", "to_parquet", "to_pickle",
+    "tofile", "write_bytes", "write_out", "write_text",
+}  # fmt: skip
+WHOLE = {"writing_whole", "new_version"}  # what is written in such a block gets its name when the block ends
+WRITE_BY_THEMSELVES = {
+    ("xbm_keras.export", "save"): "a picture in memory",
+    ("xbm_keras.ray_extraction", "save_model"): "a temporary folder of one process",
+    ("xbm_keras.ray_extraction", "write_bytes"): "a temporary folder of one process",
+    ("xbm_keras.report.figures", "savefig"): "a figure in memory",
+    ("xbm_keras.report.page", "save"): "a picture in memory",
+    ("xbm_keras.stages.hub_backbone", "write_text"): "one file of a folder; metrics.json, the last of a run, closes it",
+    ("xbm_keras.tuning.local_workers", "open"): "what a worker prints, while it prints it",
+    ("xbm_keras.versions", "rename"): "a folder that was written whole",
+    ("xbm_keras.warmup", "TFRecordWriter"): "one file of a version, which new_version closes",
+}
+
+
+def name_of(call):
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def writes_of(node, is_whole=False):
+    """Names of the calls that write a file under its own name."""
+    if isinstance(node, ast.With):
+        contexts = [item.context_expr for item in node.items]
+        is_whole |= any(isinstance(each, ast.Call) and name_of(each) in WHOLE for each in contexts)
+    if isinstance(node, ast.Call) and not is_whole:
+        name, given = name_of(node), [*node.args, *(keyword.value for keyword in node.keywords)]
+        modes = [each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        if (
+            name in WRITERS
+            or (name in ("save", "to_csv") and node.args)  # without: of an object to its place, or as text
+            or (name == "open" and any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes))
+        ):
+            yield name
+    for child in ast.iter_child_nodes(node):
+        yield from writes_of(child, is_whole)
+
+
+def test_one_writer_of_whole_files():
+    top = PACKAGE.parent
+    programs = [top / "train.py", top / "tune.py", *(top / "examples/serve").glob("*.py")]
+    files = {**MODULES, **{path.stem: path for path in programs}}
+    del files["xbm_keras.atomic_files"]
+    found = {(name, call) for name, path in files.items() for call in writes_of(ast.parse(path.read_text()))}
+    assert found == WRITE_BY_THEMSELVES.keys()
+
+
+def test_the_rule_for_writers_sees_what_it_is_to_see():
+    for code in ("p.write_text(x)", "open(p, 'w')", "p.open(mode='ab')", "model.save(p)", "frame.to_csv(p)"):
+        assert list(writes_of(ast.parse(code))), code
+    for code in ("open(p)", "p.open('rb')", "frame.to_csv()", "with writing_whole(p) as side:\n    np.savez(side, x)"):
+        assert not list(writes_of(ast.parse(code))), code
+    assert list(writes_of(ast.parse("np.save(p, x)")))

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from xbm_keras import cache_tool, feature_cache
+from xbm_keras import atomic_files, cache_tool
 from xbm_keras.data.sources import DataError, ImageFolder
 from xbm_keras.feature_cache import compute_features, fingerprint
 from xbm_keras.stages.backbone import Backbone
@@ -128,21 +128,21 @@ def test_a_killed_run_goes_on_and_ends_byte_identical(compute, tmp_path, monkeyp
     compute()
     undisturbed = contents(tmp_path / "cache")
     (tmp_path / "cache").rename(tmp_path / "undisturbed")
-    write = feature_cache._write
+    sync = atomic_files.sync
 
     for allowed in range(6):  # die before each of the files in turn, leaving half of it on the side
 
-        def dying(path, content, calls=[allowed]):  # noqa: B006
-            if calls[0] == 0:
-                path.with_name(path.name + ".tmp").write_bytes(b"half a file")
+        def dying(path, calls=[allowed]):  # noqa: B006
+            if path.is_file() and not calls[0]:
+                path.with_name(f"{atomic_files.PREFIX}half.npy").write_bytes(b"half a file")
                 raise KeyboardInterrupt
-            calls[0] -= 1
-            write(path, content)
+            calls[0] -= path.is_file()
+            sync(path)
 
-        monkeypatch.setattr(feature_cache, "_write", dying)
+        monkeypatch.setattr(atomic_files, "sync", dying)
         with pytest.raises(KeyboardInterrupt):
             compute()
-        monkeypatch.setattr(feature_cache, "_write", write)
+        monkeypatch.setattr(atomic_files, "sync", sync)
         assert compute().num_computed > 0
         assert contents(tmp_path / "cache") == undisturbed
         (tmp_path / "cache").rename(tmp_path / f"died after {allowed}")
@@ -184,18 +184,19 @@ def test_features_that_say_nothing_are_named(compute):
 
 
 def test_a_full_disk_is_told_and_loses_nothing(compute, tmp_path, monkeypatch):
-    write, calls = feature_cache._write, []
+    sync, calls = atomic_files.sync, []
 
-    def full(path, content):
+    def full(path):
         calls.append(path)
-        if len(calls) > 4:
+        if len(calls) > 8:  # four files, and their folders
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, content)
+        sync(path)
 
-    monkeypatch.setattr(feature_cache, "_write", full)
+    monkeypatch.setattr(atomic_files, "sync", full)
     with pytest.raises(DataError, match=r"is full; free some space.*by cache\.dir"):
         compute()
-    monkeypatch.setattr(feature_cache, "_write", write)
+    monkeypatch.setattr(atomic_files, "sync", sync)
+    assert not list(tmp_path.rglob(f"{atomic_files.PREFIX}*"))
     assert compute().num_computed == 7  # the first shard of four was kept
 
 

@@ -136,17 +136,17 @@ def raylets(node) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_after_the_last_shard(cluster, compute, tmp_path, photos, monkeypatch):
-    write = feature_cache._write
+    write = feature_cache.write_whole
 
     def dying(path, content):
         if path.name == "shard-00001.json":
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(feature_cache, "_write", dying)
+    monkeypatch.setattr(feature_cache, "write_whole", dying)
     with pytest.raises(KeyboardInterrupt):
         compute()
-    monkeypatch.setattr(feature_cache, "_write", write)
+    monkeypatch.setattr(feature_cache, "write_whole", write)
     result = compute()
     assert result.num_computed == ITEMS - SHARD_ROWS
     assert_same_caches(tmp_path, photos, result)

@@ -152,7 +152,7 @@ def start_process(code, config, workdir):
 
 
 def test_killed_again_and_again(config, undisturbed, tmp_path, monkeypatch):
-    assert run_until_killed(config, tmp_path, "checkpoints", "shutil.copyfile", 2)  # in the third checkpoint
+    assert run_until_killed(config, tmp_path, "checkpoints", "write_whole", 5)  # in the third checkpoint
     assert {path.name for path in (tmp_path / "checkpoints/select").iterdir()} == {"1", "2", "3.tmp"}
     for where, name, number in [
         (experiment.HistoryCsv, "on_epoch_end", 3),  # in the refit: two epochs of the selection were left
@@ -175,7 +175,7 @@ def test_killed_at_ten_random_moments(config, undisturbed, tmp_path):
         module, name, most = [
             ("experiment", "TrainingProgress.on_train_batch_end", 24),
             ("checkpoints", "tf.train.Checkpoint.write", 5),
-            ("durable", "os.fsync", 70),  # in checkpoints, the history, the model, the export
+            ("atomic_files", "os.fsync", 90),  # in checkpoints, the history, the model, the export
         ][rng.integers(3)]
         number = int(rng.integers(most))
         print(f"to be killed at call {number} of {module}.{name}")

@@ -148,7 +148,8 @@ def test_ctrl_c_in_the_refit_leaves_the_head_of_the_selection(vectors, tmp_path,
 
 
 def test_a_report_that_cannot_be_written_loses_no_run(vectors, tmp_path, capsys):
-    (tmp_path / "run/report.html.tmp").mkdir(parents=True)  # in the way
+    (tmp_path / "run/tensorboard").parent.mkdir()
+    (tmp_path / "run/tensorboard").write_text("in the way")
     run(vectors, tmp_path / "run", "training.epochs=0", report=True)
     assert "The report could not be written" in capsys.readouterr().out
     assert (tmp_path / "run/metrics.json").exists()

@@ -7,7 +7,7 @@ import time
 import keras
 import pandas as pd
 
-from xbm_keras.durable import write_whole
+from xbm_keras.atomic_files import write_whole
 from xbm_keras.evaluation import RetrievalEvaluation
 from xbm_keras.neighbor_evaluation import NeighborEvaluation
 from xbm_keras.progress import Bar

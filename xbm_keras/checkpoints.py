@@ -3,12 +3,12 @@
 import itertools
 import json
 import pathlib
-import shutil
 import time
 
 import keras
 import tensorflow as tf
 
+from xbm_keras.atomic_files import write_whole
 from xbm_keras.callbacks import KeepBestHead
 from xbm_keras.model import XBMModel
 from xbm_keras.versions import delete_older, new_version, versions
@@ -75,7 +75,7 @@ class Checkpoints(keras.callbacks.Callback):
         saved.read(str(version / "variables")).assert_existing_objects_matched()
         if self.best:
             self.best.restore(about["best_epoch"], about["scores"], [weight.numpy() for weight in best_head])
-        shutil.copyfile(version / self.history.name, self.history)
+        write_whole(self.history, (version / self.history.name).read_bytes())
         return about["epoch"]
 
     def on_epoch_end(self, epoch, logs=None):
@@ -97,8 +97,8 @@ class Checkpoints(keras.callbacks.Callback):
                 saved.write(str(version / "variables"))
             except tf.errors.OpError as error:  # such as a full disk
                 raise OSError(f"{version} cannot be written: {error.message}") from error
-            (version / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
-            shutil.copyfile(self.history, version / self.history.name)
+            write_whole(version / "about.json", json.dumps(about, indent=1))
+            write_whole(version / self.history.name, self.history.read_bytes())
         delete_older(self.folder, KEPT)
 
 

@@ -9,8 +9,8 @@ import omegaconf
 import pydantic
 import yaml
 
+from xbm_keras.atomic_files import write_whole
 from xbm_keras.data_schema import Section
-from xbm_keras.durable import write_whole
 from xbm_keras.schema import Config
 
 

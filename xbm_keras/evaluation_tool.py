@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras import saved_run, terminal
+from xbm_keras.atomic_files import write_whole, writing_whole
 from xbm_keras.scoring import compare
 
 
@@ -36,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
         metrics = compare(dataset, heads, dataset.splits.test)
     terminal.print_scores(metrics)
     if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(metrics, indent=1), "utf-8")
+        write_whole(options.output, json.dumps(metrics, indent=1))
     return 0
 
 
 def write_vectors(path: pathlib.Path, head, dataset) -> None:
     """Write the embeddings [N, E] of the test items, and, line for line, their keys and labels."""
     test = dataset.splits.test
-    np.save(path, saved_run.embed_items(head, dataset, test))
-    pd.DataFrame({"key": dataset.keys[test], "label": dataset.names_of(test)}).to_csv(
-        path.with_suffix(".csv"), index=False
-    )
+    with writing_whole(path) as side:
+        np.save(side, saved_run.embed_items(head, dataset, test))
+    table = pd.DataFrame({"key": dataset.keys[test], "label": dataset.names_of(test)})
+    write_whole(path.with_suffix(".csv"), table.to_csv(index=False))

@@ -11,9 +11,9 @@ import PIL.Image
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from xbm_keras.atomic_files import write_whole
 from xbm_keras.codes import CODES
 from xbm_keras.decoding import MAX_PIXELS, decode_all
-from xbm_keras.durable import write_whole
 from xbm_keras.model import XBMModel
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.cosine_scores import l2_normalize

@@ -13,7 +13,6 @@ import errno
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras import progress, ray_extraction
+from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
 from xbm_keras.data.sources import READERS, DataError, Source, UnreadableItem
 from xbm_keras.extraction import compute_batches, default_batch_size
 from xbm_keras.stages.backbone import Backbone
@@ -123,7 +123,8 @@ def compute_features(
         folder.mkdir(parents=True, exist_ok=True)
         digests, unreadable = _digests(source, folder.parent)
         with filelock.FileLock(folder / "lock"):
-            for leftover in folder.glob("*.tmp"):
+            remove_leftovers(folder)
+            for leftover in folder.glob("*.tmp"):  # of older versions of the package
                 leftover.unlink()
             _describe(folder, backbone, dtype)
             places = _places(folder)
@@ -239,7 +240,10 @@ def _digests(source: Source, cache_dir: pathlib.Path) -> tuple[list[str | None],
             bar.advance()
     if fresh:
         path.parent.mkdir(exist_ok=True)
-        _write(path, lambda file: file.write(json.dumps({**known, **fresh}, sort_keys=True).encode()))
+        with filelock.FileLock(path.parent / "lock"):
+            remove_leftovers(path.parent)
+            known = json.loads(path.read_text()) if path.is_file() else {}  # another process may have added some
+            write_whole(path, json.dumps({**known, **fresh}, sort_keys=True))
     return digests, reasons
 
 
@@ -274,9 +278,9 @@ def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title)
                 entries.append(entry)
             array = np.array(rows, dtype) if rows else np.empty((0, 0), dtype)
             name = folder / f"shard-{number:05d}"
-            _write(name.with_suffix(".npy"), lambda file, array=array: np.save(file, array))
-            text = json.dumps(entries, indent=0).encode()
-            _write(name.with_suffix(".json"), lambda file, text=text: file.write(text))
+            with writing_whole(name.with_suffix(".npy")) as side:
+                np.save(side, array)
+            write_whole(name.with_suffix(".json"), json.dumps(entries, indent=0))
 
 
 def _counted(batches: Iterator[list], advance: Callable[[int], None]) -> Iterator:
@@ -296,17 +300,7 @@ def _describe(folder: pathlib.Path, backbone: Backbone, dtype: str) -> None:
         "dtype": dtype,
     }
     if not (folder / "backbone.json").is_file():
-        _write(folder / "backbone.json", lambda file: file.write(json.dumps(about, indent=1).encode()))
-
-
-def _write(path: pathlib.Path, write: Callable) -> None:
-    """Write a file so that it is there whole or not at all."""
-    side = path.with_name(path.name + ".tmp")
-    with side.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    side.replace(path)
+        write_whole(folder / "backbone.json", json.dumps(about, indent=1))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras import approximate
+from xbm_keras.atomic_files import write_whole, writing_whole
 from xbm_keras.data.sources import Items
 from xbm_keras.versions import latest_version, new_version
 
@@ -201,12 +202,13 @@ def _write(folder: pathlib.Path, gallery: Gallery, model: str, index) -> dict:
     with new_version(folder) as target:
         search = Search(gallery)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
-        np.save(target / "vectors.npy", gallery.vectors)
+        with writing_whole(target / "vectors.npy") as side:
+            np.save(side, gallery.vectors)
         items = {"ids": gallery.ids.tolist(), "labels": gallery.labels.tolist()}
-        (target / "items.json").write_text(json.dumps(items, ensure_ascii=False), "utf-8")
+        write_whole(target / "items.json", json.dumps(items, ensure_ascii=False))
         if index is not None:
             index.save(str(target / "approximate.usearch"))
-        (target / "index.json").write_text(json.dumps(about, indent=1))
+        write_whole(target / "index.json", json.dumps(about, indent=1))
     return about
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras import model_card
+from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
 from xbm_keras.config import ConfigError, load_config, save_config
 from xbm_keras.costs import Cost
 from xbm_keras.data.sources import DataError
-from xbm_keras.durable import replace, write_whole
 from xbm_keras.export import describe_signatures, export_encoder
 from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
@@ -33,6 +33,7 @@ from xbm_keras.stages.hub_backbone import HubBackbone
 
 log = logging.getLogger("xbm_keras")
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 TRAINED_BY = ("data", "backbone", "head", "memory", "top_k", "loss", "training")  # sections; the data say the rest
 
 
@@ -59,6 +60,8 @@ def claim(workdir: str | None, config_path: str, config: Config, resume: str = "
     folder = pathlib.Path(workdir)
     with _locked(folder):
         try:
+            for each in (folder, folder / TENSORBOARD):
+                remove_leftovers(each)
             _prepare(folder, config, resume)
         except OSError as error:
             raise _not_writable(folder, error) from error
@@ -208,9 +211,8 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
         backbone.save_tokenizer(workdir / "tokenizer")
     if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
         model = model.without_backbone()
-    side = workdir / "model.tmp.keras"
-    model.save(side)
-    replace(side, workdir / "model.keras")
+    with writing_whole(workdir / "model.keras") as side:
+        model.save(side)
 
 
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
@@ -220,8 +222,8 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
 
     def describe(version: pathlib.Path) -> None:
         card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(version))
-        (version / "model_card.md").write_text(card, "utf-8")
-        (version / "labels.json").write_text(json.dumps(about["labels"], indent=1, ensure_ascii=False), "utf-8")
+        write_whole(version / "model_card.md", card)
+        write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
 
     folder = workdir / "export"
     return export_encoder(model, folder, weights=c.weights, max_pixels=c.max_pixels, codes=c.codes, add_files=describe)
@@ -251,7 +253,7 @@ def write_report(
             metrics=metrics,
             costs=costs,
         )
-        write_projector(workdir / "tensorboard", dataset, head)
+        write_projector(workdir / TENSORBOARD, dataset, head)
     except (OSError, DataError) as error:
         log.warning("The report could not be written: %s", error)
 

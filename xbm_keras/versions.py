@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from xbm_keras.durable import sync
+from xbm_keras.atomic_files import sync
 
 
 def versions(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import unicodedata
 
@@ -21,6 +20,7 @@ import PIL.features
 import scipy.sparse.csgraph
 from PIL import Image, ImageDraw, ImageFont
 
+from xbm_keras.atomic_files import DAY, remove_leftovers, write_whole
 from xbm_keras.data.sources import DataError, Items, RandomAccess
 
 # The fonts of text. Those of Computer Modern number their characters as TeX does, not as Unicode does, and the other
@@ -153,9 +153,8 @@ def find_characters(min_fonts: int, cache_dir: str | None = None) -> tuple[Chara
     if path:
         with contextlib.suppress(OSError):  # the feature cache, in the same folder, says what is wrong with it
             path.parent.mkdir(parents=True, exist_ok=True)
-            side = path.with_suffix(f".{os.getpid()}.tmp")
-            side.write_text(json.dumps([[character.codes, character.fonts] for character in found]))
-            side.replace(path)
+            remove_leftovers(path.parent, older_than=DAY)
+            write_whole(path, json.dumps([[character.codes, character.fonts] for character in found]))
     return found
 
 

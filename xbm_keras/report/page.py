@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 import PIL.Image
 
-from xbm_keras.durable import write_whole
+from xbm_keras.atomic_files import write_whole
 
 Tone = Literal["good", "bad", "plain"]
 

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from tensorboard.plugins import projector
 
+from xbm_keras.atomic_files import write_whole, writing_whole
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import embed
 from xbm_keras.loading import Dataset
@@ -31,10 +32,11 @@ def write_projector(logdir: str | os.PathLike, dataset: Dataset, head: Head) -> 
     if len(positions) > MAX_ITEMS:
         positions = np.sort(np.random.default_rng(0).choice(positions, MAX_ITEMS, replace=False))
     rows = embed(head, UnitRows(dataset.features, positions))
-    np.savetxt(folder / "trained.tsv", rows, fmt="%.4f", delimiter="\t")
+    with writing_whole(folder / "trained.tsv") as side:
+        np.savetxt(side, rows, fmt="%.4f", delimiter="\t")
     pairs = zip(dataset.names_of(positions), dataset.keys[positions], strict=True)
     lines = ["class\titem", *("\t".join(" ".join(str(part).split()) for part in pair) for pair in pairs)]
-    (folder / "trained-items.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    write_whole(folder / "trained-items.tsv", "\n".join(lines) + "\n")
     config = projector.ProjectorConfig()
     config.embeddings.add(tensor_name="trained", tensor_path="trained.tsv", metadata_path="trained-items.tsv")
     projector.visualize_embeddings(str(folder), config)

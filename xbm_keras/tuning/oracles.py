@@ -8,7 +8,6 @@ import collections
 import itertools
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial, TrialStatus
 
+from xbm_keras.atomic_files import write_whole
 from xbm_keras.tuning.gaussian_process import GaussianProcessOracle
 
 MAX_ATTEMPTS = 2
@@ -188,9 +188,7 @@ class ResumableOracle(keras_tuner.Oracle):
 
     def save(self):
         """Write the state, whole or not at all."""
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.get_state()))
-        os.replace(partial, self.path)
+        write_whole(self.path, json.dumps(self.get_state()))
 
     def reload(self):
         """Go on where another process stopped: what it ran and did not finish is run again first."""

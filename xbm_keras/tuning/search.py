@@ -15,8 +15,8 @@ import rich.table
 import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
+from xbm_keras.atomic_files import write_whole
 from xbm_keras.config import ConfigError, check_config, save_config
-from xbm_keras.durable import write_whole
 from xbm_keras.report.page import write_page
 from xbm_keras.results import PROTOCOLS, SCORES, shown
 from xbm_keras.run_folder import is_finished

@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all: a crash, also of the machine, leaves the old one or the new one.
+
+All that the package writes as a whole goes through here. Each writer has a temporary file of its own, so that processes
+which write the same file at once end with one of theirs, whole.
+"""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Iterator
+
+PREFIX = ".tmp-"  # of files that are not whole yet; a longer name might not fit beside that of the file
+DAY = 86_400.0  # seconds; longer than any file takes to be written
+
+
+@contextlib.contextmanager
+def writing_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A path to write to, beside `path` and of the same suffix; the file gets its name when the block ends.
+
+    Where the block ends with an error, `path` stays as it was, and what was written is removed. A link is followed,
+    and what is no regular file, such as /dev/stdout, is written to as it is.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    target = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    side = target.with_name(f"{PREFIX}{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield side
+        sync(side)
+        side.replace(target)
+        sync(target.parent)
+    finally:
+        side.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file; text as UTF-8, lines ending as they do. Raises OSError where it cannot be written."""
+    with writing_whole(path) as side:
+        side.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_leftovers(folder: pathlib.Path, older_than: float = 0.0) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: of the files. Without `older_than` no other process may be writing into it: hold its lock.
+        older_than: seconds since the last write to such a file.
+    """
+    for path in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # the writer, or another process here, was faster
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+
+
+def sync(path: pathlib.Path) -> None:
+    """Wait until the disk holds a file or a folder's list of names. Windows does so for files alone."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
