@@ -15,7 +15,10 @@ import tensorflow as tf
 
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.data.sources import decode_picture
+from xbm_keras.decoding import MAX_PIXELS
 from xbm_keras.export import describe_signatures, export_encoder
+from xbm_keras.pictures import why_invalid
+from xbm_keras.schema import Export
 
 SIZE = (12, 10)
 CALL = """
@@ -142,6 +145,19 @@ def test_a_picture_of_too_many_pixels_is_refused(model, tmp_path):
     version = export_encoder(model, tmp_path, max_pixels=1000)
     serve = tf.saved_model.load(str(version)).signatures["serve_bytes"]
     assert serve(bytes=tf.constant([encoded(25, 40), encoded(25, 41)]))["valid"].numpy().tolist() == [True, False]
+
+
+def test_by_default_a_picture_of_a_telephone_is_the_largest(exported):
+    """12.6 megapixels: a black PNG of them is a few kilobytes, and takes a third of a second of a core."""
+    allowed, refused = io.BytesIO(), io.BytesIO()
+    PIL.Image.new("1", (4096, 3072)).save(allowed, "PNG")
+    PIL.Image.new("1", (4096, 3073)).save(refused, "PNG")
+    serve = tf.saved_model.load(str(exported)).signatures["serve_bytes"]
+    valid = serve(bytes=tf.constant([allowed.getvalue(), refused.getvalue()]))["valid"]
+    assert valid.numpy().tolist() == [True, False]
+    assert Export().max_pixels == MAX_PIXELS == 4096 * 3072
+    assert "12,587,008" in why_invalid(refused.getvalue())
+    assert why_invalid(b"no picture") == why_invalid(refused.getvalue()[:20]) == "no picture that can be read"
 
 
 def test_versions_count_up_and_give_equal_answers(model, exported):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-MAX_PIXELS = 1 << 25  # 33.5 megapixels, more than most cameras give; about 500 MB while one is decoded and resized
+MAX_PIXELS = 12 << 20  # 12.6 megapixels, a telephone's 4032 x 3024 and some; about 200 MB while one is decoded
 MAX_SCANS = 30  # of a progressive JPEG, where encoders write about ten: each costs a pass over all pixels
 PARALLEL = 4  # pictures decoded at a time, each of which may have the most pixels
 NOT_A_PICTURE = -1

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from xbm_keras import index, saved_run, terminal
-from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint
+from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint, why_invalid
 from xbm_keras.versions import latest_version
 
 log = logging.getLogger("xbm_keras")
@@ -59,7 +59,7 @@ def search(options: argparse.Namespace) -> None:
     else:
         ids, similarities = index.Search(gallery).find(vectors, options.k)
     for path, is_valid, *answers in zip(options.picture, valid, ids, similarities, strict=True):
-        print(path if is_valid else f"{path}: no picture that can be read")
+        print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path).read_bytes())}")
         for item, similarity in zip(*answers, strict=True) if is_valid else ():
             print(f"  {similarity:.4f}  {item}")
 
@@ -81,7 +81,7 @@ def _from_pictures(options) -> tuple[index.Gallery, str]:
     ids, vectors = [], []
     for paths, embeddings, valid in embed_folder(model, pathlib.Path(options.pictures)):
         for path in np.array(paths)[~valid]:
-            log.warning("Left out %s: no picture that can be read.", path)
+            log.warning("Left out %s: %s.", path, why_invalid((pathlib.Path(options.pictures) / path).read_bytes()))
         ids.append(np.array(paths)[valid])
         vectors.append(embeddings[valid])
     names = np.concatenate(ids)

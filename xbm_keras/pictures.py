@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.data.sources import PICTURE_SUFFIXES
+from xbm_keras.decoding import count_pixels
 
 BATCH_SIZE = 16
 
@@ -36,6 +37,16 @@ class ExportedModel:
         """Embeddings [N, E] of encoded pictures, and which are valid [N] bool."""
         outputs = self.loaded.signatures["serve_bytes"](bytes=tf.constant(encoded, tf.string))
         return outputs["embeddings"].numpy(), outputs["valid"].numpy()
+
+
+def why_invalid(encoded: bytes) -> str:
+    """What to say of bytes that an exported model calls no valid picture."""
+    try:
+        pixels = int(count_pixels(tf.constant(encoded)))
+    except tf.errors.OpError:  # the header is damaged
+        pixels = 0
+    large = f", or more pixels ({pixels:,}) than export.max_pixels of the model" if pixels > 0 else ""
+    return f"no picture that can be read{large}"
 
 
 def fingerprint(folder: pathlib.Path) -> str:

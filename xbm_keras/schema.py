@@ -166,8 +166,9 @@ class Export(Section):
     """float16 halves the size; what is computed stays float32."""
     codes: list[Literal["int8", "binary"]] = Field(default=[])
     """Also give the embeddings in these codes, of a quarter and of a 32nd of the bytes; what they cost is measured."""
-    max_pixels: Positive = 1 << 25
-    """Encoded pictures with more are refused before they are decoded."""
+    max_pixels: Positive = 12 << 20
+    """Encoded pictures with more are refused before they are decoded: small files may hold many. Training reads larger
+    ones; where clients send such, say how large."""
     license: str | None = None
     """Of the backbone's weights, for the model card; by default what a LICENSE file beside them begins with."""
 
