@@ -514,6 +514,21 @@ def test_encoder_shares_the_weights_and_needs_a_build():
     assert len(encoder.weights) == 2  # no memory inside
 
 
+def test_encoder_is_one_object_that_traces_once(tmp_path):
+    model = compiled(backbone=small_backbone())
+    x, y = images(8)
+    model.fit(x, y, verbose=0)
+    for _ in range(3):
+        model.encoder.predict(x["inputs"], verbose=0)
+    assert model.encoder.predict_function.experimental_get_tracing_count() == 1
+    before = model.encoder.predict(x["inputs"], verbose=0)
+    assert [layer.name for layer in model.layers].count("encoder") == 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.encoder.predict(x["inputs"], verbose=0), before)
+    assert model.encoder is model.encoder
+
+
 def test_cached_features_train_like_live_ones():
     # Pitfall: cached features that would not converge (deep-learning-models #21).
     x, y = images(24)

@@ -66,6 +66,37 @@ def test_random_positives_depend_on_the_saved_seed_state(tmp_path):
     assert loss_of(other, *batch, training=True) != expected
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_dropout_goes_on_from_the_saved_seed_state(tmp_path, suffix):
+    x, y = dataset(24)
+
+    def start():
+        model = compiled(24, HardTopK(2, 1), head=Head(3, dropout=0.5), mode="graph")
+        built_kernel(model, x)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    model, path = start(), tmp_path / f"model{suffix}"
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    model.save(path) if suffix == ".keras" else model.save_weights(path)
+    loaded = keras.saving.load_model(path) if suffix == ".keras" else start()
+    if suffix != ".keras":
+        loaded.load_weights(path)
+    for each in (model, loaded):
+        each.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert_same_training(loaded, model)
+
+
+def test_a_file_without_the_state_of_the_dropout_still_loads(tmp_path, monkeypatch):
+    head = Head(3, dropout=0.5)
+    head.build((None, 6))
+    monkeypatch.setattr(Head, "save_own_variables", keras.layers.Layer.save_own_variables)
+    model = keras.Sequential([keras.Input((6,)), head])
+    model.save(tmp_path / "old.keras")
+    loaded = keras.saving.load_model(tmp_path / "old.keras").layers[-1]
+    np.testing.assert_array_equal(loaded.kernel, head.kernel)
+
+
 def test_weights_file_restores_rows_labels_ids_and_counter(tmp_path):
     # Pitfall: PML 2.x saves the rows without the pointer; TF Similarity, OML, Quaterion save nothing.
     x, y = dataset()

@@ -126,6 +126,8 @@ class XBMModel(keras.Model):
         self.negative_sim = keras.metrics.Mean(name="negative_sim")
         self.active_pairs = keras.metrics.Mean(name="active_pairs")
         self.rejections = Rejections()
+        # Behind a function, where Keras does not look for layers: those of the encoder are the model's own.
+        self._encoder_of = functools.lru_cache(maxsize=1)(_make_encoder)
 
     def build(self, input_shape):
         """Build the stages; `input_shape` is the dict of shapes of the inputs."""
@@ -292,17 +294,14 @@ class XBMModel(keras.Model):
     def encoder(self) -> keras.Model:
         """Inputs -> embeddings [B, E], sharing the weights: for predict, evaluation, export and serving.
 
+        One object for the life of the model, so that `predict` in a loop traces once.
+
         Raises:
             ValueError: if the model is not built yet.
         """
         if not self.built:
             raise ValueError("This model has no weights yet; expected it to be built, by fit or by build, first.")
-        if self.backbone is None:
-            inputs = features = keras.Input((self.memory.feature_dim,), name="features")
-        else:
-            inputs = self.backbone.make_inputs()
-            features = self.backbone(inputs)
-        return keras.Model(inputs, self.head(self.unit_length(features)), name="encoder")
+        return self._encoder_of(self.backbone, self.unit_length, self.head, self.memory.feature_dim)
 
     def without_backbone(self) -> "XBMModel":
         """The same model, same weights, for features as inputs."""
@@ -347,3 +346,13 @@ class XBMModel(keras.Model):
         """The model that `get_config` described."""
         stages = {name: config[name] and keras.saving.deserialize_keras_object(config[name]) for name in STAGES}
         return cls(**{**config, **stages})
+
+
+def _make_encoder(backbone: Backbone | None, unit_length: keras.Layer, head: Head, feature_dim: int) -> keras.Model:
+    """The plain model from inputs to embeddings."""
+    if backbone is None:
+        inputs = features = keras.Input((feature_dim,), name="features")
+    else:
+        inputs = backbone.make_inputs()
+        features = backbone(inputs)
+    return keras.Model(inputs, head(unit_length(features)), name="encoder")

@@ -234,6 +234,20 @@ class Head(keras.layers.Layer):
         weighted = [weight * loss for weight, loss in zip(self.width_weights, losses, strict=True)]
         return tf.add_n(weighted) / sum(self.width_weights)
 
+    def save_own_variables(self, store):
+        """Weights, and the state of the dropout: Keras by itself does not save seed generators."""
+        super().save_own_variables(store)
+        if self.drop is not None:
+            store["seed_state"] = self.drop.seed_generator.state.value.numpy()
+
+    def load_own_variables(self, store):
+        """What `save_own_variables` stored; older files hold no state of the dropout, which then stays as it is."""
+        saved = {key: store[key] for key in store.keys()}  # noqa: SIM118
+        seed_state = saved.pop("seed_state", None)
+        super().load_own_variables(saved)
+        if self.drop is not None and seed_state is not None:
+            self.drop.seed_generator.state.assign(seed_state)
+
     def get_config(self):
         """Arguments of the constructor."""
         return {
