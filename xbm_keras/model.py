@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from xbm_keras import replicas
+from xbm_keras.labels_and_ids import read_labels_and_ids, read_weights
 from xbm_keras.non_finite import Rejections, StopOnNonFinite, undone_unless_finite
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
@@ -168,9 +169,13 @@ class XBMModel(keras.Model):
         return {"features": features, "embeddings": self.head(features, training=training)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The picture: enqueue, score, pick, embed the picks, compare. Mean over the valid anchors, a scalar."""
-        labels, ids = self._labels_and_ids(x, y, y_pred)
+        """The picture: enqueue, score, pick, embed the picks, compare. Mean over the valid anchors, a scalar.
+
+        `sample_weight` [B], which `class_weight` becomes, weights the anchors in the mean: one of weight 0 is a row of
+        the memory like any other.
+        """
         features, anchors = y_pred["features"], y_pred["embeddings"]  # [B, D] frozen, [B, E]
+        labels, ids = read_labels_and_ids(x, y, features, self.pair_loss, self.memory.memory_size)  # [B]
         batch = replicas.gather(features, labels, ids)  # the same, of all devices where there are several
         rows = self._enqueue(*batch) if training else batch_as_rows(*batch)  # [M, D]
         row_embeddings = self._embed_rows(rows, features, anchors)  # [M, E]; None where the picks are fewer
@@ -185,34 +190,14 @@ class XBMModel(keras.Model):
             strays = divergence_from_start(similarities, self.start, features, rows, picks, **how)
             losses = [loss + self.start_alignment * stray for loss, stray in zip(losses, strays, strict=True)]
         per_anchor = self.head.weighted_mean(losses)  # [B]
+        weights = None if sample_weight is None else read_weights(sample_weight, tf.shape(per_anchor)[0])  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
         is_finite = self._note_non_finite(batch, is_valid & ~tf.math.is_finite(per_anchor))
-        loss = replicas.masked_mean(per_anchor, is_valid)
+        loss = replicas.masked_mean(per_anchor, is_valid, weights)
         if self.start_l2:
             loss += self.start_l2 * replicas.share(squared_distance(self.head, self.start))
         return tf.where(is_finite, loss, float("nan"))
-
-    def _labels_and_ids(self, x, y, y_pred):
-        """Labels and sample ids of the batch, int64 [B]; a loss that uses no labels gets none to see, all are 0."""
-        if y is None and self.pair_loss.uses_labels:
-            raise ValueError(
-                f"Received a batch without labels; expected (inputs, labels): {self.pair_loss.name} needs classes. "
-                "Without labels use SimilarityAlignmentLoss with NeighborTopK."
-            )
-        ids = x.get("sample_id")
-        if ids is None:
-            if self.memory.memory_size:
-                raise ValueError(
-                    f"Received inputs {sorted(x)} with memory_size={self.memory.memory_size}; expected 'sample_id' "
-                    "among them, so that a sample never meets its own copy in the memory. Add an int64 array that "
-                    "numbers the items, such as np.arange(num_items), or use CircularMemory(0)."
-                )
-            ids = tf.range(tf.shape(y_pred["features"])[0])
-        ids = tf.cast(tf.reshape(ids, [-1]), tf.int64)
-        if not self.pair_loss.uses_labels:
-            return tf.zeros_like(ids), ids
-        return tf.cast(tf.reshape(y, [-1]), tf.int64), ids
 
     def _enqueue(self, features, labels, ids) -> Rows:
         if self.enqueue:

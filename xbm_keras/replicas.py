@@ -40,10 +40,15 @@ def total(tensor: tf.Tensor) -> tf.Tensor:
     return tf.stop_gradient(context.all_reduce(tf.distribute.ReduceOp.SUM, tensor))
 
 
-def masked_mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean over the mask, of all replicas: each gives its share of it. Over an empty mask 0, with zero gradient."""
-    count = total(tf.reduce_sum(tf.cast(mask, tf.float32)))
-    return tf.reduce_sum(tf.where(mask, values, 0.0)) / tf.maximum(count, 1.0)
+def masked_mean(values: tf.Tensor, mask: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean over the mask, of all replicas: each gives its share of it. Over an empty mask 0, with zero gradient.
+
+    With weights it is the weighted mean, sum(w x) / sum(w); where they sum up to 0 it is 0.
+    """
+    if weights is None:
+        weights = tf.ones_like(values)
+    whole = total(tf.reduce_sum(tf.where(mask, weights, 0.0)))
+    return tf.reduce_sum(tf.where(mask, weights * values, 0.0)) / tf.where(whole > 0, whole, 1.0)
 
 
 def share(value: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,176 @@
+"""Labels, sample ids and weights of a batch: what is taken, and what is refused before the first step."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.small_models import built_kernel, compiled, dataset, make_model, memory_of, unit
+from xbm_keras import ContrastiveLoss, HardTopK, Head, SupConLoss
+
+LABELS = {
+    "fractions": (lambda y: y / 10, r"labels of dtype float\d+; expected integer labels, \[B\] or \[B, 1\]. Cast"),
+    "whole floats": (lambda y: y.astype(np.float32), "labels of dtype float32; expected integer labels"),
+    "one-hot integers": (lambda y: np.eye(3, dtype=int)[y], r"labels of shape \(.*, 3\); expected .* np.argmax"),
+    "one-hot": (lambda y: np.eye(3, dtype=np.float32)[y], r"labels of shape \(.*, 3\); expected .* np.argmax"),
+    "two columns": (lambda y: np.stack([y, y], axis=1), r"labels of shape \(.*, 2\); expected integer labels"),
+    "strings": (lambda y: np.array(["a", "b", "c"])[y], r"labels of dtype string; expected .* np.unique"),
+    "matrices": (lambda y: np.tile(y[:, None, None], (1, 2, 1)), r"labels of shape \(.*, 2, 1\); expected integer"),
+    "several": (lambda y: {"a": y, "b": y}, "labels of type dict; expected integer labels"),
+}
+IDS = {
+    "floats": (lambda ids: (ids + 2.0**25).astype(np.float32), r"sample_id of dtype float32; expected integer ids"),
+    "doubles": (lambda ids: ids.astype(np.float64), r"sample_id of dtype float\d+; expected integer ids.* np.arange"),
+    "strings": (lambda ids: ids.astype(str), "sample_id of dtype string; expected integer ids"),
+    "truth values": (lambda ids: ids > 110, "sample_id of dtype bool; expected integer ids"),
+    "two columns": (lambda ids: np.stack([ids, ids], axis=1), r"sample_id of shape \(.*, 2\); expected integer ids"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_other_labels_are_refused_before_the_first_step(case):
+    (x, y), (change, message) = dataset(), LABELS[case]
+    model = compiled(mode="graph" if case == "one-hot" else "eager")
+    built_kernel(model, x)
+    data = tf.data.Dataset.from_tensor_slices((x, change(y))).batch(8)
+    with pytest.raises(ValueError, match=message):
+        model.fit(data, verbose=0, shuffle=False)
+    assert model.memory.num_enqueued.numpy() == 0
+
+
+@pytest.mark.parametrize("case", IDS)
+def test_other_ids_are_refused_before_the_first_step(case):
+    (x, y), (change, message) = dataset(), IDS[case]
+    model = compiled(mode="graph" if case == "floats" else "eager")
+    built_kernel(model, x)
+    data = tf.data.Dataset.from_tensor_slices(({**x, "sample_id": change(x["sample_id"])}, y)).batch(8)
+    with pytest.raises(ValueError, match=message):
+        model.fit(data, verbose=0, shuffle=False)
+    assert model.memory.num_enqueued.numpy() == 0
+
+
+def test_evaluate_refuses_the_same():
+    x, y = dataset()
+    model = compiled()
+    model.fit(x, y, batch_size=8, verbose=0)
+    with pytest.raises(ValueError, match="labels of dtype float32"):
+        model.evaluate(x, y / 2, batch_size=8, verbose=0)
+
+
+def test_labels_or_ids_of_another_number_of_items_are_refused():
+    x, y = dataset(8)
+    model = make_model()
+    built_kernel(model, x)
+    for ids, labels, name in ((x["sample_id"], y[:6], "labels"), (x["sample_id"][:6], y, "sample_id")):
+        with pytest.raises(ValueError, match=rf"{name} of shape \(6,\); expected integer .* with B = 8"):
+            loss_of_arrays(model, {**x, "sample_id": ids}, labels)
+
+
+def loss_of_arrays(model, x, y):
+    return model.compute_loss(x, y, model(x), training=True)
+
+
+@pytest.mark.parametrize(("dtype", "is_column"), [("uint8", False), ("int32", True), ("int64", True), ("bool", True)])
+def test_all_integers_are_taken(dtype, is_column):
+    x, y = dataset(classes=2)
+    reference = compiled(24)
+    reference.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    model = compiled(24)
+    ids = x["sample_id"].astype("int64" if dtype == "bool" else dtype)
+    y = y.astype(dtype)
+    if is_column:
+        ids, y = ids[:, None], y[:, None]
+    model.fit({**x, "sample_id": ids}, y, batch_size=8, shuffle=False, verbose=0)
+    assert memory_of(model) == memory_of(reference)
+
+
+def test_negative_ids_and_ids_far_apart_are_items_like_others():
+    x, y = dataset()
+    x["sample_id"] = np.where(np.arange(24) % 2, -1, 1) * (2**62 - np.arange(24))
+    model = compiled(24)
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert model.memory.read().is_valid.numpy().all()
+
+
+# --- weights of anchors ---
+
+
+def weighted_contrastive(z, y, weights, positive=0.9, negative=0.4):
+    """The loss of each anchor, slowly, and their mean by weight."""
+    losses = []
+    for i in range(len(z)):
+        pull = [max(positive - z[i] @ z[j], 0) for j in range(len(z)) if j != i and y[j] == y[i]]
+        push = [max(z[i] @ z[j] - negative, 0) for j in range(len(z)) if y[j] != y[i]]
+        losses.append((np.mean(pull) if pull else 0) + (np.mean(push) if push else 0))
+    return np.average(losses, weights=weights)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((12,), "float64"), ((12, 1), "float32"), ((12,), "int64")])
+def test_sample_weight_gives_the_weighted_mean(shape, dtype, mode):
+    x, y = dataset(12)
+    weights = np.array([0, 3, 1, 2, 5, 1, 0, 4, 1, 1, 2, 7])
+    model = compiled(12, HardTopK("all", "all"), ContrastiveLoss(0.9, 0.4), Head(3), mode=mode)
+    z = unit(unit(x["features"]) @ built_kernel(model, x))
+    expected = weighted_contrastive(z, y, weights)
+    assert abs(expected - weighted_contrastive(z, y, np.ones(12))) > 1e-3
+    loss = model.train_on_batch(x, y, sample_weight=weights.reshape(shape).astype(dtype))[0]
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert set(model.memory.sample_ids.numpy()) == set(x["sample_id"])  # those of weight 0, too
+
+
+def test_small_weights_are_no_smaller_loss():
+    x, y = dataset(12)
+    losses = []
+    for scale in (1.0, 1e-3):
+        model = compiled(12, HardTopK("all", "all"))
+        losses.append(model.train_on_batch(x, y, sample_weight=np.linspace(1, 2, 12) * scale)[0])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_class_weight_is_the_weight_of_its_items():
+    x, y = dataset()
+    a, b, plain = (compiled(24, HardTopK("all", "all"), SupConLoss()) for _ in range(3))
+    a.fit(x, y, batch_size=8, shuffle=False, verbose=0, class_weight={0: 1.0, 1: 4.0, 2: 0.5})
+    b.fit(x, y, batch_size=8, shuffle=False, verbose=0, sample_weight=np.array([1.0, 4.0, 0.5])[y])
+    plain.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    np.testing.assert_allclose(a.head.kernel, b.head.kernel, rtol=1e-6)
+    assert np.abs(a.head.kernel.numpy() - plain.head.kernel.numpy()).max() > 1e-4
+
+
+def test_an_anchor_of_weight_zero_moves_nothing_and_is_a_partner_of_the_others():
+    x, y = dataset(8)
+    model = compiled(8, HardTopK("all", "all"))
+    before = built_kernel(model, x)
+    assert model.train_on_batch(x, y, sample_weight=np.zeros(8))[0] == 0
+    np.testing.assert_array_equal(model.head.kernel, before)
+
+
+def test_evaluate_weights_too():
+    x, y = dataset(12)
+    model = compiled(0, HardTopK("all", "all"))
+    built_kernel(model, x)
+    plain, weighted, alike = (
+        model.evaluate(x, y, batch_size=12, verbose=0, return_dict=True, sample_weight=w)["loss"]
+        for w in (None, np.arange(12), np.full(12, 3.0))
+    )
+    assert weighted != pytest.approx(plain, rel=1e-3)
+    assert alike == pytest.approx(plain, rel=1e-6)
+
+
+def test_weights_of_another_form_are_refused():
+    x, y = dataset(8)
+    model = make_model()
+    built_kernel(model, x)
+    for weights, message in (
+        (np.ones((8, 2)), r"sample_weight of shape \(8, 2\); expected one number for each item"),
+        (np.ones(6), r"sample_weight of shape \(6,\); expected one number"),
+        (np.array(["a"] * 8), "sample_weight of dtype string; expected one number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.compute_loss(x, y, model(x), sample_weight=weights)
+
+
+def test_keras_own_losses_agree_on_what_weights_mean():
+    # Keras divides by the number of items, not by the sum of weights, unless told "mean_with_sample_weight": as here.
+    loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    assert float(loss([[0.0], [0.0]], [[1.0], [2.0]], sample_weight=[[3.0], [1.0]])) == pytest.approx(7 / 4)
