@@ -13,6 +13,10 @@ from xbm_keras.atomic_files import write_whole
 from xbm_keras.data_schema import Section
 from xbm_keras.schema import Config
 
+SHOWN = ("data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export")  # sections
+# Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.
+NAMES = ("data.name", "backbone.name", "backbone.preprocessing", "backbone.layers", "export.license")
+
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key, what was received and what was expected."""
@@ -59,6 +63,34 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
 def save_config(config: Config, path: pathlib.Path) -> None:
     """Write the resolved config; it runs again as it is."""
     write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def public_values(config: Config) -> dict[str, Any]:
+    """What of a config may be shown to others: its choices, numbers and switches.
+
+    Texts that a user is free to write are left out, but for a few names: they may be paths, or come from the
+    environment, and a reader has no use for them.
+    """
+    return {name: _public(getattr(config, name), name) for name in SHOWN}
+
+
+def _public(section: Section, prefix: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}.{name}"
+        if isinstance(value, Section):
+            shown[name] = _public(value, key)
+        elif key in NAMES or not _is_free_text(field.annotation):
+            shown[name] = value
+    return shown
+
+
+def _is_free_text(annotation) -> bool:
+    """Whether values of a type may hold any text: not where they are chosen from a list."""
+    if annotation is str or annotation is Any:
+        return True
+    is_choice = typing.get_origin(annotation) is typing.Literal
+    return not is_choice and any(map(_is_free_text, typing.get_args(annotation)))
 
 
 def _explain(details) -> str:

@@ -1,6 +1,7 @@
 """`model_card.md`, beside the exported model: what it is, what it was made from, and how good it was measured to be."""
 
 import datetime
+import hashlib
 import pathlib
 from collections.abc import Mapping
 
@@ -25,17 +26,17 @@ PROTOCOLS = {
 }
 
 
-def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) -> str:
-    """The card, Markdown.
+def render(config: dict, recipe: dict, data: dict, metrics: dict, signatures: dict[str, str]) -> str:
+    """The card, Markdown. It goes where the model goes, so no path and nothing from the environment stands in it.
 
     Args:
         config: the resolved config of the run.
+        recipe: what of it may be shown.
         data: what `data.json` holds.
         metrics: what `metrics.json` holds.
         signatures: of the SavedModel, each with what it takes.
     """
     items, classes = data["items"], data["classes"]
-    origin = config["data"].get("root") or config["data"].get("path") or config["data"].get("name")
     head = config["head"]
     lines = [
         f"# Embedding model, {head['embedding_dim']} dimensions",
@@ -45,9 +46,9 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
         "",
         "| | |",
         "|---|---|",
-        f"| network | {_network(config['backbone'])} |",
+        f"| network | {network_of(config['backbone'])} |",
         f"| licence of its weights | {_license(config)} |",
-        f"| data | `{config['data']['source']}`: `{origin}` |",
+        f"| data | {data_of(config['data'])} |",
         f"| trained on | {_trained_on(data, metrics)} |",
         f"| tested on | {items['test']:,} items{_of_classes(classes['test'])} |",
         f"| left out | {len(data['skipped']):,} items that could not be read |",
@@ -66,10 +67,14 @@ def render(config: dict, data: dict, metrics: dict, signatures: dict[str, str]) 
             lines += [*_table(meaning, metrics[protocol], shown(protocol)), ""]
     lines += ["## How to call it", "", "| signature | takes |", "|---|---|"]
     lines += [f"| `{name}` | {inputs} |" for name, inputs in sorted(signatures.items())]
-    lines += ["", "`saved_model_cli show --all --dir .` lists them with shapes and types.", "", "## The config", ""]
-    return "\n".join(
-        [*lines, "```yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(), "```", ""]
-    )
+    lines += ["", "`saved_model_cli show --all --dir .` lists them with shapes and types.", "", "## The recipe", ""]
+    lines += ["The config of the run without paths and other texts of its author; the rest are defaults.", ""]
+    return "\n".join([*lines, "```yaml", as_yaml(recipe).rstrip(), "```", ""])
+
+
+def as_yaml(recipe: dict) -> str:
+    """The recipe as a reader sees it."""
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
 def _trained_on(data: dict, metrics: dict) -> str:
@@ -94,14 +99,37 @@ def _table(meaning: str, embeddings: dict[str, dict[str, float]], columns: Mappi
     return rows
 
 
-def _network(backbone: dict) -> str:
-    """The backbone in a few words."""
-    name = backbone.get("name") or backbone.get("preset") or backbone.get("path")
-    if name is None:
+def data_of(data: dict) -> str:
+    """What kind of data it was, and of TFDS which: paths are nobody's business."""
+    return f"`{data['source']}`" + (f": `{data['name']}`" if data["source"] == "tfds" else "")
+
+
+def network_of(backbone: dict) -> str:
+    """The backbone in a few words: by the name that all know it by, files by their content."""
+    if backbone["kind"] == "none":
         return "none: it takes vectors that another model gave"
-    weights = f", weights `{backbone['weights']}`" if backbone.get("weights") else ""
+    origin = backbone.get("preset") or backbone.get("path") or backbone.get("weights")
+    is_name = origin == "imagenet" or ("preset" in backbone and not _is_path(origin))
+    weights = f", weights {f'`{origin}`' if is_name else _content_of(pathlib.Path(origin))}" if origin else ""
     size = "x".join(map(str, backbone.get("image_size") or ()))
-    return f"`{name}`{weights}" + (f", pictures at {size}" if size else "")
+    return f"`{backbone.get('name') or backbone['kind']}`{weights}" + (f", pictures at {size}" if size else "")
+
+
+def _is_path(preset: str) -> bool:
+    return ("/" in preset and "://" not in preset) or pathlib.Path(preset).exists()
+
+
+def _content_of(place: pathlib.Path) -> str:
+    """What tells a file, or the files of a folder, from others."""
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    lines = []
+    for path in files:
+        if not path.is_file():
+            return "of a file that is no longer there"
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(place).as_posix()}\n")
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest() if place.is_dir() else lines[0].split()[0]
+    return f"of a {'folder' if place.is_dir() else 'file'} with SHA-256 {digest[:16]}"
 
 
 def _license(config: dict) -> str:

@@ -7,9 +7,7 @@ import hashlib
 import json
 import logging
 import pathlib
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 
 import filelock
@@ -18,7 +16,7 @@ import tensorflow as tf
 
 from xbm_keras import model_card
 from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
-from xbm_keras.config import ConfigError, load_config, save_config
+from xbm_keras.config import ConfigError, load_config, public_values, save_config
 from xbm_keras.costs import Cost
 from xbm_keras.data.sources import DataError
 from xbm_keras.export import describe_signatures, export_encoder
@@ -221,7 +219,8 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
     about = json.loads((workdir / "data.json").read_text("utf-8"))
 
     def describe(version: pathlib.Path) -> None:
-        card = model_card.render(config.model_dump(mode="json"), about, metrics, describe_signatures(version))
+        values, recipe = config.model_dump(mode="json"), public_values(config)
+        card = model_card.render(values, recipe, about, metrics, describe_signatures(version))
         write_whole(version / "model_card.md", card)
         write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
 
@@ -245,9 +244,9 @@ def write_report(
         write_run_report(
             workdir / "report.html",
             title=workdir.name,
-            command=shlex.join(["python", *sys.argv]),
+            command="python train.py --config config.yaml",  # not as given, which holds paths and what a shell put in
             about=_about(config, dataset, head, metrics),
-            config=(workdir / "config.yaml").read_text("utf-8"),
+            config=model_card.as_yaml(public_values(config)),
             dataset=dataset,
             head=head,
             metrics=metrics,
@@ -264,9 +263,7 @@ def _num_classes(dataset: Dataset, positions: np.ndarray) -> int:
 
 def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:
     """What was run, for people."""
-    c, splits, data = config, dataset.splits, config.data
-    where = next((getattr(data, name) for name in ("root", "path", "name") if hasattr(data, name)), None)
-    network = c.backbone
+    c, splits = config, dataset.splits
     counts = {
         name: f"{len(rows):,} items" + (f", {_num_classes(dataset, rows):,} classes" if dataset.has_labels else "")
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
@@ -283,11 +280,8 @@ def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[
         picked = f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}"
     devices = tf.config.list_physical_devices("GPU")
     return {
-        "Data": f"{where} ({data.source})" if where else data.source,
-        "Network": next(
-            (str(getattr(network, n)) for n in ("name", "preset", "path") if hasattr(network, n)),
-            "vectors as given" if network.kind == "none" else network.kind,
-        ),
+        "Data": model_card.data_of(c.data.model_dump()).replace("`", ""),
+        "Network": model_card.network_of(c.backbone.model_dump()).replace("`", ""),
         "Training": counts["train"] + views(chosen),
         "Validation": counts["validation"],
         "Test": counts["test"],

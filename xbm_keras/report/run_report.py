@@ -51,9 +51,9 @@ def write_run_report(
     Args:
         path: of the file. `history.csv` is read from beside it.
         title: of the page.
-        command: that made the run.
+        command: that makes the run again.
         about: what was run, names and values.
-        config: as YAML.
+        config: as YAML; of it what may be shown.
         dataset: the items.
         head: the trained head.
         metrics: the contents of `metrics.json`.
@@ -170,7 +170,7 @@ def _the_run(
         blocks.append(Details(f"{len(dataset.skipped):,} item(s) were skipped: {said}.{more}", [table]))
     else:
         blocks.append(Text("No item was skipped."))
-    return [*blocks, Details("The whole config", [Code(config)])]
+    return [*blocks, Details("The config, without paths", [Code(config)])]
 
 
 def _time(seconds: float) -> str:

@@ -213,7 +213,7 @@ class Search:
         }
         default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
         axes = {key: _axis(dimensions) for key, dimensions in space.items()}
-        command = f"python train.py --config {self.workdir}/best.yaml"
+        command = f"python train.py --config {self.workdir.name}/best.yaml"
         findings = Findings(self.table(), axes, default, self.test_scores(), command, about, self.score)
         write_page(self.workdir / "search.html", search_page(findings, f"Search in {self.workdir.name}"))
 
