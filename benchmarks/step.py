@@ -111,7 +111,7 @@ def step_of(model, features, labels):
 def floor_of(rows):
     """The bare products: blocks of the rows with the batch, and the head with the picks."""
     num_rows, width = rows.shape
-    block = min(block_rows(width), num_rows)
+    block = min(block_rows(width, B), num_rows)
     anchors = tf.cast(rows[:B], tf.float32)
     kernel = tf.Variable(tf.random.normal([D, E]))
     picks = tf.random.normal([min(B * (NEGATIVES + POSITIVES), num_rows) + B, D])

@@ -47,7 +47,7 @@ def measure(num_rows, options) -> list[dict]:
     anchor_labels = tf.constant(np.repeat(labels[: options.batch // 4], 4))
     index = faiss.IndexFlatIP(options.width)
     index.add(rows)
-    width = min(block_rows(options.width), num_rows)
+    width = min(block_rows(options.width, options.batch), num_rows)
 
     @tf.function
     def ours(x):

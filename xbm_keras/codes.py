@@ -26,7 +26,7 @@ def to_binary(embeddings: tf.Tensor) -> tf.Tensor:
     The Hamming distance of two codes ranks as the cosine similarity of the signs does. A 32nd of the bytes of float32.
     """
     width = embeddings.shape[1]
-    signs = tf.pad(tf.cast(embeddings > 0, tf.int32), [[0, 0], [0, -width % 8]])
+    signs = tf.pad(tf.cast(embeddings > 0, tf.float32), [[0, 0], [0, -width % 8]])  # counted on a GPU, unlike integers
     return tf.cast(tf.reduce_sum(tf.reshape(signs, [-1, -(-width // 8), 8]) * BITS, axis=2), tf.uint8)
 
 

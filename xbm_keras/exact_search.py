@@ -32,7 +32,7 @@ def nearest(
         memory_mb: for scores and candidates, beside the vectors and a float32 copy of the gallery.
 
     Returns:
-        Positions [Q, k] int32 and similarities [Q, k] float32.
+        Positions [Q, k] int64 and similarities [Q, k] float32.
 
     Example:
         >>> nearest(np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]), k=1)[0].tolist()
@@ -42,7 +42,7 @@ def nearest(
     gallery = queries if gallery is None else gallery
     k = min(k, len(gallery) - is_leave_one_out)
     blocks = to_blocks(gallery, width=block_width(memory_mb))
-    positions = np.empty((len(queries), k), np.int32)
+    positions = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), CHUNK):
         chosen = np.arange(start, min(start + CHUNK, len(queries)))
         found = search_blocks(queries[chosen], blocks, len(gallery), k + is_leave_one_out)
@@ -106,7 +106,7 @@ def _nearest(queries, blocks, num_rows, k):
     """
     width = tf.shape(blocks)[2]
     best = tf.fill([CHUNK, k], -float("inf"))
-    positions = tf.zeros([CHUNK, k], tf.int32)
+    positions = tf.zeros([CHUNK, k], tf.int64)  # which a GPU counts with; int32 numbers it leaves to the host
     for i in tf.range(tf.shape(blocks)[0]):
         tf.autograph.experimental.set_loop_options(
             shape_invariants=[(best, tf.TensorShape([CHUNK, None])), (positions, tf.TensorShape([CHUNK, None]))]
@@ -118,9 +118,10 @@ def _nearest(queries, blocks, num_rows, k):
         if 3 * k * GROUP <= width:
             scores, columns = _best_groups(scores, k)
         else:
-            columns = tf.broadcast_to(tf.range(width), tf.shape(scores))
+            columns = tf.broadcast_to(tf.range(tf.cast(width, tf.int64)), tf.shape(scores))
         best, place = tf.math.top_k(tf.concat([best, scores], axis=1), k)
-        positions = tf.gather(tf.concat([positions, i * width + columns], axis=1), place, batch_dims=1)
+        found = tf.concat([positions, tf.cast(i * width, tf.int64) + columns], axis=1)
+        positions = tf.gather(found, place, batch_dims=1)
     return positions
 
 
@@ -131,8 +132,9 @@ def _best_groups(scores, k):
     items before it, one in each of them. Finding the maxima costs far less than `top_k` of all scores.
     """
     groups = tf.reshape(scores, [CHUNK, -1, GROUP])
-    chosen = tf.sort(tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False).indices, axis=1)  # [Q, k]
-    columns = chosen[:, :, None] * GROUP + tf.range(GROUP)
+    chosen = tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False).indices
+    chosen = tf.sort(tf.cast(chosen, tf.int64), axis=1)  # [Q, k]
+    columns = chosen[:, :, None] * GROUP + tf.range(GROUP, dtype=tf.int64)
     shape = [CHUNK, k * GROUP]
     return tf.reshape(tf.gather(groups, chosen, batch_dims=1), shape), tf.reshape(columns, shape)
 

@@ -100,11 +100,11 @@ class Search(tf.Module):
         block = max(1, SCORES // max(num_items, 1))
         num_queries = tf.shape(queries)[0]
         similarities = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
-        positions = tf.TensorArray(tf.int32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
+        positions = tf.TensorArray(tf.int64, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
         for i in tf.range(tf.maximum(1, (num_queries + block - 1) // block)):  # once also where Q is 0
             scores = tf.matmul(queries[i * block : (i + 1) * block], self.vectors, transpose_b=True)
             best, place = tf.math.top_k(scores, k)
-            similarities, positions = similarities.write(i, best), positions.write(i, place)
+            similarities, positions = similarities.write(i, best), positions.write(i, tf.cast(place, tf.int64))
         places = tf.reshape(positions.concat(), [num_queries, k])
         return {
             "similarities": tf.reshape(similarities.concat(), [num_queries, k]),

@@ -63,7 +63,7 @@ def test_picks_equal_the_oracle(num_positives, num_negatives, positives, mode):
         picks = pick(top_k, case, mode)
         num_rows = len(case["row_ids"])
         assert picks.indices.shape == (5, top_k.num_picks(num_rows))
-        assert picks.indices.dtype == tf.int32
+        assert picks.indices.dtype == tf.int64
         assert picks.feature_scores.dtype == tf.float32
         assert ((picks.indices >= 0) & (picks.indices < num_rows)).numpy().all()
         scores = case["anchor_keys"] @ case["row_keys"].T

@@ -12,10 +12,10 @@ from xbm_keras.stages.random_rows import random_rows
 
 def draw(codes, wanted, k, seed=(1, 2), mode="eager"):
     def call(codes, wanted, seed):
-        return random_rows(codes, tf.constant(int(np.max(codes_given)) + 1), wanted, k, seed)
+        return random_rows(codes, tf.constant(int(np.max(codes_given)) + 1, tf.int64), wanted, k, seed)
 
     codes_given = [*codes, *wanted]
-    arguments = tf.constant(codes, tf.int32), tf.constant(wanted, tf.int32), tf.constant(seed, tf.int64)
+    arguments = tf.constant(codes, tf.int64), tf.constant(wanted, tf.int64), tf.constant(seed, tf.int64)
     rows, is_valid = in_mode(call, mode)(*arguments)
     return rows.numpy(), is_valid.numpy()
 
@@ -56,7 +56,7 @@ def test_the_same_in_every_mode_and_another_with_another_seed():
 
 
 def test_a_large_memory_is_reached_to_its_end():
-    codes = np.zeros(100_000, np.int32)
+    codes = np.zeros(100_000, np.int64)
     rows, _ = draw(codes, [0] * 64, 40)
     assert rows.max() > 99_000
     assert rows.min() < 1_000

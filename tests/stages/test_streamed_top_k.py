@@ -12,7 +12,7 @@ from xbm_keras.stages.streamed_top_k import Keys, Search, streamed_top_k
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 24 rows, in groups of 2: the prefilter works where 24 >= 2 * 2 k, and once more where 12 >= 4 k."""
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 24 * 3)
+    monkeypatch.setattr(module, "CPU", module.BlockSize(keys=24 * 3, scores=1 << 20))
     monkeypatch.setattr(module, "MIN_BLOCK_ROWS", 24)
     monkeypatch.setattr(module, "GROUP", 2)
 
@@ -22,7 +22,7 @@ def make_case(num_rows, seed, num_anchors=5, levels=3):
     random = np.random.default_rng(seed)
     anchors = random.integers(-levels, levels + 1, (num_anchors, 3)).astype(np.float32)
     rows = random.integers(-levels, levels + 1, (num_rows, 3)).astype(np.float32)
-    codes = random.integers(0, 3, num_rows).astype(np.int32)
+    codes = random.integers(0, 3, num_rows).astype(np.int64)
     masks = random.random((3, num_anchors)) < 0.6
     return anchors, rows, codes, masks
 
@@ -43,7 +43,7 @@ def search(case, k, mode="eager"):
 
     def both(anchors, rows, codes):
         first, second, third = (tf.where(tf.constant(mask), 0.0, -np.inf) for mask in masks_of(case))
-        common = None if mode == "xla" else tf.constant(2)
+        common = None if mode == "xla" else tf.constant(2, tf.int64)
         searches = [Search(k, 1.0, first), Search(k + 1, -1.0, second), Search(k, 1.0, third, common_code=common)]
         return streamed_top_k(keys_of(anchors, rows), codes, searches)
 
@@ -85,11 +85,11 @@ def test_the_blocks_of_a_real_memory(mode):
     penalties = tf.constant(np.where(np.arange(5) == 3, -np.inf, 0.0)[:, None] * np.ones(2), tf.float32)
 
     def call(anchors, codes):
-        common = None if mode == "xla" else tf.constant(0)
+        common = None if mode == "xla" else tf.constant(0, tf.int64)
         searches = [Search(33, 1.0, penalties, common_code=common)]
         return streamed_top_k(keys_of(anchors, tf.constant(rows)), codes, searches)[0]
 
-    codes = np.where(np.arange(9_000) % 10 < 9, 0, codes).astype(np.int32)  # nearly all rows have the code 0
+    codes = np.where(np.arange(9_000) % 10 < 9, 0, codes).astype(np.int64)  # nearly all rows have the code 0
     codes[120] = 3
     values, indices = in_mode(call, mode)(tf.constant(anchors), tf.constant(codes))
     scores = anchors @ rows.T
@@ -131,13 +131,37 @@ def test_one_trace():
     assert len(traces) == 1
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize(("num_anchors", "width"), [(5, 24), (1, 48), (0, 48)])  # by scores, by keys
+def test_anchors_of_unknown_number(num_anchors, width, k, jit_compile, monkeypatch):
+    """Then blocks follow the number that there is: at most 120 scores, or 24 rows."""
+    monkeypatch.setattr(module, "CPU", module.BlockSize(keys=48 * 3, scores=120))
+    case = make_case(101, seed=2, num_anchors=5)
+    anchors, rows, codes, masks = case[0][:num_anchors], *case[1:3], case[3][:, :num_anchors]
+    penalties = tf.where(tf.constant(masks), 0.0, -np.inf)
+    assert int(module.block_rows(3, tf.constant(num_anchors))) == width
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3])], jit_compile=jit_compile)
+    def call(anchors):
+        keys = keys_of(anchors, tf.constant(rows))
+        return streamed_top_k(keys, tf.constant(codes), [Search(k, 1.0, penalties)])[0]
+
+    values, indices = call(tf.constant(anchors))
+    assert values.shape == indices.shape == (num_anchors, k)
+    for anchor in range(num_anchors):
+        found = zip(values[anchor].numpy().tolist(), indices[anchor].numpy().tolist(), strict=True)
+        assert [pair for pair in found if pair[0] > -np.inf] == oracle(case, anchor, 1, masks, k)
+
+
 def test_rows_of_unknown_number():
     """The batch in the role of the memory, its last batch smaller."""
     case = make_case(7, seed=1)
     anchors, rows, codes, masks = case
     penalties = tf.where(tf.constant(masks), 0.0, -np.inf)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int64)])
     def call(anchors, rows, codes):
         return streamed_top_k(keys_of(anchors, rows), codes, [Search(9, 1.0, penalties)])[0]
 

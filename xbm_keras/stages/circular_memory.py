@@ -29,10 +29,13 @@ class Rows(NamedTuple):
     """[M] bool: the slot is filled, and no newer row has the same sample id: each id is valid at most once."""
     scales: tf.Tensor | None = None
     """[M] float32 where the features are int8: what a row is to be multiplied with."""
+    variable: tf.Variable | None = None
+    """That holds the features, where they are the memory's: a GPU gathers int8 rows from a variable alone."""
 
     def take(self, indices: tf.Tensor) -> tf.Tensor:
         """Features of the rows at `indices` [...], float32 [..., D]."""
-        features = tf.cast(tf.gather(self.features, indices), tf.float32)
+        features = tf.gather(self.features if self.variable is None else self.variable, indices)
+        features = tf.cast(features, tf.float32)
         return features if self.scales is None else features * tf.gather(self.scales, indices)[..., None]
 
     def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
@@ -105,7 +108,7 @@ class CircularMemory(keras.layers.Layer):
                 self.scales = self._rows("scales", "float32")
             self.labels = self._rows("labels", "int64")
             self.sample_ids = self._rows("sample_ids", "int64")
-            self.is_newest = self._rows("is_newest", "bool")
+            self.is_newest = self._rows("is_newest", "int8")  # 0 or 1: a GPU scatters no bool
             # Rows by hash of their id, so that an enqueue finds the older row of an id without a look at all M: the
             # newest row of each bucket, and for each row the one before it in its bucket, as 1 + its number in the
             # order of enqueues; 0 is none. Links lead to older rows only, so one to a row that has left ends the chain.
@@ -195,8 +198,9 @@ class CircularMemory(keras.layers.Layer):
             tf.convert_to_tensor(self.features.value),
             tf.convert_to_tensor(self.labels.value),
             tf.convert_to_tensor(self.sample_ids.value),
-            is_filled & self.is_newest.value,
+            is_filled & tf.cast(self.is_newest.value, tf.bool),
             tf.convert_to_tensor(self.scales.value) if self.storage_dtype == "int8" else None,
+            self.features.value,
         )
 
     def _to_storage(self, features):
@@ -286,7 +290,7 @@ class CircularMemory(keras.layers.Layer):
                 f"{self.feature_dim} in {self.storage_dtype}. Make this memory with the arguments of the saved one."
             )
         for key, name, start in blocks:
-            rows = tf.constant(np.asarray(store[key]), weights[name].dtype)
+            rows = tf.constant(np.asarray(store[key]).astype(weights[name].dtype))
             weights[name].value[int(start) : int(start) + len(rows)].assign(rows)
         self.num_enqueued.assign(np.asarray(store["num_enqueued"]))
 
@@ -321,6 +325,6 @@ def _neighbours_in_bucket(buckets: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Te
 
 def _is_last_of_its_id(sample_ids: tf.Tensor) -> tf.Tensor:
     """[n] bool, False where the same id comes again later in the batch."""
-    n = tf.size(sample_ids)
+    n = tf.size(sample_ids, tf.int64)
     is_later = tf.range(n)[None, :] > tf.range(n)[:, None]
     return ~tf.reduce_any((sample_ids[:, None] == sample_ids[None, :]) & is_later, axis=1)

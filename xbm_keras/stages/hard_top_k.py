@@ -17,7 +17,7 @@ class Picks(NamedTuple):
     """The pairs of a step: per anchor T memory rows. See `HardTopK` and `PairLoss` for examples."""
 
     indices: tf.Tensor
-    """[B, T] int32, rows of the memory. Where `is_valid` is False it is some row inside the memory."""
+    """[B, T] int64, rows of the memory. Where `is_valid` is False it is some row inside the memory."""
     is_positive: tf.Tensor
     """[B, T] bool: the pick has the anchor's label."""
     is_valid: tf.Tensor
@@ -186,13 +186,14 @@ class HardTopK(keras.layers.Layer):
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:  # else all of them would draw alike
             seeds = [seed + tf.cast(context.replica_id_in_sync_group, seed.dtype) for seed in seeds]
-        num_codes = tf.shape(among.own_class)[0]
+        num_codes = tf.shape(among.own_class, tf.int64)[0]
         drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
         # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.
         shape = tf.shape(among.sample_ids)
         bits = tf.random.stateless_uniform(shape, tf.cast(seeds[1], tf.int64), None, None, tf.uint32, alg="philox")
-        any_one = tf.cast(tf.cast(bits, tf.int64) % k, tf.int32)
-        any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
+        any_one = tf.where(
+            is_valid[:, 0], tf.cast(bits, tf.int64) % k, 0
+        )  # where there are fewer than k + 1, the first is none
         return _without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
 
     def _with_all(self, picked, features, among, labels, ceilings):
@@ -200,7 +201,7 @@ class HardTopK(keras.layers.Layer):
         rows = among.rows
         self._refuse_all_of_many(rows)
         scores = tf.matmul(features, tf.stop_gradient(rows.block(0, tf.shape(rows.labels)[0])), transpose_b=True)
-        every = tf.broadcast_to(tf.range(tf.shape(scores)[1])[None, :], tf.shape(scores))
+        every = tf.broadcast_to(tf.range(tf.shape(scores, tf.int64)[1])[None, :], tf.shape(scores))
         is_positive = labels[:, None] == rows.labels[None, :]
         is_valid = rows.is_valid[None, :] & (among.sample_ids[:, None] != rows.sample_ids[None, :])
         if ceilings is not None:
@@ -255,12 +256,12 @@ class Candidates(NamedTuple):
     sample_ids: tf.Tensor
     """[B] int64, of the anchors."""
     common_code: tf.Tensor
-    """B, an int32: rows of another label than all anchors, nearly all of a large memory."""
+    """B, an int64: rows of another label than all anchors, nearly all of a large memory."""
     codes: tf.Tensor
-    """[M] int32: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
+    """[M] int64: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
     row that is not valid."""
     classes: tf.Tensor
-    """[B] int32, the code of the anchor's label."""
+    """[B] int64, the code of the anchor's label."""
     own_class: tf.Tensor
     """[B + 2, B] float32, by code and anchor: 0 for rows of the anchor's label, else -inf."""
     other_classes: tf.Tensor
@@ -269,21 +270,21 @@ class Candidates(NamedTuple):
     @classmethod
     def of(cls, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> "Candidates":
         """For anchors of these labels and ids, each [B]."""
-        ordered, num_anchors = tf.sort(labels), tf.size(labels)
-        codes = tf.searchsorted(ordered, rows.labels, out_type=tf.int32)
+        ordered, num_anchors = tf.sort(labels), tf.size(labels, tf.int64)
+        codes = tf.searchsorted(ordered, rows.labels, out_type=tf.int64)
         is_in_batch = tf.gather(ordered, tf.minimum(codes, num_anchors - 1)) == rows.labels
         codes = tf.where(is_in_batch, codes, num_anchors)
         codes = tf.where(rows.is_valid, codes, num_anchors + 1)
         is_same = tf.pad(ordered[:, None] == labels[None, :], [[0, 2], [0, 0]])
         is_other = ~is_same & (tf.range(num_anchors + 2) <= num_anchors)[:, None]
         own_class, other_classes = (tf.where(mask, 0.0, LOWEST) for mask in (is_same, is_other))
-        classes = tf.searchsorted(ordered, labels, out_type=tf.int32)
+        classes = tf.searchsorted(ordered, labels, out_type=tf.int64)
         return cls(rows, sample_ids, num_anchors, codes, classes, own_class, other_classes)
 
     def place_of_own(self, indices, is_valid, otherwise):
-        """Where in [B, k] the row with the anchor's own id stands, [B] int32; `otherwise` where it does not."""
+        """Where in [B, k] the row with the anchor's own id stands, [B] int64; `otherwise` where it does not."""
         is_own = is_valid & (tf.gather(self.rows.sample_ids, indices) == self.sample_ids[:, None])
-        place = tf.argmax(tf.cast(is_own, tf.int32), axis=1, output_type=tf.int32)
+        place = tf.argmax(tf.cast(is_own, tf.float32), axis=1)  # a GPU has no argmax of integers
         return tf.where(tf.reduce_any(is_own, axis=1), place, otherwise)
 
 
@@ -325,6 +326,6 @@ def _joined(picked):
 
 def _without(place, *tensors):
     """Each tensor [B, k] without the column `place` [B]."""
-    kept = tf.range(tensors[0].shape[1] - 1)[None, :]
-    kept += tf.cast(kept >= place[:, None], tf.int32)
+    kept = tf.range(tensors[0].shape[1] - 1, dtype=tf.int64)[None, :]
+    kept += tf.cast(kept >= place[:, None], tf.int64)
     return tuple(tf.gather(each, kept, batch_dims=1) for each in tensors)

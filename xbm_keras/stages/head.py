@@ -124,7 +124,7 @@ class Head(keras.layers.Layer):
         self.bias = self.add_weight(name="bias", shape=(e,), initializer="zeros", trainable=trains_start)
         if self.nesting == "sequential":
             self.stage = self.add_weight(
-                name="stage", shape=(), dtype="int32", initializer="zeros", trainable=False, autocast=False
+                name="stage", shape=(), dtype="int64", initializer="zeros", trainable=False, autocast=False
             )
         if self.kind == "residual":
             self.delta = self.add_weight(name="delta", shape=(d, e), initializer="zeros")
@@ -211,7 +211,7 @@ class Head(keras.layers.Layer):
         if jit_compile:
             picked, position = self(rows.take(flat)), None
         else:
-            unique, position = tf.unique(flat)
+            unique, position = tf.unique(flat, tf.int64)
             picked = self(rows.take(unique))
         similarities = []
         for width, some_anchors, some_picked in zip(

@@ -100,7 +100,7 @@ class NeighborTopK(keras.layers.Layer):
             rows._replace(labels=tf.zeros_like(rows.sample_ids)), tf.zeros_like(sample_ids), sample_ids
         )
         keys = Keys(features, lambda start, width: self._centred(rows.block(start, width)))
-        common = None if jit_compile else tf.constant(0)  # all valid rows have this code
+        common = None if jit_compile else tf.constant(0, tf.int64)  # all valid rows have this code
         searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
         scores, indices, is_valid = find_best(keys, searches, among)["neighbors"]
         scores, is_neighbor = tf.where(is_valid, scores, 0.0), tf.ones_like(is_valid)
@@ -125,10 +125,10 @@ class NeighborTopK(keras.layers.Layer):
         # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
         seed = tf.cast(self.seed_generator.next(), tf.int64)
         bits = tf.random.stateless_uniform(tf.shape(rows.is_valid), seed, None, None, tf.uint32, alg="philox")
-        keys = tf.where(rows.is_valid, tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint32)), tf.int32), -1)
-        keys = tf.concat([keys, tf.fill([self.num_random], -1)], axis=0)  # where the memory holds fewer rows
-        keys, drawn = tf.math.top_k(keys, self.num_random)
-        return tf.where(keys >= 0, drawn, 0), keys >= 0
+        keys = tf.where(rows.is_valid, tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint32)), tf.int64), -1)
+        missing = tf.fill([self.num_random], tf.constant(-1, tf.int64))  # where the memory holds fewer rows
+        keys, drawn = tf.math.top_k(tf.concat([keys, missing], axis=0), self.num_random)
+        return tf.where(keys >= 0, tf.cast(drawn, tf.int64), 0), keys >= 0
 
     def save_own_variables(self, store):
         """The offset, and the state of the random rows: Keras by itself does not save seed generators."""

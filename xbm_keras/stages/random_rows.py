@@ -15,14 +15,14 @@ def random_rows(
     is O(M) additions, where a random number for each pair of anchor and row would be O(B M).
 
     Args:
-        codes: [M] int32, below `num_codes`.
+        codes: [M] int64, below `num_codes`.
         num_codes: C.
-        wanted: [B] int32, the code that each anchor asks for.
+        wanted: [B] int64, the code that each anchor asks for.
         k: rows per anchor.
         seed: [2]. The same seed draws the same rows, eager, in graphs and under XLA.
 
     Returns:
-        Rows [B, k] int32, each at most once per anchor, and validity [B, k]: False, with row 0, in the first places
+        Rows [B, k] int64, each at most once per anchor, and validity [B, k]: False, with row 0, in the first places
         where fewer than k rows bear the code.
 
     Reference:
@@ -30,30 +30,33 @@ def random_rows(
     """
     num_rows = codes.shape[0]
     section = 1 << ((num_rows or 1024).bit_length() // 2)  # about sqrt(M) sections of about sqrt(M) rows
-    num_sections = -(-tf.shape(codes)[0] // section)
-    codes = tf.pad(codes, [[0, num_sections * section - tf.shape(codes)[0]]], constant_values=-1)
+    num_sections = -(-tf.shape(codes, tf.int64)[0] // section)
+    missing = num_sections * section - tf.shape(codes, tf.int64)[0]
+    codes = tf.concat([codes, tf.fill([missing], tf.constant(-1, tf.int64))], axis=0)  # a GPU pads no int64
     codes = tf.reshape(codes, [num_sections, section])
-    cells = tf.where(codes < 0, -1, tf.range(num_sections)[:, None] * num_codes + codes)
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(cells), cells, num_sections * num_codes)
-    up_to = tf.cumsum(tf.reshape(counts, [num_sections, num_codes]), axis=0)  # rows of a code up to a section's end
+    cells = tf.where(codes >= 0, tf.range(num_sections)[:, None] * num_codes + codes, -1)
+    # In float32, which counts the rows of a section exactly: a GPU sums no segments of int64.
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(cells, tf.float32), cells, num_sections * num_codes)
+    counts = tf.cast(tf.reshape(counts, [num_sections, num_codes]), tf.int64)
+    up_to = tf.cumsum(counts, axis=0)  # rows of a code up to a section's end
     up_to = tf.gather(tf.transpose(up_to), wanted)  # [B, sections]
 
     ranks = _random_ranks(up_to[:, -1], k, seed)  # [B, k]
     is_before = up_to[:, None, :] <= ranks[:, :, None]  # [B, k, sections]
-    sections = tf.reduce_sum(tf.cast(is_before, tf.int32), axis=2)
+    sections = tf.reduce_sum(tf.cast(is_before, tf.int64), axis=2)
     within = ranks - tf.reduce_max(tf.where(is_before, up_to[:, None, :], 0), axis=2)
     is_wanted = tf.gather(codes, sections) == wanted[:, None, None]  # [B, k, section]
-    up_to_row = tf.cumsum(tf.cast(is_wanted, tf.int32), axis=2)
-    rows = sections * section + tf.reduce_sum(tf.cast(up_to_row <= within[:, :, None], tf.int32), axis=2)
+    up_to_row = tf.cumsum(tf.cast(is_wanted, tf.int64), axis=2)
+    rows = sections * section + tf.reduce_sum(tf.cast(up_to_row <= within[:, :, None], tf.int64), axis=2)
     return tf.where(ranks >= 0, rows, 0), ranks >= 0
 
 
 def _random_ranks(counts: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
-    """k different numbers below each of `counts` [B], [B, k] int32; all of them, after -1s, where there are fewer."""
+    """k different numbers below each of `counts` [B], [B, k] int64; all of them, after -1s, where there are fewer."""
     # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
     shape = [tf.shape(counts)[0], k]
     bits = tf.random.stateless_uniform(shape, tf.cast(seed, tf.int64), None, None, tf.uint32, alg="philox")
-    bits, counts = tf.cast(bits, tf.int64), tf.cast(counts, tf.int64)
+    bits = tf.cast(bits, tf.int64)
 
     def draw(i, drawn):
         highest = counts - k + tf.cast(i, tf.int64)  # [B]
@@ -63,4 +66,4 @@ def _random_ranks(counts: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
         return i + 1, tf.where(tf.range(k) == i, rank[:, None], drawn)
 
     start = tf.constant(0), tf.fill(shape, tf.constant(-1, tf.int64))
-    return tf.cast(tf.while_loop(lambda i, _: i < k, draw, start, maximum_iterations=k)[1], tf.int32)
+    return tf.while_loop(lambda i, _: i < k, draw, start, maximum_iterations=k)[1]

@@ -8,13 +8,23 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-BLOCK_ELEMENTS = 1 << 22  # of the keys of a block; 16 MB in float32
 MIN_BLOCK_ROWS = 4096
 GROUP = 8  # rows of a group of the prefilter
 LOWEST = -float("inf")
 
 KeyBlock = Callable[[tf.Tensor, int], tf.Tensor]
 """From the first row and the number of rows W to their keys [W, K] float32."""
+
+
+class BlockSize(NamedTuple):
+    """How large a block may be on a kind of device, in numbers of float32."""
+
+    keys: int
+    scores: int
+
+
+CPU = BlockSize(keys=1 << 22, scores=1 << 24)  # 16 MB of keys stay in the cache while a batch is multiplied with them
+GPU = BlockSize(keys=1 << 27, scores=1 << 26)  # 512 MB and 256 MB: few iterations, each of which keeps it busy
 
 
 class Keys(NamedTuple):
@@ -48,41 +58,56 @@ def streamed_top_k(
 
     Args:
         keys: the space of the scores.
-        codes: [M] int32, the row of `penalties` that applies to each memory row.
+        codes: [M] int64, the row of `penalties` that applies to each memory row.
         searches: what is sought.
         guard: the space of the guard scores, if it is another.
 
     Returns:
-        For each search values `sign * score` [B, k] float32 and rows [B, k] int32; where fewer than k candidates were
+        For each search values `sign * score` [B, k] float32 and rows [B, k] int64; where fewer than k candidates were
         to be had, -inf and some row.
     """
+    # Whatever is as large as the memory or the picks is int64: TensorFlow keeps int32 numbers in host memory, so that
+    # arithmetic with them would be a copy from a GPU and one back.
     num_rows = codes.shape[0]  # None for a batch of unknown size in the role of the memory: then a single block
-    width = num_rows if num_rows is None else min(num_rows, block_rows(keys.anchors.shape[1] or 1))
     num_anchors = tf.shape(keys.anchors)[0]
+    width = num_rows and block_rows(keys.anchors.shape[1] or 1, keys.anchors.shape[0] or num_anchors)
     state = [
-        (tf.fill([num_anchors, search.k], LOWEST), tf.zeros([num_anchors, search.k], tf.int32)) for search in searches
+        (tf.fill([num_anchors, search.k], LOWEST), tf.zeros([num_anchors, search.k], tf.int64)) for search in searches
     ]
-    if num_rows is None or num_rows == width:
-        blocks = _scores(keys, guard, tf.constant(0), width or tf.shape(codes)[0])
-        return _merge(*blocks, codes, tf.constant(0), searches, state)
+    if num_rows is None or num_rows <= (width if isinstance(width, int) else MIN_BLOCK_ROWS):
+        blocks = _scores(keys, guard, tf.constant(0), num_rows or tf.shape(codes)[0])
+        return _merge(*blocks, codes, tf.constant(0), searches, state, num_rows)
 
+    least = width if isinstance(width, int) else MIN_BLOCK_ROWS  # rows of a block at least, known while this is traced
+    width = width if isinstance(width, int) else tf.minimum(width, num_rows)
     num_blocks = -(-num_rows // width)
-    nowhere = tf.shape(searches[0].penalties)[0]  # a code beyond the others
+    nowhere = tf.shape(searches[0].penalties, tf.int64)[0]  # a code beyond the others
 
     def step(i, state):
         start = tf.minimum(i * width, num_rows - width)  # the last block reaches back into the one before it
         block_codes = tf.slice(codes, [start], [width])
-        block_codes = tf.where(start + tf.range(width) < i * width, nowhere, block_codes)
-        return i + 1, _merge(*_scores(keys, guard, start, width), block_codes, start, padded, state)
+        is_known = tf.range(tf.cast(width, tf.int64)) < tf.cast(i * width - start, tf.int64)
+        block_codes = tf.where(is_known, nowhere, block_codes)
+        return i + 1, _merge(*_scores(keys, guard, start, width), block_codes, start, padded, state, least)
 
     padded = [s._replace(penalties=tf.pad(s.penalties, [[0, 1], [0, 0]], constant_values=LOWEST)) for s in searches]
     # Two at a time: the next block is multiplied while this one is merged, which keeps all cores busy.
     return tf.while_loop(lambda i, _: i < num_blocks, step, (tf.constant(0), state), parallel_iterations=2)[1]
 
 
-def block_rows(width: int) -> int:
-    """Rows of a block of keys of this width: few enough for the cache, enough to make the merge cheap."""
-    return max(BLOCK_ELEMENTS // width // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
+def block_rows(width: int, num_anchors: int | tf.Tensor) -> int | tf.Tensor:
+    """Rows of a block: so many that merges are few and cheap, and so few that the device holds keys and scores easily.
+
+    Args:
+        width: K of the keys.
+        num_anchors: B; a tensor where it is not known while this is traced: then so is the result.
+    """
+    size = GPU if tf.config.list_logical_devices("GPU") else CPU
+    if isinstance(num_anchors, int):
+        in_scores = size.scores // max(num_anchors, 1)
+        return max(min(size.keys // width, in_scores) // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
+    in_scores = size.scores // tf.maximum(num_anchors, 1)
+    return tf.maximum(tf.minimum(size.keys // width, in_scores) // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
 
 
 def _scores(keys, guard, start, width):
@@ -97,9 +122,9 @@ def _scores(keys, guard, start, width):
     return scores, *(guard_scores or [scores])
 
 
-def _merge(scores, guard_scores, codes, start, searches, state):
-    """The state after this block: per search the best values and rows so far, each [B, k]."""
-    merged = []
+def _merge(scores, guard_scores, codes, start, searches, state, least):
+    """The state after this block, of `least` rows or more: per search the best values and rows so far, each [B, k]."""
+    merged, start = [], tf.cast(start, tf.int64)
     for search, (best, rows) in zip(searches, state, strict=True):
         values = scores if search.sign > 0 else -scores
         few = None
@@ -111,7 +136,7 @@ def _merge(scores, guard_scores, codes, start, searches, state):
             values += tf.gather(search.penalties, codes)
         if search.ceilings is not None:
             values = tf.where(guard_scores <= search.ceilings, values, LOWEST)
-        values, candidates = _candidates(values, search.k, few)
+        values, candidates = _candidates(values, search.k, least, few)
         best, place = tf.math.top_k(tf.concat([best, values], axis=1), search.k)
         rows = tf.gather(tf.concat([rows, start + candidates], axis=1), place, batch_dims=1)
         merged.append((best, rows))
@@ -134,37 +159,42 @@ class FewPenalties(NamedTuple):
 
     def of(self, rows):
         """Penalties [B, n] of rows [B, n]."""
-        num_anchors = tf.shape(self.penalties)[1]
+        num_anchors = tf.shape(self.penalties, tf.int64)[1]
         flat = tf.gather(self.codes, rows) * num_anchors + tf.range(num_anchors)[:, None]
         return tf.gather(tf.reshape(self.penalties, [-1]), flat)
 
 
-def _candidates(values, k, few=None):
+def _candidates(values, k, least, few=None):
     """Values [B, n] and rows [B, n] of a block among which are the k best of `values` [W, B], in the order of rows.
+
+    `least` is W, or a number below it where W is not known while this is traced; None where nothing is.
 
     The k best lie in the k groups with the best maxima, the earlier group winning a tie: a row outside of these has k
     rows before it, one in each of them. Finding the maxima costs far less than `top_k` of all values, and the best of
     many groups are found in the same way.
     """
-    width, num_anchors = values.shape[0], tf.shape(values)[1]
-    if width is None or width < 2 * k * GROUP:
+    width, num_anchors = values.shape[0], tf.shape(values, tf.int64)[1]
+    if width is None:
+        width = tf.shape(values)[0]
+    if least is None or least < 2 * k * GROUP:
         if few is not None:
             values += tf.gather(few.penalties, few.codes)
         in_rows = tf.transpose(values)
-        return in_rows, tf.broadcast_to(tf.range(tf.shape(in_rows)[1]), tf.shape(in_rows))
+        return in_rows, tf.broadcast_to(tf.range(tf.cast(width, tf.int64)), tf.shape(in_rows))
     missing = -width % GROUP
-    if missing:
+    if not isinstance(missing, int) or missing:
         values = tf.pad(values, [[0, missing], [0, 0]], constant_values=LOWEST)
-        few = few and few._replace(codes=tf.pad(few.codes, [[0, missing]]))
-    maxima = tf.reduce_max(tf.reshape(values, [(width + missing) // GROUP, GROUP, -1]), axis=1)  # [W / GROUP, B]
+        few = few and few._replace(codes=tf.concat([few.codes, tf.zeros([missing], tf.int64)], axis=0))
+    num_groups = (width + missing) // GROUP
+    maxima = tf.reduce_max(tf.reshape(values, [num_groups, GROUP, -1]), axis=1)  # [W / GROUP, B]
     if few is not None:
         maxima = few.on_maxima(maxima, values)
-    maxima, groups = _candidates(maxima, k)
+    maxima, groups = _candidates(maxima, k, -(-least // GROUP))
     best = tf.math.top_k(maxima, k, sorted=False).indices
     groups = tf.sort(tf.gather(groups, best, batch_dims=1), axis=1)  # [B, k]
-    rows = tf.reshape(groups[:, :, None] * GROUP + tf.range(GROUP), [-1, k * GROUP])
+    rows = tf.reshape(groups[:, :, None] * GROUP + tf.range(GROUP, dtype=tf.int64), [-1, k * GROUP])
     flat = rows * num_anchors + tf.range(num_anchors)[:, None]
     values = tf.gather(tf.reshape(values, [-1]), flat)
     if few is not None:
         values += few.of(rows)
-    return values, tf.minimum(rows, width - 1)
+    return values, tf.minimum(rows, tf.cast(width - 1, tf.int64))

@@ -155,9 +155,10 @@ def _mean_over_positives(similarities: tf.Tensor, picks: Picks, terms: Terms) ->
     """
     is_valid_anchor = has_both(picks)
     # The positives first, so that the loop ends where those of the anchor with the most end.
-    order = tf.argsort(tf.cast(~split(picks)[0], tf.int32), axis=1, stable=True)
+    order = tf.argsort(tf.cast(~split(picks)[0], tf.float32), axis=1, stable=True)
+    order = tf.cast(order, tf.int64)  # the gradient of a gather counts with the indices; of int32 on the host
     is_positive, is_negative = (tf.gather(mask, order, batch_dims=1) for mask in split(picks))
-    most_positives = tf.reduce_max(tf.reduce_sum(tf.cast(is_positive, tf.int32), axis=1))
+    most_positives = tf.cast(tf.reduce_max(count(is_positive)), tf.int32)
 
     @tf.custom_gradient
     def blocked(s):
@@ -166,11 +167,13 @@ def _mean_over_positives(similarities: tf.Tensor, picks: Picks, terms: Terms) ->
         block = tf.maximum(1, tf.minimum(block, num_picks))  # not wider than the picks: the rest would be padding
         padding = [[0, 0], [0, (num_picks + block - 1) // block * block - num_picks]]
         s_padded, positive_padded = tf.pad(s, padding), tf.pad(is_positive, padding)
-        offsets = tf.range(block)  # outside the loop: XLA wants the bounds of a range to be constants
-        places = tf.range(num_picks)
+        offsets = tf.range(
+            tf.cast(block, tf.int64)
+        )  # outside the loop: XLA wants the bounds of a range to be constants
+        places = tf.range(tf.cast(num_picks, tf.int64))
 
         def step(i, value, own, other):
-            columns = i * block + offsets
+            columns = tf.cast(i * block, tf.int64) + offsets
             s_p, mask_p = tf.gather(s_padded, columns, axis=1), tf.gather(positive_padded, columns, axis=1)
             is_other_positive = is_positive[:, None, :] & (places[None, :] != columns[:, None])[None, :, :]
             values, slopes = terms(s[:, None, :] - s_p[:, :, None], is_other_positive, is_negative[:, None, :])
