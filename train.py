@@ -17,7 +17,7 @@ if "--verbose" not in sys.argv:
 
 from absl import app, flags
 
-from xbm_keras import experiment, loading, run_folder, terminal
+from xbm_keras import experiment, loading, run_folder, saved_run, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
 
@@ -49,8 +49,20 @@ def main(argv):
 
 
 def train(config, dataset, backbone, workdir, costs):
-    """Fit, evaluate, export and report; the metrics."""
+    """Fit, evaluate, export and report, or what of it is not done yet; the metrics."""
     run_folder.write_data(workdir, dataset)
+    metrics = run_folder.results_of(workdir)
+    if metrics is None:
+        head, metrics = train_and_export(config, dataset, backbone, workdir, costs)
+    else:
+        head = saved_run.load_head(str(workdir))
+    if REPORT.value:
+        run_folder.write_report(workdir, config, dataset, head, metrics, costs.end())
+    return metrics
+
+
+def train_and_export(config, dataset, backbone, workdir, costs):
+    """Fit, evaluate and export; the head and the metrics."""
     try:
         model, metrics = experiment.run(config, dataset, backbone, workdir, costs)
     except experiment.Interrupted as interrupt:
@@ -61,9 +73,7 @@ def train(config, dataset, backbone, workdir, costs):
     run_folder.write_model(workdir, model)
     run_folder.export_model(workdir, model, config, metrics)
     run_folder.write_metrics(workdir, metrics)
-    if REPORT.value:
-        run_folder.write_report(workdir, config, dataset, model.head, metrics, costs.end())
-    return metrics
+    return model.head, metrics
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from absl.testing import flagsaver
 
 import train
 import xbm_keras
-from xbm_keras import experiment, feature_cache, results, schema
+from xbm_keras import experiment, feature_cache, results, run_folder, schema
 from xbm_keras.evaluation import evaluate_retrieval
 
 flags.FLAGS.mark_as_parsed()
@@ -154,6 +154,62 @@ def test_a_report_that_cannot_be_written_loses_no_run(vectors, tmp_path, capsys)
     assert "The report could not be written" in capsys.readouterr().out
     assert (tmp_path / "run/metrics.json").exists()
     assert (tmp_path / "run/export/1/saved_model.pb").exists()
+
+
+def left_in(workdir):
+    """When each file that is no report was written."""
+    names = ("metrics.json", "model.keras", "history.csv", "config.yaml", "export/1/saved_model.pb")
+    return {name: (workdir / name).stat().st_mtime_ns for name in names}
+
+
+@pytest.mark.parametrize("culprit", ["write_run_report", "write_projector", "_about"])
+def test_whatever_a_report_raises_it_alone_is_made_anew(vectors, tmp_path, capsys, monkeypatch, culprit):
+    def broken(*args, **kwargs):
+        raise KeyError("map_at_r")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, culprit, broken)
+        metrics = run(vectors, tmp_path / "run", "training.epochs=1", report=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The report could not be written: KeyError: 'map_at_r'. The results are complete without it" in said
+    error = tmp_path / "run/report_error.txt"
+    assert 'raise KeyError("map_at_r")' in error.read_text("utf-8")
+    assert metrics["phase"] == "refit"
+    left = left_in(tmp_path / "run")
+    monkeypatch.setattr(experiment, "run", broken)
+    assert run(vectors, tmp_path / "run", "training.epochs=1", report=True) == metrics
+    assert left_in(tmp_path / "run") == left
+    assert "MAP@R" in (tmp_path / "run/report.html").read_text("utf-8")
+    assert not error.exists()
+    assert "holds a finished run" in fails(vectors, tmp_path / "run", "training.epochs=1", capsys=capsys)
+
+
+@pytest.mark.parametrize("other", ["training.epochs=2", "--resume=never"])
+def test_a_run_that_lacks_its_report_is_not_begun_anew(vectors, tmp_path, capsys, monkeypatch, other):
+    monkeypatch.setattr(run_folder, "write_run_report", lambda *args, **kwargs: 1 / 0)
+    run(vectors, tmp_path / "run", "training.epochs=0", report=True)
+    left = (tmp_path / "run/metrics.json").stat().st_mtime_ns
+    overrides, resume = ([], "never") if other.startswith("--") else ([other], "auto")
+    with flagsaver.flagsaver(resume=resume):
+        said = fails(vectors, tmp_path / "run", *(overrides or ["training.epochs=0"]), capsys=capsys)
+    assert "holds a finished run" in said
+    assert (tmp_path / "run/metrics.json").stat().st_mtime_ns == left
+
+
+def test_killed_while_it_writes_its_report_a_run_keeps_all_else(vectors, tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_run_report", killed)
+        with pytest.raises(SystemExit) as exit:
+            run(vectors, tmp_path / "run", "training.epochs=1", report=True)
+    assert exit.value.code == 130
+    left = left_in(tmp_path / "run")
+    run(vectors, tmp_path / "run", "training.epochs=1", report=True)
+    assert left_in(tmp_path / "run") == left
+    assert (tmp_path / "run/report.html").exists()
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_a_checkout_that_is_not_installed_trains(vectors, tmp_path, monkeypatch):

@@ -124,6 +124,20 @@ def test_labels_serve_the_evaluation_alone(vectors, tmp_path):
     assert right["trained"]["map_at_r"] > shuffled["trained"]["map_at_r"] + 0.2
 
 
+@pytest.mark.parametrize("labels", ["classes", "ids"])
+@pytest.mark.parametrize("widths", [[], ["head.widths=null", "head.embedding_dim=4"]], ids=["nested", "one width"])
+def test_labels_of_any_kind_come_to_a_report(vectors, tmp_path, capsys, labels, widths):
+    label = np.arange(240) % 12 if labels == "classes" else np.arange(240)
+    np.savez(tmp_path / "x.npz", features=make_features(), label=label)
+    overrides = [f"data.path={tmp_path}/x.npz", "training.epochs=1", "export.codes=[]", *widths]
+    metrics = run(vectors, tmp_path / "run", *overrides, report=True)
+    assert ("leave_one_out" in metrics) == (labels == "classes")
+    report = (tmp_path / "run/report.html").read_text("utf-8")
+    assert ("MAP@R" in report) == (labels == "classes")
+    assert not (tmp_path / "run/report_error.txt").exists()
+    assert ("No two of 120 items share a class" in " ".join(capsys.readouterr().out.split())) == (labels == "ids")
+
+
 def test_without_epochs_the_start_is_the_head(vectors, tmp_path):
     metrics = run(vectors, tmp_path / "run", "training.epochs=0", "head.shrinkage=0.9", "export.codes=[]")
     kept = metrics["neighbors"]

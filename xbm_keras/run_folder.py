@@ -22,6 +22,7 @@ from xbm_keras.data.sources import DataError
 from xbm_keras.export import describe_signatures, export_encoder
 from xbm_keras.loading import Dataset
 from xbm_keras.model import XBMModel
+from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.projector import write_projector
 from xbm_keras.report.run_report import write_run_report
 from xbm_keras.results import views
@@ -92,15 +93,32 @@ def _not_writable(folder: pathlib.Path, error: OSError) -> ConfigError:
 
 
 def is_finished(folder: pathlib.Path) -> bool:
-    """Whether a run in the folder came to its end."""
-    return (folder / "metrics.json").exists() and not (folder / CHECKPOINTS).is_dir()
+    """Whether a run in the folder came to its end, its report included."""
+    return (folder / "metrics.json").exists() and not _lacks_report(folder)
+
+
+def _lacks_report(folder: pathlib.Path) -> bool:
+    """Whether all that a run in the folder lacks is its report: it was killed while it wrote it, or could not."""
+    is_unfinished = (folder / CHECKPOINTS).is_dir() or (folder / REPORT_ERROR).exists()
+    return (folder / "metrics.json").exists() and is_unfinished
+
+
+def results_of(workdir: pathlib.Path) -> dict | None:
+    """The contents of `metrics.json`, where a run left all but its report; else None."""
+    file = workdir / "metrics.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
 def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
-    if is_finished(folder):
-        raise ConfigError(
-            f"Received --workdir {folder}, which holds a finished run; give another folder, or remove it."
-        )
+    if (folder / "metrics.json").exists():
+        saved = folder / "config.yaml"
+        if not _lacks_report(folder) or resume == "never" or _differences(load_config(str(saved)), config):
+            raise ConfigError(
+                f"Received --workdir {folder}, which holds a finished run; give another folder, or remove it."
+            )
+        log.info("The run in %s lacks its report alone.", folder)
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        return
     is_begun = (folder / CHECKPOINTS).is_dir()
     if _has_checkpoint(folder) and resume != "never":
         differences = _differences(load_config(str(folder / "config.yaml")), config)
@@ -118,11 +136,10 @@ def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
         )
     else:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        for leftover in ("history.csv", "data.json", "report.html"):
+        for leftover in ("history.csv", "data.json", "report.html", REPORT_ERROR):
             (folder / leftover).unlink(missing_ok=True)
     if is_begun:  # by a process that was killed after the training
         shutil.rmtree(folder / "export", ignore_errors=True)
-        (folder / "metrics.json").unlink(missing_ok=True)
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     save_config(config, folder / "config.yaml")
 
@@ -229,7 +246,7 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
 
 
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:
-    """Write `metrics.json`, last of all: it marks a run as finished."""
+    """Write `metrics.json`, last of all but the report: it marks a run's results as complete."""
     write_whole(workdir / "metrics.json", json.dumps(metrics, indent=1))
 
 
@@ -238,9 +255,9 @@ def write_report(
 ) -> None:
     """Write `report.html`, and the test embeddings for TensorBoard's projector; where they cannot be made, say why.
 
-    The run itself is finished by then.
+    The run itself is finished by then. The same command makes the report alone anew.
     """
-    try:
+    with kept_in(workdir, f"To make it anew: the same command with --workdir {workdir}"):
         write_run_report(
             workdir / "report.html",
             title=workdir.name,
@@ -253,8 +270,6 @@ def write_report(
             costs=costs,
         )
         write_projector(workdir / TENSORBOARD, dataset, head)
-    except (OSError, DataError) as error:
-        log.warning("The report could not be written: %s", error)
 
 
 def _num_classes(dataset: Dataset, positions: np.ndarray) -> int:

@@ -1,5 +1,6 @@
 """Frozen features, closed form and trained head side by side, each nested width by itself."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from xbm_keras.loading import Dataset
 from xbm_keras.neighbor_evaluation import FrozenNeighbors
 from xbm_keras.stages.head import Head
 
+log = logging.getLogger("xbm_keras")
 Scores = dict[str, dict[str, dict[str, float]]]
 """`{protocol: {embedding: {metric: value}}}`."""
 
@@ -24,9 +26,9 @@ def compare(
 ) -> Scores:
     """Metrics of the items at these positions under each head.
 
-    The protocols are `leave_one_out` and, for the test items of data that has them, `query_gallery`, where the data has
-    labels; and `neighbors`, where it has none or they were asked for. A beginning of 64 dimensions of an embedding that
-    is nested is called `<name>@64`, the int8 code of it `<name>_int8@64`.
+    The protocols are `leave_one_out` and, for the test items of data that has them, `query_gallery`, each where a query
+    has an item of its class to find; and `neighbors`, where neither is there or it was asked for. A beginning of 64
+    dimensions of an embedding that is nested is called `<name>@64`, the int8 code of it `<name>_int8@64`.
 
     Args:
         dataset: the items.
@@ -36,7 +38,8 @@ def compare(
         codes: in which "trained" is scored as well, see `xbm_keras.codes`.
     """
     rows = UnitRows(dataset.features, positions)
-    frozen = FrozenNeighbors(rows) if with_neighbors or not dataset.has_labels else None
+    protocols = _protocols(dataset, positions)
+    frozen = FrozenNeighbors(rows) if with_neighbors or not protocols else None
     scores: Scores = {}
     for name, head in heads.items():
         vectors = np.asarray(rows) if head is None else embed(head, rows)
@@ -47,20 +50,40 @@ def compare(
             if name == "trained":
                 versions |= {f"{name}_{code}{at}": decoded(code, v) for code in codes}
             for full_name, each in versions.items():
-                for protocol, metrics in _score(dataset, each, positions).items():
+                for protocol, metrics in _score(each, dataset.labels[positions], protocols).items():
                     scores.setdefault(protocol, {})[full_name] = metrics
                 if frozen is not None and head is not None:
                     scores.setdefault("neighbors", {})[full_name] = frozen.score(each)
     return scores
 
 
-def _score(dataset: Dataset, vectors: np.ndarray, positions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Retrieval metrics `{protocol: {metric: value}}` of vectors [n, E], by labels."""
+Roles = tuple[np.ndarray, np.ndarray] | None
+"""Which items are queries, and which the gallery, both [n] bool; None where each queries all others."""
+
+
+def _protocols(dataset: Dataset, positions: np.ndarray) -> dict[str, Roles]:
+    """Those in which a query has something to find; the others are told."""
     if not dataset.has_labels:
         return {}
     labels, splits = dataset.labels[positions], dataset.splits
-    results = {"leave_one_out": evaluate_retrieval(vectors, labels)}
-    if positions is splits.test and splits.is_query is not None:
-        q, g = splits.is_query, splits.is_gallery
-        results["query_gallery"] = evaluate_retrieval(vectors[q], labels[q], vectors[g], labels[g])
+    protocols: dict[str, Roles] = {}
+    if len(np.unique(labels)) < len(labels):
+        protocols["leave_one_out"] = None
+    else:
+        log.warning("No two of %d items share a class, so that retrieval by class is not scored.", len(labels))
+    if positions is splits.test and splits.is_query is not None and splits.is_gallery is not None:
+        if np.isin(labels[splits.is_query], labels[splits.is_gallery]).any():
+            protocols["query_gallery"] = splits.is_query, splits.is_gallery
+        else:
+            log.warning("No query has an item of its class in the gallery, so that query/gallery is not scored.")
+    return protocols
+
+
+def _score(vectors: np.ndarray, labels: np.ndarray, protocols: dict[str, Roles]) -> dict[str, dict[str, float]]:
+    """Retrieval metrics `{protocol: {metric: value}}` of vectors [n, E] with labels [n]."""
+    results = {}
+    for name, roles in protocols.items():
+        q, g = roles or (slice(None), None)
+        gallery = () if g is None else (vectors[g], labels[g])
+        results[name] = evaluate_retrieval(vectors[q], labels[q], *gallery)
     return results

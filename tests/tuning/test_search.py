@@ -21,6 +21,7 @@ import tune
 from tests.tuning.conftest import save_vectors
 from xbm_keras.config import load_config
 from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
+from xbm_keras.tuning import search as search_module
 from xbm_keras.tuning.hypermodel import estimate_bytes
 
 flags.FLAGS.mark_as_parsed()
@@ -255,3 +256,16 @@ def test_resume_means_what_it_means_to_train(finished, vectors, tmp_path, capsys
     assert (unfinished / "trials/0001.yaml").stat().st_mtime_ns != stamp
     assert not (unfinished / "trials/0002.yaml").exists()
     assert load_config(str(unfinished / "default/config.yaml")).training.epochs == 1
+
+
+def test_a_page_that_cannot_be_made_loses_no_search(finished, vectors, tmp_path, capsys, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "search")
+    (workdir / "search.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "search_page", lambda *args: 1 / 0)
+        search(vectors, workdir, 4)
+    assert "The report could not be written: ZeroDivisionError" in " ".join(capsys.readouterr().out.split())
+    assert "1 / 0" in (workdir / "report_error.txt").read_text("utf-8")
+    search(vectors, workdir, 4)
+    assert (workdir / "search.html").exists()
+    assert not (workdir / "report_error.txt").exists()

@@ -52,12 +52,18 @@ class TestItems:
         return name if isinstance(name, str) else f"class {name}"
 
 
-def compare(dataset: Dataset, head: Head) -> TestItems:
-    """The test items under the frozen features and the head, ranked by both."""
+def compare(dataset: Dataset, head: Head, by_roles: bool = True) -> TestItems:
+    """The test items under the frozen features and the head, ranked by both.
+
+    Args:
+        dataset: the items, of which at least two share a class.
+        head: what is compared with the frozen features.
+        by_roles: whether queries look for gallery items where the data says who is what, and not for all others.
+    """
     splits = dataset.splits
     labels, rows = dataset.labels[splits.test], UnitRows(dataset.features, splits.test)
     vectors = {"frozen": np.asarray(rows), "trained": embed(head, rows)}
-    protocol = comparison.make_protocol(labels, splits.is_query, splits.is_gallery)
+    protocol = comparison.make_protocol(labels, *((splits.is_query, splits.is_gallery) if by_roles else ()))
     rankings = {name: comparison.rank(each, labels, protocol, NUM_FOUND) for name, each in vectors.items()}
     return TestItems(dataset, labels, vectors, protocol, rankings)
 

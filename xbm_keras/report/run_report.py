@@ -65,8 +65,8 @@ def write_run_report(
     """
     history = pathlib.Path(path).with_name("history.csv")
     sections = [Section("Results", _results(metrics, dataset, head.embedding_dim))]
-    if dataset.has_labels:
-        test = retrieval.compare(dataset, head)
+    if "leave_one_out" in metrics:
+        test = retrieval.compare(dataset, head, by_roles="query_gallery" in metrics)
         sections += [
             Section("What it finds", retrieval.searches(test)),
             Section("Classes", retrieval.classes(test)),
@@ -86,21 +86,22 @@ def write_run_report(
 def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Block]:
     test, validation = dataset.splits.test, metrics["validation"]
     caption = f"{len(test):,} test items"
-    if dataset.has_labels:
+    if "leave_one_out" in metrics:
         caption += f" of {len(np.unique(dataset.labels[test])):,} classes"
     tables = _scores_tables(metrics, f"{caption}. Higher is better, 1 is perfect.")
     is_nested = any("@" in name for scores in metrics.values() if isinstance(scores, dict) for name in scores)
+    by_classes = {name: told for name, told in results.PROTOCOLS.items() if name != "neighbors" and name in metrics}
     if is_nested:
         figures = charts.widths(metrics, embedding_dim)
     else:
-        figures = [charts.scores(metrics, results.PROTOCOLS)] if dataset.has_labels else []
+        figures = [charts.scores(metrics, by_classes)] if by_classes else []
     notes = [
         "Frozen: the features as the network gives them. Closed form: the head before its first step, computed from "
         "the training items. Trained: the same head after training with the cross-batch memory."
     ]
     if is_nested:
         notes.append("With a number: the first so many dimensions alone.")
-    if dataset.has_labels:
+    if by_classes:
         notes.append(
             "R@K: one of the K nearest items is of the query's class. MAP@R and R-Prec look at as many items as the "
             "class has."

@@ -17,9 +17,9 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config import ConfigError, check_config, save_config
+from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.page import write_page
 from xbm_keras.results import PROTOCOLS, SCORES, shown
-from xbm_keras.run_folder import is_finished
 from xbm_keras.schema import Config
 from xbm_keras.search_schema import Dimension
 from xbm_keras.tuning.hypermodel import HeadHyperModel
@@ -30,7 +30,7 @@ from xbm_keras.tuning.space import overridden, own_value, to_overrides, trial_va
 from xbm_keras.tuning.tuner import HeadTuner, SearchError, serve
 
 log = logging.getLogger("xbm_keras.tuning")
-LEFT = ("search.yaml", "trials", "trials.csv", "keras_tuner", "workers", "best.yaml", "search.html", "default", "best")
+LEFT = ("search.yaml", "trials", "trials.csv", "keras_tuner", "workers", "default", "best", "best.yaml", "search.html")
 
 
 class Search:
@@ -93,12 +93,12 @@ class Search:
 
     def _remove_old(self) -> None:
         """What an unfinished search left."""
-        if is_finished(self.workdir / "best"):
+        if (self.workdir / "best" / "metrics.json").exists():
             raise ConfigError(
                 f"Received --resume=never with --workdir {self.workdir}, which holds a finished search; give another "
                 "folder, or remove it. (Without --resume=never a larger --max_trials goes on with it.)"
             )
-        for name in LEFT:
+        for name in (*LEFT, REPORT_ERROR):
             path = self.workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -203,7 +203,11 @@ class Search:
         return scores
 
     def write_page(self) -> None:
-        """Write `search.html`."""
+        """Write `search.html`; where it cannot be made, say why."""
+        with kept_in(self.workdir, "The same command makes it anew."):
+            self._write_page()
+
+    def _write_page(self) -> None:
         space, config = self.hypermodel.space, self.hypermodel.config
         about = {
             "tuner": self.kind,
