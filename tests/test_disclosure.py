@@ -1,6 +1,5 @@
 """What a run gives to others says nothing of the environment, and of where its author keeps things."""
 
-import pathlib
 import sys
 import zipfile
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from tests.test_train import run
 from xbm_keras import export_tool, index_tool, model_card
 from xbm_keras.config import check_config, load_config, public_values
@@ -103,7 +103,7 @@ def test_choices_numbers_and_known_names_are_shown():
     assert "search" not in shown
 
 
-@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_show_no_path(path, monkeypatch):
     monkeypatch.setenv("XBM_KERAS_DATA", f"/{SECRET}")
     monkeypatch.setenv("XBM_KERAS_MINILM", f"/{SECRET}/minilm")

@@ -70,7 +70,7 @@ def damage(folder: pathlib.Path) -> list[str]:
         shard = listing.with_suffix(".npy")
         try:
             expected = sum("error" not in entry for entry in json.loads(listing.read_text()))
-            rows = np.load(shard, mmap_mode="r")
+            rows = np.load(shard, mmap_mode="r", allow_pickle=False)
             if len(rows) != expected:
                 problems.append(f"{shard}: {len(rows)} rows, but {expected} listed; delete {folder.name}")
             elif not np.isfinite(rows).all():

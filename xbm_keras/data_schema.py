@@ -89,6 +89,8 @@ class TFDS(_Data):
     text_key: str | None = None
     """Name of a text feature, for texts instead of pictures; it takes a backbone of keras_hub."""
     label_key: str = "label"
+    allow_community: bool = False
+    """Also take a name with a namespace, such as "huggingface:mnist": a program of others, which is then run."""
 
     @property
     def modality(self):

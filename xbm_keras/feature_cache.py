@@ -165,7 +165,7 @@ def compute_features(
             + (", or set cache.on_error=skip." if kept else ".")
         )
     shard_of, row_of = np.array(found).T
-    shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("shard-*.npy"))]
+    shards = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("shard-*.npy"))]
     return CachedFeatures(ShardedRows(shards, shard_of, row_of), np.array(kept), skipped, len(wanted))
 
 

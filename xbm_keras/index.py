@@ -171,7 +171,7 @@ def read_index(folder: pathlib.Path):
     version = latest_version(folder)
     items = json.loads((version / "items.json").read_text("utf-8"))
     ids, labels = (np.array(items[name], dtype=str) for name in ("ids", "labels"))
-    gallery = Gallery(np.load(version / "vectors.npy"), ids, labels)
+    gallery = Gallery(np.load(version / "vectors.npy", allow_pickle=False), ids, labels)
     path = version / "approximate.usearch"
     return gallery, json.loads((version / "index.json").read_text()), approximate.load(path) if path.exists() else None
 

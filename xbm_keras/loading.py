@@ -134,7 +134,7 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     if isinstance(c, data_schema.ImageArray):
         return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
     if isinstance(c, data_schema.TFDS):
-        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key, c.text_key)
+        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key, c.text_key, c.allow_community)
     if isinstance(c, data_schema.Text):
         return texts.TextTable(c.path, c.text_column, c.label_column)
     if isinstance(c, data_schema.Glyphs):

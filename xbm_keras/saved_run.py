@@ -3,14 +3,14 @@
 import pathlib
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 
 from xbm_keras.config import ConfigError, load_config
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import embed
-from xbm_keras.loading import Dataset, load_dataset, make_backbone
+from xbm_keras.loading import Dataset, blaming_config, load_dataset, make_backbone
 from xbm_keras.model import XBMModel
+from xbm_keras.stages.backbone import load_keras_file
 from xbm_keras.stages.head import Head
 
 
@@ -58,7 +58,8 @@ def _load(run: str) -> XBMModel:
     path = pathlib.Path(run) / "model.keras"
     if not path.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no model.keras; expected the workdir of a run.")
-    return keras.saving.load_model(path, compile=False)
+    with blaming_config():
+        return load_keras_file(path)
 
 
 def check_width(head: Head, dataset: Dataset) -> None:

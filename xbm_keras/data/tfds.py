@@ -21,9 +21,11 @@ class TFDS:
         image_key: name of the image feature.
         text_key: name of a text feature, which makes the items texts instead of pictures.
         label_key: name of the label feature.
+        allow_community: also take names with a namespace, such as "huggingface:mnist" or "user:things". Their builders
+            are programs that anybody may have written, and that are downloaded and run.
 
     Raises:
-        DataError: if the builder is unknown, cannot be prepared, or has no such feature.
+        DataError: if the builder is unknown, of a namespace, cannot be prepared, or has no such feature.
     """
 
     def __init__(
@@ -33,7 +35,10 @@ class TFDS:
         image_key: str = "image",
         label_key: str = "label",
         text_key: str | None = None,
+        allow_community: bool = False,
     ):
+        if not allow_community:
+            _require_own(name)
         try:
             self.builder = tfds.builder(name, data_dir=data_dir)
             if not self.builder.is_prepared():
@@ -139,3 +144,17 @@ def _decode_text(data: bytes) -> str:
         return checked_text(data.decode())
     except UnicodeDecodeError as error:
         raise UnreadableItem(f"a text that is not UTF-8: {error}") from error
+
+
+def _require_own(name: str) -> None:
+    """Raises DataError for a data set that is not TFDS' own."""
+    try:
+        namespace = tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace
+    except ValueError:  # no name at all, which the builder tells of
+        return
+    if namespace:
+        raise DataError(
+            f"Received data.name {name!r}, of the namespace {namespace!r}, whose data sets are programs that TFDS "
+            "downloads and runs; expected one of its own, without a namespace. Where you trust who wrote it, set "
+            "data.allow_community=true."
+        )

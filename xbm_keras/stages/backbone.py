@@ -1,6 +1,7 @@
 """Frozen pretrained network: inputs -> features [B, D], preprocessing inside."""
 
 import difflib
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,24 @@ import tensorflow as tf
 from xbm_keras.stages.feature_pyramid import with_outputs
 
 POOLINGS = ("avg", "max", "first")
+
+
+def load_keras_file(path: str | os.PathLike) -> keras.Model:
+    """A model saved as `.keras`, by Keras' safe mode: no code that the file holds is run, no other file is read.
+
+    Raises:
+        ValueError: where safe mode refuses the file, or it is damaged.
+    """
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # layers raise what they like where a file makes up their config
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__ or cause
+        raise ValueError(
+            f"Received {str(path)!r}, which cannot be loaded: {str(cause)[:500]}\nExpected a whole .keras file of "
+            "layers that need no code of the file. Save the model again, without Lambda layers and the like."
+        ) from error
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -204,7 +223,7 @@ class Backbone(keras.layers.Layer):
         """
         if not pathlib.Path(path).is_file():
             raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
-        network = keras.saving.load_model(path, compile=False)
+        network = load_keras_file(path)
         if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
             image_size = tuple(network.input_shape[1:3])
         return cls(with_outputs(network, layers), preprocessing, image_size, pooling, name="backbone")
