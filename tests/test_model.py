@@ -60,6 +60,28 @@ def test_positional_arguments_and_forms_of_callbacks():
     assert epochs == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("setting", [True, False])
+def test_products_have_all_bits_of_float32_and_the_setting_comes_back(setting):
+    """TensorFloat-32, which GPUs multiply with by default, keeps 10 of 23 bits."""
+    config, during = tf.config.experimental, []
+    read = config.tensor_float_32_execution_enabled
+    before = read()
+    note = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: during.append(read()), on_test_batch_end=lambda *_: during.append(read())
+    )
+    model, (x, y) = compiled(), dataset()
+    try:
+        config.enable_tensor_float_32_execution(setting)
+        model.fit(x, y, verbose=0, callbacks=[note])
+        model.evaluate(x, y, verbose=0, callbacks=[note])
+        assert (set(during), read()) == ({False}, setting)
+        with pytest.raises(NonFiniteFeatures):
+            model.fit({**x, "features": np.full_like(x["features"], np.nan)}, y, verbose=0)
+        assert read() == setting
+    finally:
+        config.enable_tensor_float_32_execution(before)
+
+
 def test_callback_list_gets_the_guard():
     x, y = dataset()
     model = compiled()

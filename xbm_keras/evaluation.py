@@ -13,7 +13,6 @@ import numpy as np
 from xbm_keras.exact_search import (
     CHUNK,
     MEMORY_MB,
-    all_bits_of_float32,
     block_width,
     search_blocks,
     to_blocks,
@@ -21,7 +20,7 @@ from xbm_keras.exact_search import (
 )
 from xbm_keras.metrics import map_at_r, r_precision, recall_at_k
 from xbm_keras.progress import track
-from xbm_keras.stages.cosine_scores import l2_normalize
+from xbm_keras.stages.cosine_scores import all_bits_of_float32, l2_normalize
 from xbm_keras.stages.head import Head
 
 MAX_NAMED_ROWS = 8

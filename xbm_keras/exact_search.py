@@ -3,11 +3,10 @@
 Letters: Q queries, N gallery items, E embedding width.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import tensorflow as tf
+
+from xbm_keras.stages.cosine_scores import all_bits_of_float32
 
 # Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
 # a matrix, and some inside of larger ones, in another order, so that copies of an item would differ in the last bit.
@@ -144,14 +143,3 @@ def without_own(nearest: np.ndarray, own: np.ndarray) -> np.ndarray:
     is_own = nearest == own[:, None]
     is_own[:, -1] |= ~is_own.any(axis=1)
     return nearest[~is_own].reshape(len(nearest), -1)
-
-
-@contextlib.contextmanager
-def all_bits_of_float32() -> Iterator[None]:
-    """Without TensorFloat-32, which on recent GPUs keeps 10 of the 23 bits of the inputs of a float32 product."""
-    was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(was_enabled)

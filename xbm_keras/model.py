@@ -10,6 +10,7 @@ from xbm_keras.labels_and_ids import read_labels_and_ids, read_weights
 from xbm_keras.non_finite import Rejections, StopOnNonFinite, undone_unless_finite
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
+from xbm_keras.stages.cosine_scores import all_bits_of_float32
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.head_starts import Start
@@ -266,14 +267,24 @@ class XBMModel(keras.Model):
         return undone_unless_finite(self, inputs, functools.partial(super().train_step, data))
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
-        """`keras.Model.fit`, which also stops at a NaN or infinite number: `NonFiniteFeatures`, `NonFiniteLoss`."""
+        """`keras.Model.fit`, which also stops at a NaN or infinite number: `NonFiniteFeatures`, `NonFiniteLoss`.
+
+        On a GPU its products have all bits of float32, not those of TensorFloat-32 alone: the order of the picks and
+        the guards' thresholds depend on them.
+        """
         replicas.check_strategy(self.distribute_strategy)
         guard = StopOnNonFinite()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList([guard, *callbacks.callbacks], model=self)
         else:
             callbacks = [guard, *keras.tree.flatten(callbacks or [])]
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        with all_bits_of_float32():
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """`keras.Model.evaluate`, with products of all bits of float32, as in `fit`."""
+        with all_bits_of_float32():
+            return super().evaluate(*args, **kwargs)
 
     @property
     def encoder(self) -> keras.Model:
