@@ -67,7 +67,8 @@ def test_products_have_all_bits_of_float32_and_the_setting_comes_back(setting):
     read = config.tensor_float_32_execution_enabled
     before = read()
     note = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: during.append(read()), on_test_batch_end=lambda *_: during.append(read())
+        on_train_batch_end=lambda batch, logs: during.append(read()),
+        on_test_batch_end=lambda batch, logs: during.append(read()),
     )
     model, (x, y) = compiled(), dataset()
     try:
