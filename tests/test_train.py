@@ -147,6 +147,59 @@ def test_ctrl_c_in_the_refit_leaves_the_head_of_the_selection(vectors, tmp_path,
     np.testing.assert_array_equal(saved.kernel, heads[0].kernel)
 
 
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_validation_scores_are_of_the_head_of_the_chosen_epoch(vectors, tmp_path, monkeypatch, epoch):
+    monkeypatch.setattr(experiment, "best_epoch", lambda curves: epoch)  # whatever is best on the first fold alone
+    rising = [
+        "training.folds=2",
+        "training.learning_rate=0.1",
+        "training.averaging=0.5",
+        "training.feature_dropout=0.2",
+    ]
+    validation = run(vectors, tmp_path / "run", *rising)["validation"]
+    history = pd.read_csv(tmp_path / "run/history.csv")
+    select = history[history.phase == "select"].set_index("epoch")
+    assert select.val_map_at_r.nunique() == 3
+    assert validation["epoch"] == epoch == (history.phase == "refit").sum()
+    scores = validation["leave_one_out"]
+    expected = select.val_map_at_r[epoch] if epoch else scores["closed_form"]["map_at_r"]
+    assert scores["trained"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("interrupted", ["select_2", "again", "refit"])
+def test_ctrl_c_leaves_a_head_and_its_epoch(vectors, tmp_path, monkeypatch, capsys, interrupted):
+    fit, heads = experiment.fit, []
+    phases = ["select", "select_2", "again", "refit"]
+
+    def interrupted_fit(config, dataset, model, *rest, **more):
+        if phases[len(heads)] == interrupted:
+            model.head.kernel.assign(0 * model.head.kernel)
+            raise KeyboardInterrupt
+        fit(config, dataset, model, *rest, **more)
+        heads.append(model.head.get_weights())
+
+    def other_than_the_first_folds(curves):
+        own.append(int(np.argmax(curves[0])))
+        return 1 if own[0] != 1 else 2
+
+    own = []
+    monkeypatch.setattr(experiment, "fit", interrupted_fit)
+    monkeypatch.setattr(experiment, "best_epoch", other_than_the_first_folds)
+    with pytest.raises(SystemExit):
+        run(vectors, tmp_path / "run", "training.folds=2", "head.start=random")
+    said = capsys.readouterr().err
+    history = pd.read_csv(tmp_path / "run/history.csv").query("phase == 'select'")
+    saved = keras.saving.load_model(tmp_path / "run/model.keras").head
+    if interrupted == "refit":
+        assert f"of epoch {1 if own[0] != 1 else 2}," in said
+        np.testing.assert_array_equal(saved.kernel, heads[2][0])
+    else:
+        best = int(history.val_map_at_r.argmax()) + 1
+        assert f"of epoch {best}," in said
+        np.testing.assert_array_equal(saved.kernel, heads[0][0])
+        assert own in ([], [best])
+
+
 def test_a_report_that_cannot_be_written_loses_no_run(vectors, tmp_path, capsys):
     (tmp_path / "run/tensorboard").parent.mkdir()
     (tmp_path / "run/tensorboard").write_text("in the way")

@@ -267,7 +267,9 @@ def run(
     the costs of its stages into `costs`.
 
     Returns:
-        The trained model, and the contents of `metrics.json`.
+        The trained model, and the contents of `metrics.json`. Its `validation` is of the first fold: the scores, on its
+        validation items, of the head that was trained on its training items for `epoch` epochs, the number that is best
+        on the mean over all folds; and what was chosen besides.
 
     Raises:
         Interrupted: by Ctrl-C, once training began.
@@ -277,21 +279,29 @@ def run(
     config, dataset = choose(config, dataset)
     is_for_refit = config.training.refit and config.training.epochs > 0
     first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
-    model = start_model(config, first, backbone, first.with_views(first.splits.train))
+    positions = first.with_views(first.splits.train)
+    model = start_model(config, first, backbone, positions)
     start = copy_head(model.head)
     counts = len(first.splits.train), len(first.splits.validation)
     what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
     log.info("Phase select: %d items train, %d %s choose the epoch.", *counts, what)
     if other_folds:
         log.info("So %d times, each time with others held out.", 1 + len(other_folds))
-    curves = [select(config, first, model, *_watch(config, workdir, "select")).scores]
-    for number, fold in enumerate(other_folds, start=2):
-        positions = fold.with_views(fold.splits.train)
-        fold_model = start_model(config, fold, backbone, positions)
-        curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)
-    epoch = best_epoch(curves)
-    kept = model.head.get_weights()  # what Ctrl-C leaves from here on
+    best = select(config, first, model, *_watch(config, workdir, "select"))
+    curves = [best.scores]
+    kept = best.epoch, model.head.get_weights()  # what Ctrl-C leaves from here on, an epoch and its head
     try:
+        for number, fold in enumerate(other_folds, start=2):
+            fold_model = start_model(config, fold, backbone, fold.with_views(fold.splits.train))
+            curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)
+        epoch = best_epoch(curves)
+        if epoch != best.epoch:  # of the first fold alone another one is best, whose head `select` left
+            log.info(
+                "Over all folds epoch %d is best: the first one is trained to it again, to be scored there.", epoch
+            )
+            model = start_model(config, first, backbone, positions)
+            fit(config, first, model, positions, epoch)
+            kept = epoch, model.head.get_weights()
         costs.begin("select: validation")
         validation = _compare(config, first, start, model.head, first.splits.validation)
 
@@ -304,12 +314,12 @@ def run(
             logs, checkpoints = _watch(config, workdir, "refit")
             done = checkpoints.restore(model)
             fit(config, dataset, model, everything, epoch, [*logs, checkpoints], first_epoch=done)
-            kept = model.head.get_weights()
+            kept = epoch, model.head.get_weights()
         costs.begin("test")
         metrics = _compare(config, dataset, start, model.head, splits.test)
     except KeyboardInterrupt as interrupt:
-        model.head.set_weights(kept)
-        raise Interrupted(model, epoch) from interrupt
+        model.head.set_weights(kept[1])
+        raise Interrupted(model, kept[0]) from interrupt
     phase = "refit" if config.training.refit else "select"
     chosen = {
         "epoch": epoch,
