@@ -81,11 +81,16 @@ class Peer:
         """One round: its milliseconds, and those of all cores together."""
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return [float(each) for each in self.process.stdout.readline().split()]
+        *milliseconds, self.gpu_mb = (float(each) for each in self.process.stdout.readline().split())
+        return milliseconds
 
     def peak_mb(self) -> float:
         """Its peak memory in MB."""
         return peak_mb(self.process.pid)
+
+    def device_peak_mb(self) -> float:
+        """The same of the GPU, after a round on one; else that of the process."""
+        return self.gpu_mb or self.peak_mb()
 
 
 def machine() -> str:

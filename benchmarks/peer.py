@@ -1,8 +1,8 @@
-"""The peer's side of `benchmarks.step` and `benchmarks.evaluate`, run by a Python that has pytorch-metric-learning.
+"""The peer's side of `benchmarks.step`, `.gpu` and `.evaluate`, run by a Python that has pytorch-metric-learning.
 
 It has requirements of its own: `pip install torch==2.13.0 pytorch-metric-learning==2.9.0` in another environment, whose
-Python `--peer` names. For each line on standard input it does one round and prints its
-milliseconds, by the clock and of all cores together.
+Python `--peer` names. For each line on standard input it does one round and prints its milliseconds, by the clock and
+of all cores together, and the most megabytes of a GPU so far, 0 without one. Steps run on the GPU where there is one.
 """
 
 import argparse
@@ -29,24 +29,28 @@ def main():
     for _ in sys.stdin:
         start = time.perf_counter(), time.process_time()
         once()
-        print((time.perf_counter() - start[0]) * 1e3, (time.process_time() - start[1]) * 1e3, flush=True)
+        milliseconds = (time.perf_counter() - start[0]) * 1e3, (time.process_time() - start[1]) * 1e3
+        print(*milliseconds, torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0, flush=True)
 
 
 def make_step(options):
     """CrossBatchMemory with ContrastiveLoss on a linear layer: a full step, its memory filled before."""
-    head = torch.nn.Linear(options.features, options.width)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head = torch.nn.Linear(options.features, options.width, device=device)
     loss = losses.CrossBatchMemory(losses.ContrastiveLoss(), options.width, memory_size=options.rows)
-    loss.embedding_memory = torch.nn.functional.normalize(torch.randn(options.rows, options.width))
-    loss.label_memory = torch.randint(0, options.classes, (options.rows,))
+    loss.embedding_memory = torch.nn.functional.normalize(torch.randn(options.rows, options.width, device=device))
+    loss.label_memory = torch.randint(0, options.classes, (options.rows,), device=device)
     loss.has_been_filled = True
     optimizer = torch.optim.AdamW(head.parameters(), 1e-3)
-    features = torch.nn.functional.normalize(torch.randn(options.batch, options.features))
-    labels = torch.randint(0, options.classes, (options.batch // 4,)).repeat_interleave(4)
+    features = torch.nn.functional.normalize(torch.randn(options.batch, options.features, device=device))
+    labels = torch.randint(0, options.classes, (options.batch // 4,), device=device).repeat_interleave(4)
 
     def step():
         optimizer.zero_grad()
         loss(torch.nn.functional.normalize(head(features)), labels).backward()
         optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return step
 
