@@ -1,8 +1,10 @@
 """The feature cache: each item passes the backbone once, and nothing stale is ever served."""
 
 import errno
+import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +15,11 @@ import PIL.Image
 import pytest
 
 from xbm_keras import atomic_files, cache_tool
+from xbm_keras.data.arrays import ImageArray
 from xbm_keras.data.sources import DataError, ImageFolder
+from xbm_keras.data.views import augmented, turned
 from xbm_keras.feature_cache import compute_features, fingerprint
+from xbm_keras.item_digests import find_digests
 from xbm_keras.stages.backbone import Backbone
 
 
@@ -235,6 +240,107 @@ def test_the_tool_runs_as_a_module(tmp_path):
     assert "0 caches are whole" in done.stdout
 
 
+class Moody(ImageFolder):
+    """Pictures that cannot be hashed, or not be loaded, as long as they are in a list."""
+
+    def __init__(self, root, error: OSError):
+        super().__init__(root)
+        self.error, self.no_digest, self.no_load = error, [], []
+        self.num_hashed = 0
+
+    def digest(self, position):
+        self.num_hashed += 1
+        if position in self.no_digest:
+            raise self.error
+        return super().digest(position)
+
+    def load(self, position):
+        if position in self.no_load:
+            raise self.error
+        return super().load(position)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOENT, errno.EMFILE, errno.ENOSPC])
+def test_what_the_disk_did_not_give_is_told_and_tried_again(photos, tmp_path, caplog, number):
+    (photos / "class0/03.png").write_bytes(b"no picture")
+    source, backbone, cache = Moody(str(photos), OSError(number, os.strerror(number))), small_backbone(), tmp_path / "c"
+    source.no_digest, source.no_load = [0, 5], [2, 7]
+    keys = source.items.keys
+    sick = compute_features(source, backbone, str(cache), shard_rows=4)
+    lasting = {"class0/03.png": "no picture of a known format"}
+    assert sick.skipped == {**lasting, **dict.fromkeys(keys[[0, 2, 5, 7]], os.strerror(number))}
+    assert sick.positions.tolist() == [3, 4, 6, 8, 9, 10]
+    assert "4 item(s) could not be read this time" in caplog.text
+    source.no_digest, source.no_load = [], []
+    well = compute_features(source, backbone, str(cache), shard_rows=4)
+    assert (well.num_computed, well.skipped) == (4, lasting)
+    np.testing.assert_allclose(
+        well.rows, compute_features(ImageFolder(str(photos)), backbone, str(tmp_path / "other")).rows, rtol=1e-5
+    )
+    assert compute_features(source, backbone, str(cache)).num_computed == 0
+
+
+def test_items_the_disk_did_not_give_raise_where_that_is_asked_for(photos, tmp_path):
+    source = Moody(str(photos), OSError(errno.EIO, "Input/output error"))
+    source.no_load = [2]
+    with pytest.raises(DataError, match=r"1 item\(s\) of 11.*class0/06\.png: Input/output error"):
+        compute_features(source, small_backbone(), str(tmp_path / "cache"), on_error="raise")
+    source.no_load = list(range(11))
+    with pytest.raises(DataError, match=r"11 item\(s\) of 11.*Input/output error"):
+        compute_features(source, small_backbone(1), str(tmp_path / "cache"))
+    source.no_load = []
+    assert compute_features(source, small_backbone(1), str(tmp_path / "cache")).num_computed == 11
+
+
+def test_problems_that_older_versions_kept_are_looked_at_once_more(compute, photos, tmp_path):
+    (photos / "class0/03.png").write_bytes(b"no picture")
+    compute()
+    for listing in (tmp_path / "cache").glob("*/shard-*.json"):
+        entries = json.loads(listing.read_text())
+        for entry in entries:
+            entry.pop("is_lasting", None)
+        listing.write_text(json.dumps(entries))
+    assert compute().num_computed == 1
+    again = compute()
+    assert (again.num_computed, again.skipped) == (0, {"class0/03.png": "no picture of a known format"})
+
+
+def test_shards_need_no_descriptors(compute, photos):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 100
+    expected = np.asarray(compute(shard_rows=1).rows)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 5, hard))
+        rows = compute(shard_rows=1).rows
+        np.testing.assert_array_equal(rows[::-1], expected[::-1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_damaged_shard_is_named(compute, tmp_path):
+    compute()
+    shard = next((tmp_path / "cache").glob("*/shard-00001.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8])
+    with pytest.raises(DataError, match=r"shard-00001\.npy, a damaged part.*feature_cache --dir=\S+/cache check"):
+        np.asarray(compute().rows)
+    shard.write_bytes(whole)
+    shard.with_suffix(".json").write_text("[")
+    with pytest.raises(DataError, match=r"shard-00001\.json, a damaged part"):
+        compute()
+
+
+def test_a_damaged_file_of_hashes_is_written_anew(compute, tmp_path):
+    compute()
+    (file,) = (tmp_path / "cache/hashes").glob("*.json")
+    for content in ("", "[]", '{"class0/00.png": [1'):
+        whole = file.read_text()
+        file.write_text(content)
+        assert compute().num_computed == 0
+        assert file.read_text() == whole
+
+
 SLOW = """
 import pathlib, sys, time
 from tests.test_feature_cache import small_backbone
@@ -279,3 +385,116 @@ def test_kill_9_and_two_processes_at_once_end_byte_identical(many_photos, tmp_pa
     assert [process.wait() for process in processes] == [0, 0, 0, 0]
     assert contents(killed) == contents(undisturbed) == contents(shared)
     assert len(list(undisturbed.glob("*/shard-*.npy"))) == 10
+
+
+KILLED_WHILE_HASHING = """
+import os, signal, sys
+from tests.test_feature_cache import small_backbone
+from xbm_keras import item_digests
+from xbm_keras.data.sources import ImageFolder
+from xbm_keras.feature_cache import compute_features
+
+class Deadly(ImageFolder):
+    def digest(self, position):
+        if position == 150:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().digest(position)
+
+item_digests.SECONDS_BETWEEN_WRITES, item_digests.MAX_SHARE = 0, 1e9
+compute_features(Deadly(sys.argv[1]), small_backbone(), sys.argv[2])
+"""
+
+
+def test_a_killed_hashing_pass_goes_on(many_photos, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", KILLED_WHILE_HASHING, str(many_photos), str(tmp_path / "cache")]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    source = Moody(str(many_photos), OSError())
+    compute_features(source, small_backbone(), str(tmp_path / "cache"))
+    assert 10 <= source.num_hashed <= 160 - 80  # of 64 that were ahead of their use nothing is known
+
+
+def test_an_interrupted_hashing_pass_goes_on(photos, tmp_path):
+    source = Moody(str(photos), KeyboardInterrupt())
+    source.no_digest = [8]
+    with pytest.raises(KeyboardInterrupt):
+        compute_features(source, small_backbone(), str(tmp_path / "cache"))
+    source.no_digest, source.num_hashed = [], 0
+    compute_features(source, small_backbone(), str(tmp_path / "cache"))
+    assert source.num_hashed == 3
+
+
+@pytest.mark.parametrize("kind", ["files", "array"])
+def test_items_are_hashed_once_for_all_runs_and_views(photos, tmp_path, monkeypatch, kind):
+    pixels = np.random.default_rng(0).integers(0, 255, (11, 8, 9, 3), np.uint8)
+    np.save(tmp_path / "pictures.npy", pixels)
+    cache, hashed = str(tmp_path / "cache"), []
+
+    def make(**options):
+        source = ImageFolder(str(photos)) if kind == "files" else ImageArray(str(tmp_path / "pictures.npy"), **options)
+        digest = source.digest
+        source.digest = lambda position: hashed.append(position) or digest(position)
+        return source
+
+    for _ in range(2):
+        source = make()
+        compute_features(source, small_backbone(), cache)
+        views = turned(source, np.arange(1, 9), 1), turned(source, np.arange(11), 2), augmented(source, np.arange(5), 1)
+        for view in views:
+            found = compute_features(view, small_backbone(), cache)
+            assert len(found.rows) == len(view.positions)
+    assert sorted(hashed) == list(range(11))
+    if kind == "array":
+        inverted = compute_features(make(invert=True), small_backbone(), cache)
+        assert inverted.num_computed == 11
+        assert len(hashed) == 22
+        pixels[4] += 1
+        np.save(tmp_path / "pictures.npy", pixels)
+        assert compute_features(make(), small_backbone(), cache).num_computed == 1
+
+
+def test_a_view_has_the_digest_that_it_says(photos, tmp_path):
+    view = turned(ImageFolder(str(photos)), np.array([2, 7]), 1)
+    assert find_digests(view, tmp_path) == ([view.digest(0), view.digest(1)], {})
+    assert find_digests(view, tmp_path, [1]) == ([view.digest(1)], {})
+
+
+SHARED = """
+import pathlib, sys, time
+from tests.test_feature_cache import small_backbone
+from xbm_keras.data.sources import ImageFolder
+from xbm_keras.feature_cache import compute_features
+
+photos, cache, me, other, rounds = sys.argv[1:]
+cache = pathlib.Path(cache)
+backbones = [small_backbone(seed) for seed in (0, 1)]
+for backbone in backbones:
+    compute_features(ImageFolder(photos), backbone, cache / f"warm{me}")
+for number in range(int(rounds)):
+    (cache / f"{me}-{number}").touch()
+    while not (cache / f"{other}-{number}").exists():
+        time.sleep(0.0005)
+    for backbone in backbones[:: 1 if int(me) else -1]:
+        result = compute_features(ImageFolder(photos), backbone, cache / f"round{number}", shard_rows=4)
+        assert len(result.rows) == len(ImageFolder(photos).items.keys)
+"""
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_two_processes_share_a_cold_cache(photos, tmp_path, rounds):
+    (tmp_path / "shared").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", SHARED, str(photos), str(tmp_path / "shared")]
+    processes = []
+    for me, other in ("01", "10"):
+        with (tmp_path / f"{me}.txt").open("w") as errors:
+            processes.append(subprocess.Popen([*command, me, other, str(rounds)], env=environment, stderr=errors))
+    while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
+        time.sleep(0.05)
+    failed = [number for number, process in enumerate(processes) if process.returncode]
+    for process in processes:  # one that waits for the other in vain
+        process.kill()
+        process.wait()
+    assert not failed, (tmp_path / f"{failed[0]}.txt").read_text()
+    assert contents(tmp_path / "shared/round0") == contents(tmp_path / f"shared/round{rounds - 1}")
+    assert not list(tmp_path.rglob(f"{atomic_files.PREFIX}*"))

@@ -1,5 +1,6 @@
 """The feature cache written by the workers of a cluster is the one that this process would write."""
 
+import errno
 import os
 import pathlib
 import pickle
@@ -13,10 +14,11 @@ import psutil
 import pytest
 
 from tests.test_feature_cache import contents, small_backbone
-from xbm_keras import feature_cache, ray_extraction
+from xbm_keras import feature_cache, ray_extraction, shards
 from xbm_keras.data.arrays import ImageArray
 from xbm_keras.data.sources import DataError, ImageFolder
 from xbm_keras.feature_cache import compute_features
+from xbm_keras.item_digests import find_digests
 from xbm_keras.stages.backbone import Backbone
 
 ITEMS, SHARD_ROWS, BATCH_SIZE = 70, 32, 2  # three shards, two of them of two blocks
@@ -136,20 +138,56 @@ def raylets(node) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_after_the_last_shard(cluster, compute, tmp_path, photos, monkeypatch):
-    write = feature_cache.write_whole
+    write = shards.write_whole
 
     def dying(path, content):
         if path.name == "shard-00001.json":
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(feature_cache, "write_whole", dying)
+    monkeypatch.setattr(shards, "write_whole", dying)
     with pytest.raises(KeyboardInterrupt):
         compute()
-    monkeypatch.setattr(feature_cache, "write_whole", write)
+    monkeypatch.setattr(shards, "write_whole", write)
     result = compute()
     assert result.num_computed == ITEMS - SHARD_ROWS
     assert_same_caches(tmp_path, photos, result)
+
+
+class Moody(ImageFolder):
+    """Some pictures cannot be read as long as there is a file `sick`; the first one not even to hash it."""
+
+    def __init__(self, root, sick: pathlib.Path):
+        super().__init__(root)
+        self.sick = sick
+
+    def digest(self, position):
+        if position == 0 and self.sick.exists():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return super().digest(position)
+
+    def load(self, position):
+        if position in (0, 3, 40) and self.sick.exists():
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return super().load(position)
+
+
+@pytest.mark.slow
+def test_what_could_not_be_read_is_tried_again(cluster, compute, tmp_path, photos):
+    keys = ImageFolder(photos).items.keys
+    source = Moody(photos, tmp_path / "sick")
+    find_digests(source, tmp_path / "cache")  # so that the first one is read for the network
+    source.sick.touch()
+    sick = compute(source=source)
+    assert sick.skipped == {
+        CORRUPT: "no picture of a known format",
+        **dict.fromkeys(keys[[0, 3, 40]], "Stale file handle"),
+    }
+    source.sick.unlink()
+    well = compute(source=source)
+    assert well.num_computed == 3
+    assert well.skipped == {CORRUPT: "no picture of a known format"}
+    np.testing.assert_allclose(well.rows, compute("local", cache="plain").rows, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ def default_batch_size(has_gpu: bool) -> int:
 
 def compute_batches(
     source: Source, network: Callable, prepare: Callable, shards: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[list[np.ndarray | str]]:
+) -> Iterator[list[np.ndarray | UnreadableItem]]:
     """Of each batch of items: features [D] float32, or why an item has none, in the order of the positions.
 
     No batch crosses the end of a shard, so that a shard does not depend on where a run began.
@@ -31,7 +31,7 @@ def compute_batches(
     for shard in shards:
         for batch in _batches(inputs, len(shard), batch_size):
             features = _apply(network, [x for x in batch if not isinstance(x, UnreadableItem)], batch_size)
-            yield [str(x) if isinstance(x, UnreadableItem) else _checked(next(features)) for x in batch]
+            yield [x if isinstance(x, UnreadableItem) else _checked(next(features)) for x in batch]
 
 
 def _apply(network: Callable, inputs: list, batch_size: int) -> Iterator[np.ndarray]:
@@ -44,11 +44,11 @@ def _apply(network: Callable, inputs: list, batch_size: int) -> Iterator[np.ndar
     return iter(network(batch).numpy()[: len(inputs)])
 
 
-def _checked(row: np.ndarray) -> np.ndarray | str:
+def _checked(row: np.ndarray) -> np.ndarray | UnreadableItem:
     """Features [D] that say something; or what is wrong with them."""
     if not np.isfinite(row).all():
-        return "the backbone gave NaN or infinite features"
-    return "the backbone gave constant features" if row.size > 1 and np.ptp(row) == 0 else row
+        return UnreadableItem("the backbone gave NaN or infinite features")
+    return UnreadableItem("the backbone gave constant features") if row.size > 1 and np.ptp(row) == 0 else row
 
 
 def _batches(items: Iterator, count: int, batch_size: int) -> Iterator[list]:

@@ -4,15 +4,16 @@ A folder per backbone (architecture, weights, preprocessing, image size, dtype),
 holds rows, `shard-00000.json` says which item each row is, by a hash of its content, or why an item has none. So a
 moved or renamed picture is found again, and an added or changed one is computed alone. A shard counts once its `.json`
 stands; both are written to the side, synced and renamed, so a killed run leaves whole shards, and goes on after them.
+An item that could not be read for a reason that may pass, such as one of the disk, is not noted: the next run tries it.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -22,18 +23,22 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras import progress, ray_extraction
-from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
-from xbm_keras.data.sources import READERS, DataError, Source, UnreadableItem
+from xbm_keras.atomic_files import remove_leftovers, write_whole
+from xbm_keras.data.sources import DataError, Source, UnreadableItem
 from xbm_keras.extraction import compute_batches, default_batch_size
+from xbm_keras.item_digests import find_digests
+from xbm_keras.shards import ShardedRows, Shards, find_places, listings, number_of, write_shard
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.feature_pyramid import output_positions
+
+log = logging.getLogger("xbm_keras")
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedFeatures:
     """Features of the items that could be read."""
 
-    rows: "ShardedRows"
+    rows: ShardedRows
     """[n, D], in the order of `positions`; indexed like an array, read from disk when indexed."""
     positions: np.ndarray
     """[n] positions of these items in the source."""
@@ -41,47 +46,6 @@ class CachedFeatures:
     """Key of each other item, and why it has no features."""
     num_computed: int
     """Items that were read for the backbone in this call; the rest was cached."""
-
-
-class ShardedRows:
-    """Rows of many memory-mapped `.npy` files as one array [n, D] that is read when it is indexed."""
-
-    def __init__(self, shards: list[np.ndarray], shard_of: np.ndarray, row_of: np.ndarray):
-        self.shards = shards
-        self.shard_of = shard_of
-        self.row_of = row_of
-        self.shape = (len(row_of), max(shard.shape[1] for shard in shards))  # a shard may be empty, of width 0
-        self.dtype = shards[0].dtype
-
-    def __len__(self):
-        return self.shape[0]
-
-    def take(self, index) -> "ShardedRows":
-        """Some of the rows, still unread."""
-        return ShardedRows(self.shards, self.shard_of[index], self.row_of[index])
-
-    @staticmethod
-    def concatenate(parts: list["ShardedRows"]) -> "ShardedRows":
-        """One after the other; of one cache folder, so that shards have the same numbers in all parts."""
-        shards = max((part.shards for part in parts), key=len)
-        return ShardedRows(
-            shards,
-            np.concatenate([part.shard_of for part in parts]),
-            np.concatenate([part.row_of for part in parts]),
-        )
-
-    def __getitem__(self, index) -> np.ndarray:
-        shard_of, row_of = self.shard_of[index], self.row_of[index]
-        if np.ndim(row_of) == 0:
-            return np.array(self.shards[shard_of][row_of])
-        result = np.empty((len(row_of), self.shape[1]), self.dtype)
-        for shard in np.unique(shard_of):
-            here = shard_of == shard
-            result[here] = self.shards[shard][row_of[here]]
-        return result
-
-    def __array__(self, dtype=None, copy=None):
-        return self[:].astype(dtype or self.dtype, copy=False)
 
 
 def compute_features(
@@ -121,13 +85,14 @@ def compute_features(
     folder = pathlib.Path(cache_dir).expanduser() / fingerprint(backbone, dtype)[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        digests, unreadable = _digests(source, folder.parent)
+        digests, reasons = find_digests(source, folder.parent)
+        num_to_retry = sum(not reason.is_lasting for reason in reasons.values())
         with filelock.FileLock(folder / "lock"):
             remove_leftovers(folder)
             for leftover in folder.glob("*.tmp"):  # of older versions of the package
                 leftover.unlink()
             _describe(folder, backbone, dtype)
-            places = _places(folder)
+            places = find_places(folder)
             missing = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest and digest not in places}
             wanted = sorted(missing.values())
             if wanted:
@@ -140,8 +105,7 @@ def compute_features(
                     compute = functools.partial(
                         compute_batches, source, backbone.as_function(), backbone.prepare, batch_size=size
                     )
-                _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title)
-                places = _places(folder)
+                num_to_retry += _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places)
     except OSError as error:
         reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
         raise DataError(
@@ -149,8 +113,10 @@ def compute_features(
             "are kept, and the same command goes on after them."
         ) from error
 
+    if num_to_retry:
+        log.warning("%d item(s) could not be read this time; the next run tries them again.", num_to_retry)
     keys = source.items.keys
-    skipped = {str(keys[i]): reason for i, reason in unreadable.items()}
+    skipped = {str(keys[i]): str(reason) for i, reason in reasons.items()}
     kept, found = [], []
     for i, digest in enumerate(digests):
         if digest and isinstance(places[digest], str):
@@ -165,8 +131,7 @@ def compute_features(
             + (", or set cache.on_error=skip." if kept else ".")
         )
     shard_of, row_of = np.array(found).T
-    shards = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("shard-*.npy"))]
-    return CachedFeatures(ShardedRows(shards, shard_of, row_of), np.array(kept), skipped, len(wanted))
+    return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(kept), skipped, len(wanted))
 
 
 def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
@@ -211,76 +176,34 @@ def _plain(config):
     return config
 
 
-def _digests(source: Source, cache_dir: pathlib.Path) -> tuple[list[str | None], dict[int, str]]:
-    """Content hash of each item, and why where there is none. Unchanged size and time spare the reading."""
-    root = str(pathlib.Path(getattr(source, "root", "")).resolve())
-    path = cache_dir / "hashes" / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    reasons: dict[int, str] = {}
+def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places) -> int:
+    """Compute the wanted items shard by shard, and note their places, or why they have none; how many may yet have one.
 
-    def digest(i: int) -> str | None:
-        stamp, key = source.stamp(i), str(source.items.keys[i])
-        if stamp and known.get(key, [None])[:2] == list(stamp):
-            return known[key][2]
-        try:
-            result = source.digest(i)
-        except UnreadableItem as error:
-            reasons[i] = str(error)
-            return None
-        if stamp:
-            fresh[key] = [*stamp, result]
-        return result
-
-    fresh: dict[str, list] = {}
-    num_items = len(source.items.keys)
-    with progress.bar("looking for changes", num_items) as bar, concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        digests = []
-        for each in pool.map(digest, range(num_items)):
-            digests.append(each)
-            bar.advance()
-    if fresh:
-        path.parent.mkdir(exist_ok=True)
-        with filelock.FileLock(path.parent / "lock"):
-            remove_leftovers(path.parent)
-            known = json.loads(path.read_text()) if path.is_file() else {}  # another process may have added some
-            write_whole(path, json.dumps({**known, **fresh}, sort_keys=True))
-    return digests, reasons
-
-
-def _places(folder: pathlib.Path) -> dict[str, tuple[int, int] | str]:
-    """For each known content hash the shard and row of its features, or why it has none."""
-    places: dict[str, tuple[int, int] | str] = {}
-    for shard, path in enumerate(sorted(folder.glob("shard-*.json"))):
-        row = 0
-        for entry in json.loads(path.read_text()):
-            if "error" in entry:
-                places[entry["sha256"]] = entry["error"]
-            else:
-                places[entry["sha256"]] = (shard, row)
-                row += 1
-    return places
-
-
-def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title):
-    """Compute the wanted items shard by shard."""
-    first_shard = len(list(folder.glob("shard-*.json")))
+    These are not written down: the next run tries them again.
+    """
+    number = 1 + max(map(number_of, listings(folder)), default=-1)
     shards = [wanted[start : start + shard_rows] for start in range(0, len(wanted), shard_rows)]
+    num_to_retry = 0
     with progress.bar(title, len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:
         outcomes = _counted(batches, bar.advance)
-        for number, shard in enumerate(shards, first_shard):
+        for shard in shards:
             entries, rows = [], []
             for i, outcome in zip(shard, outcomes, strict=False):  # the outcomes go on with the next shard
                 entry = {"sha256": digests[i], "key": str(source.items.keys[i])}
-                if isinstance(outcome, str):
-                    entry["error"] = outcome
-                else:
+                if not isinstance(outcome, UnreadableItem):
+                    places[digests[i]] = number, len(rows)
                     rows.append(outcome)
-                entries.append(entry)
-            array = np.array(rows, dtype) if rows else np.empty((0, 0), dtype)
-            name = folder / f"shard-{number:05d}"
-            with writing_whole(name.with_suffix(".npy")) as side:
-                np.save(side, array)
-            write_whole(name.with_suffix(".json"), json.dumps(entries, indent=0))
+                    entries.append(entry)
+                    continue
+                places[digests[i]] = str(outcome)
+                if outcome.is_lasting:
+                    entries.append({**entry, "error": str(outcome), "is_lasting": True})
+                else:
+                    num_to_retry += 1
+            if entries:
+                write_shard(folder, number, rows, dtype, entries)
+                number += 1
+    return num_to_retry
 
 
 def _counted(batches: Iterator[list], advance: Callable[[int], None]) -> Iterator:

@@ -14,7 +14,7 @@ import os
 import pathlib
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def engine(
     batch_size: int | None,
     num_workers: int,
     fingerprint: Callable[[Backbone], str],
-) -> Callable[[Sequence[Sequence[int]]], Iterator[list[np.ndarray | str]]]:
+) -> Callable[[Sequence[Sequence[int]]], Iterator[list[np.ndarray | UnreadableItem]]]:
     """A function like `compute_batches` that computes on the cluster at RAY_ADDRESS, or on a new one on this machine.
 
     Args:
@@ -60,19 +60,18 @@ def engine(
     return functools.partial(_compute, ray, source, backbone, batch_size, num_workers, fingerprint)
 
 
-def _compute(ray, source, backbone, batch_size, num_workers, fingerprint, shards) -> Iterator[list[np.ndarray | str]]:
+def _compute(ray, source, backbone, batch_size, num_workers, fingerprint, shards) -> Iterator[list]:
     with _cluster(ray):
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         batch_size = batch_size or default_batch_size(num_gpus > 0)
         size = BATCHES_PER_BLOCK * batch_size
         blocks = [shard[start : start + size] for shard in shards for start in range(0, len(shard), size)]
-        first = blocks[0][0]
         shipped = {
             "source": source,
             "backbone": _pack(backbone),
             "batch_size": batch_size,
             "fingerprint": fingerprint,
-            "expected": (fingerprint(backbone), first, source.digest(first)),
+            "expected": (fingerprint(backbone), *_witness(source, itertools.chain.from_iterable(blocks))),
         }
         dataset = ray.data.from_arrow([pa.table({"position": block}) for block in blocks]).map_batches(
             _Worker,
@@ -93,8 +92,10 @@ def _compute(ray, source, backbone, batch_size, num_workers, fingerprint, shards
                 if table["position"].to_pylist() != list(itertools.islice(positions, len(table))):
                     raise RuntimeError("Ray Data returned blocks in another order than they were given.")
                 yield [
-                    problem.as_py() if row.as_py() is None else np.frombuffer(row.as_py(), np.float32)
-                    for row, problem in zip(table["row"], table["problem"], strict=True)
+                    np.frombuffer(row, np.float32) if row is not None else UnreadableItem(problem, is_lasting)
+                    for row, problem, is_lasting in zip(
+                        *(table[name].to_pylist() for name in ("row", "problem", "is_lasting")), strict=True
+                    )
                 ]
         except ray.exceptions.RayError as error:
             reason = next(line for line in reversed(str(error).splitlines()) if line.strip())
@@ -162,6 +163,14 @@ def _unpack(data: bytes) -> Backbone:
         return keras.saving.load_model(path, safe_mode=False)
 
 
+def _witness(source: Source, positions: Iterable[int]) -> tuple[int | None, str]:
+    """The first of the items that can be read here, and its content hash, by which a worker tells its data."""
+    for position in positions:
+        with contextlib.suppress(UnreadableItem, OSError):
+            return position, source.digest(position)
+    return None, ""
+
+
 class _Worker:
     """An actor that computes blocks, one after the other."""
 
@@ -176,10 +185,12 @@ class _Worker:
         fingerprint, position, digest = shipped["expected"]
         if shipped["fingerprint"](self.backbone) != fingerprint:
             raise DataError("the backbone is another one on that machine")
+        if position is None:
+            return
         key = self.source.items.keys[position]
         try:
             found = self.source.digest(position)
-        except UnreadableItem as error:  # else the cache would keep all items of this machine as unreadable
+        except (UnreadableItem, OSError) as error:  # else the run would lose all items that this machine cannot reach
             raise DataError(f"{key}: {error}") from error
         if found != digest:
             raise DataError(f"{key} is another item on that machine")
@@ -188,11 +199,13 @@ class _Worker:
         """Positions [n] to as many rows (bytes of float32 [D]) or problems (str)."""
         positions = block["position"].to_pylist()
         batches = compute_batches(self.source, self.network, self.backbone.prepare, [positions], self.batch_size)
-        outcomes = list(itertools.chain.from_iterable(batches))
+        outcomes = itertools.chain.from_iterable(batches)
+        pairs = [(o, o if isinstance(o, UnreadableItem) else None) for o in outcomes]
         return pa.table(
             {
                 "position": block["position"],
-                "row": pa.array([None if isinstance(o, str) else o.tobytes() for o in outcomes], pa.large_binary()),
-                "problem": pa.array([o if isinstance(o, str) else None for o in outcomes], pa.string()),
+                "row": pa.array([None if p else o.tobytes() for o, p in pairs], pa.large_binary()),
+                "problem": pa.array([p and str(p) for _, p in pairs], pa.string()),
+                "is_lasting": pa.array([p and p.is_lasting for _, p in pairs], pa.bool_()),
             }
         )

@@ -39,7 +39,9 @@ class ImageArray(RandomAccess):
     ):
         self.remake = functools.partial(ImageArray, path, images, None, None, invert, test_path)
         self.invert = invert
-        self.parts, parts = [], []
+        files = [pathlib.Path(file).expanduser().resolve() for file in (path, test_path) if file is not None]
+        self.root = "\n".join([*map(str, files), images, str(invert)])  # all that decides what a key stands for
+        self.parts, self.stamps, parts = [], [], []
         for split, file in (("train", path), ("test", test_path)):
             if file is not None:
                 arrays = _Arrays(file)
@@ -51,6 +53,7 @@ class ImageArray(RandomAccess):
                         "[N, H, W] or [N, H, W, 3], or packed bits [N, bytes] and their image_shape."
                     )
                 self.parts.append((pixels, shape))
+                self.stamps.append(arrays.stamp)
                 parts.append(arrays.items(len(pixels), labels, label_names, split))
         self.starts = np.cumsum([0, *(len(part.keys) for part in parts)])
         columns = [set(part.columns) for part in parts]
@@ -65,8 +68,8 @@ class ImageArray(RandomAccess):
         return self.remake, ()
 
     def stamp(self, position):
-        """None: the array is at hand, hashing is cheap."""
-        return None
+        """Of the file that the picture is in."""
+        return self.stamps[self._part(position)]
 
     def digest(self, position):
         """Hash of the pixels and their shape."""
@@ -75,7 +78,7 @@ class ImageArray(RandomAccess):
 
     def load(self, position):
         """The picture as RGB, uint8 [H, W, 3]."""
-        part = int(np.searchsorted(self.starts, position, side="right")) - 1
+        part = self._part(position)
         pixels, shape = self.parts[part]
         picture = np.asarray(pixels[position - self.starts[part]])
         if shape is not None:
@@ -83,6 +86,9 @@ class ImageArray(RandomAccess):
         if picture.ndim == 2:
             picture = np.repeat(picture[..., None], 3, axis=2)
         return np.ascontiguousarray(255 - picture if self.invert else picture)
+
+    def _part(self, position) -> int:
+        return int(np.searchsorted(self.starts, position, side="right")) - 1
 
 
 class Features:
@@ -118,6 +124,8 @@ class _Arrays:
         if not self.path.is_file():
             raise DataError(f"Received data.path {path!r}, which is no file; expected an .npy, .npz or .parquet file.")
         try:
+            status = self.path.stat()
+            self.stamp = status.st_size, status.st_mtime_ns
             if self.path.suffix == ".npz":
                 with np.load(self.path, allow_pickle=False) as loaded:
                     self.arrays = {name: loaded[name] for name in loaded.files}

@@ -87,13 +87,18 @@ class RandomAccess:
 
 
 def map_in_threads(function: Callable, inputs: Iterable) -> Iterator:
-    """Results in the order of the inputs, computed a little ahead of their use; an UnreadableItem is a result."""
+    """Results in the order of the inputs, computed a little ahead of their use; an UnreadableItem is a result.
+
+    So is an OSError, as an UnreadableItem that need not last.
+    """
 
     def one(x):
         try:
             return function(x)
         except UnreadableItem as error:
-            return error
+            return UnreadableItem(str(error), error.is_lasting)  # its traceback would hold the item's bytes
+        except OSError as error:
+            return UnreadableItem(error.strerror or str(error), is_lasting=False)
 
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         pending: collections.deque = collections.deque()

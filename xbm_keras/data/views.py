@@ -25,7 +25,6 @@ class View:
     def __init__(self, source: Source, positions: np.ndarray, name: str, change: Callable[[np.ndarray], np.ndarray]):
         self.source, self.positions, self.name, self.change = source, positions, name, change
         self.items = Items(source.items.keys[positions], None, {})
-        self.root = f"{getattr(source, 'root', '')} {name}"  # its digests are not those of the plain pictures
 
     def stamp(self, position: int) -> tuple[int, int] | None:
         """Of the plain picture."""
@@ -33,7 +32,11 @@ class View:
 
     def digest(self, position: int) -> str:
         """Hash of the plain picture's digest and the view."""
-        return hashlib.sha256(f"{self.source.digest(int(self.positions[position]))} {self.name}".encode()).hexdigest()
+        return self.digest_of(self.source.digest(int(self.positions[position])))
+
+    def digest_of(self, plain: str) -> str:
+        """The digest of a view, from that of the plain picture."""
+        return hashlib.sha256(f"{plain} {self.name}".encode()).hexdigest()
 
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
         """Views of the pictures at these positions."""
