@@ -15,6 +15,7 @@ KNOW_THE_CONFIG = {
     "xbm_keras.index_tool",
     "xbm_keras.loading",
     "xbm_keras.loss_schema",
+    "xbm_keras.override_text",
     "xbm_keras.run_folder",
     "xbm_keras.saved_run",
     "xbm_keras.schema",

@@ -2,9 +2,12 @@
 
 import pathlib
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+import yaml
 
-from xbm_keras.config import ConfigError, load_config, save_config
+from xbm_keras.config import ConfigError, check_config, load_config, save_config
 from xbm_keras.experiment import LOSSES
 from xbm_keras.schema import SupCon
 
@@ -52,6 +55,101 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
     assert load_config(str(tmp_path / "again.yaml")) == config
 
 
+TABLE = {"data": {"source": "image_table", "root": "x", "table": "y"}, "backbone": {"kind": "keras_file", "path": "x"}}
+TEXTS = [
+    "shoot #1", "2024", "007", "no", "1e3", "null", "[no]", "~", "a: b", "{x}", " with spaces ", "${HOME}", "Grüße, 数",
+    "'quoted'", '"', "", "a=b", "1.10", "true", ".inf", "???", "${oc.env:HOME,x}", "\\\\${x}", "C:\\new",
+    "2024-01-01", "1:30", "two\nlines\x85", "- a", "&a", "*a", "!!python/name:os.system", "0x1f", "1_000",
+]  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path):
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(TABLE))
+    return str(tmp_path / "table.yaml")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_taken_to_the_letter_and_comes_back(table, tmp_path, text):
+    config = load_config(table, [f"data.root={text}", f"backbone.path={text}", f"data.split.column={text}"])
+    assert config.data.root == config.backbone.path == text
+    assert config.data.split.column == (None if text == "null" else text)
+    save_config(config, tmp_path / "again.yaml")
+    assert load_config(str(tmp_path / "again.yaml")) == config
+
+
+ANY_TEXT = (
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    | st.text("\\${}:,'\"# ab[]0e1~-\n\x85", max_size=10)
+    | st.sampled_from(TEXTS)
+)
+
+
+@hypothesis.given(ANY_TEXT, ANY_TEXT, st.none() | st.lists(ANY_TEXT | st.integers(), max_size=3))
+@hypothesis.settings(max_examples=60)
+def test_any_config_comes_back_from_its_file(tmp_path_factory, text, other, texts):
+    folder = tmp_path_factory.mktemp("any")
+    data = {**TABLE["data"], "root": text, "label_column": other, "split": {"test_classes": texts}}
+    config = check_config({"data": data, "backbone": {"kind": "keras_file", "path": other}}, "x")
+    save_config(config, folder / "x.yaml")
+    assert load_config(str(folder / "x.yaml")) == config
+    overridden = load_config(str(folder / "x.yaml"), [f"data.root={other}", f"data.path_column={text}"])
+    assert (overridden.data.root, overridden.data.path_column) == (other, text)
+    save_config(overridden, folder / "x.yaml")
+    assert load_config(str(folder / "x.yaml")) == overridden
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.split.test_classes=[no, 007, 7, 'a, b', shoot #1, ${x}]", ["no", "007", 7, "a, b", "shoot #1", "${x}"]),
+        ("data.split.test_classes=null", None),
+        ("data.split.test_classes=[]", []),
+        ("data.split.num_train_classes=12", 12),
+        ("training.folds=auto", "auto"),
+        ("training.folds=2", 2),
+        ("training.jit_compile=true", True),
+        ("training.jit_compile=auto", "auto"),
+        ("training.learning_rate=1e-3", 0.001),
+        ("training.learning_rate=1", 1.0),
+        ("training.averaging=null", None),
+        ("top_k.num_negatives=all", "all"),
+        ("top_k.num_negatives=12", 12),
+        ("top_k.key_refresh=exact", "exact"),
+        ("loss.temperature=0.5", 0.5),
+        ("backbone.layers=[no, 1]", ["no", "1"]),
+        ("backbone.layers=pyramid", "pyramid"),
+        ("backbone.image_size=[32, 48]", [32, 48]),
+        ("head.widths=[16,128]", [16, 128]),
+        ("head.start=local", "local"),
+        ("export.codes=[int8]", ["int8"]),
+        ("cache.views=1", 1),
+        ("cache.flip=no", False),
+        ("search.folds=2", 2),
+    ],
+)
+def test_values_are_read_by_the_type_of_their_key(table, override, expected):
+    keys = override.split("=")[0].split(".")
+    value = load_config(table, [override])
+    for key in keys:
+        value = getattr(value, key)
+    assert (value, type(value)) == (expected, type(expected))
+
+
+def test_a_key_is_of_the_section_that_is_named_last(path):
+    pathlib.Path(path).write_text("data: {source: features, path: x}\nbackbone: {kind: none}\n")
+    overrides = ["data={source: image_folder, root: b}", "data.source=text", "data.path=007", "data.root=null"]
+    with pytest.raises(ConfigError, match=r"data\.root: unknown key"):
+        load_config(path, [*overrides, "backbone.kind=keras_hub", "backbone.preset=1e3"])
+    config = load_config(path, ["data.source=text", "data.path=007", "backbone.kind=keras_hub", "backbone.preset=1e3"])
+    assert (config.data.path, config.backbone.preset) == ("007", "1e3")
+
+
+def test_text_that_no_file_could_hold_is_told(path):
+    with pytest.raises(ConfigError, match=r"received 'a\\udcff'; expected text that is valid Unicode"):
+        load_config(path, ["data.path=a\udcff"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -83,6 +181,11 @@ def test_the_resolved_config_runs_again_as_it_is(path, tmp_path):
         (["cache.turned_classes=true"], "cache.turned_classes does not go with data.source 'features'"),
         (["training=5"], "training: received 5"),
         (["training.epochs"], "--set 'training.epochs'; expected section.key=value"),
+        (["=3"], "--set '=3'; expected section.key=value"),
+        (["training..epochs=3"], "--set 'training..epochs=3'; expected section.key=value"),
+        (["training.epochs.x=3"], "training.epochs"),
+        (["training.epochs=1e3"], "training.epochs: received 1000.0"),
+        (["training.jit_compile=maybe"], "training.jit_compile: received 'maybe'"),
     ],
 )
 def test_what_is_wrong_is_named(path, overrides, expected):

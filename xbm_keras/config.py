@@ -1,14 +1,18 @@
 """How a YAML file, overrides and environment become one checked `Config`, and what is said where they cannot."""
 
 import difflib
+import math
 import pathlib
+import re
 import typing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import omegaconf
 import pydantic
 import yaml
 
+from xbm_keras import override_text
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.data_schema import Section
 from xbm_keras.schema import Config
@@ -22,8 +26,10 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names the key, what was received and what was expected."""
 
 
-def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and `${oc.env:NAME,default}`, and check the result.
+
+    Overrides are read by the type that the schema gives their key, and to the letter.
 
     Raises:
         ConfigError: one message for all that is wrong, before any data is read.
@@ -33,7 +39,7 @@ def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"Received --config {path!r}, which is no file; expected a YAML file{near and ', such as: '}{near}."
         )
-    malformed = [override for override in overrides if "=" not in override]
+    malformed = [override for override in overrides if not re.match(r"[^=.]+(\.[^=.]+)*=", override)]
     if malformed:
         raise ConfigError(
             f"Received --set {malformed[0]!r}; expected section.key=value, such as --set training.epochs=5."
@@ -42,9 +48,10 @@ def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
         # OmegaConf asserts, without a word, that a document is no single text.
         if not isinstance(yaml.safe_load(pathlib.Path(path).read_text("utf-8")), dict):
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
-        loaded = omegaconf.OmegaConf.load(path)
-        merged = omegaconf.OmegaConf.merge(loaded, omegaconf.OmegaConf.from_dotlist(list(overrides)))
-        values = omegaconf.OmegaConf.to_container(merged, resolve=True)
+        values: Any = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))
+        for keys, value in override_text.parse(overrides, values):
+            _put(values, keys, _escaped(value))
+        values = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(values), resolve=True)
     except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"Received {path}, which cannot be read as a config: {error}") from error
     return check_config(values, path)
@@ -52,6 +59,9 @@ def load_config(path: str, overrides: typing.Sequence[str] = ()) -> Config:
 
 def check_config(values: dict[str, Any], origin: str) -> Config:
     """Validate nested dicts. Raises ConfigError with one line per problem."""
+    unwritable = [text for text in _texts_in(values) if not _is_unicode(text)]
+    if unwritable:  # such as a path of other bytes on the command line; no YAML file could hold it
+        raise ConfigError(f"{origin} cannot be run:\n  received {unwritable[0]!r}; expected text that is valid Unicode")
     try:
         return Config.model_validate(values)
     except pydantic.ValidationError as error:
@@ -62,7 +72,66 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
 
 def save_config(config: Config, path: pathlib.Path) -> None:
     """Write the resolved config; it runs again as it is."""
-    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_whole(path, to_yaml(config.model_dump(mode="json")))
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Values of a config as a document that `load_config` reads as the same values, whatever their texts are."""
+    return yaml.dump_all([_escaped(values)], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts_in(each)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that is no plain name: OmegaConf reads more of them as numbers than YAML 1.1 does."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_name = re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII)
+    style = None if is_name else "'" if text.isprintable() else '"'  # line breaks change in single quotes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
+
+
+def _escaped(value: Any) -> Any:
+    """The value, in whose texts nothing is interpolated when OmegaConf resolves them."""
+    if isinstance(value, dict):
+        return {key: _escaped(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_escaped(each) for each in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a nested value; mappings are merged."""
+    for key in keys[:-1]:
+        inside = values.get(key)
+        values[key] = inside if isinstance(inside, dict) else {}
+        values = values[key]
+    old = values.get(keys[-1])
+    if isinstance(old, dict) and isinstance(value, dict):
+        for key, each in value.items():
+            _put(old, [key], each)
+    else:
+        values[keys[-1]] = value
 
 
 def public_values(config: Config) -> dict[str, Any]:

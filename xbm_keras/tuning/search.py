@@ -16,7 +16,7 @@ import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from xbm_keras.atomic_files import write_whole
-from xbm_keras.config import ConfigError, check_config, save_config
+from xbm_keras.config import ConfigError, check_config, save_config, to_yaml
 from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.page import write_page
 from xbm_keras.results import PROTOCOLS, SCORES, shown
@@ -157,7 +157,7 @@ class Search:
         """Write its config, before it runs."""
         self._began[trial.trial_id] = time.monotonic()
         nested = self._nested(trial)
-        write_whole(self._config_file(trial), yaml.safe_dump(nested, sort_keys=False, allow_unicode=True))
+        write_whole(self._config_file(trial), to_yaml(nested))
 
     def on_trial_end(self, trial: Trial) -> None:
         """Write the table, and say how it went."""
