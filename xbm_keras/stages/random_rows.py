@@ -35,7 +35,7 @@ def random_rows(
     codes = tf.concat([codes, tf.fill([missing], tf.constant(-1, tf.int64))], axis=0)  # a GPU pads no int64
     codes = tf.reshape(codes, [num_sections, section])
     cells = tf.where(codes >= 0, tf.range(num_sections)[:, None] * num_codes + codes, -1)
-    # In float32, which counts the rows of a section exactly: a GPU sums no segments of int64.
+    # In float32, which counts the rows of a section exactly, and of which a GPU sums segments, unlike int64.
     counts = tf.math.unsorted_segment_sum(tf.ones_like(cells, tf.float32), cells, num_sections * num_codes)
     counts = tf.cast(tf.reshape(counts, [num_sections, num_codes]), tf.int64)
     up_to = tf.cumsum(counts, axis=0)  # rows of a code up to a section's end
@@ -43,11 +43,12 @@ def random_rows(
 
     ranks = _random_ranks(up_to[:, -1], k, seed)  # [B, k]
     is_before = up_to[:, None, :] <= ranks[:, :, None]  # [B, k, sections]
-    sections = tf.reduce_sum(tf.cast(is_before, tf.int64), axis=2)
+    sections = tf.cast(tf.reduce_sum(tf.cast(is_before, tf.float32), axis=2), tf.int64)
     within = ranks - tf.reduce_max(tf.where(is_before, up_to[:, None, :], 0), axis=2)
     is_wanted = tf.gather(codes, sections) == wanted[:, None, None]  # [B, k, section]
-    up_to_row = tf.cumsum(tf.cast(is_wanted, tf.int64), axis=2)
-    rows = sections * section + tf.reduce_sum(tf.cast(up_to_row <= within[:, :, None], tf.int64), axis=2)
+    up_to_row = tf.cumsum(tf.cast(is_wanted, tf.float32), axis=2)
+    is_before = up_to_row <= tf.cast(within, tf.float32)[:, :, None]
+    rows = sections * section + tf.cast(tf.reduce_sum(tf.cast(is_before, tf.float32), axis=2), tf.int64)
     return tf.where(ranks >= 0, rows, 0), ranks >= 0
 
 

@@ -136,9 +136,11 @@ def _merge(scores, guard_scores, codes, start, searches, state, least):
             values += tf.gather(search.penalties, codes)
         if search.ceilings is not None:
             values = tf.where(guard_scores <= search.ceilings, values, LOWEST)
-        values, candidates = _candidates(values, search.k, least, few)
+        values, row_of = _candidates(values, search.k, least, few)
         best, place = tf.math.top_k(tf.concat([best, values], axis=1), search.k)
-        rows = tf.gather(tf.concat([rows, start + candidates], axis=1), place, batch_dims=1)
+        place = tf.cast(place, tf.int64)
+        earlier = tf.gather(rows, tf.minimum(place, search.k - 1), batch_dims=1)
+        rows = tf.where(place < search.k, earlier, start + row_of(tf.maximum(place - search.k, 0)))
         merged.append((best, rows))
     return merged
 
@@ -157,17 +159,18 @@ class FewPenalties(NamedTuple):
         penalized = tf.gather(values, rows) + tf.gather(self.penalties, tf.gather(self.codes, rows))  # [n, GROUP, B]
         return tf.tensor_scatter_nd_update(maxima, groups[:, None], tf.reduce_max(penalized, axis=1))
 
-    def of(self, rows):
-        """Penalties [B, n] of rows [B, n]."""
+    def of(self, groups):
+        """Penalties [B, n, GROUP] of the rows of groups [B, n]."""
         num_anchors = tf.shape(self.penalties, tf.int64)[1]
-        flat = tf.gather(self.codes, rows) * num_anchors + tf.range(num_anchors)[:, None]
-        return tf.gather(tf.reshape(self.penalties, [-1]), flat)
+        first = tf.gather(tf.reshape(self.codes * num_anchors, [-1, GROUP]), groups)
+        return tf.gather(tf.reshape(self.penalties, [-1]), first + tf.range(num_anchors)[:, None, None])
 
 
 def _candidates(values, k, least, few=None):
-    """Values [B, n] and rows [B, n] of a block among which are the k best of `values` [W, B], in the order of rows.
+    """Values [B, n] among which are the k best of `values` [W, B], in the order of rows, and which rows they are of.
 
-    `least` is W, or a number below it where W is not known while this is traced; None where nothing is.
+    The latter as a function from places [B, k] among the values to rows of the block: only those of the best are asked
+    for. `least` is W, or a number below it where W is not known while this is traced; None where nothing is.
 
     The k best lie in the k groups with the best maxima, the earlier group winning a tie: a row outside of these has k
     rows before it, one in each of them. Finding the maxima costs far less than `top_k` of all values, and the best of
@@ -179,8 +182,7 @@ def _candidates(values, k, least, few=None):
     if least is None or least < 2 * k * GROUP:
         if few is not None:
             values += tf.gather(few.penalties, few.codes)
-        in_rows = tf.transpose(values)
-        return in_rows, tf.broadcast_to(tf.range(tf.cast(width, tf.int64)), tf.shape(in_rows))
+        return tf.transpose(values), lambda place: place
     missing = -width % GROUP
     if not isinstance(missing, int) or missing:
         values = tf.pad(values, [[0, missing], [0, 0]], constant_values=LOWEST)
@@ -189,12 +191,17 @@ def _candidates(values, k, least, few=None):
     maxima = tf.reduce_max(tf.reshape(values, [num_groups, GROUP, -1]), axis=1)  # [W / GROUP, B]
     if few is not None:
         maxima = few.on_maxima(maxima, values)
-    maxima, groups = _candidates(maxima, k, -(-least // GROUP))
-    best = tf.math.top_k(maxima, k, sorted=False).indices
-    groups = tf.sort(tf.gather(groups, best, batch_dims=1), axis=1)  # [B, k]
-    rows = tf.reshape(groups[:, :, None] * GROUP + tf.range(GROUP, dtype=tf.int64), [-1, k * GROUP])
-    flat = rows * num_anchors + tf.range(num_anchors)[:, None]
-    values = tf.gather(tf.reshape(values, [-1]), flat)
+    maxima, group_of = _candidates(maxima, k, -(-least // GROUP))
+    best = tf.cast(tf.math.top_k(maxima, k, sorted=False).indices, tf.int64)
+    groups = tf.sort(group_of(best), axis=1)  # [B, k]
+    first = groups * (GROUP * num_anchors) + tf.range(num_anchors)[:, None]  # where each starts in the flat values
+    flat = first[:, :, None] + tf.range(GROUP, dtype=tf.int64) * num_anchors
+    values = tf.gather(tf.reshape(values, [-1]), flat)  # [B, k, GROUP]
     if few is not None:
-        values += few.of(rows)
-    return values, tf.minimum(rows, tf.cast(width - 1, tf.int64))
+        values += few.of(groups)
+
+    def row_of(place):
+        rows = tf.gather(groups, place // GROUP, batch_dims=1) * GROUP + place % GROUP
+        return tf.minimum(rows, tf.cast(width - 1, tf.int64))  # beyond it is padding, which is never a pick
+
+    return tf.reshape(values, [-1, k * GROUP]), row_of
