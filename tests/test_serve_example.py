@@ -31,14 +31,14 @@ BOUNDARY = "--------picture"
 class Server:
     """The example in a process of its own, on a free port of this machine."""
 
-    def __init__(self, folder, *parts, **options):
+    def __init__(self, folder, *parts, arguments=(), **options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.command = [
             sys.executable, str(ROOT / "examples/serve/server.py"), f"--port={self.port}",
             *(f"--{name}={folder / name}" for name in parts),
-            *(f"--{name}={value}" for name, value in options.items()),
+            *(f"--{name}={value}" for name, value in options.items()), *arguments,
         ]  # fmt: skip
         self.folder = folder
         self.start()

@@ -33,7 +33,16 @@ FILES = {
     "riff.webp": b"RIFF\0\0\0\0WAVE<script>",
     "empty.png": b"",
 }
-OUTSIDE = ["link.png", "../secret.png", "linked/secret.png", "folder", "missing.png"]
+OUTSIDE = [
+    "more/../secret.png",
+    "more//etc/hostname",
+    "more/plain.jpg",
+    "link.png",
+    "../secret.png",
+    "linked/secret.png",
+    "folder",
+    "missing.png",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,9 @@ def folder(tmp_path_factory):
     (pictures / "link.png").symlink_to(top / "secret.png")
     (pictures / "linked").symlink_to(top / "elsewhere")
     (pictures / "unlisted.png").write_bytes(encoded(8, 8))
-    ids = np.array([*FILES, *OUTSIDE, str(top / "secret.png")])
+    (top / "more").mkdir()
+    (top / "more/late.png").write_bytes(encoded(9, 9))
+    ids = np.array([*FILES, *OUTSIDE, "more/late.png", str(top / "secret.png")])
     vectors = np.eye(4, dtype=np.float32)[np.arange(len(ids)) % 4]
     gallery = index.Gallery(vectors, ids, np.full(len(ids), ""))
     index.write_index(top / "index", gallery, fingerprint(model))
@@ -61,7 +72,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     options = {"patience": PATIENCE, "max_pixels": 2_000_000, "allowed_hosts": "shop.example"}
-    running = Server(folder, "model", "index", "pictures", **options)
+    pictures = ["--pictures", str(folder / "pictures"), f"more={folder}/more"]
+    running = Server(folder, "model", "index", arguments=pictures, **options)
     yield running
     running.process.kill()
     running.process.wait()
@@ -254,6 +266,10 @@ def test_a_picture_is_told_by_its_content(server, name, kind):
     assert (status, headers["Content-Type"]) == (200, kind)
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert body == FILES[name]
+
+
+def test_each_root_has_its_folder(server):
+    assert answer_to(server, "/picture/more/late.png")[2] == encoded(9, 9)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Index:
 def make_app(
     model: pathlib.Path,
     index: pathlib.Path | None,
-    folder: pathlib.Path | None,
+    folders: dict[str, pathlib.Path],
     *,
     hosts: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
@@ -98,7 +98,8 @@ def make_app(
     Args:
         model: the folder of the exported versions.
         index: the folder of the index's versions; None embeds pictures, and finds nothing.
-        folder: where the ids of items are paths of pictures, to show them; None shows none.
+        folders: of the pictures, to show them, by the name of their root in the index. The id of an item is the root's
+            name and the path below its folder; the path alone for "".
         hosts: names of this server beside those of this machine.
         max_pixels: of all pictures of a request together.
         patience: seconds that a client may keep still.
@@ -175,8 +176,8 @@ def make_app(
     @app.get("/picture/{item:path}")
     def picture(item: str):
         """The picture of an item of the index, and no other file."""
-        path = folder / item if folder is not None and item in gallery.labels else None
-        if path is None or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        path = _find(item, folders) if item in gallery.labels else None
+        if path is None:
             raise fastapi.HTTPException(404, "no such item")
         with path.open("rb") as file:
             kind = _image_type(file.read(12))
@@ -190,6 +191,16 @@ def make_app(
 
     headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _policy(page)}
     return Gate(app, hosts, headers, patience)
+
+
+def _find(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
+    """The file of an item, in the folder of its root and nowhere else."""
+    for root, folder in folders.items():
+        prefix = f"{root}/" if root else ""
+        path = folder / item.removeprefix(prefix)
+        if item.startswith(prefix) and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    return None
 
 
 def _pixels(encoded: bytes) -> int:
@@ -226,11 +237,24 @@ def _newest(folder: pathlib.Path) -> int:
     return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
 
 
+def _named(text: str) -> tuple[str, pathlib.Path]:
+    """Root and folder of "root=folder", or of a folder alone."""
+    root, sign, folder = text.partition("=")
+    is_folder = pathlib.Path(text).is_dir() or not sign or "/" in root
+    return ("", pathlib.Path(text)) if is_folder else (root, pathlib.Path(folder))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=pathlib.Path, required=True, help="the folder of the exported versions")
     parser.add_argument("--index", type=pathlib.Path, help="the folder of the index's versions, to search")
-    parser.add_argument("--pictures", type=pathlib.Path, help="the folder of the items' pictures, to show them")
+    parser.add_argument(
+        "--pictures",
+        nargs="+",
+        default=[],
+        metavar="[ROOT=]FOLDER",
+        help="folders of the items' pictures, to show them",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
@@ -241,7 +265,8 @@ def main():
     options = parser.parse_args()
     hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]
     limits = {"max_pixels": options.max_pixels, "patience": options.patience}
-    app = make_app(options.model, options.index, options.pictures, hosts=hosts, **limits)
+    folders = dict(map(_named, options.pictures))
+    app = make_app(options.model, options.index, folders, hosts=hosts, **limits)
     WatchedConnection.patience = options.patience
     uvicorn.run(
         app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none", backlog=128
