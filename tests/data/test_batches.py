@@ -81,3 +81,43 @@ def test_shuffled_batches_meet_every_item_once_a_round():
     assert (ShuffledSampler(10, 4, seed=4)(0) != drawn[:4]).any()
     with pytest.raises(DataError, match="batch size of 11 with 10 items"):
         ShuffledSampler(10, 11)
+
+
+def slow_deal(labels, p, k, seed, num_steps):
+    """The rule of the docstring, item by item: a generator for each pile, in plain lists."""
+    names = sorted(set(labels.tolist()))
+    members = [np.flatnonzero(labels == name) for name in names]
+    drawn = [[] for _ in names]
+    orders = []
+    for r in range(num_steps * p // len(names) + 2):
+        order = np.random.default_rng([seed, 0, r]).permutation(len(names)).tolist()
+        if r:
+            taken = orders[-1][len(names) - r * len(names) % p :] if r * len(names) % p else []
+            order = [c for c in order if c not in taken] + [c for c in order if c in taken]
+        orders.append(order)
+        for code, items in enumerate(members):
+            while len(drawn[code]) < (r + 1) * k:
+                pile = len(drawn[code]) // len(items)
+                drawn[code] += np.random.default_rng([seed, 1, code, pile]).permutation(items).tolist()
+    slots = [(r, code) for r, order in enumerate(orders) for code in order]
+    steps = [slots[step * p : (step + 1) * p] for step in range(num_steps)]
+    return [[item for r, code in step for item in drawn[code][r * k : (r + 1) * k]] for step in steps]
+
+
+@pytest.mark.parametrize(("counts", "p", "k"), [([5, 1, 8, 3], 3, 4), ([2, 2, 2], 3, 7), ([40, 7, 12, 9, 1, 6], 4, 2)])
+def test_items_are_dealt_by_the_rule_wherever_a_run_begins(counts, p, k):
+    labels = labels_of(counts)
+    expected = slow_deal(labels, p, k, 7, 25)
+    sampler = PKSampler(labels, p, k, seed=7)
+    for step in (*range(25), 3, 24, 2, 2):
+        assert sampler(step).tolist() == expected[step]
+    assert PKSampler(labels, p, k, seed=7)(19).tolist() == expected[19]
+
+
+def test_a_generator_is_made_for_each_pile_not_for_each_class_of_each_batch(monkeypatch):
+    made, rng = [], PKSampler._rng
+    monkeypatch.setattr(PKSampler, "_rng", lambda self, *stream: made.append(stream) or rng(self, *stream))
+    sampler = PKSampler(labels_of([40] * 16), 8, 4)
+    for step in range(20):  # 10 rounds: the 40 items of each class once
+        sampler(step)
+    assert len(made) == len(set(made)) == 10 + 16

@@ -37,6 +37,11 @@ class PKSampler:
         order = np.argsort(codes, kind="stable")
         self.members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
         self._rounds: dict[int, np.ndarray] = {}
+        # One pile of each class is kept, as to make a generator takes longer than to deal: all of them in a row.
+        self._sizes = np.array([len(members) for members in self.members])
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._piles = np.full(len(self.members), -1)
+        self._shuffled = np.empty(len(order), np.int64)
 
     @property
     def num_items(self) -> int:
@@ -50,18 +55,29 @@ class PKSampler:
 
     def __call__(self, step: int) -> np.ndarray:
         """Positions [P * K] of the items of a step, class by class."""
-        first = step * self.classes_per_batch
-        slots = range(first, first + self.classes_per_batch)
-        return np.concatenate([self._deal(*divmod(slot, len(self.members))) for slot in slots])
+        slots = step * self.classes_per_batch + np.arange(self.classes_per_batch)
+        rounds, places = np.divmod(slots, len(self.members))
+        codes = np.concatenate([self._round(r)[places[rounds == r]] for r in range(rounds[0], rounds[-1] + 1)])  # [P]
+        # Where the items stand in the endless row of their class's piles, one after the other, [P, K].
+        dealt = rounds[:, None] * self.samples_per_class + np.arange(self.samples_per_class)
+        piles, places = np.divmod(dealt, self._sizes[codes, None])
+        positions = np.empty_like(dealt)
+        is_at_hand = (piles == self._piles[codes, None]).all(axis=1)
+        for row in np.flatnonzero(~is_at_hand):
+            for pile in range(piles[row, 0], piles[row, -1] + 1):
+                self._shuffle(codes[row], pile)
+                is_here = piles[row] == pile
+                positions[row, is_here] = self._shuffled[self._starts[codes[row]] + places[row, is_here]]
+        at_hand = self._starts[codes[is_at_hand], None] + places[is_at_hand]
+        positions[is_at_hand] = self._shuffled[at_hand]
+        return positions.reshape(-1)
 
-    def _deal(self, round_number: int, place: int) -> np.ndarray:
-        """The next K items of the class at a place of a round."""
-        code = self._round(round_number)[place]
-        members, k = self.members[code], self.samples_per_class
-        first = round_number * k
-        piles = range(first // len(members), (first + k - 1) // len(members) + 1)
-        dealt = np.concatenate([self._rng(1, code, pile).permutation(members) for pile in piles])
-        return dealt[first - piles[0] * len(members) :][:k]
+    def _shuffle(self, code: int, pile: int) -> None:
+        """Put a pile of a class in the place of its last one."""
+        if self._piles[code] != pile:
+            first, last = self._starts[code], self._starts[code] + self._sizes[code]
+            self._shuffled[first:last] = self._rng(1, code, pile).permutation(self.members[code])
+            self._piles[code] = pile
 
     def _round(self, number: int) -> np.ndarray:
         """Order of the classes in a round. Where a batch spans two rounds, the second does not repeat the first's."""
