@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.stages.feature_pyramid import with_outputs
+from xbm_keras.stages.resizing import resize_by_products
 
 POOLINGS = ("avg", "max", "first")
 
@@ -118,9 +119,7 @@ class Backbone(keras.layers.Layer):
 
     def call(self, inputs):
         """Inputs, such as RGB images in 0..255 [B, H, W, 3], to features [B, D] float32."""
-        x = tf.cast(inputs, tf.float32) if self.image_size else inputs
-        if self.image_size:
-            x = resize_images(x, self.image_size)
+        x = self.resize_batch(inputs) if self.image_size else inputs
         if self.preprocess is not None:
             x = self.preprocess(x)
         outputs = _outputs(self.network(x, training=False))
@@ -130,8 +129,16 @@ class Backbone(keras.layers.Layer):
         return tf.stop_gradient(tf.concat(pooled, axis=-1))
 
     def resize(self, image: tf.Tensor) -> tf.Tensor:
-        """A picture [H, W, 3] at `image_size`, float32, as `call` resizes it."""
-        return resize_images(image, self.image_size)
+        """A picture [H, W, 3] at `image_size`, float32: by an operation of the CPU, where pictures are decoded."""
+        if image.shape[-3:-1] == self.image_size:
+            return tf.cast(image, tf.float32)
+        return tf.image.resize(image, self.image_size, antialias=True)
+
+    def resize_batch(self, images: tf.Tensor) -> tf.Tensor:
+        """Pictures [B, H, W, 3] at `image_size`, float32: the same to rounding, on any device and under XLA."""
+        if images.shape[-3:-1] == self.image_size:
+            return tf.cast(images, tf.float32)
+        return resize_by_products(images, self.image_size)
 
     def prepare(self, item: np.ndarray) -> np.ndarray:
         """One item as `call` takes it in a batch: a picture at `image_size`, float32. Safe to call in threads."""
@@ -271,13 +278,6 @@ class Backbone(keras.layers.Layer):
     def from_config(cls, config):
         """The layer that `get_config` described."""
         return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"])})
-
-
-def resize_images(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    """Images [..., H, W, 3] to float32 [..., height, width, 3]; unchanged where they have that size already."""
-    if images.shape[-3:-1] == image_size:
-        return tf.cast(images, tf.float32)
-    return tf.image.resize(images, image_size, antialias=True)
 
 
 def _outputs(outputs) -> list:

@@ -43,6 +43,7 @@ class HubBackbone(Backbone):
         size = None if self.modality == "text" else preprocessing.image_size
         super().__init__(network, None, size, pooling, **kwargs)
         self.preprocess = preprocessing
+        self.supports_jit = self.modality == "text"  # an ImageConverter resizes by an operation that XLA does not have
         self.preprocessing = _describe(network, preprocessing)
         if self.modality == "text":
             preprocessing("")  # builds what its first call builds, before threads call it
@@ -114,6 +115,10 @@ class HubBackbone(Backbone):
     def resize(self, image):
         """A picture [H, W, 3] at `image_size`, float32, as `call` resizes it."""
         return self.preprocess.resizing(tf.cast(image, tf.float32))
+
+    def resize_batch(self, images):
+        """Pictures [B, H, W, 3] at `image_size`, float32."""
+        return self.resize(images)
 
     def prepare(self, item):
         """One item as `call` takes it in a batch: a picture at `image_size`, or the tokens and mask of a text [L]."""
