@@ -1,5 +1,6 @@
 """The SavedModel that serves: everything between what clients send and embeddings, and nothing else."""
 
+import functools
 import io
 import pathlib
 import sys
@@ -14,6 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.codes import CODES
 from xbm_keras.decoding import MAX_PIXELS, decode_all
+from xbm_keras.export_check import compare, in_float32
 from xbm_keras.model import XBMModel
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.cosine_scores import l2_normalize
@@ -53,6 +55,9 @@ def export_encoder(
 
     With `codes` each signature also gives `embeddings_int8` or `embeddings_binary`, see `xbm_keras.codes`.
 
+    It computes in float32 whatever the dtype policy of the model. The version gets its name once it was loaded again
+    and each signature has given the embeddings of the model.
+
     Preprocessing is inside, except for the tokenizer, whose operations TensorFlow alone does not have. The memory, the
     miner, the loss and the optimizer are not. In `assets.extra` lie requests with which TF Serving warms up, and beside
     the versions `batching.config` for it.
@@ -70,7 +75,8 @@ def export_encoder(
         The folder of the new version.
 
     Raises:
-        ValueError: for other weights or codes, or weights that float16 cannot hold.
+        ValueError: for other weights or codes, weights that float16 cannot hold, or where what was written does not
+            run or gives other embeddings. There is no new version then.
     """
     unknown = set(codes) - set(CODES)
     if unknown:
@@ -103,17 +109,40 @@ def export_encoder(
     archive = keras.export.ExportArchive()
     if backbone is not None and backbone.is_saved_model:
         archive.track(backbone.network)  # its tables; variables are found by themselves
-    for name, (function, inputs) in sorted(signatures.items()):
-        specs = {key: tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()}
-        archive.add_endpoint(name, function, [specs])
-    with new_version(folder) as target:
+    with in_float32(backbone, model.head), new_version(folder) as target:
+        for name, (function, inputs) in sorted(signatures.items()):
+            specs = {key: tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()}
+            archive.add_endpoint(name, function, [specs])
         archive.write_out(str(target), verbose=False)
+        _compare(target, signatures, backbone)
         requests = {name: _example(inputs, backbone) for name, (_, inputs) in sorted(signatures.items())}
         write_requests(target / "assets.extra" / "tf_serving_warmup_requests", requests)
         if add_files is not None:
             add_files(target)
         write_whole(folder / "batching.config", BATCHING)
     return latest_version(folder)
+
+
+def _compare(version: pathlib.Path, signatures: dict, backbone: Backbone | None) -> None:
+    """Load a SavedModel, and compare what each of its signatures gives with what the model gives."""
+    saved = []
+
+    def load():
+        saved.append(tf.saved_model.load(str(version)))
+        return {}
+
+    compare("the SavedModel", load, {})
+    for name, (function, inputs) in signatures.items():
+        trial = {key: _noise(each) for key, each in _example(inputs, backbone).items()}
+        embeddings = {"embeddings": function(trial)["embeddings"]}
+        compare(f"the signature {name}", functools.partial(saved[0].signatures[name], **trial), embeddings)
+
+
+def _noise(tensor: tf.Tensor) -> tf.Tensor:
+    """Random pixels or features of the same form; encoded pictures and tokens as they are."""
+    if not (tensor.dtype.is_floating or tensor.dtype == tf.uint8):
+        return tensor
+    return tf.cast(tf.random.stateless_uniform(tf.shape(tensor), (0, 0), 0, 255), tensor.dtype)
 
 
 Signature = tuple[Callable, dict[str, tf.TensorSpec]]
@@ -156,7 +185,7 @@ def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str
     embed = tf.function(_never_empty(embed), input_signature=[prepared], autograph=False)
 
     def from_images(inputs):
-        return embed(backbone.resize(inputs["inputs"]))
+        return embed(backbone.resize_batch(inputs["inputs"]))
 
     def from_bytes(inputs):
         data = inputs["bytes"]

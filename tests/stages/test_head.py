@@ -322,3 +322,19 @@ def test_files_restore_the_weights_and_the_frozen_start(kind, tmp_path):
     features = make_features(4)
     np.testing.assert_array_equal(again.head(features), model.head(features))
     assert [v.name for v in again.head.trainable_weights] == [v.name for v in model.head.trainable_weights]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["linear", "residual", "mlp"])
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_sixteen_bits_with_power_and_dropout(policy, kind, power):
+    head = Head(4, kind, 8, power=power, dropout=0.2, dtype=policy)  # while the global policy is float32
+    head.build((None, 6))
+    exact = Head(4, kind, 8, power=power)
+    exact.build((None, 6))
+    exact.set_weights(head.get_weights())
+    features = tf.math.l2_normalize(tf.random.stateless_normal((7, 6), (0, 1)), axis=1)
+    embeddings = head(features)
+    assert embeddings.dtype == tf.float32
+    np.testing.assert_allclose(embeddings, exact(features), atol=0.03)
+    assert np.isfinite(head(features, training=True)).all()

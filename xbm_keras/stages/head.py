@@ -87,7 +87,7 @@ class Head(keras.layers.Layer):
         if not 0 <= dropout < 1:
             raise ValueError(f"Received dropout={dropout}; expected a share, 0 or more and below 1.")
         self.dropout = dropout
-        self.drop = keras.layers.Dropout(dropout, seed=seed) if dropout else None
+        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy) if dropout else None
         self.embedding_dim = embedding_dim
         self.kind = kind
         self.hidden_dim = hidden_dim
@@ -148,7 +148,7 @@ class Head(keras.layers.Layer):
 
     def call(self, features, training=False):
         """Features [B, D] to embeddings [B, E] of unit length, float32; in training without those that are dropped."""
-        features = signed_power(features, self.power)
+        features = tf.cast(signed_power(features, self.power), self.compute_dtype)
         if self.drop is not None:
             features = self.drop(features, training=training)
         z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
