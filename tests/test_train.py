@@ -376,11 +376,38 @@ def test_recipes_run(vectors, tmp_path, overrides):
         (["data.split.column=part"], "column 'part', which the data does not have"),
         (["data.split.num_train_classes=2"], "2 training and 22 test classes"),
         (["head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
+        (["head.embedding_dim=25", "head.kind=residual"], "embedding_dim=25 for features of width 24"),
+        (["head.widths=[8,25]", "head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
+        (["data.split.by=item", "data.split.test_classes=[a]"], "does not go with by 'item'"),
+        (["training.seed=-1"], "training.seed: received -1"),
+        (["top_k.mine_in=sketch", "top_k.sketch_dim=100"], "Received"),
         (["memory.memory_size=8"], "smaller than the batch"),
     ],
 )
 def test_what_cannot_run_is_told(vectors, tmp_path, capsys, overrides, message):
     assert message in fails(vectors, tmp_path / "run", *overrides, capsys=capsys)
+
+
+def test_what_a_stage_refuses_is_told_and_what_is_a_fault_is_not_hidden(vectors, tmp_path, capsys, monkeypatch):
+    def refuses(message):
+        def run(*args):
+            raise ValueError(message)
+
+        monkeypatch.setattr(experiment, "run", run)
+
+    refuses("Received k=3; expected 2. Use 2.")
+    assert fails(vectors, tmp_path / "run", capsys=capsys) == "Error: Received k=3; expected 2. Use 2.\n"
+    refuses("operands could not be broadcast together")
+    with pytest.raises(ValueError, match="operands"):
+        run(vectors, tmp_path / "run")
+
+
+def test_too_little_memory_is_told(vectors, tmp_path, capsys, monkeypatch):
+    def run(*args):
+        raise np._core._exceptions._ArrayMemoryError((10**9, 10**9), np.dtype("f4"))
+
+    monkeypatch.setattr(experiment, "run", run)
+    assert "needs more memory than there is: Unable to allocate" in fails(vectors, tmp_path / "run", capsys=capsys)
 
 
 def test_bad_vectors_are_named(vectors, tmp_path, capsys):

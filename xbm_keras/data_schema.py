@@ -6,7 +6,9 @@ import pydantic
 from pydantic import Field
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(pydantic.BaseModel):
@@ -28,12 +30,21 @@ class Split(Section):
     """Of the classes (or items), drawn with `seed`; used when nothing above is given."""
     validation_fraction: Fraction = 0.25
     """Of the training classes (or items), held out to choose the number of epochs."""
-    validation_fold: Annotated[int, Field(ge=0)] = 0
+    validation_fold: Natural = 0
     """Which part of them, where `validation_fraction` cuts them into several."""
     query_column: str | None = None
     """Column that says which test items are queries ("query" or "test") and which are the gallery ("gallery" or
     "train") of the query/gallery protocol; items with another value take part in neither."""
-    seed: int = 0
+    seed: Seed = 0
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_unit(self):
+        if self.by == "item" and self.test_classes is not None:
+            raise ValueError(
+                f"test_classes {self.test_classes} does not go with by 'item', which tells no classes apart; use by: "
+                "class, or leave test_classes out"
+            )
+        return self
 
 
 class _Data(Section):

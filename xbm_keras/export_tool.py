@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="export.key=value", help="over the run's config")
     options = parser.parse_args(arguments)
     terminal.set_up()
-    with terminal.readable_errors(ValueError):
+    with terminal.readable_errors():
         model, run = saved_run.load_model(options.model), pathlib.Path(options.model)
         if options.output:
             print(export_to(model, pathlib.Path(options.output)))

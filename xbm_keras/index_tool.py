@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
     options = _parser().parse_args(arguments)
     terminal.set_up()
-    with terminal.readable_errors(ValueError):
+    with terminal.readable_errors():
         options.run(options)
     return 0
 

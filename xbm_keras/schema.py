@@ -5,17 +5,20 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from xbm_keras.data_schema import BackboneConfig, Cache, DataConfig, Positive, Section
+from xbm_keras.data_schema import BackboneConfig, Cache, DataConfig, Natural, Positive, Section, Seed
 from xbm_keras.loss_schema import AboveZero, Cosine, LossConfig, SupCon, UpTo2
 from xbm_keras.search_schema import Search
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+MAX_BATCH = 1 << 20  # items
 
 
 class HeadConfig(Section):
     """The FC layer."""
 
-    embedding_dim: Positive = 128
+    embedding_dim: Width = 128
     kind: Literal["linear", "residual", "mlp"] = "linear"
-    hidden_dim: Positive = 512
+    hidden_dim: Width = 512
     start: Literal["auto", "random", "identity", "pca", "whiten", "local", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
     whichever is better on held-out training classes."""
@@ -29,7 +32,7 @@ class HeadConfig(Section):
     """For lda and nda: of the total covariance in the within-class one; "auto" takes 0 or 0.3, by the same folds."""
     power: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Of each feature before the FC layer, which keeps its sign; "auto" takes 1 or 0.5 by the same folds."""
-    widths: list[Positive] | None = None
+    widths: list[Width] | None = None
     """Nested ones, such as [16, 32, 64, 128]: each beginning of the embedding is trained to be an embedding itself. The
     last one is `embedding_dim`, which need not be given then."""
     width_weights: list[AboveZero] | None = None
@@ -62,7 +65,7 @@ class HeadConfig(Section):
 class Memory(Section):
     """The cross-batch memory."""
 
-    memory_size: Annotated[int, Field(ge=0)] = 65_536
+    memory_size: Natural = 65_536
     """Rows; 0 trains on in-batch pairs. More than there are training items is cut to their number."""
     storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     prefill: bool = True
@@ -73,8 +76,8 @@ class TopK(Section):
     """The top-k sample, by labels."""
 
     kind: Literal["hard"] = "hard"
-    num_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 32
-    num_positives: Annotated[int, Field(ge=0)] | Literal["all"] = 8
+    num_negatives: Natural | Literal["all"] = 32
+    num_positives: Natural | Literal["all"] = 8
     positives: Literal["hardest", "easiest", "random"] = "random"
     mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
     """Where hardness is measured; "sketch" is a short frozen code of the features."""
@@ -108,7 +111,7 @@ class Neighbors(Section):
     kind: Literal["neighbors"] = "neighbors"
     num_neighbors: Positive = 64
     """Rows of highest feature score."""
-    num_random: Annotated[int, Field(ge=0)] = 256
+    num_random: Natural = 256
     """Rows at random beside them."""
     centring: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the mean feature that is taken off before similarities are measured."""
@@ -117,7 +120,7 @@ class Neighbors(Section):
 class Training(Section):
     """How the head is fitted."""
 
-    epochs: Annotated[int, Field(ge=0)] = 10
+    epochs: Natural = 10
     """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
     folds: Positive | Literal["auto"] = "auto"
     """How many times other training classes are held out to choose the epoch by the mean; at most as many as
@@ -156,7 +159,7 @@ class Training(Section):
     checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
     """A killed run goes on from its last checkpoint. One is written at the end of an epoch, at most so often, and at
     the end of each phase."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Export(Section):
@@ -257,6 +260,11 @@ class Config(Section):
             raise ValueError(
                 f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {self.batch_size} "
                 f"(training.{keys}); use 0 for in-batch pairs, or a memory of several batches"
+            )
+        if self.batch_size > MAX_BATCH:
+            raise ValueError(
+                f"a batch of {self.batch_size} items (training.batch_size, or training.classes_per_batch x "
+                f"training.samples_per_class); expected at most {MAX_BATCH}"
             )
         if c.warmup and c.schedule != "cosine":
             raise ValueError(

@@ -10,6 +10,7 @@ import absl.logging
 import rich.console
 import rich.logging
 import rich.table
+import tensorflow as tf
 
 from xbm_keras import progress, results
 from xbm_keras.checkpoints import CheckpointError
@@ -30,7 +31,10 @@ def set_up(verbose: bool = False) -> None:
 
 @contextlib.contextmanager
 def readable_errors(*more: type[Exception]) -> Iterator[None]:
-    """What a user can mend, and these, ends as one message and exit code 2; Ctrl-C with 130. Neither as a traceback."""
+    """What a user can mend, and these, ends as one message and exit code 2; Ctrl-C with 130. Neither as a traceback.
+
+    Whatever the package refuses is what a user gave: a ValueError of ours, which says what was received, too.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -42,7 +46,18 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
     except OSError as error:
         _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
         sys.exit(2)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        _print_error(
+            f"Received a config that needs more memory than there is: {str(error).splitlines()[0]}; expected a smaller "
+            "training.batch_size, memory.memory_size, top_k or head. Lower what is large."
+        )
+        sys.exit(2)
     except (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError, *more) as error:
+        _print_error(error)
+        sys.exit(2)
+    except ValueError as error:
+        if not str(error).startswith("Received "):  # as all of ours do; others' are faults of the program
+            raise
         _print_error(error)
         sys.exit(2)
 

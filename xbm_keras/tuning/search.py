@@ -14,6 +14,7 @@ import rich.progress
 import rich.table
 import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
+from keras_tuner.errors import FailedTrialError
 
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config import ConfigError, check_config, save_config, to_yaml
@@ -142,7 +143,10 @@ class Search:
         if not file.exists():
             config = self.default_config()
             save_config(config, file.with_suffix(".yaml"))
-            write_whole(file, json.dumps(self.hypermodel.evaluate(config)))
+            try:
+                write_whole(file, json.dumps(self.hypermodel.evaluate(config)))
+            except FailedTrialError as error:
+                raise SearchError(f"Received a config that cannot be run as it is. {error}") from error
         return json.loads(file.read_text())
 
     def _progress(self) -> rich.progress.Progress:
