@@ -186,6 +186,7 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["data.split.seed=-1"], "data.split.seed: received -1"),
         (["data.split.by=item", "data.split.test_classes=[a]"], "data.split: test_classes ['a'] does not go with by"),
         (["head.embedding_dim=2147483648"], "head.embedding_dim: received 2147483648"),
+        (["top_k.num_negatives=2147483647"], "top_k.num_negatives: received 2147483647"),
         (["memory.memory_size=1" + 30 * "0"], "memory.memory_size: received 1000"),
         (["memory.memory_size=0", "training.samples_per_class=1000000"], "a batch of 32000000 items"),
         (["search.space={loss.temperature: {min: 2, max: 1}}"], "expected min below max"),

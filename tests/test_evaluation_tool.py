@@ -12,7 +12,8 @@ import yaml
 
 from tests.test_export import stored_dtypes
 from tests.test_train import finished, vectors  # noqa: F401 (fixtures)
-from xbm_keras import evaluation_tool, export_tool, index_tool, model_card, versions
+from xbm_keras import evaluation_tool, export_tool, index_tool, model_card, saved_run, versions
+from xbm_keras.config import load_config, save_config
 from xbm_keras.index import read_index
 from xbm_keras.pictures import fingerprint
 
@@ -124,3 +125,58 @@ def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  #
     assert seen.pop() == [exports / "1", exports / "2"]
     assert set(map(tuple, seen)) == {(exports / "1",)}
     assert {path.relative_to(exports / "2") for path in (exports / "2").rglob("*")} == whole
+
+
+@pytest.mark.parametrize("sections", ["the data alone", "a whole config"])
+def test_vectors_without_labels_are_embedded_and_indexed_by_a_run_with_labels(
+    finished,  # noqa: F811
+    vectors,  # noqa: F811
+    tmp_path,
+    capsys,
+    sections,
+):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        np.save(tmp_path / "bare.npy", data["features"][:50])
+        expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"][:50], verbose=0)
+    config = {"data": {"source": "features", "path": str(tmp_path / "bare.npy")}}
+    if sections == "a whole config":
+        config |= {"backbone": {"kind": "none"}, "loss": {"name": "triplet"}, "cache": {"dtype": "float16"}}
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(config))
+    of_data = [f"--model={finished}", f"--config={tmp_path}/bare.yaml"]
+    assert evaluation_tool.main([*of_data, f"--embed={tmp_path}/vectors.npy"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, atol=1e-5)
+    assert "no labels to split by: all 50 items are taken" in " ".join(capsys.readouterr().out.split())
+    assert evaluation_tool.main([*of_data, "--items=all", f"--embed={tmp_path}/all.npy"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), np.load(tmp_path / "vectors.npy"))
+    assert index_tool.main(["build", *of_data, f"--index={tmp_path}/index"]) == 0
+    np.testing.assert_allclose(read_index(tmp_path / "index")[0].vectors, expected, atol=1e-5)
+    assert set(read_index(tmp_path / "index")[0].labels) == {""}
+
+
+@pytest.mark.parametrize(("run_loss", "layers"), [("supcon", "pyramid"), ("similarity_alignment", "last")])
+@pytest.mark.parametrize("other_loss", ["supcon", "similarity_alignment"])
+@pytest.mark.parametrize("saved", ["now", "before layers were saved resolved"])
+def test_the_network_is_the_runs_whatever_the_data_are(tmp_path, monkeypatch, run_loss, layers, other_loss, saved):
+    network = {"kind": "keras_applications", "name": "MobileNetV2", "weights": None, "pooling": "max"}
+    data = {"source": "image_folder", "root": "x"}
+    own = {"data": data, "backbone": network, "loss": {"name": run_loss}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
+    if saved == "now":
+        save_config(load_config(str(tmp_path / "config.yaml")), tmp_path / "config.yaml")
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["backbone"]["layers"] == layers
+    other = {"data": {**data, "root": "y"}, "backbone": {**network, "pooling": "avg"}, "loss": {"name": other_loss}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    seen = []
+    monkeypatch.setattr(saved_run, "make_backbone", lambda config: seen.append(config.backbone))
+    monkeypatch.setattr(saved_run, "load_dataset", lambda config, *args, **kwargs: seen.append(config.data.root))
+    saved_run.load_data(str(tmp_path), str(tmp_path / "other.yaml"))
+    saved_run.load_data(str(tmp_path), overrides=["data.root=z", f"loss.name={other_loss}"])
+    assert seen[1::2] == ["y", "z"]
+    assert [(each.layers, each.pooling) for each in seen[::2]] == [(layers, "max")] * 2
+
+
+def test_a_key_of_the_data_that_does_not_exist_is_told(finished, capsys):  # noqa: F811
+    for key, near in (("dat.path", "'data'"), ("data.pth", "'path'")):
+        with pytest.raises(SystemExit):
+            evaluation_tool.main([f"--model={finished}", f"--set={key}=x"])
+        assert f"did you mean {near}" in capsys.readouterr().err

@@ -397,6 +397,10 @@ def test_what_a_stage_refuses_is_told_and_what_is_a_fault_is_not_hidden(vectors,
 
     refuses("Received k=3; expected 2. Use 2.")
     assert fails(vectors, tmp_path / "run", capsys=capsys) == "Error: Received k=3; expected 2. Use 2.\n"
+    refuses(
+        "Exception encountered when calling HardTopK.call().\n\n\x1b[1mReceived k=3.\nUse 2.\x1b[0m\n\nArguments: x"
+    )
+    assert fails(vectors, tmp_path / "run", capsys=capsys) == "Error: Received k=3.\nUse 2.\n"
     refuses("operands could not be broadcast together")
     with pytest.raises(ValueError, match="operands"):
         run(vectors, tmp_path / "run")

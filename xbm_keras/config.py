@@ -34,6 +34,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: one message for all that is wrong, before any data is read.
     """
+    return check_config(read_values(path, overrides), path)
+
+
+def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load_config` checks, nested. Raises ConfigError for what is no config at all."""
     if not pathlib.Path(path).is_file():
         near = ", ".join(str(p) for p in sorted(pathlib.Path("configs").glob("*.yaml")))
         raise ConfigError(
@@ -54,7 +59,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         values = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(values), resolve=True)
     except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"Received {path}, which cannot be read as a config: {error}") from error
-    return check_config(values, path)
+    return values
 
 
 def check_config(values: dict[str, Any], origin: str) -> Config:

@@ -18,12 +18,13 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m xbm_keras.evaluation", description="Evaluate a finished run on any data, or embed them."
     )
     parser.add_argument("--model", required=True, help="the workdir of the run")
-    parser.add_argument("--config", help="of the data; by default the run's own")
+    parser.add_argument("--config", help="of the data, which need no labels; by default the run's own")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     parser.add_argument("--items", choices=("test", "all"), default="test", help="which of the data's items")
     parser.add_argument("--output", help="write the scores to this .json file")
     parser.add_argument(
-        "--embed", help="write vectors [N, E] to this .npy file, and keys and labels to a .csv beside it"
+        "--embed",
+        help="write vectors [N, E] to this .npy file, and keys and labels, where there are some, to a .csv beside it",
     )
     options = parser.parse_args(arguments)
     terminal.set_up()

@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     made = command("build", build, help="embed a run's data, or a folder of pictures")
     model(made)
     made.add_argument("--pictures", help="a folder; by default the run's data")
-    made.add_argument("--config", help="of other data than the run's own")
+    made.add_argument("--config", help="of other data than the run's own; they need no labels")
     made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
     made.add_argument("--approximate", action="store_true", help="also an approximate index; needs the extra [ann]")

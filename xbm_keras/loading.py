@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,7 @@ from xbm_keras.feature_cache import ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.hub_backbone import HubBackbone
 
+log = logging.getLogger("xbm_keras")
 TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
 MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
@@ -108,8 +110,7 @@ def make_backbone(config: schema.Config) -> Backbone | None:
                 )
             return backbone
         if isinstance(c, data_schema.Application):
-            layers = ("last" if config.is_without_labels else "pyramid") if c.layers == "auto" else c.layers
-            return Backbone.from_application(c.name, c.weights, size, c.pooling, layers)
+            return Backbone.from_application(c.name, c.weights, size, c.pooling, c.layers)
         if isinstance(c, data_schema.KerasFile):
             return Backbone.from_keras_file(c.path, c.preprocessing, size, c.pooling, c.layers)
         return Backbone.from_saved_model(c.path, c.endpoint, c.preprocessing, size, c.pooling)
@@ -142,20 +143,28 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     return arrays.Features(c.path, c.features, c.labels)
 
 
-def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: bool = False) -> Dataset:
+def load_dataset(
+    config: schema.Config, backbone: Backbone | None, all_test: bool = False, is_training: bool = True
+) -> Dataset:
     """Features, labels and splits; the backbone sees each item once, ever.
 
     Args:
         config: of the data and the cache.
         backbone: the frozen network.
         all_test: whether all items are test items, instead of those that the config says.
+        is_training: whether the items are to be trained on. Else they need no labels: where a split by class finds
+            none, all items are test items.
 
     Raises:
         DataError: for data that cannot be used as they are.
     """
     source = make_source(config)
     items = source.items
-    if items.labels is None and not config.is_without_labels:
+    needs_labels = is_training and not config.is_without_labels
+    if items.labels is None and not is_training and config.data.split.by == "class" and not all_test:
+        log.info("The data has no labels to split by: all %d items are taken.", len(items.keys))
+        all_test = True
+    if items.labels is None and needs_labels:
         raise sources.DataError(
             f"Received data without labels; expected one per item, which the loss {config.loss.name!r} needs. Set the "
             "column that holds them; or train without labels: --set loss.name=similarity_alignment."
@@ -176,9 +185,9 @@ def load_dataset(config: schema.Config, backbone: Backbone | None, all_test: boo
         names, codes = np.unique(kept.labels, return_inverse=True)
     split = config.data.split
     splits = only_test(kept, split.query_column) if all_test else split_items(kept, **split.model_dump())
-    if config.is_without_labels and split.by == "item" and not all_test:
+    if is_training and config.is_without_labels and split.by == "item" and not all_test:
         splits = with_neighborhoods_held_out(splits, features, split.seed, split.validation_fold)
-    if not config.is_without_labels and not all_test:
+    if needs_labels and not all_test:
         _require_pairs(codes, splits)
     codes, sample_ids = codes.astype(np.int64), kept.sample_ids()
     return Dataset(

@@ -78,7 +78,9 @@ def _parsed(text: str, kinds: Sequence[Any]) -> Any:
     takes_text = str in kinds
     if type(None) in kinds and text in (("null",) if takes_text else NULLS):
         return None
-    lists = [functools.partial(_list, kind=kind) for kind in kinds if typing.get_origin(kind) is list]
+    lists: list[Callable[[str], Any]] = [
+        functools.partial(_list, kind=kind) for kind in kinds if typing.get_origin(kind) is list
+    ]
     for read in (*lists, *(READERS[kind] for kind in READERS if kind in kinds)):
         with contextlib.suppress(ValueError):
             value = read(text)

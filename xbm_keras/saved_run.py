@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xbm_keras.config import ConfigError, load_config
+from xbm_keras.config import ConfigError, check_config, load_config, read_values
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import embed
 from xbm_keras.loading import Dataset, blaming_config, load_dataset, make_backbone
@@ -21,7 +21,8 @@ def load_data(
 
     Args:
         run: the workdir of the run.
-        config_path: of the data and the cache; its other sections do not matter. By default the run's own.
+        config_path: of the data, which need no labels, and the cache. By default the run's own. The network, and all
+            that was decided about it, is the run's: other sections do not matter, and may be left out.
         overrides: `section.key=value`.
         all_test: whether all items are test items, instead of those that the config says.
 
@@ -32,10 +33,20 @@ def load_data(
     own = pathlib.Path(run) / "config.yaml"
     if not own.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no config.yaml; expected the workdir of a run.")
-    config = load_config(config_path or str(own), overrides)
-    if config.data.source != "features":
-        config = config.model_copy(update={"backbone": load_config(str(own)).backbone})
-    return load_dataset(config, make_backbone(config), all_test)
+    saved = load_config(str(own)).model_dump(mode="json")
+    path = config_path or str(own)
+    values = read_values(path, overrides)
+    given = {name: values[name] for name in values if name in ("data", "cache") or name not in saved}
+    cache = given.get("cache")
+    if isinstance(cache, dict):  # views are of training
+        given["cache"] = {**cache, "views": "auto", "turned_classes": "auto"}
+    given.setdefault("cache", {"dir": saved["cache"]["dir"]})
+    data = given.get("data")
+    if isinstance(data, dict) and data.get("source") == "features":
+        given["backbone"] = {"kind": "none"}
+    given.setdefault("data", {})
+    config = check_config({**saved, **given}, path)
+    return load_dataset(config, make_backbone(config), all_test, is_training=False)
 
 
 def load_head(run: str) -> Head:

@@ -11,6 +11,7 @@ from xbm_keras.search_schema import Search
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 MAX_BATCH = 1 << 20  # items
+Picks = Annotated[int, Field(ge=0, le=1 << 20)]
 
 
 class HeadConfig(Section):
@@ -76,15 +77,15 @@ class TopK(Section):
     """The top-k sample, by labels."""
 
     kind: Literal["hard"] = "hard"
-    num_negatives: Natural | Literal["all"] = 32
-    num_positives: Natural | Literal["all"] = 8
+    num_negatives: Picks | Literal["all"] = 32
+    num_positives: Picks | Literal["all"] = 8
     positives: Literal["hardest", "easiest", "random"] = "random"
     mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
     """Where hardness is measured; "sketch" is a short frozen code of the features."""
     key_refresh: Positive | Literal["exact"] = "exact"
     """Of `mine_in: embeddings`: all rows through the head in each step, or S rows: ages up to memory_size / S steps."""
-    sketch_dim: Positive = 64
-    rerank: Positive = 4
+    sketch_dim: Width = 64
+    rerank: Annotated[int, Field(ge=1, le=1024)] = 4
     """Of `mine_in: sketch`: of the best `rerank` k by sketch the best k by feature score are picked."""
     max_score: Cosine | None = None
     """Guard: no negative with a higher feature score."""
@@ -109,9 +110,9 @@ class Neighbors(Section):
     """The top-k sample without labels."""
 
     kind: Literal["neighbors"] = "neighbors"
-    num_neighbors: Positive = 64
+    num_neighbors: Annotated[Picks, Field(ge=1)] = 64
     """Rows of highest feature score."""
-    num_random: Natural = 256
+    num_random: Picks = 256
     """Rows at random beside them."""
     centring: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the mean feature that is taken off before similarities are measured."""
@@ -227,6 +228,11 @@ class Config(Section):
         loss = values.get("loss")
         is_without = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
         recipe = WITHOUT_LABELS if is_without else {"top_k": {"kind": "hard"}}
+        backbone = values.get("backbone")
+        names = backbone if isinstance(backbone, dict) else {}
+        if names.get("kind") == "keras_applications" and names.get("layers", "auto") == "auto":
+            # So that a saved config says what it came to.
+            values = {**values, "backbone": {**names, "layers": "last" if is_without else "pyramid"}}
         return _merged(recipe, values)
 
     @pydantic.field_validator("loss", mode="before")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -27,6 +28,10 @@ def set_up(verbose: bool = False) -> None:
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel("DEBUG" if verbose else "INFO")
     progress.show()
+
+
+# All errors of ours begin so; Keras wraps those that a layer raises when it is called.
+OURS = re.compile(r"(?:Exception encountered when calling .*?\n\n\x1b\[1m)?(Received .*?)(?:\x1b\[0m.*)?$", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -56,9 +61,10 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
         _print_error(error)
         sys.exit(2)
     except ValueError as error:
-        if not str(error).startswith("Received "):  # as all of ours do; others' are faults of the program
+        ours = OURS.match(str(error))
+        if ours is None:  # a fault of the program
             raise
-        _print_error(error)
+        _print_error(ours[1])
         sys.exit(2)
 
 
