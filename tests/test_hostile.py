@@ -10,11 +10,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
+from absl import flags
+from absl.testing import flagsaver
 
+import train
 from xbm_keras.config import ConfigError, check_config, load_config
 from xbm_keras.data.sources import DataError, ImageFolder, UnreadableItem
 from xbm_keras.loading import load_dataset
 
+flags.FLAGS.mark_as_parsed()
 PLAIN = {"data": {"source": "features", "path": "x.npz"}, "backbone": {"kind": "none"}}
 DEFAULTS = check_config(PLAIN, "x").model_dump()
 KEYS = [(section, key) for section, values in DEFAULTS.items() for key in values or ()]
@@ -33,6 +37,69 @@ def test_any_value_of_any_key_is_taken_or_told(changes):
         values.setdefault(section, {})[key] = value
     with contextlib.suppress(ConfigError):
         check_config(values, "x.yaml")
+
+
+NUMBERS = [-1, 0, 1, 2, 3, 5, 9, 11, 72, 2**16, 2**31 - 1, 2**31, 2**32, 10**30]
+NUMBERS += [-0.5, 1e-300, 1e-9, 0.3, 1.0, 1.5, 1e9, 1e39, 1e300, float("inf"), float("nan")]
+WORDS = [
+    "",
+    "auto",
+    "all",
+    "null",
+    "item",
+    "role",
+    "random",
+    "identity",
+    "pca",
+    "whiten",
+    "local",
+    "nda",
+    "residual",
+    "mlp",
+]
+WORDS += [
+    "hardest",
+    "easiest",
+    "features",
+    "sketch",
+    "cosine",
+    "sequential",
+    "int8",
+    "float16",
+    "[1,4]",
+    "[4,1]",
+    "[0]",
+]
+SLOW = ("training.epochs", "training.steps_per_epoch", "training.jit_compile")  # in which more is longer alone
+SETTINGS = st.tuples(
+    st.sampled_from([f"{s}.{k}" for s, k in KEYS if s not in ("cache", "backbone", "search")] + ["data.split.by"]),
+    st.sampled_from(NUMBERS) | st.sampled_from(WORDS),
+).filter(lambda setting: setting[0] not in SLOW)
+
+
+@pytest.mark.slow
+@hypothesis.given(st.sampled_from(["supcon", "similarity_alignment", "triplet"]), st.lists(SETTINGS, max_size=2))
+@hypothesis.settings(max_examples=100, suppress_health_check=list(hypothesis.HealthCheck))
+def test_any_setting_trains_or_is_told(tmp_path_factory, loss, settings):
+    folder = tmp_path_factory.mktemp("run")
+    labels = np.repeat(np.arange(12), 6)
+    rng = np.random.default_rng(0)
+    features = np.concatenate([rng.normal(size=(12, 6))[labels], rng.normal(size=(72, 4))], axis=1)
+    np.savez(folder / "x.npz", features=features.astype("float32"), label=labels, role=["train", "test"] * 36)
+    training = {"epochs": 1, "steps_per_epoch": 2, "folds": 1, "classes_per_batch": 3, "samples_per_class": 2}
+    config = {**PLAIN, "data": {"source": "features", "path": str(folder / "x.npz")}, "head": {"embedding_dim": 4}}
+    (folder / "x.yaml").write_text(yaml.safe_dump({**config, "training": training, "loss": {"name": loss}}))
+    given = {"config": str(folder / "x.yaml"), "workdir": str(folder / "run"), "report": False}
+    with flagsaver.flagsaver(**given, set=[f"{key}={value}" for key, value in settings]):
+        assert exit_code_of(lambda: train.main(["train.py"])) in (0, 2)
+
+
+def exit_code_of(main):
+    try:
+        main()
+    except SystemExit as exit:
+        return exit.code
+    return 0
 
 
 @hypothesis.given(VALUES)

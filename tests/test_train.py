@@ -166,6 +166,16 @@ def test_validation_scores_are_of_the_head_of_the_chosen_epoch(vectors, tmp_path
     assert scores["trained"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_refit_walks_as_many_epochs_to_the_same_rate_and_so_more_steps(vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "best_epoch", lambda curves: 2)
+    run(vectors, tmp_path / "run", "training.learning_rate=0.003")
+    history = pd.read_csv(tmp_path / "run/history.csv")
+    assert history.phase.tolist() == ["select"] * 3 + ["refit"] * 2
+    optimizer = keras.saving.load_model(tmp_path / "run/model.keras").optimizer
+    assert int(optimizer.iterations.value) == 2 * 9  # batches of 16 for 144 items; to select there were 7, for 108
+    assert float(optimizer.learning_rate) == pytest.approx(0.003 * 30 ** (2 / 3 - 1), rel=1e-4)  # two of three epochs
+
+
 @pytest.mark.parametrize("interrupted", ["select_2", "again", "refit"])
 def test_ctrl_c_leaves_a_head_and_its_epoch(vectors, tmp_path, monkeypatch, capsys, interrupted):
     fit, heads = experiment.fit, []
