@@ -4,7 +4,8 @@
 
 - `epoch, uncached`: decode a batch of photos, pass the backbone, take the step; median of three, times steps.
 - `epoch, cached`: the same epoch from cached features.
-- `wait for data`: share of a cached epoch's time that the loop spends in `next(batches)`, in percent.
+- `epoch, slots`: the same epoch from the rows of the prefilled memory, of which a batch names the slots alone.
+- `wait for data`, `wait for slots`: share of these epochs' time that the loop spends in `next(batches)`, in percent.
 - `extraction`: peak memory of a process that caches N generated pictures, for two N.
 """
 
@@ -28,6 +29,7 @@ from xbm_keras import experiment, loading
 from xbm_keras.config import load_config
 from xbm_keras.data.batches import PKSampler, batch_dataset
 from xbm_keras.data.rows import UnitRows
+from xbm_keras.training_batches import training_batches
 
 UNCACHED_STEPS = 3
 PICTURES = (2_000, 8_000)
@@ -59,20 +61,27 @@ def epochs(path: str) -> list[dict]:
     c = config.training
     sampler = PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
     steps = math.ceil(len(rows) / sampler.batch_size)
-    batches = iter(batch_dataset(rows, labels, dataset.sample_ids[positions], sampler))
-    step = tf.function(lambda x, y: model.train_step((x, y)))
-    step(*next(batches))
+    step = tf.function(lambda *data: model.train_step(data))
 
-    cached, waits = [], []
-    for _ in range(5):
-        start, waited = time.perf_counter(), 0.0
-        for _ in range(steps):
-            before = time.perf_counter()
-            x, y = next(batches)
-            waited += time.perf_counter() - before
-            step(x, y)["loss"].numpy()
-        cached.append(time.perf_counter() - start)
-        waits.append(waited / cached[-1])
+    def timed(dataset) -> tuple[float, float]:
+        """Seconds of an epoch, and the share of it in which the loop waits for data; medians of five."""
+        batches = iter(dataset)
+        step(*next(batches))
+        seconds, waits = [], []
+        for _ in range(5):
+            start, waited = time.perf_counter(), 0.0
+            for _ in range(steps):
+                before = time.perf_counter()
+                data = next(batches)
+                waited += time.perf_counter() - before
+                step(*data)["loss"].numpy()
+            seconds.append(time.perf_counter() - start)
+            waits.append(waited / seconds[-1])
+        return statistics.median(seconds), statistics.median(waits)
+
+    ids = dataset.sample_ids[positions]
+    fast, wait = timed(batch_dataset(rows, labels, ids, sampler))
+    in_memory, wait_in_memory = timed(training_batches(model, rows, labels, ids, sampler, c.seed))
 
     source = loading.make_source(config)
     wanted = {str(key): i for i, key in enumerate(source.items.keys)}
@@ -89,11 +98,13 @@ def epochs(path: str) -> list[dict]:
             "loss"
         ].numpy()
         uncached.append((time.perf_counter() - start) * steps)
-    slow, fast = statistics.median(uncached[1:]), statistics.median(cached)
+    slow = statistics.median(uncached[1:])
     return [
         {"name": "epoch, uncached", "rows": len(rows), "ms": slow * 1e3},
         {"name": "epoch, cached", "rows": len(rows), "ms": fast * 1e3, "ratio": slow / fast},
-        {"name": "wait for data", "rows": len(rows), "percent": statistics.median(waits) * 100},
+        {"name": "epoch, slots", "rows": len(rows), "ms": in_memory * 1e3, "ratio": slow / in_memory},
+        {"name": "wait for data", "rows": len(rows), "percent": wait * 100},
+        {"name": "wait for slots", "rows": len(rows), "percent": wait_in_memory * 100},
     ]
 
 

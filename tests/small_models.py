@@ -41,9 +41,10 @@ LOSSES = [
 METRICS = {"loss", "occupancy", "valid_anchors", "positive_sim", "negative_sim", "active_pairs"}
 
 
-def make_model(memory_size=24, top_k=None, loss=None, head=None, backbone=None, **options):
+def make_model(memory_size=24, top_k=None, loss=None, head=None, backbone=None, storage_dtype="float32", **options):
     top_k = top_k or HardTopK(4, 2)
-    return XBMModel(backbone, head or Head(3), CircularMemory(memory_size), top_k, loss or SupConLoss(), **options)
+    memory = CircularMemory(memory_size, storage_dtype)
+    return XBMModel(backbone, head or Head(3), memory, top_k, loss or SupConLoss(), **options)
 
 
 def compiled(*args, optimizer=None, mode="eager", **options):

@@ -92,6 +92,37 @@ def test_negative_ids_and_ids_far_apart_are_items_like_others():
     assert model.memory.read().is_valid.numpy().all()
 
 
+# --- ids that number the items of a batch ---
+
+PER_BATCH = {"each batch": lambda i: i % 8, "one for all": lambda i: 0 * i, "in halves": lambda i: i % 4}
+
+
+@pytest.mark.parametrize("case", PER_BATCH)
+def test_ids_that_number_the_items_of_each_batch_are_told_once(case):
+    x, y = dataset(21)
+    x["sample_id"] = PER_BATCH[case](np.arange(21))
+    model = compiled(memory_size=17)
+    num_valid = {"each batch": 8, "one for all": 1, "in halves": 4}[case]
+    with pytest.warns(UserWarning, match=rf"leave {num_valid} of the memory's 17 rows valid") as told:
+        model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    assert len(told) == 1
+    assert "Give np.arange(num_items)" in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "memory_size", "options"),
+    [(24, 100, {}), (8, 100, {}), (24, 8, {}), (24, 0, {}), (24, 24, {"enqueue": False})],
+    ids=["many epochs", "an epoch of one batch", "a memory of one batch", "no memory", "a memory that is left alone"],
+)
+def test_ids_that_number_the_items_of_the_data_are_not_spoken_of(num_items, memory_size, options):
+    x, y = dataset(num_items)  # warnings are errors
+    model = compiled(memory_size=memory_size, **options)
+    built_kernel(model, x)
+    if options:
+        model.memory.prefill(x["features"], y, np.arange(24) % 8)
+    model.fit(x, y, batch_size=8, epochs=4, verbose=0)
+
+
 # --- weights of anchors ---
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import in_mode
+from tests.conftest import compile_arguments, in_mode
 from tests.small_models import (
     LOSSES,
     assert_same_training,
@@ -18,8 +18,9 @@ from tests.small_models import (
     state_of,
     unit,
 )
-from xbm_keras import HardTopK, Head, NonFiniteFeatures, NonFiniteLoss, SupConLoss
+from xbm_keras import CircularMemory, HardTopK, Head, NonFiniteFeatures, NonFiniteLoss, Sketch, SupConLoss, XBMModel
 from xbm_keras.evaluation import evaluate_retrieval
+from xbm_keras.non_finite import Rejections
 
 # --- features that are not finite ---
 
@@ -66,6 +67,29 @@ def test_stops_at_the_bad_batch_and_keeps_those_before():
         model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     short.fit(*some(x, y, slice(0, 8)), batch_size=8, shuffle=False, verbose=0)
     assert_same_training(model, short)
+
+
+def test_notes_are_read_now_and_then_and_at_the_end_of_an_epoch(monkeypatch):
+    # To read a variable is to wait for the device.
+    readings, steps = [], []
+    read = Rejections.raise_first
+    monkeypatch.setattr(Rejections, "raise_first", lambda self: readings.append(len(steps)) or read(self))
+    x, y = dataset(240)
+    model = compiled(memory_size=0, mode="graph")
+    note = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: steps.append(batch))
+    model.fit(x, y, batch_size=2, verbose=0, callbacks=[note])
+    assert readings == [1, 2, 4, 8, 16, 32, 64, 114, 120]
+
+
+@pytest.mark.parametrize("bad_step", [70, 119])
+def test_steps_after_a_bad_one_go_on_until_it_is_read(bad_step):
+    x, y = dataset(240)
+    x["features"][2 * bad_step] = np.nan
+    model = compiled(optimizer=keras.optimizers.SGD(1e-3), memory_size=0, mode="graph")
+    with pytest.raises(NonFiniteFeatures, match=rf"1 item\(s\), with sample id {x['sample_id'][2 * bad_step]};"):
+        model.fit(x, y, batch_size=2, shuffle=False, verbose=0)
+    assert int(model.optimizer.iterations.value) == (113 if bad_step == 70 else 119)  # of those before the reading
+    assert np.isfinite(model.head.kernel.numpy()).all()
 
 
 def test_several_steps_per_execution_skip_the_bad_batch():
@@ -121,6 +145,46 @@ def test_loss_that_is_not_finite_stops_with_step_and_ids(mode):
     assert int(model.optimizer.iterations.value) == 1
     model.pair_loss.extra.assign(0.0)
     assert np.isfinite(model.fit(x, y, batch_size=8, verbose=0).history["loss"]).all()  # and it can go on
+
+
+def everything_of(model):
+    """Every byte that a step may move, seeds among them."""
+    return [(v.path, v.numpy().tobytes()) for v in (*model.variables, *model.optimizer.variables)]
+
+
+UNDONE = {
+    "rows that wrap around": (13, {}),
+    "a batch larger than the memory": (5, {}),
+    "int8 rows": (40, {"storage_dtype": "int8"}),
+    "stored embeddings": (40, {"mine_in": "embeddings", "key_refresh": 7}),
+    "all embeddings each step": (11, {"mine_in": "embeddings", "key_refresh": 200}),
+    "a sketch": (40, {"mine_in": "sketch"}),
+    "dropped features": (13, {"dropout": 0.3}),
+}
+
+
+@pytest.mark.parametrize("case", UNDONE)
+def test_a_loss_that_is_not_finite_leaves_no_trace_at_all(case, mode):
+    memory_size, options = UNDONE[case]
+    x, y = dataset(16)
+    options = {"dropout": 0.0, "storage_dtype": "float32", **options}
+    head, storage_dtype = Head(3, dropout=options.pop("dropout")), options.pop("storage_dtype")
+    if options.get("mine_in") == "sketch":
+        options["sketch"] = Sketch(3)
+    memory = CircularMemory(memory_size, storage_dtype)
+    model = XBMModel(None, head, memory, HardTopK(4, 2), Bursting(), **options)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **compile_arguments(mode))
+    for i in (0, 8, 0):  # several rows of some ids, of which the newest counts
+        model.train_on_batch(*some(x, y, slice(i, i + 8)))
+    before = everything_of(model)
+    order = np.array([3, 3, 12, 0, 15, 1, 1, 9])  # of ids that are there, some twice
+    model.pair_loss.extra.assign(np.inf)
+    model.train_on_batch(*some(x, y, order))
+    for mine, other in zip(everything_of(model), before, strict=True):
+        assert mine == other
+    model.pair_loss.extra.assign(0.0)
+    assert np.isfinite(model.train_on_batch(*some(x, y, order))[0])  # and it goes on
+    assert int(model.memory.num_enqueued.value) == 32
 
 
 def test_weights_that_overflow_are_those_of_before(mode):

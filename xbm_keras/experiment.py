@@ -12,7 +12,7 @@ from xbm_keras import progress, schema
 from xbm_keras.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
 from xbm_keras.checkpoints import Checkpoints
 from xbm_keras.costs import Costs
-from xbm_keras.data.batches import PKSampler, ShuffledSampler, batch_dataset
+from xbm_keras.data.batches import PKSampler, ShuffledSampler
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.evaluation import RetrievalEvaluation
 from xbm_keras.loading import Dataset, blaming_config
@@ -51,6 +51,7 @@ from xbm_keras.stages.pair_losses import (
     TupletLoss,
 )
 from xbm_keras.stages.sketch import Sketch, principal_directions
+from xbm_keras.training_batches import prefill_order, training_batches
 
 log = logging.getLogger("xbm_keras")
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
@@ -173,7 +174,7 @@ def start_model(
         with blaming_config():
             model.sketch.projection.assign(principal_directions(rows, config.top_k.sketch_dim))
     if config.memory.prefill and model.memory.memory_size:
-        order = np.random.default_rng(config.training.seed).permutation(len(positions))
+        order = prefill_order(len(positions), config.training.seed)
         shuffled = UnitRows(dataset.features, positions[order])
         with progress.watch(shuffled, "prefill") as shuffled:
             model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
@@ -206,13 +207,12 @@ def fit(
     """Train on the items at these positions, for at most this number of epochs, of which some may be done."""
     if not epochs:
         return
-    labels = dataset.labels[positions]
+    rows, labels, ids = UnitRows(dataset.features, positions), dataset.labels[positions], dataset.sample_ids[positions]
     sampler = make_sampler(config, labels)
     steps = steps_per_epoch(config, sampler)
     if config.head.nesting == "sequential":
         callbacks = [*callbacks, NextWidth(config.training.epochs)]
-    rows, ids = UnitRows(dataset.features, positions), dataset.sample_ids[positions]
-    batches = batch_dataset(rows, labels, ids, sampler, first_epoch * steps)
+    batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
     with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
         all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
         counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}

@@ -1,8 +1,58 @@
-"""What a batch says of its items: labels, sample ids and weights, checked where a step is traced."""
+"""What a batch says of its items: labels, sample ids and weights, checked where a step is traced, and what ids did."""
 
+import warnings
+
+import keras
+import numpy as np
 import tensorflow as tf
 
+from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.pair_losses import PairLoss
+
+
+class WarnOfRepeatedIds(keras.callbacks.Callback):
+    """Says once that ids seem to number the items of each batch, not those of the data. `XBMModel.fit` brings it along.
+
+    Told by the memory, where each id counts once: after an epoch of batches with the same ids it holds several batches,
+    and no more rows of them count than one batch has.
+    """
+
+    def on_train_begin(self, logs=None):
+        """Nothing was said."""
+        self.is_due = bool(self.model.memory.memory_size and self.model.enqueue)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note how many rows there were."""
+        self.num_before, self.batch_size = self._num_enqueued(), None
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Note the size of the epoch's first batch: the others are no larger."""
+        if self.batch_size is None:
+            self.batch_size = self._num_enqueued() - self.num_before
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look at the memory."""
+        if not self.is_due or not self.batch_size:
+            return
+        memory = self.model.memory
+        num_held = int(memory.occupancy())
+        num_valid = np.count_nonzero(memory.is_newest.value[:num_held])
+        if (
+            num_valid <= self.batch_size
+            and min(num_held, self._num_enqueued() - self.num_before) >= 2 * self.batch_size
+        ):
+            self.is_due = False
+            warnings.warn(
+                f"Received sample ids that leave {num_valid} of the memory's {num_held} rows valid, no more than a "
+                "batch has: of rows with one id the newest alone counts, and each batch brought the ids of the last. "
+                "Expected ids that number the items of the whole data set, not those of a batch. Give "
+                "np.arange(num_items), in the order of the items.",
+                stacklevel=2,
+            )
+
+    def _num_enqueued(self) -> int:
+        memory = self.model.memory
+        return int(memory.num_enqueued.numpy()) if self.is_due and memory.built else 0
 
 
 def read_labels_and_ids(
@@ -37,6 +87,26 @@ def read_labels_and_ids(
         ids = tf.range(tf.cast(batch_size, tf.int64))
     ids = read_sample_ids(ids, batch_size)
     return read_labels(labels, batch_size) if pair_loss.uses_labels else tf.zeros_like(ids), ids
+
+
+def read_slots(slots, memory: CircularMemory, is_changing: bool) -> tuple[dict, tf.Tensor]:
+    """Inputs of a model, and labels, of a batch that is in the memory already.
+
+    Args:
+        slots: where, integer [B].
+        memory: prefilled.
+        is_changing: whether steps enqueue.
+
+    Raises:
+        ValueError: where rows may leave the memory, or there is none.
+    """
+    if is_changing or not memory.memory_size:
+        raise ValueError(
+            f"Received slots with enqueue={is_changing} and memory_size={memory.memory_size}; expected a memory that "
+            "holds the training set and that no step changes. Use enqueue=False and prefill, or give features."
+        )
+    features, labels, sample_ids = memory.items(slots)
+    return {"features": features, "sample_id": sample_ids}, labels
 
 
 def read_labels(labels, batch_size: tf.Tensor | int) -> tf.Tensor:

@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 from xbm_keras import replicas
-from xbm_keras.labels_and_ids import read_labels_and_ids, read_weights
-from xbm_keras.non_finite import Rejections, StopOnNonFinite, undone_unless_finite
+from xbm_keras.labels_and_ids import WarnOfRepeatedIds, read_labels_and_ids, read_slots, read_weights
+from xbm_keras.non_finite import Rejections, StopOnNonFinite, note_batch, undone_unless_finite
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
@@ -30,7 +30,8 @@ class XBMModel(keras.Model):
 
     Inputs are `{"inputs": x, "sample_id": int64 [B]}`, or `{"features": f [B, D], "sample_id": ...}` to train from
     features that were computed before; `y` is the label, integer [B], or None with a loss that needs none. The same
-    item must always carry the same id. `model.encoder` is the result: a plain model from inputs to embeddings.
+    item must always carry the same id. A prefilled memory that no step changes has all of that: `{"slot": int64 [B]}`
+    alone trains from its rows. `model.encoder` is the result: a plain model from inputs to embeddings.
 
     Args:
         backbone: a `Backbone`; or None where the inputs are features.
@@ -194,7 +195,7 @@ class XBMModel(keras.Model):
         weights = None if sample_weight is None else read_weights(sample_weight, tf.shape(per_anchor)[0])  # [B]
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
-        is_finite = self._note_non_finite(batch, is_valid & ~tf.math.is_finite(per_anchor))
+        is_finite = note_batch(self, batch, is_valid & ~tf.math.is_finite(per_anchor))
         loss = replicas.masked_mean(per_anchor, is_valid, weights)
         if self.start_l2:
             loss += self.start_l2 * replicas.share(squared_distance(self.head, self.start))
@@ -202,7 +203,8 @@ class XBMModel(keras.Model):
 
     def _enqueue(self, features, labels, ids) -> Rows:
         if self.enqueue:
-            return self.memory.enqueue(features, labels, ids, jit_compile=self.jit_compile)
+            how = {"jit_compile": self.jit_compile, "overwritten": self.rejections.overwritten}
+            return self.memory.enqueue(features, labels, ids, **how)
         return self.memory.read()
 
     def _embed_rows(self, rows, features, anchors):
@@ -229,7 +231,8 @@ class XBMModel(keras.Model):
             return {**how, "row_keys": lambda start, width: tf.slice(row_embeddings, [start, 0], [width, -1])}
         if self.mining_keys is None or num_new is None:
             return {**how, "row_keys": lambda start, width: make_keys(rows.block(start, width))}
-        self.mining_keys.update(make_keys, self.memory, rows, num_new, jit_compile=self.jit_compile)
+        undo = {"jit_compile": self.jit_compile, "overwritten": self.rejections.overwritten}
+        self.mining_keys.update(make_keys, self.memory, rows, num_new, **undo)
         return {**how, "row_keys": self.mining_keys.block}
 
     def _track(self, similarities, picks, is_valid):
@@ -246,20 +249,12 @@ class XBMModel(keras.Model):
         if self.memory.memory_size:
             self.occupancy.update_state(self.memory.occupancy() / self.memory.memory_size)
 
-    def _note_non_finite(self, batch, is_bad):
-        """Note which items of the batch have bad features, or else a bad loss; whether none has."""
-        features, _, ids = batch
-        has_bad_features = ~tf.reduce_all(tf.math.is_finite(features), axis=1)  # [B], of all replicas
-        are_features = tf.reduce_any(has_bad_features)
-        (is_bad,) = replicas.gather(tf.cast(is_bad, tf.int32))
-        is_bad = tf.where(are_features, has_bad_features, is_bad > 0)
-        optimizer = getattr(self, "optimizer", None)  # there is none before compile
-        step = optimizer.iterations.value if optimizer else 0
-        return self.rejections.note(is_bad, ids, are_features, step)
-
     def train_step(self, data):
         """The stock step, undone where features, loss or new weights are not finite: such a batch leaves no trace."""
-        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        inputs, _, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if "slot" in inputs:
+            inputs, labels = read_slots(inputs["slot"], self.memory, self.enqueue)
+            data = inputs, labels, weights
         if not self.built:  # Keras would build in the first step, after what was before it is noted here
             self.build(keras.tree.map_structure(lambda tensor: tensor.shape, inputs))
         if not self.optimizer.built:
@@ -273,11 +268,11 @@ class XBMModel(keras.Model):
         the guards' thresholds depend on them.
         """
         replicas.check_strategy(self.distribute_strategy)
-        guard = StopOnNonFinite()
+        guards = [StopOnNonFinite(), WarnOfRepeatedIds()]
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = keras.callbacks.CallbackList([guard, *callbacks.callbacks], model=self)
+            callbacks = keras.callbacks.CallbackList([*guards, *callbacks.callbacks], model=self)
         else:
-            callbacks = [guard, *keras.tree.flatten(callbacks or [])]
+            callbacks = [*guards, *keras.tree.flatten(callbacks or [])]
         with all_bits_of_float32():
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 

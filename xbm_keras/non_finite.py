@@ -1,16 +1,21 @@
-"""Steps whose numbers are NaN or infinite: they leave no trace in the weights, and `fit` stops and says which items.
+"""Steps whose numbers are NaN or infinite: they leave no trace, and `fit` stops and says which items.
 
 An assertion inside the step would be a silent no-op under XLA. So the step takes a note, which is read outside.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
+from xbm_keras import replicas
 from xbm_keras.stages.circular_memory import non_finite_message
+from xbm_keras.stages.undo import Overwritten, put_back
 
 MAX_REPORTED_IDS = 8
+MAX_UNREAD_STEPS = 50
 
 
 class NonFiniteFeatures(ValueError):
@@ -18,7 +23,7 @@ class NonFiniteFeatures(ValueError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss, or the weights after a step, became NaN or infinite. The weights are those before that step."""
+    """A loss, or the weights after a step, became NaN or infinite. That step changed nothing."""
 
 
 class Rejections:
@@ -29,6 +34,21 @@ class Rejections:
         self.ids = tf.Variable([-1] * (MAX_REPORTED_IDS + 1), dtype=tf.int64, trainable=False)
         self.are_features = tf.Variable(False, trainable=False)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._tracing = threading.local()  # MirroredStrategy traces each replica in a thread of its own
+
+    @property
+    def overwritten(self) -> Overwritten | None:
+        """Of the step that is being traced, what it wrote over in the memory; None outside of one."""
+        return getattr(self._tracing, "overwritten", None)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Overwritten]:
+        """A step, and the list to which it adds what it writes over."""
+        self._tracing.overwritten = []
+        try:
+            yield self._tracing.overwritten
+        finally:
+            self._tracing.overwritten = None
 
     def note(self, is_bad: tf.Tensor, sample_ids: tf.Tensor, are_features: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Note the ids of the first bad items, if there are any; whether there are none.
@@ -65,9 +85,27 @@ class Rejections:
         shown = ", ".join(map(str, ids))
         raise NonFiniteLoss(
             f"Received a loss or weights that are NaN or infinite after {self.step.numpy()} steps, in a batch with "
-            f"sample id {shown}; expected finite numbers. The weights are as before this batch. Lower the learning "
-            "rate, or look at the loss and its temperature."
+            f"sample id {shown}; expected finite numbers. This batch changed nothing. Lower the learning rate, or "
+            "look at the loss and its temperature."
         )
+
+
+def note_batch(model: keras.Model, batch: tuple, is_bad: tf.Tensor) -> tf.Tensor:
+    """Note which items of a batch have bad features, or else a bad loss; whether none has.
+
+    Args:
+        model: an `XBMModel`.
+        batch: features [B, D], labels and sample ids of all replicas.
+        is_bad: bool, which of this replica's anchors have a bad loss.
+    """
+    features, _, ids = batch
+    has_bad_features = ~tf.reduce_all(tf.math.is_finite(features), axis=1)  # [B]
+    are_features = tf.reduce_any(has_bad_features)
+    (is_bad,) = replicas.gather(tf.cast(is_bad, tf.int32))
+    is_bad = tf.where(are_features, has_bad_features, is_bad > 0)
+    optimizer = getattr(model, "optimizer", None)  # there is none before compile
+    step = optimizer.iterations.value if optimizer else 0
+    return model.rejections.note(is_bad, ids, are_features, step)
 
 
 def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], dict]) -> dict:
@@ -80,10 +118,13 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
         inputs: of the step.
         step: gives the logs.
     """
-    state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables)]
+    weights = {id(v) for v in model.weights}
+    seeds = [v for v in model.variables if id(v) not in weights]
+    state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables, *seeds)]
     before = [tf.identity(v) for v in state]
     num_steps, num_rejected = tf.identity(model.optimizer.iterations.value), tf.identity(model.rejections.count)
-    logs = step()
+    with model.rejections.recording() as overwritten:
+        logs = step()
     is_finite = tf.equal(num_rejected, model.rejections.count)
     overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in model.trainable_variables]
     ids = tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1])
@@ -91,16 +132,29 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
     is_finite &= model.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), num_steps)
     for variable, value in zip(state, before, strict=True):
         variable.assign(tf.where(is_finite, variable, value))
+    put_back(overwritten, ~is_finite, jit_compile=model.jit_compile)
     return logs
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Raises `NonFiniteFeatures` or `NonFiniteLoss` after such a step. `XBMModel.fit` brings it along."""
+    """Raises `NonFiniteFeatures` or `NonFiniteLoss` after such a step. `XBMModel.fit` brings it along.
+
+    To read a note is to wait for the device, so it is done after 1, 2, 4, ... steps, then every `MAX_UNREAD_STEPS`, and
+    at the end of each epoch. The steps between a bad one and its reading are steps like any other.
+    """
 
     def on_train_begin(self, logs=None):
         """Forget what an earlier `fit` met."""
         self.model.rejections.reset()
+        self.num_steps, self.next_reading = 0, 1
 
     def on_train_batch_end(self, batch, logs=None):
+        """Read the model's notes, where it is time."""
+        self.num_steps += 1
+        if self.num_steps >= self.next_reading:
+            self.next_reading += min(self.num_steps, MAX_UNREAD_STEPS)
+            self.model.rejections.raise_first()
+
+    def on_epoch_end(self, epoch, logs=None):
         """Read the model's notes."""
         self.model.rejections.raise_first()

@@ -289,3 +289,14 @@ def test_the_message_where_keras_hub_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ValueError, match=r'expected the extra \[hub\]. Install it with: pip install "\.\[hub\]"'):
         hub_backbone._keras_hub()
+
+
+def test_a_model_that_resizes_as_its_preset_does_says_that_xla_cannot_compile_it(bert, pictures):
+    # An ImageConverter crops, pads or interpolates by operations that have no kernel in XLA.
+    assert keras.src.trainers.trainer.model_supports_jit(small_model(HubBackbone.from_preset(bert)))
+    model = small_model(HubBackbone.from_preset(pictures))
+    assert not keras.src.trainers.trainer.model_supports_jit(model)
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile("sgd", jit_compile=True)
+    x = {"inputs": photos(6), "sample_id": np.arange(6)}
+    assert np.isfinite(model.fit(x, np.arange(6) % 2, verbose=0).history["loss"]).all()

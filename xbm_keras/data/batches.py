@@ -143,5 +143,24 @@ def batch_dataset(
         f, ids, y = (tf.ensure_shape(t, (batch_size, *more)) for t, more in ((f, (width,)), (ids, ()), (y, ())))
         return {"features": f, "sample_id": ids}, y
 
-    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-    return steps.map(batch).prefetch(tf.data.AUTOTUNE)
+    return _steps(first_step).map(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def slot_dataset(slots: np.ndarray, sampler: PKSampler | ShuffledSampler, first_step: int = 0) -> tf.data.Dataset:
+    """Endless batches `({"slot": [B]},)`, from `first_step` on, for a memory that holds all items.
+
+    Args:
+        slots: [N] int64, where the memory holds each item.
+        sampler: says which items make up a step.
+        first_step: number of steps before.
+    """
+
+    def batch(step):
+        slot = tf.numpy_function(lambda step: slots[sampler(int(step))], [step], tf.int64, stateful=False)
+        return ({"slot": tf.ensure_shape(slot, (sampler.batch_size,))},)
+
+    return _steps(first_step).map(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def _steps(first: int) -> tf.data.Dataset:
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max)

@@ -10,6 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.stages.newest_of_id import is_last_of_its_id, neighbours_in_bucket
+from xbm_keras.stages.undo import Overwritten
+
 PREFILL_ROWS = 1024  # rows that one prefill step enqueues
 CHECKPOINT_ROWS = 65_536  # rows that are saved or restored at a time
 STORAGE_DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -20,7 +23,7 @@ class Rows(NamedTuple):
     """What anchors are compared with: the memory, or the batch itself. See `CircularMemory` for an example."""
 
     features: tf.Tensor
-    """[M, D], in the storage dtype."""
+    """[M, D], in the storage dtype, of unit length: a step enqueues features that are, and `prefill` makes them so."""
     labels: tf.Tensor
     """[M] int64."""
     sample_ids: tf.Tensor
@@ -51,7 +54,7 @@ def batch_as_rows(features: tf.Tensor, labels: tf.Tensor, sample_ids: tf.Tensor)
         >>> batch_as_rows(tf.zeros([3, 2]), tf.zeros([3]), tf.constant([5, 8, 5])).is_valid.numpy().tolist()
         [False, True, True]
     """
-    return Rows(features, labels, sample_ids, _is_last_of_its_id(sample_ids))
+    return Rows(features, labels, sample_ids, is_last_of_its_id(sample_ids))
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -126,7 +129,13 @@ class CircularMemory(keras.layers.Layer):
         )
 
     def enqueue(
-        self, features: tf.Tensor, labels: tf.Tensor, sample_ids: tf.Tensor, *, jit_compile: bool = False
+        self,
+        features: tf.Tensor,
+        labels: tf.Tensor,
+        sample_ids: tf.Tensor,
+        *,
+        jit_compile: bool = False,
+        overwritten: Overwritten | None = None,
     ) -> Rows:
         """Write a batch over the oldest rows, in place, and read the memory.
 
@@ -135,10 +144,11 @@ class CircularMemory(keras.layers.Layer):
         but no longer valid, so candidates hold each id at most once.
 
         Args:
-            features: [B, D] float.
+            features: [B, D] float, of unit length; they are kept as they are.
             labels: [B] integer.
             sample_ids: [B] integer.
             jit_compile: say True where this is traced into an XLA-compiled function.
+            overwritten: a list to which all is added that `put_back` needs to undo this.
 
         Returns:
             The memory after the batch was written.
@@ -165,11 +175,11 @@ class CircularMemory(keras.layers.Layer):
         buckets = self._buckets(sample_ids)
         in_bucket = tf.gather(self.newest_in_bucket.value, buckets)
         superseded = self._find(sample_ids, in_bucket)
-        before, last = _neighbours_in_bucket(buckets, numbers)
+        before, last = neighbours_in_bucket(buckets, numbers)
         stored, scales = self._to_storage(features)
         for variable, at, rows in (
             (self.is_newest, tf.where(superseded < 0, slots, superseded), tf.zeros_like(slots)),
-            (self.is_newest, slots, _is_last_of_its_id(sample_ids)),
+            (self.is_newest, slots, is_last_of_its_id(sample_ids)),
             (self.features, slots, stored),
             *([(self.scales, slots, scales)] if scales is not None else []),
             (self.labels, slots, labels),
@@ -177,8 +187,10 @@ class CircularMemory(keras.layers.Layer):
             (self.previous_in_bucket, slots, tf.where(before > 0, before, in_bucket)),
             (self.newest_in_bucket, buckets, last),
         ):
-            rows = tf.cast(rows, variable.dtype)
-            rows = tf.where(is_finite, rows, tf.gather(variable.value, at))
+            before_it = tf.gather(variable.value, at)
+            if overwritten is not None:
+                overwritten.append((variable, at, before_it))
+            rows = tf.where(is_finite, tf.cast(rows, variable.dtype), before_it)
             # A resource scatter is the one update whose cost does not grow with M outside XLA. By handle, because a
             # variable of MirroredStrategy has no such method; the handle is that of the replica's own copy.
             tf.raw_ops.ResourceScatterNdUpdate(ref=variable.value.handle, indices=at[:, None], updates=rows)
@@ -186,6 +198,8 @@ class CircularMemory(keras.layers.Layer):
                 # The scatter leaves the variable in copy-on-read mode: without this each read copies all M rows.
                 # XLA has no kernel for this op, and no such mode.
                 tf.raw_ops.DisableCopyOnRead(resource=variable.value.handle)
+        if overwritten is not None:
+            overwritten.append((self.num_enqueued, None, tf.identity(self.num_enqueued.value)))
         self.num_enqueued.value.assign_add(tf.where(is_finite, n, 0))
         return self.read()
 
@@ -202,6 +216,11 @@ class CircularMemory(keras.layers.Layer):
             tf.convert_to_tensor(self.scales.value) if self.storage_dtype == "int8" else None,
             self.features.value,
         )
+
+    def items(self, slots: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Features [B, D] float32, labels [B] and sample ids [B] of the rows in these slots, [B] integer."""
+        labels, sample_ids = (tf.gather(variable.value, slots) for variable in (self.labels, self.sample_ids))
+        return self.read().take(slots), labels, sample_ids
 
     def _to_storage(self, features):
         """Features in the storage dtype, and their scales where that is int8."""
@@ -245,6 +264,9 @@ class CircularMemory(keras.layers.Layer):
     def prefill(self, features: np.ndarray, labels: np.ndarray, sample_ids: np.ndarray) -> None:
         """Enqueue a whole data set before training, newest rows last; of more than M rows the last M stay.
 
+        Rows are made of unit length, as a step's are; those that have it already, to rounding, stay bit by bit as they
+        are, and zero rows zero.
+
         Args:
             features: [N, D] float; a memory-mapped array is read in blocks.
             labels: [N] integer.
@@ -259,7 +281,7 @@ class CircularMemory(keras.layers.Layer):
             is_bad = ~np.isfinite(rows).all(axis=1)
             if is_bad.any():
                 raise ValueError(non_finite_message(np.asarray(sample_ids[block])[is_bad]))
-            self.enqueue(tf.constant(rows), tf.constant(labels[block]), tf.constant(sample_ids[block]))
+            self.enqueue(tf.constant(_unit_rows(rows)), tf.constant(labels[block]), tf.constant(sample_ids[block]))
 
     def save_own_variables(self, store):
         """Weights by name, in blocks of rows: at once they would be copied, and the memory may fill the machine's."""
@@ -312,19 +334,10 @@ def non_finite_message(sample_ids: np.ndarray) -> str:
     )
 
 
-def _neighbours_in_bucket(buckets: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """For each row of a batch the links, 1 + number, to the row before it and to the last one in its bucket, [n].
-
-    0 where none stands before it in the batch.
-    """
-    is_same = buckets[:, None] == buckets[None, :]
-    links = tf.where(is_same, numbers[None, :] + 1, 0)  # [n, n]
-    is_before = numbers[None, :] < numbers[:, None]
-    return tf.reduce_max(tf.where(is_before, links, 0), axis=1), tf.reduce_max(links, axis=1)
-
-
-def _is_last_of_its_id(sample_ids: tf.Tensor) -> tf.Tensor:
-    """[n] bool, False where the same id comes again later in the batch."""
-    n = tf.size(sample_ids, tf.int64)
-    is_later = tf.range(n)[None, :] > tf.range(n)[:, None]
-    return ~tf.reduce_any((sample_ids[:, None] == sample_ids[None, :]) & is_later, axis=1)
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, D] float32 of unit length; those that have it to rounding, and zero rows, as they are."""
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    scaled = rows / np.where(largest > 0, largest, 1)  # else squares overflow or vanish
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    is_unit = np.abs(largest * norms - 1) < 1e-5
+    return np.where(is_unit, rows, scaled / np.maximum(norms, 1)).astype(np.float32)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import CircularMemory, Rows
+from xbm_keras.stages.undo import Overwritten
 
 CHUNK = 4096  # rows of the pass over a memory that was filled before
 
@@ -54,6 +55,7 @@ class MiningKeys(keras.layers.Layer):
         batch_size: tf.Tensor,
         *,
         jit_compile: bool = False,
+        overwritten: Overwritten | None = None,
     ) -> None:
         """Make the keys of the rows that the batch wrote, and of the next rows in turn.
 
@@ -63,10 +65,15 @@ class MiningKeys(keras.layers.Layer):
             rows: what it holds.
             batch_size: number of rows that were enqueued at most.
             jit_compile: say True where this is traced into an XLA-compiled function.
+            overwritten: a list to which all is added that `put_back` needs to undo this. Where all keys are made, after
+                a prefill, those of the batch alone come back; the next update makes all of them again then.
         """
         num_enqueued = tf.convert_to_tensor(memory.num_enqueued.value)
         batch_size = tf.cast(tf.minimum(batch_size, self.memory_size), tf.int64)
         newest = (num_enqueued - batch_size + tf.range(batch_size)) % self.memory_size
+        if overwritten is not None:
+            overwritten += [(v, None, tf.identity(v.value)) for v in (self.next_row, self.num_seen)]
+            overwritten.append((self.keys, newest, tf.gather(self.keys.value, newest)))
         self._write(newest, make_keys, rows)
 
         num_new = num_enqueued - self.num_seen.value
@@ -74,6 +81,10 @@ class MiningKeys(keras.layers.Layer):
         chunk = self.num_refreshed or min(CHUNK, self.memory_size)
         num_chunks = tf.where(is_unknown, -(-self.memory_size // chunk), int(self.num_refreshed > 0))
         first = self.next_row.value + tf.range(chunk, dtype=tf.int64)
+        if overwritten is not None and self.num_refreshed:
+            overwritten.append(
+                (self.keys, first % self.memory_size, tf.gather(self.keys.value, first % self.memory_size))
+            )
 
         def step(i):
             self._write((first + tf.cast(i * chunk, tf.int64)) % self.memory_size, make_keys, rows)
