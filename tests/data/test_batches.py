@@ -83,6 +83,23 @@ def test_shuffled_batches_meet_every_item_once_a_round():
         ShuffledSampler(10, 11)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 10])
+def test_shuffled_batches_are_a_function_of_seed_and_step(batch_size):
+    endless = [item for r in range(20) for item in np.random.default_rng([3, r]).permutation(10).tolist()]
+    sampler = ShuffledSampler(10, batch_size, seed=3)
+    for step in (*range(15), 3, 14, 0, 0):
+        assert sampler(step).tolist() == endless[step * batch_size :][:batch_size]
+
+
+def test_a_round_of_all_items_is_shuffled_once(monkeypatch):
+    made, rng = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or rng(seed))
+    sampler = ShuffledSampler(100, 8, seed=3)
+    for step in range(25):
+        sampler(step)
+    assert made == [[3, 0], [3, 1]]
+
+
 def slow_deal(labels, p, k, seed, num_steps):
     """The rule of the docstring, item by item: a generator for each pile, in plain lists."""
     names = sorted(set(labels.tolist()))

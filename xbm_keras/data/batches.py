@@ -115,13 +115,22 @@ class ShuffledSampler:
         self.num_items = num_items
         self.batch_size = batch_size
         self.seed = seed
+        self._newest: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __call__(self, step: int) -> np.ndarray:
         """Positions [B] of the items of a step: every item is met before any is met again."""
         first = step * self.batch_size
         rounds = range(first // self.num_items, (first + self.batch_size - 1) // self.num_items + 1)
-        order = np.concatenate([np.random.default_rng([self.seed, r]).permutation(self.num_items) for r in rounds])
-        return order[first - rounds[0] * self.num_items :][: self.batch_size]
+        start, stop = first - rounds[0] * self.num_items, first + self.batch_size - rounds[-1] * self.num_items
+        if len(rounds) == 1:
+            return self._round(rounds[0])[start:stop]
+        return np.concatenate([self._round(rounds[0])[start:], self._round(rounds[1])[:stop]])
+
+    def _round(self, number: int) -> np.ndarray:
+        """All items in the order of a round; the newest one is kept."""
+        if self._newest[0] != number:
+            self._newest = number, np.random.default_rng([self.seed, number]).permutation(self.num_items)
+        return self._newest[1]
 
 
 def batch_dataset(
