@@ -143,7 +143,7 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
     assert command("add", f"--model={model}", f"--pictures={tmp_path}/more") == 0
     assert command("remove", "class 1/3.png") == 0
     items = json.loads((latest_version(tmp_path / "index") / "items.json").read_text())
-    assert items["ids"] == ["class 0/0.png", "class 0/2.png", "class 1/1.png", "late.png"]
+    assert items["ids"] == ["class 0/0.png", "class 0/2.png", "class 1/1.png", "more/late.png"]
     assert items["labels"] == ["class 0", "class 0", "class 1", ""]
     capsys.readouterr()
     assert (
@@ -151,7 +151,7 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["1.0000", "late.png"]
+    assert lines[1].split() == ["1.0000", "more/late.png"]
     assert lines[3].endswith("bad.jpg: no picture that can be read")
 
     shutil.copytree(model, tmp_path / "export/2")
@@ -159,3 +159,113 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command("add", f"--model={other}", f"--pictures={tmp_path}/more")
     assert "expected one model" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Two folders with pictures at the same relative paths, another of the same name, and an index of the first."""
+    model = export_encoder(image_model(), tmp_path / "export")
+    for number, folder in enumerate(("one/photos", "two/new", "three/photos", "four/new")):
+        for i in range(3):
+            path = tmp_path / folder / f"apples/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(20 + i, 30, seed=10 * number + i))
+
+    def command(name, *words):
+        with_model = [] if name == "remove" else [f"--model={model}"]
+        return index_tool.main([name, f"--index={tmp_path}/index", *with_model, *map(str, words)])
+
+    assert command("build", f"--pictures={tmp_path}/one/photos") == 0
+    return command
+
+
+def ids_in(tmp_path):
+    return read_index(tmp_path / "index")[0].ids.tolist()
+
+
+APPLES = [f"apples/{i}.png" for i in range(3)]
+
+
+def test_items_of_two_folders_with_the_same_paths_are_kept_apart(shop, tmp_path, capsys):
+    capsys.readouterr()
+    assert shop("add", f"--pictures={tmp_path}/two/new/") == 0
+    assert "6 items of width 4; 3 added and 0 replaced under the root 'new', 0 left out" in said(capsys)
+    assert ids_in(tmp_path) == APPLES + [f"new/{path}" for path in APPLES]
+    labels = read_index(tmp_path / "index")[0].labels
+    assert set(labels) == {"apples"}
+    (tmp_path / "two/new/apples/3.png").write_bytes(encoded(9, 9, seed=99))
+    assert shop("add", f"--pictures={tmp_path}/two/new", "--replace") == 0
+    assert "7 items of width 4; 1 added and 3 replaced under the root 'new'" in said(capsys)
+    assert shop("remove", "new/apples/3.png", APPLES[0]) == 0
+    assert "5 items of width 4; 2 removed" in said(capsys)
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def refused(capsys, shop, *words):
+    with pytest.raises(SystemExit) as exit:
+        shop(*words)
+    assert exit.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_is_replaced_unasked(shop, tmp_path, capsys, monkeypatch):
+    before = read_index(tmp_path / "index")[0].vectors
+    (tmp_path / "link").symlink_to(tmp_path / "one/photos")
+    monkeypatch.chdir(tmp_path / "one")
+    same = "photos", "photos/", "../one/photos", tmp_path / "one/photos", tmp_path / "link"
+    monkeypatch.setattr(index_tool, "embed_folder", None)  # it is refused before anything is embedded
+    for folder in same:
+        assert "3 of 3 item(s) whose ids the index holds already" in refused(
+            capsys, shop, "add", f"--pictures={folder}"
+        )
+    assert "3 of 3 item(s)" in refused(capsys, shop, "add", f"--pictures={tmp_path}/two/new", "--root=")
+    for name in ("..", "a/b", "a\\b"):
+        assert "expected a name without slashes" in refused(
+            capsys, shop, "add", f"--pictures={tmp_path}/two/new", f"--root={name}"
+        )
+    np.testing.assert_array_equal(read_index(tmp_path / "index")[0].vectors, before)
+    assert latest_version(tmp_path / "index").name == "1"
+
+
+def test_two_folders_of_one_name_need_two(shop, tmp_path, capsys):
+    assert shop("add", f"--pictures={tmp_path}/two/new") == 0
+    message = refused(capsys, shop, "add", f"--pictures={tmp_path}/four/new")
+    assert "knows another folder by the name 'new'" in message
+    assert shop("add", f"--pictures={tmp_path}/four/new", "--root=newest") == 0
+    assert shop("add", f"--pictures={tmp_path}/three/photos") == 0  # the first of this name has none in the index
+    assert len(set(ids_in(tmp_path))) == 12
+    (tmp_path / "two/new").rename(tmp_path / "moved")
+    assert shop("add", f"--pictures={tmp_path}/moved", "--root=new", "--replace") == 0
+    out = said(capsys)
+    assert "The root 'new' was another folder up to now" in out
+    assert "12 items of width 4; 0 added and 3 replaced" in out
+
+
+def test_an_index_of_an_older_version_asks_which_folder_it_is(shop, tmp_path, capsys):
+    file = latest_version(tmp_path / "index") / "index.json"
+    about = json.loads(file.read_text())
+    assert str(tmp_path) not in file.read_text()
+    del about["roots"]
+    file.write_text(json.dumps(about))
+    assert "say --root='' --replace, else --root=photos" in refused(
+        capsys, shop, "add", f"--pictures={tmp_path}/one/photos"
+    )
+    assert shop("add", f"--pictures={tmp_path}/one/photos", "--root=", "--replace") == 0
+    assert "3 items of width 4; 0 added and 3 replaced under the root ''" in said(capsys)
+    assert shop("add", f"--pictures={tmp_path}/two/new") == 0
+    assert len(ids_in(tmp_path)) == 6
+
+
+def test_ids_that_are_not_there_are_counted(shop, tmp_path, capsys):
+    message = refused(capsys, shop, "remove", "apples/0.png", "pears/1.png", "pears/2.png")
+    assert "2 id(s), such as 'pears/1.png'" in message
+    assert ids_in(tmp_path) == APPLES
+
+
+def test_an_index_built_again_says_what_it_takes_the_place_of(shop, tmp_path, capsys):
+    assert shop("build", f"--pictures={tmp_path}/two/new", "--root=new") == 0
+    assert "it takes the place of version 1, which stays there" in said(capsys)
+    assert ids_in(tmp_path) == [f"new/{path}" for path in APPLES]

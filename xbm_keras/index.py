@@ -65,7 +65,11 @@ class Gallery:
         """The gallery without these items. Raises ValueError for an id that is not in it."""
         unknown = np.setdiff1d(ids, self.ids)
         if len(unknown):
-            raise ValueError(f"Received the id {str(unknown[0])!r}, which the gallery does not hold.")
+            raise ValueError(
+                f"Received {len(unknown)} id(s), such as {str(unknown[0])!r}, which the gallery does not hold; "
+                f"expected ids of its {len(self.ids)} items, such as {', '.join(map(repr, self.ids[:3].tolist()))}. "
+                "Nothing was removed."
+            )
         kept = ~np.isin(self.ids, ids)
         return Gallery(self.vectors[kept], self.ids[kept], self.labels[kept])
 
@@ -113,7 +117,14 @@ class Search(tf.Module):
         }
 
 
-def write_index(folder: pathlib.Path, gallery: Gallery, model: str, *, approximate_search: bool = False) -> dict:
+def write_index(
+    folder: pathlib.Path,
+    gallery: Gallery,
+    model: str,
+    *,
+    approximate_search: bool = False,
+    roots: dict[str, str] | None = None,
+) -> dict:
     """Write a gallery as the next version `folder/<n>/`, whole or not at all.
 
     The version is a SavedModel with the signature `search`: `embeddings` [Q, E] float32 and `k` int32 to `ids`,
@@ -125,45 +136,81 @@ def write_index(folder: pathlib.Path, gallery: Gallery, model: str, *, approxima
         gallery: the items.
         model: fingerprint of the model that embedded them.
         approximate_search: also build the approximate index; needs the extra [ann].
+        roots: of the items, name to place; None where that is not known.
 
     Returns:
-        What `index.json` holds: `items`, `width`, `model` and, of an approximate index, `recall_at_10`.
+        What `index.json` holds: `items`, `width`, `model`, `roots` and, of an approximate index, `recall_at_10`.
     """
     with _locked(folder):
         index = approximate.build(gallery.vectors, _keys(gallery)) if approximate_search else None
-        return _write(folder, gallery, model, index)
+        return _write(folder, gallery, model, index, roots)
 
 
-def add_items(folder: pathlib.Path, more: Gallery, model: str) -> dict:
-    """Write the newest version with more items as the next one; an id that is there already is replaced.
+def add_items(
+    folder: pathlib.Path, more: Gallery, model: str, *, replace: bool = True, roots: dict[str, str] | None = None
+) -> dict:
+    """Write the newest version with more items as the next one.
 
     Nothing that is there is embedded again, and the approximate index takes up the new items alone.
 
+    Args:
+        folder: of the versions.
+        more: the items.
+        model: fingerprint of the model that embedded them.
+        replace: whether an item may take the place of one whose id is there already.
+        roots: further ones.
+
+    Returns:
+        What `index.json` holds, and how many items were `added` and how many `replaced`.
+
     Raises:
-        ValueError: where another model embedded the items that are there.
+        ValueError: where another model embedded the items that are there, or, without `replace`, an id is there.
     """
     with _locked(folder):
         gallery, about, index = read_index(folder)
-        if model != about["model"]:
-            raise ValueError(
-                f"Received items embedded by the model {model} for an index of the model {about['model']}; expected "
-                "one model, since vectors of two do not compare. Build the index anew."
-            )
+        check_new(gallery, about, more.ids, model, replace)
+        is_replaced = np.isin(gallery.ids, more.ids)
         if index is not None:
-            replaced = np.isin(gallery.ids, more.ids)
-            index.remove(_keys(gallery)[replaced])
+            index.remove(_keys(gallery)[is_replaced])
             index.add(_keys(more), more.vectors)
-        return _write(folder, gallery.with_items(more), model, index)
+        roots = {**(about.get("roots") or {}), **roots} if roots else about.get("roots")
+        num_replaced = int(is_replaced.sum())
+        written = _write(folder, gallery.with_items(more), model, index, roots)
+        return {**written, "added": len(more.ids) - num_replaced, "replaced": num_replaced}
+
+
+def check_new(gallery: Gallery, about: dict, ids, model: str, replace: bool) -> None:
+    """Raises ValueError where items of these ids, embedded by this model, may not be added to an index.
+
+    Args:
+        gallery: of the index.
+        about: what its `index.json` holds.
+        ids: of the items.
+        model: fingerprint of the model that embeds them.
+        replace: whether an item may take the place of one whose id is there already.
+    """
+    if model != about["model"]:
+        raise ValueError(
+            f"Received items embedded by the model {model} for an index of the model {about['model']}; expected "
+            "one model, since vectors of two do not compare. Build the index anew."
+        )
+    here = np.intersect1d(ids, gallery.ids)
+    if len(here) and not replace:
+        raise ValueError(
+            f"Received {len(here)} of {len(ids)} item(s) whose ids the index holds already, such as {str(here[0])!r}; "
+            "expected new ones. Replace those by --replace; or, where they are others, give their folder a name of its "
+            "own by --root. Nothing was added."
+        )
 
 
 def remove_items(folder: pathlib.Path, ids) -> dict:
-    """Write the newest version without these items as the next one. Raises ValueError for an id that is not there."""
+    """Write the newest version without these items as the next one. Raises ValueError for ids that are not there."""
     with _locked(folder):
         gallery, about, index = read_index(folder)
         fewer = gallery.without(ids)
         if index is not None:
             index.remove(_keys(gallery)[np.isin(gallery.ids, ids)])
-        return _write(folder, fewer, about["model"], index)
+        return _write(folder, fewer, about["model"], index, about.get("roots"))
 
 
 def read_index(folder: pathlib.Path):
@@ -195,8 +242,8 @@ def _keys(gallery: Gallery) -> np.ndarray:
     return Items(gallery.ids, None, {}).sample_ids() if len(gallery.ids) else np.empty(0, np.int64)
 
 
-def _write(folder: pathlib.Path, gallery: Gallery, model: str, index) -> dict:
-    about = {"items": len(gallery.ids), "width": gallery.vectors.shape[1], "model": model}
+def _write(folder: pathlib.Path, gallery: Gallery, model: str, index, roots: dict[str, str] | None) -> dict:
+    about = {"items": len(gallery.ids), "width": gallery.vectors.shape[1], "model": model, "roots": roots}
     if index is not None:
         about |= _measure(gallery, index)
     with new_version(folder) as target:

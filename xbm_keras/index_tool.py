@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 
 from xbm_keras import index, saved_run, terminal
-from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint, why_invalid
-from xbm_keras.versions import latest_version
+from xbm_keras.index_roots import choose_root, id_of, place_of
+from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint, list_pictures, why_invalid
+from xbm_keras.versions import latest_version, versions
 
 log = logging.getLogger("xbm_keras")
 
@@ -23,23 +24,51 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Embed the run's data, or a folder of pictures, and write a first version."""
+    """Embed the run's data, or a folder of pictures, and write a version of them alone."""
     if options.pictures:
-        gallery, model = _from_pictures(options)
+        root = choose_root(options.pictures, options.root or "", {})
+        model = ExportedModel(_exported(options.model))
+        gallery = _embedded(model, options.pictures, root, list_pictures(pathlib.Path(options.pictures)))
+        model_print, roots = model.fingerprint, {root: place_of(options.pictures)}
     else:
-        gallery, model = _from_run(options)
-    about = index.write_index(pathlib.Path(options.index), gallery, model, approximate_search=options.approximate)
-    _report(options, about)
+        gallery, model_print, roots = _from_run(options)
+    folder = pathlib.Path(options.index)
+    former = versions(folder)
+    about = index.write_index(folder, gallery, model_print, approximate_search=options.approximate, roots=roots)
+    _report(options, about, f"; it takes the place of version {former[-1].name}, which stays there" if former else "")
 
 
 def add(options: argparse.Namespace) -> None:
-    """Embed a folder of pictures, and write a version with them."""
-    _report(options, index.add_items(pathlib.Path(options.index), *_from_pictures(options)))
+    """Embed a folder of pictures, and write a version with them. What is refused is so before anything is embedded."""
+    folder, pictures = pathlib.Path(options.index), pathlib.Path(options.pictures)
+    model, paths = ExportedModel(_exported(options.model)), list_pictures(pictures)
+    gallery, about, _ = index.read_index(folder)
+    known = about.get("roots")
+    root = choose_root(options.pictures, options.root, known or {})
+    if known is None and options.root is None and (shared := np.intersect1d(paths, gallery.ids)).size:
+        raise ValueError(
+            f"Received {len(shared)} picture(s) of paths that are ids of this index, such as {str(shared[0])!r}, and "
+            "an index that does not know its folders, as older versions wrote it; expected to be told whether this "
+            f"folder is that of these items. If so, say --root='' --replace, else --root={root}."
+        )
+    index.check_new(gallery, about, np.array([id_of(root, path) for path in paths]), model.fingerprint, options.replace)
+    roots = {root: place_of(options.pictures)}
+    if known and known.get(root, roots[root]) != roots[root]:
+        log.warning("The root %r was another folder up to now.", root)
+    more = _embedded(model, options.pictures, root, paths)
+    about = index.add_items(folder, more, model.fingerprint, replace=options.replace, roots=roots)
+    left_out = len(paths) - len(more.ids)
+    _report(
+        options,
+        about,
+        f"; {about['added']} added and {about['replaced']} replaced under the root {root!r}, {left_out} left out",
+    )
 
 
 def remove(options: argparse.Namespace) -> None:
     """Write a version without some items."""
-    _report(options, index.remove_items(pathlib.Path(options.index), np.array(options.id)))
+    about = index.remove_items(pathlib.Path(options.index), np.array(options.id))
+    _report(options, about, f"; {len(set(options.id))} removed")
 
 
 def search(options: argparse.Namespace) -> None:
@@ -64,7 +93,7 @@ def search(options: argparse.Namespace) -> None:
             print(f"  {similarity:.4f}  {item}")
 
 
-def _from_run(options) -> tuple[index.Gallery, str]:
+def _from_run(options) -> tuple[index.Gallery, str, dict[str, str]]:
     """The items of a run's data, embedded by its head."""
     head = saved_run.load_head(options.model)
     dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
@@ -72,21 +101,21 @@ def _from_run(options) -> tuple[index.Gallery, str]:
     test = dataset.splits.test
     vectors, ids = saved_run.embed_items(head, dataset, test), dataset.keys[test].astype(str)
     gallery = index.Gallery(vectors, ids, dataset.names_of(test))
-    return gallery, fingerprint(_exported(options.model))
+    folder = getattr(dataset.source, "root", None)
+    roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
+    return gallery, fingerprint(_exported(options.model)), roots
 
 
-def _from_pictures(options) -> tuple[index.Gallery, str]:
-    """The pictures of a folder that can be read, by relative path; the first folder of the path is the label."""
-    model = ExportedModel(_exported(options.model))
-    ids, vectors = [], []
-    for paths, embeddings, valid in embed_folder(model, pathlib.Path(options.pictures)):
-        for path in np.array(paths)[~valid]:
-            log.warning("Left out %s: %s.", path, why_invalid((pathlib.Path(options.pictures) / path).read_bytes()))
-        ids.append(np.array(paths)[valid])
+def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> index.Gallery:
+    """The pictures of a folder that can be read; the first folder of the path below the root is the label."""
+    found, vectors = [], []
+    for batch, embeddings, valid in embed_folder(model, pathlib.Path(pictures), paths):
+        for path in np.array(batch)[~valid]:
+            log.warning("Left out %s: %s.", path, why_invalid((pathlib.Path(pictures) / path).read_bytes()))
+        found += np.array(batch)[valid].tolist()
         vectors.append(embeddings[valid])
-    names = np.concatenate(ids)
-    labels = np.array([name.split("/")[0] if "/" in name else "" for name in names], dtype=str)
-    return index.Gallery(np.concatenate(vectors), names, labels), model.fingerprint
+    labels = np.array([path.split("/")[0] if "/" in path else "" for path in found], dtype=str)
+    return index.Gallery(np.concatenate(vectors), np.array([id_of(root, path) for path in found], dtype=str), labels)
 
 
 def _exported(model: str) -> pathlib.Path:
@@ -95,10 +124,11 @@ def _exported(model: str) -> pathlib.Path:
     return latest_version(folder / "export") if (folder / "export").is_dir() else folder
 
 
-def _report(options, about: dict) -> None:
+def _report(options, about: dict, more: str = "") -> None:
     version = latest_version(pathlib.Path(options.index))
     recall = ", ".join(f"{name} {value:.4g}" for name, value in about.items() if isinstance(value, float))
-    log.info("%s: %d items of width %d%s", version, about["items"], about["width"], recall and f"; {recall}")
+    recall = recall and f"; {recall}"
+    log.info("%s: %d items of width %d%s%s", version, about["items"], about["width"], more, recall)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,13 +147,16 @@ def _parser() -> argparse.ArgumentParser:
     made = command("build", build, help="embed a run's data, or a folder of pictures")
     model(made)
     made.add_argument("--pictures", help="a folder; by default the run's data")
+    made.add_argument("--root", help="name of that folder, before the ids; by default none: ids are paths below it")
     made.add_argument("--config", help="of other data than the run's own; they need no labels")
     made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
     made.add_argument("--approximate", action="store_true", help="also an approximate index; needs the extra [ann]")
     made = command("add", add, help="embed a folder of pictures, and add them")
     model(made)
-    made.add_argument("--pictures", required=True)
+    made.add_argument("--pictures", required=True, help="the folder; ids are ROOT/path/below/it")
+    made.add_argument("--root", help="its name in the index; by default the one it has there, or the folder's own")
+    made.add_argument("--replace", action="store_true", help="items whose ids are there already")
     made = command("remove", remove, help="remove items")
     made.add_argument("id", nargs="+")
     made = command("search", search, help="the items nearest to pictures")

@@ -54,18 +54,21 @@ def fingerprint(folder: pathlib.Path) -> str:
     return tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint()
 
 
-def embed_folder(model: ExportedModel, folder: pathlib.Path) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Paths relative to the folder, embeddings and validity of its pictures, batch by batch, in the order of paths.
-
-    Raises:
-        ValueError: if there are none.
-    """
+def list_pictures(folder: pathlib.Path) -> list[str]:
+    """Paths of the pictures in a folder relative to it, in order. Raises ValueError if there are none."""
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_picture(path))
     if not paths:
         raise ValueError(
             f"Received {str(folder)!r}, which holds no pictures; expected files that end in "
             f"{', '.join(PICTURE_SUFFIXES)}."
         )
+    return paths
+
+
+def embed_folder(
+    model: ExportedModel, folder: pathlib.Path, paths: list[str]
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Of pictures at these paths below a folder: paths, embeddings and validity, batch by batch."""
     for start in range(0, len(paths), BATCH_SIZE):
         batch = paths[start : start + BATCH_SIZE]
         yield batch, *model.embed([(folder / path).read_bytes() for path in batch])
