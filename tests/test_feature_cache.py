@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import filelock
 import keras
 import numpy as np
 import PIL.Image
@@ -232,6 +233,20 @@ def test_the_tool_lists_checks_and_deletes(compute, tmp_path, capsys):
     assert cache_tool.main([*tool, "delete", "nope"]) == 2
     assert cache_tool.main([*tool, "delete", ids[0]]) == 0
     assert [p.parent.name for p in (tmp_path / "cache").glob("*/backbone.json")] == [ids[1]]
+
+
+def test_the_tool_leaves_alone_what_is_at_work(compute, tmp_path, capsys):
+    compute()
+    (folder,) = (path.parent for path in (tmp_path / "cache").glob("*/backbone.json"))
+    (folder / f"{atomic_files.PREFIX}0.npy").symlink_to("gone")  # as a file that was renamed meanwhile
+    tool = [f"--dir={tmp_path / 'cache'}"]
+    assert cache_tool.main([*tool, "list"]) == 0
+    with filelock.FileLock(folder / "lock"):
+        assert cache_tool.main([*tool, "delete", "all"]) == 2
+    assert "a process is at work" in capsys.readouterr().err
+    assert compute().num_computed == 0
+    assert cache_tool.main([*tool, "delete", "all"]) == 0
+    assert compute().num_computed == 11
 
 
 def test_the_tool_runs_as_a_module(tmp_path):

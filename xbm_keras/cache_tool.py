@@ -3,14 +3,19 @@
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import shutil
 import sys
 
+import filelock
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
+
+from xbm_keras.atomic_files import PREFIX
+from xbm_keras.shards import listings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,11 +41,21 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         print(f"Received {', '.join(sorted(unknown))}, which `list` does not show in {top}.", file=sys.stderr)
         return 2
-    for folder in folders:
-        if folder.name in options.id or "all" in options.id:
-            shutil.rmtree(folder)
-            print(f"Deleted {folder}")
-    return 0
+    is_free = [remove(folder) for folder in folders if folder.name in options.id or "all" in options.id]
+    return 0 if all(is_free) else 2
+
+
+def remove(folder: pathlib.Path) -> bool:
+    """Remove a cache that no process is at work in; whether there was none."""
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            (folder / "backbone.json").unlink(missing_ok=True)  # with it goes what `list` and `check` know it by
+            shutil.rmtree(folder, ignore_errors=os.name == "nt")  # where an open lock cannot be removed
+    except filelock.Timeout:
+        print(f"Received {folder.name}, in which a process is at work; wait for its end.", file=sys.stderr)
+        return False
+    print(f"Deleted {folder}")
+    return True
 
 
 def show(folders: list[pathlib.Path]) -> None:
@@ -50,8 +65,9 @@ def show(folders: list[pathlib.Path]) -> None:
         table.add_column(column, justify="right" if column in ("items", "MB") else "left")
     for folder in folders:
         about = json.loads((folder / "backbone.json").read_text())
-        items = sum(len(json.loads(path.read_text())) for path in folder.glob("shard-*.json"))
-        files = [path.stat() for path in folder.iterdir()]
+        items = sum(len(json.loads(path.read_text())) for path in listings(folder))
+        # Not what a process at work there is about to rename.
+        files = [path.stat() for path in folder.iterdir() if not path.name.startswith(PREFIX)]
         written = datetime.datetime.fromtimestamp(max(file.st_mtime for file in files))
         size = "x".join(map(str, about["image_size"] or ())) or "-"
         megabytes = sum(file.st_size for file in files) / 1e6
@@ -66,7 +82,7 @@ def show(folders: list[pathlib.Path]) -> None:
 def damage(folder: pathlib.Path) -> list[str]:
     """What is wrong with the shards of a cache, a line each."""
     problems = []
-    for listing in sorted(folder.glob("shard-*.json")):
+    for listing in listings(folder):
         shard = listing.with_suffix(".npy")
         try:
             expected = sum("error" not in entry for entry in json.loads(listing.read_text()))

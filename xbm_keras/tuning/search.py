@@ -16,7 +16,7 @@ import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.errors import FailedTrialError
 
-from xbm_keras.atomic_files import write_whole
+from xbm_keras.atomic_files import DAY, remove_leftovers, write_whole
 from xbm_keras.config import ConfigError, check_config, save_config, to_yaml
 from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.page import write_page
@@ -88,6 +88,8 @@ class Search:
             )
         try:
             (self.workdir / "trials").mkdir(parents=True, exist_ok=True)
+            for each in (self.workdir, self.workdir / "trials", self.workdir / "keras_tuner"):
+                remove_leftovers(each, older_than=DAY)
             write_whole(file, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(f"Received --workdir {self.workdir}, which cannot be written: {error}") from error
