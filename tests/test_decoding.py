@@ -27,11 +27,12 @@ def test_the_other_forms_of_webp(options):
     assert pixels(encoded(70, 300, "WEBP", **options)) == 70 * 300
 
 
-def test_frames_of_a_gif_count_together():
+def test_of_an_animation_the_first_frame_counts():
     frames = [PIL.Image.open(io.BytesIO(encoded(20, 30, seed=i))) for i in range(5)]
-    file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    assert pixels(file.getvalue()) == 5 * 20 * 30
+    for kind in ("GIF", "WEBP"):
+        file = io.BytesIO()
+        frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+        assert pixels(file.getvalue()) == 20 * 30
 
 
 def test_a_bmp_from_the_top():
@@ -56,14 +57,39 @@ def png_bomb():
 
 
 def gif_bomb():
-    """Two frames of one pixel row and one pixel column, whose common canvas is 65,535 x 65,535."""
+    """A frame of one pixel on a canvas of 65,535 x 65,535."""
+    data = bytearray(encoded(1, 1, "GIF", mode="P"))
+    data[6:10] = struct.pack("<HH", 65_535, 65_535)
+    return bytes(data)
+
+
+def gif_frame_bomb():
+    """A frame of 65,535 x 65,535 on a canvas of one pixel."""
     data = bytearray(encoded(1, 1, "GIF", mode="P"))
     start = data.index(b"\x2c", 13 + 3 * 2)
-    frame = data[start : data.rindex(b"\x3b")]
-    wide, tall = bytearray(frame), bytearray(frame)
-    wide[5:9] = struct.pack("<HH", 65_535, 1)
-    tall[5:9] = struct.pack("<HH", 1, 65_535)
-    return bytes(data[:start] + wide + tall + b"\x3b")
+    data[start + 5 : start + 9] = struct.pack("<HH", 65_535, 65_535)
+    return bytes(data)
+
+
+def webp_frame_bomb():
+    """An animation of a pixel whose canvas is 16,777,216 pixels wide and high."""
+    file, frame = io.BytesIO(), PIL.Image.new("RGB", (1, 1))
+    frame.save(file, "WEBP", save_all=True, append_images=[PIL.Image.new("RGB", (1, 1), "red")])
+    data = bytearray(file.getvalue())
+    data[24:30] = b"\xff" * 6
+    return bytes(data)
+
+
+def block_bomb(kind):
+    """A hundred thousand empty blocks: each is a turn of a loop."""
+    jpeg = encoded(8, 8, "JPEG")
+    start, block = {
+        "JPEG": (jpeg[:2], b"\xff\xfe\0\x02"),
+        "PNG": (encoded(1, 1)[:33], b"\0\0\0\0teXt\0\0\0\0"),
+        "GIF": (b"GIF89a\1\0\1\0\0\0\0", b"\x21\xfe\0"),
+        "WEBP": (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\1\0\0\1\0\0", b"XXXX\0\0\0\0"),
+    }[kind]
+    return start + block * 100_000 + jpeg[2:]
 
 
 def scan_bomb():
@@ -82,14 +108,19 @@ def jpeg_bomb():
     return bytes(data)
 
 
-@pytest.mark.parametrize("bomb", [png_bomb, gif_bomb, scan_bomb, jpeg_bomb], ids=lambda bomb: bomb.__name__)
+BOMBS = {
+    bomb.__name__: bomb() for bomb in (png_bomb, gif_bomb, gif_frame_bomb, webp_frame_bomb, scan_bomb, jpeg_bomb)
+} | {f"{kind} blocks": block_bomb(kind) for kind in ("JPEG", "PNG", "GIF", "WEBP")}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_are_refused_by_their_headers(bomb):
     def resize(image):
         raise_if_run = tf.debugging.Assert(False, ["decoded"])
         with tf.control_dependencies([raise_if_run]):
             return tf.zeros((2, 2, 3))
 
-    data = bomb()
+    data = BOMBS[bomb]
     assert pixels(data) == -1 or pixels(data) > 1 << 30
     positions, images = decode_all(tf.constant([data]), resize, 1 << 25)
     assert positions.shape == (0,)

@@ -13,11 +13,12 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from tests import picture_files
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.data.sources import decode_picture
 from xbm_keras.decoding import MAX_PIXELS
 from xbm_keras.export import describe_signatures, export_encoder
-from xbm_keras.pictures import why_invalid
+from xbm_keras.pictures import ExportedModel, why_invalid
 from xbm_keras.schema import Export
 
 SIZE = (12, 10)
@@ -156,8 +157,30 @@ def test_by_default_a_picture_of_a_telephone_is_the_largest(exported):
     valid = serve(bytes=tf.constant([allowed.getvalue(), refused.getvalue()]))["valid"]
     assert valid.numpy().tolist() == [True, False]
     assert Export().max_pixels == MAX_PIXELS == 4096 * 3072
-    assert "12,587,008" in why_invalid(refused.getvalue())
-    assert why_invalid(b"no picture") == why_invalid(refused.getvalue()[:20]) == "no picture that can be read"
+
+
+def test_the_index_reads_what_training_reads(model, tmp_path):
+    """Formats that TensorFlow does not know, pictures that a server would refuse, and no others."""
+    version = export_encoder(model, tmp_path / "export", max_pixels=1000)
+    good = [encoded(9, 50, "TIFF"), encoded(9, 50, "JPEG"), encoded(40, 50), encoded(9, 50, "JPEG2000")]
+    served = tf.saved_model.load(str(version)).signatures["serve_bytes"](bytes=tf.constant(good))["valid"]
+    assert served.numpy().tolist() == [False, True, False, False]
+    embeddings, valid = ExportedModel(version).embed([*BAD, *good])
+    assert valid.tolist() == [False] * len(BAD) + [True] * len(good)
+    np.testing.assert_allclose(embeddings[len(BAD) :], as_in_training(model, good), atol=1e-5)
+    (tmp_path / "bad.jpg").write_bytes(PICTURES[0][:300])
+    assert why_invalid(tmp_path / "bad.jpg") == "no picture that can be read: a corrupt picture"
+    assert why_invalid(tmp_path / "none.jpg") == "no picture that can be read: No such file or directory"
+
+
+@pytest.mark.filterwarnings("ignore:Palette images")
+def test_pictures_of_all_kinds_are_served_as_training_sees_them(model, exported):
+    files = {**picture_files.exact(), **picture_files.turned()}
+    files = {name: data for name, (data, *_) in files.items() if "tiff" not in name}
+    files["motion photo"] = encoded(30, 41, "JPEG") + np.random.default_rng(0).bytes(3_000_000) + b"\xff\xda" * 1000
+    outputs = tf.saved_model.load(str(exported)).signatures["serve_bytes"](bytes=tf.constant(list(files.values())))
+    assert outputs["valid"].numpy().all()
+    np.testing.assert_allclose(outputs["embeddings"], as_in_training(model, files.values()), atol=1e-5)
 
 
 def test_versions_count_up_and_give_equal_answers(model, exported):

@@ -152,7 +152,7 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["1.0000", "more/late.png"]
-    assert lines[3].endswith("bad.jpg: no picture that can be read")
+    assert lines[3].endswith("bad.jpg: no picture that can be read: no picture of a known format")
 
     shutil.copytree(model, tmp_path / "export/2")
     other = export_encoder(image_model(weights_seed=1), tmp_path / "export")

@@ -1,10 +1,11 @@
 """Backbone outputs on disk, computed once per item, used by every run, trial and evaluation.
 
-A folder per backbone (architecture, weights, preprocessing, image size, dtype), and in it shards: `shard-00000.npy`
-holds rows, `shard-00000.json` says which item each row is, by a hash of its content, or why an item has none. So a
-moved or renamed picture is found again, and an added or changed one is computed alone. A shard counts once its `.json`
-stands; both are written to the side, synced and renamed, so a killed run leaves whole shards, and goes on after them.
-An item that could not be read for a reason that may pass, such as one of the disk, is not noted: the next run tries it.
+A folder per backbone (architecture, weights, preprocessing, image size, dtype, picture decoder), and in it shards:
+`shard-00000.npy` holds rows, `shard-00000.json` says which item each row is, by a hash of its content, or why an item
+has none. So a moved or renamed picture is found again, and an added or changed one is computed alone. A shard counts
+once its `.json` stands; both are written to the side, synced and renamed, so a killed run leaves whole shards, and goes
+on after them. An item that could not be read for a reason that may pass, such as one of the disk, is not noted: the
+next run tries it.
 """
 
 import contextlib
@@ -82,7 +83,8 @@ def compute_features(
         DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full,
             where Ray is missing or its workers fail.
     """
-    folder = pathlib.Path(cache_dir).expanduser() / fingerprint(backbone, dtype)[:16]
+    identify = functools.partial(fingerprint, dtype=dtype, decoder=source.decoder)
+    folder = pathlib.Path(cache_dir).expanduser() / identify(backbone)[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         digests, reasons = find_digests(source, folder.parent)
@@ -97,9 +99,7 @@ def compute_features(
             wanted = sorted(missing.values())
             if wanted:
                 if engine == "ray":
-                    compute = ray_extraction.engine(
-                        source, backbone, batch_size, ray_workers, functools.partial(fingerprint, dtype=dtype)
-                    )
+                    compute = ray_extraction.engine(source, backbone, batch_size, ray_workers, identify)
                 else:
                     size = batch_size or default_batch_size(bool(tf.config.list_physical_devices("GPU")))
                     compute = functools.partial(
@@ -134,8 +134,11 @@ def compute_features(
     return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(kept), skipped, len(wanted))
 
 
-def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
-    """Hash of all that decides a feature, except the item: architecture, weights, preprocessing, image size, dtype."""
+def fingerprint(backbone: Backbone, dtype: str = "float32", decoder: str = "") -> str:
+    """Hash of all that decides a feature, except the item.
+
+    Architecture, weights, preprocessing, image size, dtype, and of encoded pictures the version of their decoder.
+    """
     about = [
         _plain(backbone.network.get_config()),
         backbone.preprocessing,
@@ -143,6 +146,7 @@ def fingerprint(backbone: Backbone, dtype: str = "float32") -> str:
         backbone.pooling,
         dtype,
         *output_positions(backbone.network),
+        *([decoder] if decoder else []),
     ]
     result = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     if backbone.is_saved_model:

@@ -8,7 +8,7 @@ import numpy as np
 
 from xbm_keras import index, saved_run, terminal
 from xbm_keras.index_roots import choose_root, id_of, place_of
-from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint, list_pictures, why_invalid
+from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint, list_pictures, read, why_invalid
 from xbm_keras.versions import latest_version, versions
 
 log = logging.getLogger("xbm_keras")
@@ -80,7 +80,7 @@ def search(options: argparse.Namespace) -> None:
             f"Received the model {model.fingerprint} for an index of the model {about['model']}; expected one model, "
             "since vectors of two do not compare. Give the model that the index was built with."
         )
-    vectors, valid = model.embed([pathlib.Path(path).read_bytes() for path in options.picture])
+    vectors, valid = model.embed([read(pathlib.Path(path)) for path in options.picture])
     if options.approximate and approximate is None:
         raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
     if options.approximate:
@@ -88,7 +88,7 @@ def search(options: argparse.Namespace) -> None:
     else:
         ids, similarities = index.Search(gallery).find(vectors, options.k)
     for path, is_valid, *answers in zip(options.picture, valid, ids, similarities, strict=True):
-        print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path).read_bytes())}")
+        print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
         for item, similarity in zip(*answers, strict=True) if is_valid else ():
             print(f"  {similarity:.4f}  {item}")
 
@@ -111,7 +111,7 @@ def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) 
     found, vectors = [], []
     for batch, embeddings, valid in embed_folder(model, pathlib.Path(pictures), paths):
         for path in np.array(batch)[~valid]:
-            log.warning("Left out %s: %s.", path, why_invalid((pathlib.Path(pictures) / path).read_bytes()))
+            log.warning("Left out %s: %s.", path, why_invalid(pathlib.Path(pictures) / path))
         found += np.array(batch)[valid].tolist()
         vectors.append(embeddings[valid])
     labels = np.array([path.split("/")[0] if "/" in path else "" for path in found], dtype=str)

@@ -1,14 +1,18 @@
-"""A folder of pictures through an exported model: needs TensorFlow alone, and no config."""
+"""A folder of pictures through an exported model: the model needs TensorFlow alone, and no config is read."""
 
+import contextlib
+import logging
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.data.sources import PICTURE_SUFFIXES
-from xbm_keras.decoding import count_pixels
+from xbm_keras.data import listing
+from xbm_keras.data.errors import UnreadableItem
+from xbm_keras.data.pictures import PICTURE_SUFFIXES, decode_picture
 
+log = logging.getLogger("xbm_keras")
 BATCH_SIZE = 16
 
 
@@ -34,19 +38,31 @@ class ExportedModel:
         self.fingerprint = fingerprint(folder)
 
     def embed(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings [N, E] of encoded pictures, and which are valid [N] bool."""
+        """Embeddings [N, E] of encoded pictures, and which are valid [N] bool.
+
+        What the model does not decode itself, since TensorFlow does not know the format or the picture is larger than
+        the model was told to take from strangers, is decoded as training does it.
+        """
         outputs = self.loaded.signatures["serve_bytes"](bytes=tf.constant(encoded, tf.string))
-        return outputs["embeddings"].numpy(), outputs["valid"].numpy()
+        embeddings, valid = outputs["embeddings"].numpy(), outputs["valid"].numpy()
+        for i in np.flatnonzero(~valid):
+            with contextlib.suppress(UnreadableItem):
+                picture = tf.constant(decode_picture(encoded[i])[None])
+                embeddings[i] = self.loaded.signatures["serve_uint8"](inputs=picture)["embeddings"][0].numpy()
+                valid[i] = True
+        return embeddings, valid
 
 
-def why_invalid(encoded: bytes) -> str:
-    """What to say of bytes that an exported model calls no valid picture."""
+def why_invalid(path: pathlib.Path) -> str:
+    """What to say of a file that is no valid picture."""
     try:
-        pixels = int(count_pixels(tf.constant(encoded)))
-    except tf.errors.OpError:  # the header is damaged
-        pixels = 0
-    large = f", or more pixels ({pixels:,}) than export.max_pixels of the model" if pixels > 0 else ""
-    return f"no picture that can be read{large}"
+        decode_picture(path.read_bytes())
+        reason = ""
+    except UnreadableItem as error:
+        reason = str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return f"no picture that can be read{reason and ': '}{reason}"
 
 
 def fingerprint(folder: pathlib.Path) -> str:
@@ -55,14 +71,22 @@ def fingerprint(folder: pathlib.Path) -> str:
 
 
 def list_pictures(folder: pathlib.Path) -> list[str]:
-    """Paths of the pictures in a folder relative to it, in order. Raises ValueError if there are none."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_picture(path))
-    if not paths:
+    """Paths of the pictures in a folder relative to it, in order: those that a source lists, the rest is counted.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = listing.list_pictures(folder)
+    if not found.pictures:
+        there = listing.describe(found.ignored)
         raise ValueError(
-            f"Received {str(folder)!r}, which holds no pictures; expected files that end in "
-            f"{', '.join(PICTURE_SUFFIXES)}."
+            f"Received {str(folder)!r}, which holds no pictures; "
+            + (f"it has {there}; " if there else "")
+            + f"expected files that end in {', '.join(PICTURE_SUFFIXES)}."
         )
-    return paths
+    if found.ignored:
+        log.warning("Left out in %s: %s.", folder, listing.describe(found.ignored))
+    return found.pictures
 
 
 def embed_folder(
@@ -71,8 +95,12 @@ def embed_folder(
     """Of pictures at these paths below a folder: paths, embeddings and validity, batch by batch."""
     for start in range(0, len(paths), BATCH_SIZE):
         batch = paths[start : start + BATCH_SIZE]
-        yield batch, *model.embed([(folder / path).read_bytes() for path in batch])
+        yield batch, *model.embed([read(folder / path) for path in batch])
 
 
-def _is_picture(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+def read(path: pathlib.Path) -> bytes:
+    """The file's bytes; none, which are no valid picture, where the disk does not give them."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

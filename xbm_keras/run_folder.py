@@ -18,6 +18,7 @@ from xbm_keras import model_card
 from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
 from xbm_keras.config import ConfigError, load_config, public_values, save_config
 from xbm_keras.costs import Cost
+from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
 from xbm_keras.export import describe_signatures, export_encoder
 from xbm_keras.loading import Dataset
@@ -196,6 +197,8 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         "classes": {name: _num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
         "skipped": dataset.skipped,
+        "ignored": getattr(dataset.source, "ignored", {}),
+        "folders_without_pictures": getattr(dataset.source, "without_pictures", []),
         "read_for_backbone": dataset.num_computed,
         "digest": digest,
     }
@@ -203,6 +206,8 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
     for key, what in (("skipped", "item(s) skipped"), ("classes_with_one_item", "class(es) with one item")):
         if about[key]:
             log.warning("%d %s; see data.json.", len(about[key]), what)
+    if left_out := describe(about["ignored"], about["folders_without_pictures"]):
+        log.warning("Left out in data.root: %s.", left_out)
 
 
 def _digest(dataset: Dataset) -> str:

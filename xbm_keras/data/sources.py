@@ -6,11 +6,9 @@ a class with these members; nothing else knows which one it talks to.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import difflib
 import hashlib
-import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,13 +16,12 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import PIL.Image
-import tensorflow as tf
 
 from xbm_keras.data.errors import DataError, UnreadableItem
+from xbm_keras.data.listing import describe, list_pictures
+from xbm_keras.data.pictures import DECODER, PICTURE_SUFFIXES, decode_picture
 
 READERS = 8  # threads that read and decode; the backbone computes meanwhile
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +57,8 @@ class Source(Protocol):
     """Items that a backbone turns into features."""
 
     items: Items
+    decoder: str
+    """Version of the rules that turn the items' bytes into pictures; empty where they are no encoded pictures."""
 
     def stamp(self, position: int) -> tuple[int, int] | None:
         """Size and modification time where they tell that an item did not change; else None."""
@@ -76,6 +75,8 @@ class Source(Protocol):
 
 class RandomAccess:
     """A source that reads its items by threads, a little ahead of their use."""
+
+    decoder = ""
 
     def load(self, position: int) -> np.ndarray:
         """One item. Raises UnreadableItem."""
@@ -102,8 +103,10 @@ def map_in_threads(function: Callable, inputs: Iterable) -> Iterator:
 
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         pending: collections.deque = collections.deque()
-        for x in inputs:
+        for i, x in enumerate(inputs):
             pending.append(pool.submit(one, x))
+            if i == 0:  # alone, since TensorFlow would optimize the decoder's graph once for each thread that waits
+                concurrent.futures.wait(pending)
             if len(pending) > 8 * READERS:
                 yield pending.popleft().result()
         while pending:
@@ -112,6 +115,8 @@ def map_in_threads(function: Callable, inputs: Iterable) -> Iterator:
 
 class _Files(RandomAccess):
     """Pictures in files below a root."""
+
+    decoder = DECODER
 
     def __init__(self, root: pathlib.Path, items: Items):
         self.root = root
@@ -138,7 +143,9 @@ class _Files(RandomAccess):
 
 
 class ImageFolder(_Files):
-    """Pictures, one folder per class: `root/<class>/**/*.jpg` and the like.
+    """Pictures, one folder per class: `root/<class>/**/*.jpg` and the like; see `list_pictures`.
+
+    `ignored` counts what lies beside them by suffix, `without_pictures` names the folders that make no class.
 
     Raises:
         DataError: if there is no such folder, or no picture in a folder below it.
@@ -146,18 +153,17 @@ class ImageFolder(_Files):
 
     def __init__(self, root: str):
         top = _existing_folder(root)
-        paths = sorted(
-            path.relative_to(top).as_posix()
-            for path in top.rglob("*")
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.parent != top and path.is_file()
-        )
-        if not paths:
+        found = list_pictures(top, only_in_folders=True)
+        self.ignored, self.without_pictures = found.ignored, found.without_pictures
+        if not found.pictures:
+            there = describe(found.ignored, found.without_pictures)
             raise DataError(
-                f"Received data.root {root!r}, which holds no pictures in folders; expected {root}/<class>/<picture> "
-                f"with pictures ending in {', '.join(PICTURE_SUFFIXES)}."
+                f"Received data.root {root!r}, which holds no pictures in folders; "
+                + (f"it has {there}; " if there else "")
+                + f"expected {root}/<class>/<picture> with pictures ending in {', '.join(PICTURE_SUFFIXES)}."
             )
-        labels = np.array([path.split("/")[0] for path in paths])
-        super().__init__(top, Items(np.array(paths), labels, {}))
+        labels = np.array([path.split("/")[0] for path in found.pictures])
+        super().__init__(top, Items(np.array(found.pictures), labels, {}))
 
 
 class ImageTable(_Files):
@@ -203,25 +209,6 @@ def require_column(name: str, known, where: str) -> None:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(known)}.")
-
-
-def decode_picture(data: bytes) -> np.ndarray:
-    """An encoded picture as uint8 [H, W, 3]; of an animation the first frame, transparency ignored.
-
-    TensorFlow decodes what it can, as an exported model will; Pillow the rest (WebP, CMYK, ...).
-
-    Raises:
-        UnreadableItem: where neither can.
-    """
-    with contextlib.suppress(tf.errors.InvalidArgumentError):
-        return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except PIL.UnidentifiedImageError as error:  # its text holds an address of this process
-        raise UnreadableItem("no picture of a known format" if data else "an empty file") from error
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UnreadableItem(f"a corrupt picture: {error}") from error
 
 
 def _existing_folder(root: str) -> pathlib.Path:

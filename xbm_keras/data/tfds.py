@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from xbm_keras.data.sources import DataError, Items, UnreadableItem, decode_picture, map_in_threads, require_column
+from xbm_keras.data.errors import DataError, UnreadableItem
+from xbm_keras.data.pictures import DECODER, decode_picture
+from xbm_keras.data.sources import Items, map_in_threads, require_column
 from xbm_keras.data.texts import checked_text
 
 
@@ -49,6 +51,7 @@ class TFDS:
                 f"data.data_dir (now {data_dir!r}), or that can be downloaded."
             ) from error
         self.is_text = text_key is not None
+        self.decoder = "" if self.is_text else DECODER
         self.item_key = text_key or image_key
         features = self.builder.info.features
         for key in (self.item_key, label_key):

@@ -25,6 +25,7 @@ class View:
     def __init__(self, source: Source, positions: np.ndarray, name: str, change: Callable[[np.ndarray], np.ndarray]):
         self.source, self.positions, self.name, self.change = source, positions, name, change
         self.items = Items(source.items.keys[positions], None, {})
+        self.decoder = source.decoder
 
     def stamp(self, position: int) -> tuple[int, int] | None:
         """Of the plain picture."""
