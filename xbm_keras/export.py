@@ -47,9 +47,10 @@ def export_encoder(
     - `serving_default` takes what the model was made for: RGB images in 0..255, float32 [N, H, W, 3] of any one size
       (`inputs`), backbone features [N, D] (`features`), or of texts `token_ids` and `padding_mask`, int32 [N, L].
     - `serve_uint8`, of images: the same as uint8 (`inputs`).
-    - `serve_bytes`, of images: encoded ones, strings [N] (`bytes`): JPEG, PNG, GIF, BMP and WebP as far as TensorFlow
-      decodes them, each of any size, resized as in training. It also gives `valid`, bool [N]: a string that is no such
-      picture, is damaged, or has more than `max_pixels` gets a zero vector and false, and does not disturb the others.
+    - `serve_bytes`, of images: encoded ones, strings [N] (`bytes`): JPEG, PNG, GIF, WebP and BMP, each of any size,
+      decoded and resized as in training, which reads further formats. It also gives `valid`, bool [N]: a string that
+      is no such picture, is damaged, or has more than `max_pixels` gets a zero vector and false, and does not disturb
+      the others.
     - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
     - `serving_default_<width>` and so on, of a head with nested widths: the same, but embeddings [N, width].
 
@@ -67,7 +68,7 @@ def export_encoder(
         folder: of the versions.
         weights: "float32"; or "float16" for half the size: matrices and kernels are kept in it and computed with in
             float32, vectors and the insides of a SavedModel backbone stay as they are.
-        max_pixels: of an encoded picture, told by its header before it is decoded; of an animation, of all frames.
+        max_pixels: of an encoded picture, told by its header before it is decoded.
         codes: "int8", "binary", or both.
         add_files: given the folder that is to become the version, writes what else belongs into it.
 

@@ -67,6 +67,8 @@ def render(config: dict, recipe: dict, data: dict, metrics: dict, signatures: di
             lines += [*_table(meaning, metrics[protocol], shown(protocol)), ""]
     lines += ["## How to call it", "", "| signature | takes |", "|---|---|"]
     lines += [f"| `{name}` | {inputs} |" for name, inputs in sorted(signatures.items())]
+    if "serve_bytes" in signatures:
+        lines += ["", "`serve_bytes` takes JPEG, PNG, GIF, WebP and BMP; what it cannot decode is not `valid`."]
     lines += ["", "`saved_model_cli show --all --dir .` lists them with shapes and types.", "", "## The recipe", ""]
     lines += ["The config of the run without paths and other texts of its author; the rest are defaults.", ""]
     return "\n".join([*lines, "```yaml", as_yaml(recipe).rstrip(), "```", ""])
