@@ -172,6 +172,14 @@ def test_whatever_a_decoder_raises_is_an_unreadable_item(monkeypatch, error):
     assert caught.value.is_lasting
 
 
+def test_files_that_end_in_their_header():
+    for data, _ in EXACT.values():
+        for size in (*range(1, 34), 60):
+            with pytest.raises(UnreadableItem):
+                decode_picture(data[:size])
+            assert in_graph(data[:size]) is None
+
+
 def test_what_may_be_read_another_day_is_not_unreadable_for_ever(monkeypatch):
     with pytest.raises(UnreadableItem, match=r"kind 'heix', for which no decoder is installed; .*\[heif\]") as caught:
         decode_picture(b"\0\0\0\x18ftypheix\0\0\0\0mif1heic")

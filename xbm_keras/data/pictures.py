@@ -64,7 +64,7 @@ def decode_picture(data: bytes) -> np.ndarray:
         pixels, picture = decoding.decode_one(tf.constant(data), tf.constant(MAX_PIXELS, tf.int64))
     except tf.errors.ResourceExhaustedError as error:
         raise UnreadableItem("a picture for which memory does not suffice", is_lasting=False) from error
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, UnicodeDecodeError) as error:  # its message may quote the file's bytes, as if UTF-8
         raise UnreadableItem("a corrupt picture" if data else "an empty file") from error
     if pixels == NOT_A_PICTURE:
         return _by_pillow(data)
