@@ -121,6 +121,14 @@ def test_another_dtype_is_a_miss(compute):
     assert compute(dtype="float16").num_computed == 11
 
 
+def test_other_rules_of_decoding_are_a_miss_for_encoded_pictures_alone(compute, photos, tmp_path, monkeypatch):
+    compute()
+    monkeypatch.setattr(ImageFolder, "decoder", "pictures 1")
+    assert compute().num_computed == 11
+    assert augmented(ImageFolder(str(photos)), np.arange(3), 1).decoder == "pictures 1"
+    assert fingerprint(small_backbone()) == fingerprint(small_backbone(), decoder=ImageArray.decoder)
+
+
 def test_the_fingerprint_is_the_same_in_another_process_and_for_a_reloaded_network(tmp_path):
     backbone = small_backbone()
     backbone.network.save(tmp_path / "net.keras")

@@ -1,12 +1,17 @@
 """What lies in a folder of pictures: read, or left out and counted."""
 
+import json
 import os
 
+import numpy as np
 import pytest
 
 from tests.picture_files import encode, noise
 from xbm_keras.data.listing import describe, list_pictures
 from xbm_keras.data.sources import DataError, ImageFolder
+from xbm_keras.data.splits import Splits
+from xbm_keras.loading import Dataset
+from xbm_keras.run_folder import write_data
 
 PICTURE = encode(noise(), "JPEG")
 
@@ -107,3 +112,27 @@ def test_a_source_tells_what_it_left_out(tmp_path):
         DataError, match=r"holds no pictures in folders.*it has 2 \.xyz; no picture in the folder\(s\) a"
     ):
         ImageFolder(str(tmp_path / "none"))
+
+
+def test_data_json_and_the_terminal_tell_what_was_left_out(tmp_path, caplog):
+    put(tmp_path, "a/1.jpg", "a/2.jpg", "a/x.xyz", "a/y.xyz", "b/z.zip", "a/.hidden.jpg")
+    source = ImageFolder(str(tmp_path))
+    nobody, both = np.empty(0, np.int64), np.arange(2)
+    dataset = Dataset(
+        features=np.eye(2, dtype=np.float32),
+        labels=np.zeros(2, np.int64),
+        label_names=["a"],
+        sample_ids=both,
+        keys=source.items.keys,
+        splits=Splits(both, nobody, nobody),
+        skipped={},
+        num_computed=2,
+        source=source,
+        source_positions=both,
+    )
+    with caplog.at_level("WARNING", "xbm_keras"):
+        write_data(tmp_path, dataset)
+    about = json.loads((tmp_path / "data.json").read_text())
+    assert about["ignored"] == {".xyz": 2, ".zip": 1, "hidden": 1}
+    assert about["folders_without_pictures"] == ["b"]
+    assert "2 .xyz, 1 .zip, 1 hidden; no picture in the folder(s) b" in caplog.text
