@@ -16,14 +16,13 @@ def in_float32(*layers: keras.Layer | None) -> Iterator[None]:
     Their weights are float32 under a mixed policy, too, so nothing is lost.
     """
     every = [each for layer in layers if layer is not None for each in layer._flatten_layers()]
-    policies = [layer.dtype_policy for layer in every]
+    policies = [(each, each.dtype_policy) for each in every if each.compute_dtype in ("float16", "bfloat16")]
     try:
-        for layer in every:
-            if layer.dtype_policy.compute_dtype in ("float16", "bfloat16"):
-                layer.dtype_policy = "float32"
+        for layer, _ in policies:
+            layer.dtype_policy = "float32"
         yield
     finally:
-        for layer, policy in zip(every, policies, strict=True):
+        for layer, policy in policies:
             layer.dtype_policy = policy
 
 

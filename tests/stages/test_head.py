@@ -326,9 +326,9 @@ def test_files_restore_the_weights_and_the_frozen_start(kind, tmp_path):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["linear", "residual", "mlp"])
-@pytest.mark.parametrize("power", [1.0, 0.5])
-def test_sixteen_bits_with_power_and_dropout(policy, kind, power):
-    head = Head(4, kind, 8, power=power, dropout=0.2, dtype=policy)  # while the global policy is float32
+@pytest.mark.parametrize(("power", "dropout"), [(1.0, 0.2), (0.5, 0.0), (0.5, 0.2)])
+def test_sixteen_bits_with_power_and_dropout(policy, kind, power, dropout):
+    head = Head(4, kind, 8, power=power, dropout=dropout, dtype=policy)  # while the global policy is float32
     head.build((None, 6))
     exact = Head(4, kind, 8, power=power)
     exact.build((None, 6))
