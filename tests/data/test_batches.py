@@ -5,7 +5,9 @@ import collections
 import numpy as np
 import pytest
 
+from xbm_keras.data import batches
 from xbm_keras.data.batches import PKSampler, ShuffledSampler, batch_dataset
+from xbm_keras.data.generators import generators
 from xbm_keras.data.sources import DataError
 
 
@@ -132,9 +134,25 @@ def test_items_are_dealt_by_the_rule_wherever_a_run_begins(counts, p, k):
 
 
 def test_a_generator_is_made_for_each_pile_not_for_each_class_of_each_batch(monkeypatch):
-    made, rng = [], PKSampler._rng
-    monkeypatch.setattr(PKSampler, "_rng", lambda self, *stream: made.append(stream) or rng(self, *stream))
-    sampler = PKSampler(labels_of([40] * 16), 8, 4)
+    made = []
+    monkeypatch.setattr(batches, "generators", lambda seeds: made.extend(seeds) or generators(seeds))
+    sampler = PKSampler(labels_of([40] * 16), 8, 4, seed=5)
     for step in range(20):  # 10 rounds: the 40 items of each class once
         sampler(step)
-    assert len(made) == len(set(made)) == 10 + 16
+    assert sorted(made) == [[5, 1, code, 0] for code in range(16)]
+
+
+def test_generators_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    seeds = [[0, 0, 0, 0], [2**32 - 1] * 4, *rng.integers(0, 2**32, (50, 4)).tolist(), [0, 1, 17, 4]]
+    for four, found in zip(seeds, generators(seeds), strict=True):
+        expected = np.random.default_rng(four)
+        assert found.bit_generator.state == expected.bit_generator.state
+        np.testing.assert_array_equal(found.permutation(9), expected.permutation(9))
+        found.integers(5, dtype=np.uint32)  # leaves half a draw behind, which the next one must not see
+    assert list(generators([])) == []
+    large = [[2**40, 1, 2, 3], [2**70, 1, 2, 3]]
+    for four, found in zip(large, generators(large), strict=True):
+        assert found.bit_generator.state == np.random.default_rng(four).bit_generator.state
+    with pytest.raises(ValueError, match="non-negative"):
+        next(generators([[-1, 0, 0, 0]]))

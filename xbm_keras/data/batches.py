@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.data.generators import generators
 from xbm_keras.data.sources import DataError
 
 
@@ -61,23 +62,21 @@ class PKSampler:
         # Where the items stand in the endless row of their class's piles, one after the other, [P, K].
         dealt = rounds[:, None] * self.samples_per_class + np.arange(self.samples_per_class)
         piles, places = np.divmod(dealt, self._sizes[codes, None])
+        # A batch may take from several piles of a class, one by one; the last one stays.
+        is_new = piles != np.concatenate([self._piles[codes, None], piles[:, :-1]], axis=1)
+        columns, rows = np.nonzero(is_new.T)
+        seeds = [
+            [self.seed, 1, *pair] for pair in zip(codes[rows].tolist(), piles[rows, columns].tolist(), strict=True)
+        ]
+        generator = generators(seeds)
         positions = np.empty_like(dealt)
-        is_at_hand = (piles == self._piles[codes, None]).all(axis=1)
-        for row in np.flatnonzero(~is_at_hand):
-            for pile in range(piles[row, 0], piles[row, -1] + 1):
-                self._shuffle(codes[row], pile)
-                is_here = piles[row] == pile
-                positions[row, is_here] = self._shuffled[self._starts[codes[row]] + places[row, is_here]]
-        at_hand = self._starts[codes[is_at_hand], None] + places[is_at_hand]
-        positions[is_at_hand] = self._shuffled[at_hand]
+        for column in range(self.samples_per_class):
+            for code in codes[is_new[:, column]].tolist():
+                first, last = self._starts[code], self._starts[code] + self._sizes[code]
+                self._shuffled[first:last] = next(generator).permutation(self.members[code])
+            positions[:, column] = self._shuffled[self._starts[codes] + places[:, column]]
+        self._piles[codes] = piles[:, -1]
         return positions.reshape(-1)
-
-    def _shuffle(self, code: int, pile: int) -> None:
-        """Put a pile of a class in the place of its last one."""
-        if self._piles[code] != pile:
-            first, last = self._starts[code], self._starts[code] + self._sizes[code]
-            self._shuffled[first:last] = self._rng(1, code, pile).permutation(self.members[code])
-            self._piles[code] = pile
 
     def _round(self, number: int) -> np.ndarray:
         """Order of the classes in a round. Where a batch spans two rounds, the second does not repeat the first's."""
