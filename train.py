@@ -42,6 +42,7 @@ def main(argv):
             costs = Costs()
             costs.begin("features")
             backbone = loading.make_backbone(config)
+            loading.check_head(config, backbone)
             dataset = loading.load_dataset(config, backbone)
             dataset = loading.with_training_views(config, dataset, backbone)
             metrics = train(config, dataset, backbone, workdir, costs)

@@ -167,12 +167,21 @@ def with_value(value, row=3):
         (GOOD, np.zeros(24, int)),  # one class
         (GOOD, np.arange(24)),  # one item each
         (GOOD, EIGHT.astype(object)),
-        (GOOD, np.where(EIGHT == 2, np.nan, EIGHT)),
+        (GOOD, np.where(EIGHT == 2, np.inf, EIGHT)),
+        (GOOD, np.full(24, np.nan)),
+        (GOOD, np.full(24, "")),
+        (GOOD, np.full(24, -1)),
+        (GOOD, EIGHT.astype(complex)),
+        (GOOD, EIGHT[0]),
+        (GOOD, np.eye(8)[EIGHT]),
+        (GOOD, np.zeros(24, [("a", int)])),
         (GOOD, GOOD),
     ],
     ids=[
         "NaN", "infinite", "zeros", "one dimension", "no items", "no width", "three dimensions", "text", "complex",
-        "objects", "fewer labels", "one class", "one item each", "labels of objects", "labels of NaN", "vectors",
+        "objects", "fewer labels", "one class", "one item each", "labels of objects", "infinite labels",
+        "all labels NaN", "all labels empty", "all labels -1", "complex labels", "one label", "one-hot", "structured",
+        "vectors",
     ],
 )  # fmt: skip
 def test_features_and_labels_that_cannot_be_used(tmp_path, features, labels):
@@ -183,8 +192,15 @@ def test_features_and_labels_that_cannot_be_used(tmp_path, features, labels):
 
 @pytest.mark.parametrize(
     "labels",
-    [EIGHT + 2**40, np.array(["", "ß", "日本", "a b", "\n", "é", "e\u0301", "-1"])[EIGHT], EIGHT.astype(np.uint8)],
-    ids=["large", "text", "uint8"],
+    [
+        EIGHT + 2**40,
+        np.array(["ab", "ß", "日本", "a b", "\n", "é", "e\u0301", "-1"])[EIGHT],
+        EIGHT.astype(np.uint8),
+        EIGHT.astype(float),
+        EIGHT[:, None],
+        np.array([f"{i:03}" for i in EIGHT], "S"),
+    ],
+    ids=["large", "text", "uint8", "whole floats", "column", "bytes"],
 )
 def test_labels_that_are_unusual_but_fine(tmp_path, labels):
     dataset = features_of(tmp_path, GOOD, labels)

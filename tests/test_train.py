@@ -463,6 +463,29 @@ def test_backbones_that_cannot_be_had(tmp_path, capsys, backbone, message):
     assert message in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
 
 
+def test_what_is_left_out_or_doubtful_is_counted(vectors, tmp_path, capsys):
+    with np.load(vectors.with_name("vectors.npz")) as given:
+        arrays = dict(given)
+    names = arrays["label"].copy()
+    arrays["label"][[5, 100]] = ""
+    arrays["features"][200] = arrays["features"][201] = arrays["features"][0]
+    number = np.unique(names, return_inverse=True)[1]
+    arrays["part"] = np.where(number < 12, "train", np.where(number < 23, "test", "spare"))
+    np.savez(tmp_path / "x.npz", **arrays)
+    data = [f"data.path={tmp_path}/x.npz", "data.split.column=part", "training.epochs=1"]
+    run(vectors, tmp_path / "run", *data)
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["unlabelled"] == 2
+    assert about["in_no_part"] == 12
+    assert sum(about["items"].values()) == 288 - 12 - 2
+    same = {"num_contents": 1, "num_items": 3, "examples": [["0", "200", "201"]]}
+    assert about["same_content"] == {"in_several_classes": same, "in_train_and_test": same}
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 of 288 items have no label and are left out" in told
+    assert "12 item(s) neither train nor validate nor test" in told
+    assert "3 item(s) of the same 1 content(s) are in train and test, such as 0 and 200; all are kept" in told
+
+
 def test_empty_folders_are_told(tmp_path, capsys):
     network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D()])
     network.save(tmp_path / "net.keras")

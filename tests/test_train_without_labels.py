@@ -9,8 +9,9 @@ import tensorflow as tf
 import yaml
 
 from tests.test_train import fails, run
-from xbm_keras import callbacks, evaluation_tool, index_tool
+from xbm_keras import callbacks, evaluation_tool, index_tool, saved_run
 from xbm_keras.codes import to_int8
+from xbm_keras.evaluation import evaluate_retrieval
 
 WIDTHS = [2, 4]
 
@@ -136,6 +137,42 @@ def test_labels_of_any_kind_come_to_a_report(vectors, tmp_path, capsys, labels, 
     assert ("MAP@R" in report) == (labels == "classes")
     assert not (tmp_path / "run/report_error.txt").exists()
     assert ("No two of 120 items share a class" in " ".join(capsys.readouterr().out.split())) == (labels == "ids")
+
+
+def test_items_without_a_label_train_and_are_not_scored_by_label(vectors, tmp_path, capsys):
+    label = np.arange(240) % 12
+    label[::5] = -1
+    np.savez(tmp_path / "x.npz", features=make_features(), label=label)
+    metrics = run(vectors, tmp_path / "run", f"data.path={tmp_path}/x.npz", "training.epochs=1", report=True)
+    assert "those of 192 items serve the evaluation alone" in " ".join(capsys.readouterr().out.split())
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["labels"] == list(range(12))
+    assert about["unlabelled"] == 48
+    assert sum(about["items"].values()) == 240
+    test = saved_run.load_data(str(tmp_path / "run")).splits.test
+    assert about["classes"]["test"] == len(np.unique(label[test][label[test] >= 0]))
+    frozen = evaluate_retrieval(make_features()[test][label[test] >= 0], label[test][label[test] >= 0])
+    assert metrics["leave_one_out"]["frozen"] == pytest.approx(frozen, abs=1e-6)
+    assert "What it finds" in (tmp_path / "run/report.html").read_text("utf-8")
+    assert (
+        evaluation_tool.main(["--model", str(tmp_path / "run"), "--embed", str(tmp_path / "v.npy"), "--items", "all"])
+        == 0
+    )
+    named = pd.read_csv(tmp_path / "v.csv")
+    assert named.label.isna().tolist() == (label < 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.arange(239), "labels of shape (239,) for 240 items"),
+        (np.zeros((240, 3)), "has the shape (240, 3); expected one label per item"),
+        (np.array([None, "a"] * 120, object), "'label' of"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_told_not_dropped(vectors, tmp_path, capsys, label, message):
+    np.savez(tmp_path / "x.npz", features=make_features(), label=label)
+    assert message in fails(vectors, tmp_path / "run", f"data.path={tmp_path}/x.npz", capsys=capsys)
 
 
 def test_without_epochs_the_start_is_the_head(vectors, tmp_path):

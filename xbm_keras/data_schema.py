@@ -22,7 +22,8 @@ class Split(Section):
 
     by: Literal["class", "item"] = "class"
     column: str | None = None
-    """Column that says "train" or "test" (items with another value are left out). Comes before the other ways."""
+    """Column that says "train" or "test" (items with another value are left out); by class, no class may be in both.
+    Comes before the other ways."""
     test_classes: list[str | int] | None = None
     num_train_classes: Positive | None = None
     """The first classes, in sorted order, train; the rest test: the standard split of many retrieval data sets."""
@@ -64,7 +65,7 @@ class ImageFolder(_Data):
 
 
 class ImageTable(_Data):
-    """Pictures listed in a CSV or Parquet table."""
+    """Pictures listed in a CSV, Parquet or JSONL table. Cells of a CSV are text, to the letter."""
 
     source: Literal["image_table"]
     root: str
@@ -72,6 +73,7 @@ class ImageTable(_Data):
     """Relative to `root`, or absolute."""
     path_column: str = "path"
     label_column: str | None = "label"
+    """Null for no labels. An item whose cell is empty (or null) has none."""
 
 
 class ImageArray(_Data):
@@ -82,12 +84,13 @@ class ImageArray(_Data):
     test_path: str | None = None
     """A second file; its items have "test" in the column `split`, those of the first "train"."""
     label_names: str | None = None
-    """Name of an array of names that the labels number."""
+    """Name of an array of names that the labels number, from 0 on."""
     invert: bool = False
     images: str = "images"
     """Name of the array inside an `.npz`."""
     labels: str | None = "label"
-    """Name of the array inside an `.npz`, or path of an `.npy`."""
+    """Name of the array inside an `.npz`, [N] or [N, 1], or path of an `.npy`; null for none. An item of -1, NaN or an
+    empty string has no label."""
 
 
 class TFDS(_Data):
@@ -100,6 +103,7 @@ class TFDS(_Data):
     text_key: str | None = None
     """Name of a text feature, for texts instead of pictures; it takes a backbone of keras_hub."""
     label_key: str = "label"
+    """Items of -1, as in a split that is not labelled, have no label."""
     allow_community: bool = False
     """Also take a name with a namespace, such as "huggingface:mnist": a program of others, which is then run."""
 
@@ -118,7 +122,8 @@ class Features(_Data):
     features: str = "features"
     """Name of the array inside an `.npz`, or of the column of a Parquet file."""
     labels: str | None = "label"
-    """Name of the array or column, or path of an `.npy`; null for none."""
+    """Name of the array or column, [N] or [N, 1], or path of an `.npy`; null for none. An item of NaN, an empty string
+    or, in an array, -1 has no label."""
 
     @property
     def modality(self):
@@ -133,6 +138,7 @@ class Text(_Data):
     path: str
     text_column: str = "text"
     label_column: str | None = "label"
+    """Null for no labels. An item whose cell is empty (or null) has none."""
 
     @property
     def modality(self):

@@ -11,8 +11,11 @@ import numpy as np
 from xbm_keras import data_schema, schema
 from xbm_keras.config import ConfigError
 from xbm_keras.data import arrays, glyphs, sources, texts, tfds
+from xbm_keras.data.duplicates import Duplicates, contents_of, find_duplicates
+from xbm_keras.data.labels import Labels
+from xbm_keras.data.rows import ChosenRows
 from xbm_keras.data.splits import Splits, only_test, split_items, with_neighborhoods_held_out
-from xbm_keras.data.views import QUARTERS, augmented, turned
+from xbm_keras.data.views import QUARTERS, Chosen, augmented, turned
 from xbm_keras.feature_cache import ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.hub_backbone import HubBackbone
@@ -31,7 +34,8 @@ class Dataset:
     """[N + V, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
     views of training items."""
     labels: np.ndarray
-    """[N + V] int64, positions in `label_names`; all 0 where the data has no labels. Turned pictures have others."""
+    """[N + V] int64, positions in `label_names`; -1 for an item without a label; all 0 where the data has no labels.
+    Turned pictures have others."""
     label_names: list
     sample_ids: np.ndarray
     """[N + V] int64."""
@@ -51,6 +55,10 @@ class Dataset:
     """[v] rows of the views that train beside their items."""
     view_origins: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(0))
     """[v] positions of these items."""
+    num_unlabelled: int = 0
+    """Items of the source without a label. They are left out where the loss needs one."""
+    duplicates: dict[str, Duplicates] = dataclasses.field(default_factory=dict)
+    """Items of the same content, of which some are in the wrong place; all are kept."""
 
     @property
     def has_labels(self) -> bool:
@@ -58,10 +66,22 @@ class Dataset:
         return bool(self.label_names)
 
     def names_of(self, positions: np.ndarray) -> np.ndarray:
-        """Labels of these items as text, empty where the data has none."""
+        """Labels of these items as text, empty where an item has none."""
         if not self.has_labels:
             return np.full(len(positions), "")
-        return np.array(self.label_names).astype(str)[self.labels[positions]]
+        return np.array([*map(str, self.label_names), ""])[self.labels[positions]]  # -1 is the last one
+
+    def labelled(self, positions: np.ndarray) -> np.ndarray:
+        """Those of these positions whose items have a label; none where the data has no labels."""
+        return positions[self.labels[positions] >= 0] if self.has_labels else positions[:0]
+
+    def with_labelled_test(self) -> "Dataset":
+        """The same, where only items with a label test."""
+        splits = self.splits
+        is_labelled = np.isin(splits.test, self.labelled(splits.test))
+        roles = {"is_query": splits.is_query, "is_gallery": splits.is_gallery}
+        kept = {name: role if role is None else role[is_labelled] for name, role in roles.items()}
+        return dataclasses.replace(self, splits=dataclasses.replace(splits, test=splits.test[is_labelled], **kept))
 
     def with_views(self, positions: np.ndarray) -> np.ndarray:
         """Positions of these items, and rows of all their views."""
@@ -116,6 +136,20 @@ def make_backbone(config: schema.Config) -> Backbone | None:
         return Backbone.from_saved_model(c.path, c.endpoint, c.preprocessing, size, c.pooling)
 
 
+def check_head(config: schema.Config, backbone: Backbone | None) -> None:
+    """Raises ConfigError where a closed form cannot be as wide as the head, before a feature is computed."""
+    if backbone is None or config.head.start == "random":
+        return
+    shape = backbone.input_shape_per_item
+    inputs = {name: (None, *each) for name, each in shape.items()} if isinstance(shape, dict) else (None, *shape)
+    width = backbone.compute_output_shape(inputs)[-1]
+    if width is not None and config.head.embedding_dim > width:
+        raise ConfigError(
+            f"Received embedding_dim={config.head.embedding_dim} for features of width {width}; expected at most "
+            f"{width}. Lower head.embedding_dim, or use start: random."
+        )
+
+
 @contextlib.contextmanager
 def blaming_config() -> Iterator[None]:
     """What a stage refuses here, the config asked for."""
@@ -159,40 +193,93 @@ def load_dataset(
         DataError: for data that cannot be used as they are.
     """
     source = make_source(config)
-    items = source.items
-    needs_labels = is_training and not config.is_without_labels
-    if items.labels is None and not is_training and config.data.split.by == "class" and not all_test:
-        log.info("The data has no labels to split by: all %d items are taken.", len(items.keys))
+    num_items, num_unlabelled = len(source.items.keys), _num_unlabelled(source.items)
+    if num_unlabelled == num_items and not is_training and config.data.split.by == "class" and not all_test:
+        log.info("The data has no labels to split by: all %d items are taken.", num_items)
         all_test = True
-    if items.labels is None and needs_labels:
+    chosen = np.arange(num_items) if all_test else _usable(config, source.items, is_training)
+    items = source.items.take(chosen)
+    # Whatever can be wrong without a feature is told before the network runs, which may take hours.
+    _split(config, items, all_test, is_training)
+    items.sample_ids()
+    if isinstance(source, arrays.Features):
+        features = source.features if len(chosen) == len(source.features) else ChosenRows(source.features, chosen)
+        contents, skipped, num_computed = None, {}, 0
+    else:
+        needed = source if len(chosen) == len(source.items.keys) else Chosen(source, chosen)
+        cached = compute_features(needed, backbone, config.cache.dir, **_options(config.cache))
+        items, chosen, features = items.take(cached.positions), chosen[cached.positions], cached.rows
+        # A place in the cache is of one content, but for TFDS, whose digests are of a place in its files.
+        contents = (
+            None
+            if isinstance(source, tfds.TFDS)
+            else (cached.rows.shard_of.astype(np.int64) << 32) + cached.rows.row_of
+        )
+        skipped, num_computed = cached.skipped, cached.num_computed
+    splits = _split(config, items, all_test, is_training)
+    if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
+        splits = with_neighborhoods_held_out(
+            splits, features, config.data.split.seed, config.data.split.validation_fold
+        )
+    has_labels = items.labels is not None and items.labels.names
+    labels = items.labels if has_labels else Labels(np.zeros(len(items.keys), np.int64), [])
+    duplicates = {}
+    if is_training and not all_test:
+        contents = contents_of(features) if contents is None else contents
+        duplicates = find_duplicates(contents, labels.codes, splits, items.keys)
+    return Dataset(
+        features,
+        labels.codes,
+        labels.names,
+        items.sample_ids(),
+        items.keys,
+        splits,
+        skipped,
+        num_computed,
+        source,
+        chosen,
+        num_unlabelled=num_unlabelled,
+        duplicates=duplicates,
+    )
+
+
+def _usable(config: schema.Config, items: sources.Items, is_training: bool) -> np.ndarray:
+    """Positions of the items that take part: all, but those without a label where the loss needs one.
+
+    Raises DataError where none has a label, and the loss needs one.
+    """
+    num_items, num_unlabelled = len(items.keys), _num_unlabelled(items)
+    if is_training and config.is_without_labels:
+        if num_unlabelled < num_items:
+            log.info(
+                "Training uses no labels: those of %d items serve the evaluation alone.", num_items - num_unlabelled
+            )
+        elif items.columns:
+            log.info("The data has no labels to evaluate by; it has the columns %s.", ", ".join(items.columns))
+    if is_training and not config.is_without_labels and num_unlabelled == num_items:
         raise sources.DataError(
             f"Received data without labels; expected one per item, which the loss {config.loss.name!r} needs. Set the "
             "column that holds them; or train without labels: --set loss.name=similarity_alignment."
         )
-    if isinstance(source, arrays.Features):
-        features, positions, skipped, num_computed = source.features, np.arange(len(items.keys)), {}, 0
-    else:
-        cached = compute_features(source, backbone, config.cache.dir, **_options(config.cache))
-        features, positions, skipped, num_computed = cached.rows, cached.positions, cached.skipped, cached.num_computed
-    kept = sources.Items(
-        items.keys[positions],
-        None if items.labels is None else np.asarray(items.labels)[positions],
-        {name: values[positions] for name, values in items.columns.items()},
-    )
-    if kept.labels is None:
-        names, codes = np.empty(0), np.zeros(len(kept.keys), np.int64)
-    else:
-        names, codes = np.unique(kept.labels, return_inverse=True)
+    if config.is_without_labels or num_unlabelled in (0, num_items) or items.labels is None:
+        return np.arange(num_items)
+    log.warning("%d of %d items have no label and are left out.", num_unlabelled, num_items)
+    return np.flatnonzero(items.labels.is_labelled)
+
+
+def _num_unlabelled(items: sources.Items) -> int:
+    return len(items.keys) if items.labels is None else int((~items.labels.is_labelled).sum())
+
+
+def _split(config: schema.Config, items: sources.Items, all_test: bool, is_training: bool) -> Splits:
+    """Who does what. Raises DataError where that leaves nothing to train on, to choose by or to test."""
     split = config.data.split
-    splits = only_test(kept, split.query_column) if all_test else split_items(kept, **split.model_dump())
-    if is_training and config.is_without_labels and split.by == "item" and not all_test:
-        splits = with_neighborhoods_held_out(splits, features, split.seed, split.validation_fold)
-    if needs_labels and not all_test:
-        _require_pairs(codes, splits)
-    codes, sample_ids = codes.astype(np.int64), kept.sample_ids()
-    return Dataset(
-        features, codes, names.tolist(), sample_ids, kept.keys, splits, skipped, num_computed, source, positions
-    )
+    if all_test:
+        return only_test(items, split.query_column)
+    splits = split_items(items, **split.model_dump())
+    if is_training and not config.is_without_labels and items.labels is not None:
+        _require_pairs(items.labels.codes, splits)
+    return splits
 
 
 def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:

@@ -1,6 +1,7 @@
 """What a run leaves behind."""
 
 import contextlib
+import dataclasses
 import datetime
 import glob
 import hashlib
@@ -18,6 +19,7 @@ from xbm_keras import model_card
 from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
 from xbm_keras.config import ConfigError, load_config, public_values, save_config
 from xbm_keras.costs import Cost
+from xbm_keras.data.labels import printable
 from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
 from xbm_keras.export import describe_signatures, export_encoder
@@ -190,24 +192,42 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
             "and features. Bring them back, or start anew with --resume=never."
         )
     splits = dataset.splits
-    counts = np.bincount(dataset.labels[: len(dataset.keys)], minlength=len(dataset.label_names))
+    everything = np.arange(len(dataset.keys))
+    counts = np.bincount(dataset.labels[dataset.labelled(everything)], minlength=len(dataset.label_names))
+    parts = (splits.train, splits.validation, splits.test)
     about: dict = {
         "labels": dataset.label_names,
         "items": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes": {name: _num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
+        "in_no_part": len(np.setdiff1d(everything, np.concatenate(parts))),
+        "unlabelled": dataset.num_unlabelled,
+        "same_content": {name: dataclasses.asdict(found) for name, found in dataset.duplicates.items()},
         "skipped": dataset.skipped,
         "ignored": getattr(dataset.source, "ignored", {}),
         "folders_without_pictures": getattr(dataset.source, "without_pictures", []),
         "read_for_backbone": dataset.num_computed,
         "digest": digest,
     }
-    write_whole(file, json.dumps(about, indent=1, ensure_ascii=False))
+    write_whole(file, printable(json.dumps(about, indent=1, ensure_ascii=False)))  # names of files may be no UTF-8
     for key, what in (("skipped", "item(s) skipped"), ("classes_with_one_item", "class(es) with one item")):
         if about[key]:
             log.warning("%d %s; see data.json.", len(about[key]), what)
     if left_out := describe(about["ignored"], about["folders_without_pictures"]):
         log.warning("Left out in data.root: %s.", left_out)
+    if about["in_no_part"]:
+        log.warning("%d item(s) neither train nor validate nor test, by data.split.", about["in_no_part"])
+    for name, found in dataset.duplicates.items():
+        if found.num_items:
+            such = " and ".join(found.examples[0][:2])
+            what = name.replace("_", " ")
+            log.warning(
+                "%d item(s) of the same %d content(s) are %s, such as %s; all are kept: see data.json.",
+                found.num_items,
+                found.num_contents,
+                what,
+                such,
+            )
 
 
 def _digest(dataset: Dataset) -> str:
@@ -278,7 +298,7 @@ def write_report(
 
 
 def _num_classes(dataset: Dataset, positions: np.ndarray) -> int:
-    return len(np.unique(dataset.labels[positions])) if dataset.has_labels else 0
+    return len(np.unique(dataset.labels[dataset.labelled(positions)]))
 
 
 def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:

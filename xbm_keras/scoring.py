@@ -27,8 +27,9 @@ def compare(
     """Metrics of the items at these positions under each head.
 
     The protocols are `leave_one_out` and, for the test items of data that has them, `query_gallery`, each where a query
-    has an item of its class to find; and `neighbors`, where neither is there or it was asked for. A beginning of 64
-    dimensions of an embedding that is nested is called `<name>@64`, the int8 code of it `<name>_int8@64`.
+    with a label has an item of its class to find; and `neighbors`, where neither is there or it was asked for. A
+    beginning of 64 dimensions of an embedding that is nested is called `<name>@64`, the int8 code of it
+    `<name>_int8@64`.
 
     Args:
         dataset: the items.
@@ -57,8 +58,8 @@ def compare(
     return scores
 
 
-Roles = tuple[np.ndarray, np.ndarray] | None
-"""Which items are queries, and which the gallery, both [n] bool; None where each queries all others."""
+Roles = tuple[np.ndarray, np.ndarray | None]
+"""Which items are queries, and which the gallery, both [n] bool; None where each queries all other queries."""
 
 
 def _protocols(dataset: Dataset, positions: np.ndarray) -> dict[str, Roles]:
@@ -67,13 +68,15 @@ def _protocols(dataset: Dataset, positions: np.ndarray) -> dict[str, Roles]:
         return {}
     labels, splits = dataset.labels[positions], dataset.splits
     protocols: dict[str, Roles] = {}
-    if len(np.unique(labels)) < len(labels):
-        protocols["leave_one_out"] = None
+    has_label = labels >= 0
+    if np.bincount(labels[has_label]).max(initial=0) > 1:
+        protocols["leave_one_out"] = has_label, None
     else:
         log.warning("No two of %d items share a class, so that retrieval by class is not scored.", len(labels))
     if positions is splits.test and splits.is_query is not None and splits.is_gallery is not None:
-        if np.isin(labels[splits.is_query], labels[splits.is_gallery]).any():
-            protocols["query_gallery"] = splits.is_query, splits.is_gallery
+        q, g = splits.is_query & has_label, splits.is_gallery & has_label
+        if np.isin(labels[q], labels[g]).any():
+            protocols["query_gallery"] = q, g
         else:
             log.warning("No query has an item of its class in the gallery, so that query/gallery is not scored.")
     return protocols
@@ -82,8 +85,7 @@ def _protocols(dataset: Dataset, positions: np.ndarray) -> dict[str, Roles]:
 def _score(vectors: np.ndarray, labels: np.ndarray, protocols: dict[str, Roles]) -> dict[str, dict[str, float]]:
     """Retrieval metrics `{protocol: {metric: value}}` of vectors [n, E] with labels [n]."""
     results = {}
-    for name, roles in protocols.items():
-        q, g = roles or (slice(None), None)
+    for name, (q, g) in protocols.items():
         gallery = () if g is None else (vectors[g], labels[g])
         results[name] = evaluate_retrieval(vectors[q], labels[q], *gallery)
     return results

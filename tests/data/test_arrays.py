@@ -81,3 +81,125 @@ def test_packed_images_in_two_files(tmp_path):
         np.testing.assert_array_equal(source.load(i), np.stack([255 - 255 * bits[i]] * 3, axis=-1))
     with pytest.raises(DataError, match="uint8"):
         arrays.ImageArray(str(tmp_path / "a.npz"), images="y")
+
+
+GOOD = np.arange(12, dtype=np.float32).reshape(6, 2) + 1
+
+
+def features_with(path, labels, **others):
+    np.savez(path, features=GOOD, label=labels, **others)
+    return arrays.Features(str(path)).items.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([2, -1, 0, 0, 2, -1], [2, None, 0, 0, 2, None]),
+        ([2.0, np.nan, 0, 0, 2, np.nan], [2, None, 0, 0, 2, None]),
+        (["b", "", "a", "a", "b", ""], ["b", None, "a", "a", "b", None]),
+        ([[2], [2], [0], [0], [1], [1]], [2, 2, 0, 0, 1, 1]),
+        (np.array(["007", "7", "a", "a", "7", "7"], "S"), ["007", "7", "a", "a", "7", "7"]),
+    ],
+)
+def test_labels_and_who_has_none(tmp_path, labels, expected):
+    assert features_with(tmp_path / "x.npz", labels) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(5), r"labels of shape \(5,\) for 6 items"),
+        (np.zeros((6, 3)), r"shape \(6, 3\); expected one label per item.*argmax"),
+        (np.zeros((2, 3)), r"shape \(2, 3\)"),
+        (np.array(["a", None] * 3, object), "'label' of .*, which cannot be read: ValueError: Object arrays"),
+        (np.zeros(6, complex), "complex128"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_told_and_not_dropped(tmp_path, labels, message):
+    with pytest.raises(DataError, match=message):
+        features_with(tmp_path / "x.npz", labels)
+    np.save(tmp_path / "l.npy", labels)
+    np.save(tmp_path / "x.npy", GOOD)
+    with pytest.raises(DataError):
+        arrays.Features(str(tmp_path / "x.npy"), labels=str(tmp_path / "l.npy"))
+
+
+def test_another_array_of_objects_does_no_harm(tmp_path):
+    assert features_with(tmp_path / "x.npz", [1] * 6, notes=np.array([None, "a"], object)) == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nope.npy", "'nope.npy', which is no file"), ("y", "holds one array; expected the path of an .npy")],
+)
+def test_labels_beside_an_npy(tmp_path, name, message):
+    np.save(tmp_path / "x.npy", GOOD)
+    with pytest.raises(DataError, match=message):
+        arrays.Features(str(tmp_path / "x.npy"), labels=name)
+
+
+def picture_array(path, labels, names=None, **arguments):
+    named = {} if names is None else {"names": names}
+    np.savez(path, images=np.zeros((4, 3, 3), np.uint8), **({} if labels is None else {"label": labels}), **named)
+    return arrays.ImageArray(str(path), label_names=None if names is None else "names", **arguments)
+
+
+def test_minus_one_has_no_name(tmp_path):
+    source = picture_array(tmp_path / "x.npz", [1, -1, 0, -1], ["pear", "apple"])
+    assert source.items.labels.tolist() == ["apple", None, "pear", None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 1, 2, 1], ["a", "b"], "holds 2 for 2 names; expected integers from 0 to 1"),
+        ([0, -2, 1, 1], ["a", "b"], "holds -2 for 2 names"),
+        ([0.5, 0, 1, 1], ["a", "b"], "holds 0.0, 0.5, 1.0 for 2 names"),
+        (["0", "0", "1", "1"], ["a", "b"], "holds '0', '1'"),
+        ([0, 0, 1, 1], [["a", "b"]], r"names 'names' of shape \(1, 2\)"),
+        ([0, 0, 1, 1], ["a", "a"], "0, 1, which have one name, 'a'"),
+    ],
+)
+def test_numbers_without_a_name_are_told(tmp_path, labels, names, message):
+    with pytest.raises(DataError, match=message):
+        picture_array(tmp_path / "x.npz", labels, names)
+
+
+def test_labels_in_one_of_two_files(tmp_path):
+    for first, second in (("a", "b"), ("b", "a")):
+        picture_array(tmp_path / "a.npz", [0, 0, 1, 1])
+        picture_array(tmp_path / "b.npz", None)
+        paths = {"path": str(tmp_path / f"{first}.npz"), "test_path": str(tmp_path / f"{second}.npz")}
+        with pytest.raises(
+            DataError, match=r"b\.npz, which has no labels 'label', beside .*a\.npz, which has;.*data\.labels=null"
+        ):
+            arrays.ImageArray(**paths)
+        assert arrays.ImageArray(**paths, labels=None).items.labels is None
+
+
+def test_numbers_that_float32_cannot_hold(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[1e300, 1], [1, 2]]))
+    with pytest.raises(DataError, match="1 feature vectors that are NaN, infinite or all zero: 0;"):
+        arrays.Features(str(tmp_path / "x.npy"))
+
+
+@pytest.mark.parametrize("shape", [[0, 3], [3], [3, 3, 4], [2.5, 3], [9, 9], "ab"])
+def test_shapes_of_packed_pictures_that_cannot_be(tmp_path, shape):
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 2), np.uint8), image_shape=shape)
+    with pytest.raises(DataError, match="image_shape"):
+        arrays.ImageArray(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 4), (4, 3, 3, 1), (4, 0, 3), (4,), (4, 3, 3, 3, 3)])
+def test_shapes_of_pictures_that_cannot_be(tmp_path, shape):
+    np.savez(tmp_path / "x.npz", images=np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match="expected uint8"):
+        arrays.ImageArray(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00\x10\x00{'descr': 'O"])
+def test_files_that_are_none_are_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        arrays.Features(str(tmp_path / name))

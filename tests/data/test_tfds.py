@@ -21,6 +21,7 @@ class TinyThings(tfds.core.GeneratorBasedBuilder):
         features = {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
             "class_id": tfds.features.ClassLabel(num_classes=5),
+            "kind": tfds.features.ClassLabel(names=["pear", "apple", "fig"]),
             "super_class_id": np.int64,
             "name": tfds.features.Text(),
             "box": tfds.features.BBoxFeature(),
@@ -35,7 +36,11 @@ class TinyThings(tfds.core.GeneratorBasedBuilder):
         for i in range(10):
             picture = rng.integers(0, 255, (7, 9, 3), np.uint8)
             box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
-            yield i, {"image": picture, "class_id": i % 5, "super_class_id": 7, "name": f"n{i}", "box": box}
+            kind = -1 if seed and i < 4 else i % 3
+            yield (
+                i,
+                {"image": picture, "class_id": i % 5, "kind": kind, "super_class_id": 7, "name": f"n{i}", "box": box},
+            )
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +63,28 @@ def test_items_are_those_of_the_builder(prepared, source):
         for example in tfds.as_numpy(prepared[1].as_dataset(split, shuffle_files=False))
     ]
     columns = source.items.columns
-    assert set(columns) == {"tfds_split", "super_class_id", "name"}
+    assert set(columns) == {"tfds_split", "super_class_id", "name", "kind"}
     found = zip(columns["tfds_split"], source.items.labels, columns["name"], strict=True)
     assert [tuple(map(str, f)) for f in found] == [tuple(map(str, e)) for e in expected]
     assert source.items.keys[[0, 10]].tolist() == ["test/00000000", "train/00000000"]
+
+
+def test_classes_have_their_names_in_the_order_of_their_numbers(prepared):
+    labels = TFDS("tiny_things", prepared[0], label_key="kind").items.labels
+    assert labels.names == ["pear", "apple", "fig"]
+    assert labels.numbers == [0, 1, 2]
+    kinds = ["pear", "apple", "fig"]
+    train = [kinds[i % 3] for i in range(10)]
+    assert sorted(map(str, labels.tolist()[10:])) == sorted(train)
+    test = labels.tolist()[:10]  # the first four are not labelled
+    assert test.count(None) == 4
+    assert sorted(name for name in test if name) == sorted(kinds[i % 3] for i in range(4, 10))
+
+
+def test_numbers_and_texts_as_labels(prepared):
+    assert TFDS("tiny_things", prepared[0], label_key="super_class_id").items.labels.names == [7]
+    texts = TFDS("tiny_things", prepared[0], label_key="name").items.labels
+    assert texts.names == [f"n{i}" for i in range(10)]
 
 
 @pytest.mark.parametrize("positions", [range(20), [0], [9, 10], [3, 4, 17], [15], []])
@@ -95,7 +118,7 @@ def test_a_process_without_the_builder_reads_it(prepared):
 
 def test_texts_are_read_where_they_are_wanted(prepared):
     texts = TFDS("tiny_things", prepared[0], label_key="class_id", text_key="name")
-    assert set(texts.items.columns) == {"tfds_split", "super_class_id"}
+    assert set(texts.items.columns) == {"tfds_split", "super_class_id", "kind"}
     expected = [
         example["name"].decode()
         for split in ("test", "train")

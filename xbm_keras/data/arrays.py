@@ -2,12 +2,15 @@
 
 import functools
 import hashlib
+import math
 import pathlib
 
 import numpy as np
-import pandas as pd
 
-from xbm_keras.data.sources import DataError, Items, RandomAccess, read_table, require_column
+from xbm_keras.data.errors import DataError
+from xbm_keras.data.labels import Labels, encode, named
+from xbm_keras.data.sources import Items, RandomAccess
+from xbm_keras.data.tables import Table, require_column
 
 
 class ImageArray(RandomAccess):
@@ -18,7 +21,8 @@ class ImageArray(RandomAccess):
     Args:
         path: the file.
         images: name of the array of pictures.
-        labels: name of the array of labels, or path of an `.npy`; None for none.
+        labels: name of the array of labels, [N] or [N, 1], or path of an `.npy`; None for none. -1, NaN and the empty
+            string say that an item has no label.
         label_names: name of an array of names, which the labels number.
         invert: black for white.
         test_path: a second file of the same form. The column `split` says "train" for items of the first one and
@@ -45,23 +49,36 @@ class ImageArray(RandomAccess):
         for split, file in (("train", path), ("test", test_path)):
             if file is not None:
                 arrays = _Arrays(file)
-                pixels = arrays.get(images)
-                shape = tuple(arrays.arrays["image_shape"]) if "image_shape" in arrays.arrays else None
-                if pixels.dtype != np.uint8 or pixels.ndim not in ((2,) if shape else (3, 4)):
-                    raise DataError(
-                        f"Received images of shape {pixels.shape} and dtype {pixels.dtype} in {file}; expected uint8 "
-                        "[N, H, W] or [N, H, W, 3], or packed bits [N, bytes] and their image_shape."
-                    )
+                pixels, shape = arrays.get(images), _image_shape(arrays, file)
+                self._require_pictures(pixels, shape, file)
                 self.parts.append((pixels, shape))
                 self.stamps.append(arrays.stamp)
                 parts.append(arrays.items(len(pixels), labels, label_names, split))
         self.starts = np.cumsum([0, *(len(part.keys) for part in parts)])
         columns = [set(part.columns) for part in parts]
+        found = [part.labels for part in parts if part.labels is not None]
+        if len(found) not in (0, len(parts)):
+            with_labels, without = (path, test_path) if parts[0].labels is not None else (test_path, path)
+            raise DataError(
+                f"Received {without}, which has no labels {labels!r}, beside {with_labels}, which has; expected "
+                "them in both. Add them (-1 for an item without a label), or use neither: data.labels=null."
+            )
         self.items = Items(
             np.concatenate([part.keys if i == 0 else np.char.add("test/", part.keys) for i, part in enumerate(parts)]),
-            None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),
+            Labels.concatenate(found) if found else None,
             {name: np.concatenate([part.columns[name] for part in parts]) for name in set.intersection(*columns)},
         )
+
+    @staticmethod
+    def _require_pictures(pixels: np.ndarray, shape: tuple[int, ...] | None, file: str) -> None:
+        is_packed = shape is not None and pixels.ndim == 2 and math.prod(shape) <= 8 * pixels.shape[1]
+        is_plain = shape is None and (pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3))
+        if pixels.dtype != np.uint8 or not (is_packed or is_plain) or 0 in pixels.shape[1:]:
+            raise DataError(
+                f"Received images of shape {pixels.shape} and dtype {pixels.dtype} in {file}"
+                + (f" with image_shape {shape}" if shape else "")
+                + "; expected uint8 [N, H, W] or [N, H, W, 3], or packed bits [N, bytes] and their image_shape."
+            )
 
     def __reduce__(self):
         """A worker opens the files itself, and needs no labels: a memory map would be pickled with all it maps."""
@@ -91,6 +108,17 @@ class ImageArray(RandomAccess):
         return int(np.searchsorted(self.starts, position, side="right")) - 1
 
 
+def _image_shape(arrays: "_Arrays", file: str) -> tuple[int, ...] | None:
+    """Of packed pictures, [H, W] or [H, W, 3]; None where they are not."""
+    if "image_shape" not in arrays.arrays:
+        return None
+    array = arrays.arrays["image_shape"]
+    shape = array.tolist() if array.dtype.kind in "iu" and array.ndim == 1 else []
+    if len(shape) not in (2, 3) or min(shape) < 1 or shape[2:] not in ([], [3]):
+        raise DataError(f"Received image_shape {str(array)[:80]} in {file}; expected integers [H, W] or [H, W, 3].")
+    return tuple(shape)
+
+
 class Features:
     """Vectors that some model already gave: no backbone, no cache.
 
@@ -98,7 +126,8 @@ class Features:
         path: an `.npy` [N, D] (memory-mapped), an `.npz` with such an array, or a Parquet file with a column of lists.
             Arrays or columns beside it with N entries, such as "split", become columns of the items.
         features: name of the array or column.
-        labels: name of the array or column, or path of an `.npy`; None for none.
+        labels: name of the array or column, [N] or [N, 1], or path of an `.npy`; None for none. NaN, the empty string
+            and, in an array, -1 say that an item has no label.
 
     Raises:
         DataError: if the file, an array or a shape is not as expected, or a vector is not finite or all zero.
@@ -123,24 +152,23 @@ class _Arrays:
         self.path = pathlib.Path(path).expanduser()
         if not self.path.is_file():
             raise DataError(f"Received data.path {path!r}, which is no file; expected an .npy, .npz or .parquet file.")
-        try:
-            status = self.path.stat()
-            self.stamp = status.st_size, status.st_mtime_ns
-            if self.path.suffix == ".npz":
-                with np.load(self.path, allow_pickle=False) as loaded:
-                    self.arrays = {name: loaded[name] for name in loaded.files}
-            elif self.path.suffix == ".npy":
-                self.arrays = {"": np.load(self.path, mmap_mode="r", allow_pickle=False)}
-            else:
-                frame = read_table(self.path)
-                self.arrays = {str(name): _column(frame[name]) for name in frame.columns}
-        except (OSError, ValueError) as error:
-            raise DataError(f"Received data.path {path!r}, which cannot be read: {error}") from error
+        status = self.path.stat()
+        self.stamp = status.st_size, status.st_mtime_ns
+        self.unusable: dict[str, str] = {}
+        self.is_table = self.path.suffix not in (".npy", ".npz")
+        if self.path.suffix == ".npy":
+            self.arrays = {"": load_array(self.path)}
+        elif self.path.suffix == ".npz":
+            self.arrays, self.unusable = _load_arrays(self.path)
+        else:
+            self.arrays = {name: _stacked(column, name) for name, column in Table(self.path).others().items()}
 
     def get(self, name: str) -> np.ndarray:
         """The array of that name; of an `.npy` the only one."""
         if self.path.suffix == ".npy":
             return self.arrays[""]
+        if name in self.unusable:
+            raise DataError(f"Received {name!r} of {self.path}, which cannot be read: {self.unusable[name]}.")
         require_column(name, self.arrays, str(self.path))
         return self.arrays[name]
 
@@ -149,34 +177,90 @@ class _Arrays:
     ) -> Items:
         """Items numbered by row, with all other arrays of one value per item as columns."""
         columns = {name: a for name, a in self.arrays.items() if a.ndim == 1 and len(a) == num_items}
-        if labels is None or (labels not in columns and labels == "label"):
-            found = None  # a file without labels needs no setting
-        elif labels.endswith(".npy"):
-            found = np.load(labels, allow_pickle=False)
-        else:
-            require_column(labels, columns, str(self.path))
-            found = columns[labels]
-        if found is not None and found.shape != (num_items,):
-            raise DataError(f"Received labels of shape {found.shape} for {num_items} items; expected one per item.")
-        if found is not None and label_names is not None:
-            found = self.get(label_names)[found]
         if split is not None:
             columns.setdefault("split", np.full(num_items, split))
+        found = None if labels is None else self._labels(labels, label_names, num_items)
         return Items(np.arange(num_items).astype(str), found, columns)
 
+    def _labels(self, name: str, label_names: str | None, num_items: int) -> Labels | None:
+        """The labels of that name, or in that file; None for the default name, where there is no such array."""
+        what = f"{self.path}, whose {name!r}"
+        if name.endswith(".npy"):
+            file = pathlib.Path(name).expanduser()
+            if not file.is_file():
+                raise DataError(f"Received data.labels {name!r}, which is no file; expected an .npy with [N] labels.")
+            values, what = load_array(file), f"{name}, which"
+        elif name == "label" and name not in {**self.arrays, **self.unusable}:
+            return None  # a file without labels needs no setting
+        elif self.path.suffix == ".npy":
+            raise DataError(
+                f"Received data.labels {name!r} for {self.path}, which holds one array; expected the path of an .npy "
+                "with [N] labels, or null."
+            )
+        else:
+            values = self.get(name)
+        found = encode(values, what, none=None if self.is_table else -1)
+        if len(found) != num_items:
+            raise DataError(
+                f"Received labels of shape {values.shape} for {num_items} items, in {what.partition(', ')[0]}; "
+                "expected one per item. Give those of these items."
+            )
+        if label_names is None:
+            return found
+        names = self.get(label_names)
+        if names.ndim != 1:
+            raise DataError(f"Received names {label_names!r} of shape {names.shape}; expected one per class, [C].")
+        return named(found, names.tolist(), what)
 
-def _column(series: pd.Series) -> np.ndarray:
-    values = series.to_numpy()
-    if values.dtype == object and len(values) and isinstance(values[0], list | np.ndarray):
-        return np.stack(values)  # lists of unequal length end in a ValueError that names the shapes
-    return values
+
+def load_array(path: pathlib.Path) -> np.ndarray:
+    """The array of an `.npy`, memory-mapped where it can be. Raises DataError."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # whatever NumPy's parser raises on bytes that are no array
+        raise _unreadable(path, error) from error
+
+
+def _load_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of an `.npz`, and why others of it cannot be used, by name. Raises DataError."""
+    arrays: dict[str, np.ndarray] = {}
+    unusable: dict[str, str] = {}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+            for name in loaded.files:
+                try:
+                    array = loaded[name]
+                except Exception as error:  # of bytes that are no array, or of objects, which could be code
+                    unusable[name] = f"{type(error).__name__}: {error}"
+                    continue
+                if isinstance(array, np.ndarray):
+                    arrays[name] = array
+    except Exception as error:  # whatever the parsers of NumPy and of zip files raise on bytes that are no such file
+        raise _unreadable(path, error) from error
+    return arrays, unusable
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> DataError:
+    about = f"{error}" or type(error).__name__
+    return DataError(f"Received data.path {str(path)!r}, which cannot be read: {about}. Write it anew by numpy.save.")
+
+
+def _stacked(values: np.ndarray, name: str) -> np.ndarray:
+    """A column of lists as an array [N, D]. Raises DataError for lists of unequal length."""
+    if values.dtype != object or not len(values) or not isinstance(values[0], list | np.ndarray):
+        return values
+    try:
+        return np.stack(values.tolist())
+    except (ValueError, TypeError) as error:
+        raise DataError(f"Received lists in {name!r} that make no array: {error}; expected equal lengths.") from error
 
 
 def check_features(features: np.ndarray, keys: np.ndarray) -> None:
     """Raises DataError that names the items whose vectors are not finite or all zero."""
     is_bad = np.zeros(len(features), bool)
     for start in range(0, len(features), 65_536):
-        block = np.asarray(features[start : start + 65_536], np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+            block = np.asarray(features[start : start + 65_536], np.float32)
         is_bad[start : start + len(block)] = ~np.isfinite(block).all(axis=1) | ~block.any(axis=1)
     if is_bad.any():
         shown = ", ".join(map(str, keys[is_bad][:8])) + (", ..." if is_bad.sum() > 8 else "")

@@ -21,6 +21,7 @@ import scipy.sparse.csgraph
 from PIL import Image, ImageDraw, ImageFont
 
 from xbm_keras.atomic_files import DAY, remove_leftovers, write_whole
+from xbm_keras.data.labels import encode
 from xbm_keras.data.sources import DataError, Items, RandomAccess
 
 # The fonts of text. Those of Computer Modern number their characters as TeX does, not as Unicode does, and the other
@@ -101,11 +102,11 @@ class Glyphs(RandomAccess):
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, max_classes).astype(int)]
         self.rotation, self.noise = rotation, noise
         rows = [(c.name, font, code, n) for c in chosen for font, code in c.fonts.items() for n in range(drawings)]
-        labels, fonts, codes, _ = map(np.array, zip(*rows, strict=True))
+        names, fonts, codes, _ = map(np.array, zip(*rows, strict=True))
         self.fonts, self.codes = fonts, codes
         roles = np.where(np.char.startswith(fonts, SERIF[0]) | np.char.startswith(fonts, SERIF[1]), "query", "gallery")
         keys = np.array([f"U+{code:04X}/{font}/{n}" for _, font, code, n in rows])
-        self.items = Items(keys, labels, {"font": fonts, "role": roles})
+        self.items = Items(keys, encode(names, "characters whose name"), {"font": fonts, "role": roles})
 
     def __reduce__(self):
         """A worker draws by itself."""

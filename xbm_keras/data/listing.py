@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from xbm_keras.data.labels import printable
 from xbm_keras.data.pictures import PICTURE_SUFFIXES
 
 # What systems put beside pictures, in lower case; so is all that begins with a dot.
@@ -106,4 +107,4 @@ def describe(ignored: dict[str, int], without_pictures: Iterable[str] = ()) -> s
     """Both for people: "12 .heic, 1 .txt; no picture in the folder(s) pears"; empty where there is nothing to say."""
     counts = ", ".join(f"{count} {what}" for what, count in ignored.items())
     names = ", ".join(without_pictures)
-    return "; ".join(filter(None, (counts, names and f"no picture in the folder(s) {names}")))
+    return printable("; ".join(filter(None, (counts, names and f"no picture in the folder(s) {names}"))))

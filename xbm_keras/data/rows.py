@@ -1,6 +1,23 @@
-"""Some items' features as unit vectors, read when they are indexed."""
+"""Some items' features, as they are or as unit vectors, read when they are indexed."""
 
 import numpy as np
+
+
+class ChosenRows:
+    """Some rows [n, D] of a feature array, read when they are indexed, as if they were an array."""
+
+    def __init__(self, features, positions: np.ndarray):
+        self.features, self.positions = features, positions
+        self.shape, self.dtype = (len(positions), features.shape[1]), features.dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        return np.asarray(self.features[self.positions[index]])
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or self.dtype, copy=False)
 
 
 class UnitRows:

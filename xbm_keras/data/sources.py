@@ -7,7 +7,6 @@ a class with these members; nothing else knows which one it talks to.
 import collections
 import concurrent.futures
 import dataclasses
-import difflib
 import hashlib
 import os
 import pathlib
@@ -15,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 
 from xbm_keras.data.errors import DataError, UnreadableItem
+from xbm_keras.data.labels import Labels, encode, printable
 from xbm_keras.data.listing import describe, list_pictures
 from xbm_keras.data.pictures import DECODER, PICTURE_SUFFIXES, decode_picture
+from xbm_keras.data.tables import Table
 
 READERS = 8  # threads that read and decode; the backbone computes meanwhile
 
@@ -29,15 +29,25 @@ class Items:
     """The items of a source, in its own order."""
 
     keys: np.ndarray
-    """[N] str, unique and stable: relative path, or row number."""
-    labels: np.ndarray | None
-    """[N] of any dtype, or None."""
+    """[N] str, unique and stable: relative path, or row number. All can be written as UTF-8."""
+    labels: Labels | None
+    """Of N items; None where the data has none. An array of names is taken for what `encode` makes of it."""
     columns: dict[str, np.ndarray]
     """Further columns [N], such as the split."""
 
     def __post_init__(self):
         if len(self.keys) == 0:
             raise DataError("Received a source without items; expected at least one.")
+        if self.labels is not None and not isinstance(self.labels, Labels):
+            object.__setattr__(self, "labels", encode(self.labels, "items whose label"))
+
+    def take(self, positions: np.ndarray) -> "Items":
+        """Some of the items."""
+        return Items(
+            self.keys[positions],
+            None if self.labels is None else self.labels.take(positions),
+            {name: values[positions] for name, values in self.columns.items()},
+        )
 
     def sample_ids(self) -> np.ndarray:
         """[N] int64: the first 63 bits of SHA-256 of the keys. Raises DataError where two keys have one id."""
@@ -118,14 +128,14 @@ class _Files(RandomAccess):
 
     decoder = DECODER
 
-    def __init__(self, root: pathlib.Path, items: Items):
-        self.root = root
-        self.items = items
+    def __init__(self, root: pathlib.Path, paths: list[str], labels: Labels | None, columns: dict[str, np.ndarray]):
+        self.root, self.paths = root, paths
+        self.items = Items(np.array([printable(path) for path in paths]), labels, columns)
 
     def stamp(self, position):
         try:
-            status = os.stat(self.root / self.items.keys[position])
-        except OSError:
+            status = os.stat(self.root / self.paths[position])
+        except (OSError, ValueError):
             return None
         return status.st_size, status.st_mtime_ns
 
@@ -137,9 +147,11 @@ class _Files(RandomAccess):
 
     def _bytes(self, position) -> bytes:
         try:
-            return (self.root / self.items.keys[position]).read_bytes()
+            return (self.root / self.paths[position]).read_bytes()
         except OSError as error:
             raise UnreadableItem(error.strerror or str(error), is_lasting=False) from error
+        except ValueError as error:  # a zero byte, or half a surrogate pair
+            raise UnreadableItem(f"no path of a file: {error}", is_lasting=False) from error
 
 
 class ImageFolder(_Files):
@@ -162,53 +174,26 @@ class ImageFolder(_Files):
                 + (f"it has {there}; " if there else "")
                 + f"expected {root}/<class>/<picture> with pictures ending in {', '.join(PICTURE_SUFFIXES)}."
             )
-        labels = np.array([path.split("/")[0] for path in found.pictures])
-        super().__init__(top, Items(np.array(found.pictures), labels, {}))
+        names = [path.split("/")[0] for path in found.pictures]
+        super().__init__(top, found.pictures, encode(names, f"{root}, whose folders"), {})
 
 
 class ImageTable(_Files):
-    """Pictures listed in a CSV or Parquet table, whose other columns may give the split.
+    """Pictures listed in a CSV, Parquet or JSONL table, whose other columns may give the split.
 
     Raises:
-        DataError: if the folder, the table or a column does not exist, or a path is listed twice.
+        DataError: if the folder, the table or a column does not exist, or a path is missing or listed twice.
     """
 
     def __init__(self, root: str, table: str, path_column: str = "path", label_column: str | None = "label"):
         top = _existing_folder(root)
-        frame = read_table(top / table)
-        for column in (path_column, label_column):
-            if column is not None:
-                require_column(column, frame.columns, str(table))
-        paths = frame[path_column].astype(str)
-        if paths.duplicated().any():
-            raise DataError(
-                f"Received {table}, which lists {paths[paths.duplicated()].iloc[0]!r} twice; list each picture once."
-            )
-        labels = None if label_column is None else frame[label_column].to_numpy()
-        columns = {str(name): frame[name].to_numpy() for name in frame.columns}
-        super().__init__(top, Items(paths.to_numpy(), labels, columns))
-
-
-def read_table(path: pathlib.Path, as_text: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV or Parquet table; these columns of a CSV stay text. Raises DataError where it cannot be read."""
-    if not path.is_file():
-        raise DataError(f"Received table {str(path)!r}, which is no file; expected a .csv or .parquet file.")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        # Class names such as "NA" or "null" are names.
-        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(as_text, str))
-    except (OSError, ValueError) as error:
-        raise DataError(f"Received table {str(path)!r}, which cannot be read: {error}") from error
-
-
-def require_column(name: str, known, where: str) -> None:
-    """Raises DataError with the near match where a column does not exist."""
-    if name not in known:
-        known = [str(column) for column in known]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(known)}.")
+        rows = Table(top / table, table)
+        paths = rows.texts(path_column)
+        labels = None if label_column is None else rows.labels(label_column)
+        twice = [path for path, count in collections.Counter(paths).items() if count > 1]
+        if twice:
+            raise DataError(f"Received {table}, which lists {twice[0]!r} twice; list each picture once.")
+        super().__init__(top, paths, labels, rows.others(None))
 
 
 def _existing_folder(root: str) -> pathlib.Path:

@@ -1,11 +1,15 @@
 """Which items train, which validate, which test."""
 
 import dataclasses
+import difflib
 
 import numpy as np
 
+from xbm_keras.data.errors import DataError
+from xbm_keras.data.labels import Labels, as_text
 from xbm_keras.data.rows import UnitRows
-from xbm_keras.data.sources import DataError, Items, require_column
+from xbm_keras.data.sources import Items
+from xbm_keras.data.tables import require_column
 
 NEIGHBORHOODS, MIN_NEIGHBORHOOD = 8, 20  # that are held out, at most; items of one, where there are as many
 BLOCK_ROWS = 8192
@@ -41,39 +45,42 @@ def split_items(
 ) -> Splits:
     """Split items into train, validation and test; see `schema.Split` for the arguments.
 
-    Validation is carved from what trains, with the same unit (classes or items).
+    Validation is carved from what trains, with the same unit (classes or items). By class, items without a label are
+    in none of the three.
 
     Raises:
-        DataError: for a column that does not exist or never says "train" or "test", for classes that do not exist, or
-            where too few classes remain to train on (2), to validate on (2) or to test on (1), or for the fold.
+        DataError: for a column that does not exist, never says "train" or "test", or says both of one class; for
+            classes that do not exist; where too few classes remain to train on (2), to validate on (2) or to test on
+            (1); or for the fold.
     """
     num_items = len(items.keys)
-    if items.labels is None and by == "class":
-        raise DataError("Received data without labels and split.by 'class'; set data.split.by=item, or give labels.")
-    units = np.asarray(items.labels) if by == "class" else np.arange(num_items)
-    names = np.unique(units)
-    shuffled = np.random.default_rng(seed).permutation(names)
+    if by == "class":
+        if items.labels is None:
+            raise DataError(
+                "Received data without labels and split.by 'class'; set data.split.by=item, or give labels."
+            )
+        units, names, is_known = items.labels.codes, items.labels.names, items.labels.is_labelled
+    else:
+        units, names, is_known = np.arange(num_items), list(range(num_items)), np.ones(num_items, bool)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
     if column is not None:
         require_column(column, items.columns, "the data")
-        values = np.asarray(items.columns[column]).astype(str)
-        is_train, is_test = values == "train", values == "test"
+        values = as_text(items.columns[column])
+        is_train, is_test = is_known & (values == "train"), is_known & (values == "test")
         if not (is_train.any() and is_test.any()):
             raise DataError(
-                f"Received split column {column!r} with the values {', '.join(np.unique(values)[:8])}; expected both "
-                "'train' and 'test' among them."
+                f"Received split column {column!r} with the values {', '.join(np.unique(values[is_known])[:8])}; "
+                "expected both 'train' and 'test' among them."
             )
+        _require_apart([names[unit] for unit in np.intersect1d(units[is_train], units[is_test])], column)
     else:
         if test_classes is not None:
-            names_as_text = {str(name) for name in names}
-            unknown = [str(name) for name in test_classes if str(name) not in names_as_text]
-            if unknown:
-                raise DataError(f"Received split.test_classes with {unknown[0]!r}, which is no label of the data.")
-            is_test = np.isin(units.astype(str), [str(name) for name in test_classes])
+            is_test = np.isin(units, _chosen(test_classes, names, items.labels))
         elif num_train_classes is not None:
-            is_test = np.isin(units, names[num_train_classes:])
+            is_test = units >= num_train_classes
         else:
             is_test = np.isin(units, shuffled[: max(1, round(test_fraction * len(names)))])
-        is_train = ~is_test
+        is_train = is_known & ~is_test
     train_names = shuffled[np.isin(shuffled, units[is_train])]
     num_validation = max(2, round(validation_fraction * len(train_names)))
     if len(train_names) - num_validation < 2 or not is_test.any():
@@ -131,7 +138,7 @@ def _roles(items: Items, test: np.ndarray, query_column: str | None) -> tuple[np
     if query_column is None:
         return None, None
     require_column(query_column, items.columns, "the data")
-    roles = np.asarray(items.columns[query_column])[test].astype(str)
+    roles = as_text(items.columns[query_column])[test]
     is_query, is_gallery = np.isin(roles, QUERY_VALUES), np.isin(roles, GALLERY_VALUES)
     if not (is_query.any() and is_gallery.any()):
         raise DataError(
@@ -139,6 +146,29 @@ def _roles(items: Items, test: np.ndarray, query_column: str | None) -> tuple[np
             f"items; expected one of {', '.join(QUERY_VALUES)} and one of {', '.join(GALLERY_VALUES)} among them."
         )
     return is_query, is_gallery
+
+
+def _chosen(wanted: list, names: list, labels: Labels | None) -> list[int]:
+    """Positions of the classes of these names or, where the data numbers named classes, of these numbers."""
+    numbers = (labels.numbers if labels is not None else None) or []
+    known = {str(name): i for each in (numbers, names) for i, name in enumerate(each)}
+    for name in wanted:
+        if str(name) not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise DataError(f"Received split.test_classes with {str(name)!r}, which is no label of the data{hint}")
+    return [known[str(name)] for name in wanted]
+
+
+def _require_apart(classes: list, column: str) -> None:
+    """Raises DataError that names the classes which a split column puts on both sides, where it is by class."""
+    if classes:
+        shown = ", ".join(map(str, classes[:8])) + (", ..." if len(classes) > 8 else "")
+        raise DataError(
+            f"Received split column {column!r}, which puts items of {len(classes)} classes into both 'train' and "
+            f"'test': {shown}; expected each class in one of them, since test classes are not to be seen in training. "
+            "Mend the column, or split by item: data.split.by=item."
+        )
 
 
 def _plural(by: str) -> str:

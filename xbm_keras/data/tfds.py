@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from xbm_keras.data.errors import DataError, UnreadableItem
+from xbm_keras.data.labels import encode, named
 from xbm_keras.data.pictures import DECODER, decode_picture
-from xbm_keras.data.sources import Items, map_in_threads, require_column
+from xbm_keras.data.sources import Items, map_in_threads
+from xbm_keras.data.tables import require_column
 from xbm_keras.data.texts import checked_text
 
 
@@ -22,7 +24,8 @@ class TFDS:
         data_dir: where TFDS keeps its data; None for its default.
         image_key: name of the image feature.
         text_key: name of a text feature, which makes the items texts instead of pictures.
-        label_key: name of the label feature.
+        label_key: name of the label feature. Its classes have the names that the builder gives, in the order of its
+            numbers; items of -1, as in a split that is not labelled, have no label.
         allow_community: also take names with a namespace, such as "huggingface:mnist" or "user:things". Their builders
             are programs that anybody may have written, and that are downloaded and run.
 
@@ -81,9 +84,12 @@ class TFDS:
                 of_split.append(split)
                 for key in scalars:
                     value = example[key]
-                    rows[key].append(value.decode() if isinstance(value, bytes) else value)
+                    rows[key].append(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value)
         columns = {key: np.array(values) for key, values in rows.items()}
-        labels = columns.pop(label_key)
+        labels = encode(columns.pop(label_key), f"{name}, whose {label_key!r}", none=-1)
+        names = getattr(features[label_key], "names", None)  # of the classes, where the builder gives them
+        if names is not None:
+            labels = named(labels, names, f"{name}, whose {label_key!r}", by_number=True)
         self.items = Items(np.array(keys), labels, {**columns, "tfds_split": np.array(of_split)})
 
     def __getstate__(self):

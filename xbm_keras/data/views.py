@@ -1,4 +1,4 @@
-"""Views of training pictures, which the feature cache keeps like further items: augmented ones, and turned ones."""
+"""Some items of a source, and views of them that the feature cache keeps like further items: augmented, or turned."""
 
 import functools
 import hashlib
@@ -7,12 +7,38 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from xbm_keras.data.sources import Items, Source
+from xbm_keras.data.sources import Source
 
 QUARTERS = (1, 2, 3)
 
 
-class View:
+class Chosen:
+    """Some items of a source.
+
+    Args:
+        source: all items.
+        positions: of those that are wanted, increasing.
+    """
+
+    def __init__(self, source: Source, positions: np.ndarray):
+        self.source, self.positions = source, positions
+        self.items = source.items.take(positions)
+        self.root, self.decoder = getattr(source, "root", ""), source.decoder
+
+    def stamp(self, position: int) -> tuple[int, int] | None:
+        """As the source says."""
+        return self.source.stamp(int(self.positions[position]))
+
+    def digest(self, position: int) -> str:
+        """As the source says."""
+        return self.source.digest(int(self.positions[position]))
+
+    def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
+        """The items at these positions."""
+        return self.source.read(self.positions[np.asarray(positions, np.int64)].tolist(), prepare)
+
+
+class View(Chosen):
     """Some pictures of a source, each changed, and always in the same way.
 
     Args:
@@ -23,17 +49,12 @@ class View:
     """
 
     def __init__(self, source: Source, positions: np.ndarray, name: str, change: Callable[[np.ndarray], np.ndarray]):
-        self.source, self.positions, self.name, self.change = source, positions, name, change
-        self.items = Items(source.items.keys[positions], None, {})
-        self.decoder = source.decoder
-
-    def stamp(self, position: int) -> tuple[int, int] | None:
-        """Of the plain picture."""
-        return self.source.stamp(int(self.positions[position]))
+        super().__init__(source, positions)
+        self.name, self.change = name, change
 
     def digest(self, position: int) -> str:
         """Hash of the plain picture's digest and the view."""
-        return self.digest_of(self.source.digest(int(self.positions[position])))
+        return self.digest_of(super().digest(position))
 
     def digest_of(self, plain: str) -> str:
         """The digest of a view, from that of the plain picture."""
@@ -41,8 +62,7 @@ class View:
 
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
         """Views of the pictures at these positions."""
-        chosen = self.positions[np.asarray(positions, np.int64)].tolist()
-        return self.source.read(chosen, lambda picture: prepare(self.change(picture)))
+        return super().read(positions, lambda picture: prepare(self.change(picture)))
 
 
 def augmented(source: Source, positions: np.ndarray, number: int, flip: bool = True) -> View:

@@ -35,7 +35,7 @@ MAX_TEXT = 160
 
 @dataclasses.dataclass(frozen=True)
 class TestItems:
-    """The test items in both embeddings."""
+    """The test items that have a label, in both embeddings."""
 
     dataset: Dataset
     labels: np.ndarray
@@ -48,18 +48,19 @@ class TestItems:
 
     def name_of(self, label: int) -> str:
         """A class's name; a number alone would say little."""
-        name = self.dataset.label_names[label]
-        return name if isinstance(name, str) else f"class {name}"
+        name = str(self.dataset.label_names[label])
+        return f"class {name}" if name.lstrip("-").isdigit() else name
 
 
 def compare(dataset: Dataset, head: Head, by_roles: bool = True) -> TestItems:
-    """The test items under the frozen features and the head, ranked by both.
+    """The test items that have a label under the frozen features and the head, ranked by both.
 
     Args:
         dataset: the items, of which at least two share a class.
         head: what is compared with the frozen features.
         by_roles: whether queries look for gallery items where the data says who is what, and not for all others.
     """
+    dataset = dataset.with_labelled_test()
     splits = dataset.splits
     labels, rows = dataset.labels[splits.test], UnitRows(dataset.features, splits.test)
     vectors = {"frozen": np.asarray(rows), "trained": embed(head, rows)}

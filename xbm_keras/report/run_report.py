@@ -87,7 +87,7 @@ def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Blo
     test, validation = dataset.splits.test, metrics["validation"]
     caption = f"{len(test):,} test items"
     if "leave_one_out" in metrics:
-        caption += f" of {len(np.unique(dataset.labels[test])):,} classes"
+        caption += f" of {len(np.unique(dataset.labels[dataset.labelled(test)])):,} classes"
     tables = _scores_tables(metrics, f"{caption}. Higher is better, 1 is perfect.")
     is_nested = any("@" in name for scores in metrics.values() if isinstance(scores, dict) for name in scores)
     by_classes = {name: told for name, told in results.PROTOCOLS.items() if name != "neighbors" and name in metrics}
