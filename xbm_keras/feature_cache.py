@@ -119,11 +119,14 @@ def compute_features(
     skipped = {str(keys[i]): str(reason) for i, reason in reasons.items()}
     kept, found = [], []
     for i, digest in enumerate(digests):
-        if digest and isinstance(places[digest], str):
-            skipped[str(keys[i])] = places[digest]
-        elif digest:
+        if digest is None:
+            continue
+        place = places[digest]
+        if isinstance(place, str):
+            skipped[str(keys[i])] = place
+        else:
             kept.append(i)
-            found.append(places[digest])
+            found.append(place)
     if skipped and (on_error == "raise" or not kept):
         shown = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:8])
         raise DataError(
@@ -191,7 +194,8 @@ def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title,
     with progress.bar(title, len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:
         outcomes = _counted(batches, bar.advance)
         for shard in shards:
-            entries, rows = [], []
+            entries: list[dict] = []
+            rows: list[np.ndarray] = []
             for i, outcome in zip(shard, outcomes, strict=False):  # the outcomes go on with the next shard
                 entry = {"sha256": digests[i], "key": str(source.items.keys[i])}
                 if not isinstance(outcome, UnreadableItem):

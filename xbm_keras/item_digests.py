@@ -36,8 +36,8 @@ def find_digests(
     """
     if isinstance(source, View):
         chosen = source.positions if positions is None else source.positions[positions]
-        plain, reasons = find_digests(source.source, cache_dir, chosen)
-        return [each and source.digest_of(each) for each in plain], reasons
+        plain, reasons_of_plain = find_digests(source.source, cache_dir, chosen)
+        return [each and source.digest_of(each) for each in plain], reasons_of_plain
     positions = range(len(source.items.keys)) if positions is None else [int(i) for i in positions]
     path = _file(source, cache_dir)
     known = _read(path)
@@ -92,7 +92,7 @@ def _read(path: pathlib.Path) -> dict[str, list]:
 
 def _add(path: pathlib.Path, fresh: dict[str, list]) -> None:
     """Add hashes to what this and other processes wrote."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.parent / "lock"):
         remove_leftovers(path.parent)
         write_whole(path, json.dumps({**_read(path), **fresh}, sort_keys=True))

@@ -200,12 +200,12 @@ class _Worker:
         positions = block["position"].to_pylist()
         batches = compute_batches(self.source, self.network, self.backbone.prepare, [positions], self.batch_size)
         outcomes = itertools.chain.from_iterable(batches)
-        pairs = [(o, o if isinstance(o, UnreadableItem) else None) for o in outcomes]
+        pairs = [(None, o) if isinstance(o, UnreadableItem) else (o.tobytes(), None) for o in outcomes]
         return pa.table(
             {
                 "position": block["position"],
-                "row": pa.array([None if p else o.tobytes() for o, p in pairs], pa.large_binary()),
-                "problem": pa.array([p and str(p) for _, p in pairs], pa.string()),
-                "is_lasting": pa.array([p and p.is_lasting for _, p in pairs], pa.bool_()),
+                "row": pa.array([row for row, _ in pairs], pa.large_binary()),
+                "problem": pa.array([problem and str(problem) for _, problem in pairs], pa.string()),
+                "is_lasting": pa.array([problem and problem.is_lasting for _, problem in pairs], pa.bool_()),
             }
         )

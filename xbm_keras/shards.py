@@ -21,10 +21,10 @@ class Shards:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        self._open = functools.lru_cache(MAX_OPEN)(_open)
+        self._open = functools.lru_cache(MAX_OPEN)(lambda number: _open(path_of(folder, number)))
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return self._open(path_of(self.folder, int(number)))
+        return self._open(int(number))
 
     def __reduce__(self):
         """Another process maps the files itself."""
