@@ -15,7 +15,7 @@ from xbm_keras import containers
 MAX_PIXELS = 12 << 20  # 12.6 megapixels, a telephone's 4032 x 3024 and some; about 200 MB while one is decoded
 MAX_SCANS = 30  # of a progressive JPEG, where encoders write about ten: each costs a pass over all pixels
 PARALLEL = 4  # pictures decoded at a time, each of which may have the most pixels
-DECODES_WEBP = hasattr(tf.io, "decode_webp")  # new in TensorFlow 2.20; Pillow reads it else
+DECODES_WEBP = hasattr(tf.io, "decode_webp")  # not in older TensorFlow, where Pillow reads it in training
 
 
 def decode_all(data: tf.Tensor, resize: Callable, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -151,7 +151,7 @@ def _decode(kind, still, around, orientation):
     """
     decoders = {
         b"JPEG": lambda: tf.io.decode_jpeg(still, channels=3),
-        b"PNG": lambda: _decode_opaque_png(still),
+        b"PNG": lambda: tf.io.decode_png(still, channels=3),
         b"PNG with alpha": lambda: _over_white(tf.io.decode_png(still, channels=4)),
         b"GIF": lambda: tf.io.decode_gif(still)[0],
         b"BMP": lambda: _decode_bmp(still),
@@ -162,19 +162,6 @@ def _decode(kind, still, around, orientation):
     if tf.reduce_any(around > 0):
         picture = tf.pad(picture, tf.concat([around, [[0, 0]]], axis=0), constant_values=255)
     return tf.ensure_shape(_turn_upright(picture, orientation), [None, None, 3])
-
-
-def _decode_opaque_png(encoded):
-    """A PNG, uint8 [H, W, 3]."""
-    picture = tf.io.decode_png(encoded, channels=3)
-    # TensorFlow leaves grey of 1, 2 or 4 bits at 0..1, 0..3 or 0..15.
-    header = tf.io.decode_raw(tf.strings.substr(encoded, 24, 2), tf.uint8)
-    depth, color_type = header[0], header[1]
-    if (color_type == 0) & (depth < 8):
-        top = tf.bitwise.left_shift(tf.constant(1, tf.uint8), depth) - 1
-        if tf.reduce_max(picture) <= top:
-            picture *= 255 // top
-    return picture
 
 
 def _decode_bmp(encoded):
