@@ -17,7 +17,7 @@ if "--verbose" not in sys.argv:
 
 from absl import app, flags
 
-from xbm_keras import experiment, loading, run_folder, saved_run, terminal
+from xbm_keras import devices, experiment, loading, run_folder, saved_run, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
 
@@ -38,6 +38,7 @@ def main(argv):
     terminal.set_up(VERBOSE.value)
     with terminal.readable_errors():
         config = load_config(CONFIG.value, SET.value)
+        devices.make_strategy(config.training)  # or an error, before features are computed
         with run_folder.claim(WORKDIR.value, CONFIG.value, config, RESUME.value) as workdir:
             costs = Costs()
             costs.begin("features")

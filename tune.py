@@ -10,7 +10,7 @@ import sys
 from absl import app, flags
 
 from train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, train  # first: it keeps the start of TensorFlow quiet
-from xbm_keras import loading, run_folder, terminal
+from xbm_keras import devices, loading, run_folder, terminal
 from xbm_keras.config import load_config
 from xbm_keras.costs import Costs
 from xbm_keras.tuning import (
@@ -38,6 +38,7 @@ def main(argv):
     with terminal.readable_errors(SearchError):
         role = take_role(CHIEF.value, WORKER.value, PARALLEL.value)
         config = load_config(CONFIG.value, SET.value)
+        devices.make_strategy(config.training)  # or an error, before features are computed
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         backbone = loading.make_backbone(config)
         config, folds = load_folds(config, backbone)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from xbm_keras import progress, schema
+from xbm_keras import devices, progress, replicas, schema
 from xbm_keras.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
 from xbm_keras.checkpoints import Checkpoints
 from xbm_keras.costs import Costs
@@ -163,7 +163,11 @@ def start_model(
     """
     labels = dataset.labels[positions]
     config = _with_start(config, dataset)
-    model = make_model(config, backbone, dataset.features.shape[1], labels)
+    strategy = devices.make_strategy(config.training)
+    if strategy.num_replicas_in_sync > 1:
+        log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
+    with replicas.scope(strategy):
+        model = make_model(config, backbone, dataset.features.shape[1], labels)
     if config.head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
         model.set_start(make_start(config.head, closed_forms).scaled())

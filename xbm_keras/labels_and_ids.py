@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras import replicas
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.pair_losses import PairLoss
 
@@ -84,7 +85,7 @@ def read_labels_and_ids(
                 "sample never meets its own copy in the memory. Add an int64 array that numbers the items, such as "
                 "np.arange(num_items), or use CircularMemory(0)."
             )
-        ids = tf.range(tf.cast(batch_size, tf.int64))
+        ids = replicas.of_whole_batch(lambda n: tf.range(tf.cast(n, tf.int64)), batch_size)
     ids = read_sample_ids(ids, batch_size)
     return read_labels(labels, batch_size) if pair_loss.uses_labels else tf.zeros_like(ids), ids
 

@@ -25,7 +25,7 @@ MINE_IN = ("features", "embeddings", "sketch")
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
-class XBMModel(keras.Model):
+class XBMModel(replicas.ReplicatedModel):
     """Trains a head on a frozen backbone with pairs from a cross-batch memory, by plain `compile` and `fit`.
 
     Inputs are `{"inputs": x, "sample_id": int64 [B]}`, or `{"features": f [B, D], "sample_id": ...}` to train from
@@ -180,7 +180,7 @@ class XBMModel(keras.Model):
         labels, ids = read_labels_and_ids(x, y, features, self.pair_loss, self.memory.memory_size)  # [B]
         batch = replicas.gather(features, labels, ids)  # the same, of all devices where there are several
         rows = self._enqueue(*batch) if training else batch_as_rows(*batch)  # [M, D]
-        row_embeddings = self._embed_rows(rows, features, anchors)  # [M, E]; None where the picks are fewer
+        row_embeddings = self._embed_rows(rows, batch[0], anchors)  # [M, E]; None where the picks are fewer
         num_new = tf.shape(batch[0])[0] if training else None
         keys = self._mining_space(features, anchors, rows, row_embeddings, num_new)  # [B, K] and [M, K], in blocks
         picks = self.top_k(features, rows, labels, ids, **keys, jit_compile=self.jit_compile)  # [B, T]
@@ -199,7 +199,7 @@ class XBMModel(keras.Model):
         loss = replicas.masked_mean(per_anchor, is_valid, weights)
         if self.start_l2:
             loss += self.start_l2 * replicas.share(squared_distance(self.head, self.start))
-        return tf.where(is_finite, loss, float("nan"))
+        return replicas.evenly(tf.where(is_finite, loss, float("nan")))
 
     def _enqueue(self, features, labels, ids) -> Rows:
         if self.enqueue:
@@ -207,11 +207,11 @@ class XBMModel(keras.Model):
             return self.memory.enqueue(features, labels, ids, **how)
         return self.memory.read()
 
-    def _embed_rows(self, rows, features, anchors):
+    def _embed_rows(self, rows, batch_features, anchors):
         """All rows through the head, where that is no more work than the picks alone; the batch only once."""
-        if rows.features is features:
-            return anchors
-        num_rows, batch_size = self.memory.memory_size, features.shape[0] or 1
+        if rows.features is batch_features:
+            return replicas.gather(anchors)[0]
+        num_rows, batch_size = self.memory.memory_size, anchors.shape[0] or 1
         if batch_size * self.top_k.num_picks(num_rows) >= num_rows:
             return self.head.embed_rows(rows)
         return None
@@ -227,7 +227,7 @@ class XBMModel(keras.Model):
             make_keys, how = self.sketch, {"anchor_keys": self.sketch(features), "rerank": self.rerank}
         else:
             make_keys, how = self.head, {"anchor_keys": anchors}
-        if self.mine_in == "embeddings" and row_embeddings is not None:
+        if self.mine_in == "embeddings" and row_embeddings is not None and self.mining_keys is None:
             return {**how, "row_keys": lambda start, width: tf.slice(row_embeddings, [start, 0], [width, -1])}
         if self.mining_keys is None or num_new is None:
             return {**how, "row_keys": lambda start, width: make_keys(rows.block(start, width))}
@@ -267,7 +267,7 @@ class XBMModel(keras.Model):
         On a GPU its products have all bits of float32, not those of TensorFloat-32 alone: the order of the picks and
         the guards' thresholds depend on them.
         """
-        replicas.check_strategy(self.distribute_strategy)
+        replicas.check_strategy(self.distribute_strategy, self.jit_compile)
         guards = [StopOnNonFinite(), WarnOfRepeatedIds()]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList([*guards, *callbacks.callbacks], model=self)
@@ -296,24 +296,14 @@ class XBMModel(keras.Model):
 
     def without_backbone(self) -> "XBMModel":
         """The same model, same weights, for features as inputs."""
-        twin = XBMModel(
-            None,
-            self.head,
-            self.memory,
-            self.top_k,
-            self.pair_loss,
-            self.mine_in,
-            self.enqueue,
-            self.key_refresh,
-            self.sketch,
-            self.rerank,
-            self.start_alignment,
-            self.start_l2,
-        )
-        twin.build({"features": (None, self.memory.feature_dim)})
-        if self.start is not None:
-            twin.start.set_weights(self.start.get_weights())
-        twin.compile(self.optimizer)
+        stages = self.head, self.memory, self.top_k, self.pair_loss
+        mining = self.mine_in, self.enqueue, self.key_refresh, self.sketch, self.rerank
+        with replicas.scope(self.distribute_strategy):
+            twin = XBMModel(None, *stages, *mining, self.start_alignment, self.start_l2)
+            twin.build({"features": (None, self.memory.feature_dim)})
+            if self.start is not None:
+                twin.start.set_weights(self.start.get_weights())
+            twin.compile(self.optimizer)
         return twin
 
     def get_config(self):

@@ -127,7 +127,8 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
         logs = step()
     is_finite = tf.equal(num_rejected, model.rejections.count)
     overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in model.trainable_variables]
-    ids = tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1])
+    # Of the whole batch: a replica without items would see nothing bad, and keep what the others undo.
+    (ids,) = replicas.gather(tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1]))
     is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))
     is_finite &= model.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), num_steps)
     for variable, value in zip(state, before, strict=True):

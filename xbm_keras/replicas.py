@@ -4,13 +4,22 @@ Each replica has its share of the batch as anchors, and the whole batch, in the 
 the memory: so all copies hold the same rows, and the result is that of one device with the whole batch.
 """
 
+import contextlib
+from collections.abc import Callable, Sequence
+
+import keras
 import tensorflow as tf
 
 SUPPORTED = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy)
 
 
-def check_strategy(strategy: tf.distribute.Strategy) -> None:
-    """Raises ValueError for a strategy that cannot train a model of ours."""
+def check_strategy(strategy: tf.distribute.Strategy, jit_compile: bool = False) -> None:
+    """Raises ValueError for a strategy that cannot train a model of ours, or not under XLA."""
+    if jit_compile and strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            f"Received jit_compile=True with {strategy.num_replicas_in_sync} replicas; expected one device, for which "
+            "XLA compiles a step, or jit_compile=False. Leave it out of compile(...)."
+        )
     with strategy.scope():
         is_default = not tf.distribute.has_strategy()
     if not isinstance(strategy, SUPPORTED) and not is_default:
@@ -23,21 +32,78 @@ def check_strategy(strategy: tf.distribute.Strategy) -> None:
         )
 
 
-def gather(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """The rows of all replicas, in their order; on one device the tensors themselves."""
+def scope(strategy: tf.distribute.Strategy) -> contextlib.AbstractContextManager:
+    """Models that are made and compiled within it train under this strategy, where it has several replicas."""
+    is_within = strategy.num_replicas_in_sync == 1 or tf.distribute.has_strategy()
+    return contextlib.nullcontext() if is_within else strategy.scope()
+
+
+def write_rows(variable: tf.Variable, at: tf.Tensor, rows: tf.Tensor, *, jit_compile: bool = False) -> None:
+    """Write rows in place: in a step into the replica's own copy of the variable, elsewhere into all copies.
+
+    Args:
+        variable: [M, ...].
+        at: [n] integer, which of its rows.
+        rows: [n, ...], in the variable's dtype.
+        jit_compile: say True where this is traced into an XLA-compiled function.
+    """
+    for copy in _copies(variable):
+        # A resource scatter is the one update whose cost does not grow with M outside XLA. By handle, because a
+        # variable of MirroredStrategy has no such method.
+        tf.raw_ops.ResourceScatterNdUpdate(ref=copy.handle, indices=at[:, None], updates=rows)
+        if not jit_compile:
+            # The scatter leaves the variable in copy-on-read mode: without this each read copies all M rows. XLA has no
+            # kernel for this op, and no such mode.
+            tf.raw_ops.DisableCopyOnRead(resource=copy.handle)
+
+
+def _copies(variable: tf.Variable) -> Sequence[tf.Variable]:
+    """Of a variable of several replicas all copies, but in a replica's step itself, whose handle is its own copy's."""
+    is_in_step = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    if is_in_step or not isinstance(variable, tf.distribute.DistributedValues):
+        return [variable]
+    return variable.distribute_strategy.experimental_local_results(variable)
+
+
+def _step() -> tf.distribute.ReplicaContext | None:
+    """The step of one of several replicas that this is traced in; else None."""
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    return None if context is None or context.num_replicas_in_sync == 1 else context
+
+
+def are_several() -> bool:
+    """Whether this is traced in the step of one of several replicas."""
+    return _step() is not None
+
+
+def gather(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The rows of all replicas, in their order, with gradient; on one device the tensors themselves."""
+    step = _step()
+    if step is None:
         return tensors
-    gathered = [context.all_gather(tensor, axis=0) for tensor in tensors]
+    gathered = [step.all_gather(tensor, axis=0) for tensor in tensors]
     return tuple(tf.ensure_shape(g, (None, *t.shape[1:])) for g, t in zip(gathered, tensors, strict=True))
 
 
 def total(tensor: tf.Tensor) -> tf.Tensor:
     """The sum over all replicas, without gradient."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return tensor
-    return tf.stop_gradient(context.all_reduce(tf.distribute.ReduceOp.SUM, tensor))
+    step = _step()
+    return tensor if step is None else tf.stop_gradient(step.all_reduce(tf.distribute.ReduceOp.SUM, tensor))
+
+
+def of_whole_batch(make: Callable[[tf.Tensor | int], tf.Tensor], num_items: tf.Tensor | int) -> tf.Tensor:
+    """This replica's rows of what `make` gives for the number of items of the whole batch, such as random numbers.
+
+    Args:
+        make: from a number n to a tensor [n, ...], the same on all replicas.
+        num_items: of this replica.
+    """
+    step = _step()
+    if step is None:
+        return make(num_items)
+    shares = step.all_gather(tf.reshape(num_items, [1]), axis=0)  # [replicas]
+    start = tf.reduce_sum(shares[: step.replica_id_in_sync_group])
+    return make(tf.reduce_sum(shares))[start : start + num_items]
 
 
 def masked_mean(values: tf.Tensor, mask: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
@@ -53,5 +119,37 @@ def masked_mean(values: tf.Tensor, mask: tf.Tensor, weights: tf.Tensor | None = 
 
 def share(value: tf.Tensor) -> tf.Tensor:
     """What each replica gives of a number that is the same on all of them."""
-    context = tf.distribute.get_replica_context()
-    return value if context is None else value / context.num_replicas_in_sync
+    step = _step()
+    return value if step is None else value / step.num_replicas_in_sync
+
+
+def evenly(loss: tf.Tensor) -> tf.Tensor:
+    """A loss of which each replica gave its share, in equal shares, each with the gradient of its own.
+
+    Keras weights the replicas' losses by their items where it tracks them, and some may have none.
+    """
+    if _step() is None:
+        return loss
+    return share(total(loss)) + (loss - tf.stop_gradient(loss))
+
+
+class ReplicatedModel(keras.Model):
+    """A Keras model whose replicas may have unequal shares of a batch, or none."""
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Keras' logs of a step, with means over the items of all replicas in place of means of the replicas' means."""
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        means = [metric for metric in self.metrics if isinstance(metric, keras.metrics.Mean)]
+        if _step() is None or not means:
+            return logs
+        sums = total(tf.stack([[mean.total.value, mean.count.value] for mean in means]))  # [means, 2]
+        results = tf.unstack(tf.math.divide_no_nan(sums[:, 0], sums[:, 1]), len(means))
+        return {**logs, **{mean.name: result for mean, result in zip(means, results, strict=True)}}
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """As Keras does it, which would add up the replicas' shares of a batch, and fail where they are unequal."""
+        if iterator is not None and self.distribute_strategy.num_replicas_in_sync > 1:
+            local_results = self.distribute_strategy.experimental_local_results
+            _, _, batches = next(iter(iterator))
+            iterator, data_batch = None, keras.tree.map_structure(lambda s: local_results(s)[0], next(batches))
+        super()._maybe_symbolic_build(iterator, data_batch)

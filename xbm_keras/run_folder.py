@@ -36,6 +36,7 @@ from xbm_keras.stages.hub_backbone import HubBackbone
 log = logging.getLogger("xbm_keras")
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+FREE = ("training.checkpoint_every_seconds", "training.strategy")  # keys that decide nothing but how it is done
 TRAINED_BY = ("data", "backbone", "head", "memory", "top_k", "loss", "training")  # sections; the data say the rest
 
 
@@ -168,7 +169,7 @@ def _differences(saved: Config, config: Config) -> list[str]:
     return [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in {**there, **here}
-        if there.get(key) != here.get(key) and key != "training.checkpoint_every_seconds"
+        if there.get(key) != here.get(key) and key not in FREE
     ]
 
 

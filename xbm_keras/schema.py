@@ -157,6 +157,12 @@ class Training(Section):
     """After the number of epochs was chosen, train again on all training classes, the validation classes included.
     Without labels the default is false: a tenth more of the items changes little."""
     jit_compile: bool | Literal["auto"] = "auto"
+    strategy: Literal["auto", "none", "mirrored"] = "auto"
+    """The devices that share each batch. "auto": all GPUs, where there are several; "none": one device; "mirrored": all
+    GPUs, and an error where there are fewer than two. On a machine without a GPU "mirrored" takes the logical CPUs that
+    TensorFlow was told to make (`tf.config.set_logical_device_configuration`), for tests. The result is that of one
+    device, to float tolerance, and a run may go on under another strategy. A trial of a search runs on one device,
+    unless this says "mirrored"."""
     checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
     """A killed run goes on from its last checkpoint. One is written at the end of an epoch, at most so often, and at
     the end of each phase."""
@@ -276,6 +282,11 @@ class Config(Section):
             raise ValueError(
                 f"training.warmup {c.warmup} does not go with training.schedule {c.schedule!r}, whose rate rises all "
                 "the way; use schedule: cosine, or leave warmup out"
+            )
+        if c.strategy == "mirrored" and c.jit_compile is True:
+            raise ValueError(
+                "training.jit_compile true does not go with training.strategy 'mirrored': XLA compiles a step for one "
+                "device; leave one of them out"
             )
         if self.is_without_labels != (self.top_k.kind == "neighbors"):
             raise ValueError(

@@ -13,7 +13,7 @@ import rich.logging
 import rich.table
 import tensorflow as tf
 
-from xbm_keras import progress, results
+from xbm_keras import devices, progress, results
 from xbm_keras.checkpoints import CheckpointError
 from xbm_keras.config import ConfigError
 from xbm_keras.data.sources import DataError
@@ -21,7 +21,11 @@ from xbm_keras.non_finite import NonFiniteFeatures, NonFiniteLoss
 
 
 def set_up(verbose: bool = False) -> None:
-    """Our own messages plain, with progress; those of the libraries below only from warnings up, unless `verbose`."""
+    """Our own messages plain, with progress; those of the libraries below only from warnings up, unless `verbose`.
+
+    The memory of GPUs is to grow, from here on.
+    """
+    devices.let_memory_grow()
     absl.logging.set_verbosity(absl.logging.INFO if verbose else absl.logging.WARNING)
     handler = rich.logging.RichHandler(show_time=False, show_level=False, show_path=False, highlighter=None)
     ours = logging.getLogger("xbm_keras")

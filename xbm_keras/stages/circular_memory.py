@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras import replicas
 from xbm_keras.stages.newest_of_id import is_last_of_its_id, neighbours_in_bucket
 from xbm_keras.stages.undo import Overwritten
 
@@ -191,13 +192,7 @@ class CircularMemory(keras.layers.Layer):
             if overwritten is not None:
                 overwritten.append((variable, at, before_it))
             rows = tf.where(is_finite, tf.cast(rows, variable.dtype), before_it)
-            # A resource scatter is the one update whose cost does not grow with M outside XLA. By handle, because a
-            # variable of MirroredStrategy has no such method; the handle is that of the replica's own copy.
-            tf.raw_ops.ResourceScatterNdUpdate(ref=variable.value.handle, indices=at[:, None], updates=rows)
-            if not jit_compile:
-                # The scatter leaves the variable in copy-on-read mode: without this each read copies all M rows.
-                # XLA has no kernel for this op, and no such mode.
-                tf.raw_ops.DisableCopyOnRead(resource=variable.value.handle)
+            replicas.write_rows(variable.value, at, rows, jit_compile=jit_compile)
         if overwritten is not None:
             overwritten.append((self.num_enqueued, None, tf.identity(self.num_enqueued.value)))
         self.num_enqueued.value.assign_add(tf.where(is_finite, n, 0))
@@ -313,7 +308,8 @@ class CircularMemory(keras.layers.Layer):
             )
         for key, name, start in blocks:
             rows = tf.constant(np.asarray(store[key]).astype(weights[name].dtype))
-            weights[name].value[int(start) : int(start) + len(rows)].assign(rows)
+            at = tf.range(int(start), int(start) + len(rows), dtype=tf.int64)
+            replicas.write_rows(weights[name].value, at, rows)
         self.num_enqueued.assign(np.asarray(store["num_enqueued"]))
 
     def call(self, features, *args, **kwargs):

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import Rows
-from xbm_keras.stages.random_rows import random_rows
+from xbm_keras.stages.random_rows import random_bits, random_rows
 from xbm_keras.stages.streamed_top_k import LOWEST, KeyBlock, Keys, Search, streamed_top_k
 
 Count = int | Literal["all"]
@@ -183,17 +183,11 @@ class HardTopK(keras.layers.Layer):
     def _random_positives(self, among):
         """Indices [B, k] and validity [B, k]."""
         k, seeds = self.num_positives + 1, [self.seed_generator.next() for _ in range(2)]
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:  # else all of them would draw alike
-            seeds = [seed + tf.cast(context.replica_id_in_sync_group, seed.dtype) for seed in seeds]
         num_codes = tf.shape(among.own_class, tf.int64)[0]
         drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
         # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.
-        shape = tf.shape(among.sample_ids)
-        bits = tf.random.stateless_uniform(shape, tf.cast(seeds[1], tf.int64), None, None, tf.uint32, alg="philox")
-        any_one = tf.where(
-            is_valid[:, 0], tf.cast(bits, tf.int64) % k, 0
-        )  # where there are fewer than k + 1, the first is none
+        any_one = random_bits(tf.size(among.sample_ids), 1, seeds[1])[:, 0] % k
+        any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
         return _without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
 
     def _with_all(self, picked, features, among, labels, ceilings):
@@ -272,7 +266,9 @@ class Candidates(NamedTuple):
         """For anchors of these labels and ids, each [B]."""
         ordered, num_anchors = tf.sort(labels), tf.size(labels, tf.int64)
         codes = tf.searchsorted(ordered, rows.labels, out_type=tf.int64)
-        is_in_batch = tf.gather(ordered, tf.minimum(codes, num_anchors - 1)) == rows.labels
+        # A replica may have no anchors: the label behind the others is never looked at.
+        one_more = tf.concat([ordered, tf.zeros([1], labels.dtype)], axis=0)
+        is_in_batch = (codes < num_anchors) & (tf.gather(one_more, codes) == rows.labels)
         codes = tf.where(is_in_batch, codes, num_anchors)
         codes = tf.where(rows.is_valid, codes, num_anchors + 1)
         is_same = tf.pad(ordered[:, None] == labels[None, :], [[0, 2], [0, 0]])

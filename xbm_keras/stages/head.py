@@ -1,10 +1,12 @@
 """FC layer and L2 normalisation: the only trainable weights."""
 
+import functools
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
+from xbm_keras import replicas
 from xbm_keras.stages.circular_memory import Rows
 from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
 from xbm_keras.stages.hard_top_k import Picks
@@ -150,7 +152,7 @@ class Head(keras.layers.Layer):
         """Features [B, D] to embeddings [B, E] of unit length, float32; in training without those that are dropped."""
         features = tf.cast(signed_power(features, self.power), self.compute_dtype)
         if self.drop is not None:
-            features = self.drop(features, training=training)
+            features = self._dropped(features, training)
         z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
         if self.kind == "residual":
             z += tf.matmul(features, self._in_training(self.delta))
@@ -158,6 +160,16 @@ class Head(keras.layers.Layer):
             hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
             z += tf.matmul(hidden, self.hidden_out)
         return l2_normalize(z)
+
+    def _dropped(self, features, training):
+        if not (training and replicas.are_several()):
+            return self.drop(features, training=training)
+        # Each replica draws the same numbers: those of the whole batch, of which it takes its own.
+        ones = functools.partial(tf.ones, dtype=features.dtype)
+        kept = replicas.of_whole_batch(
+            lambda n: self.drop(ones([n, features.shape[-1]]), training=True), tf.shape(features)[0]
+        )
+        return features * kept
 
     def _in_training(self, weight):
         """The weight [..., E], with gradient for the columns of the stage alone.

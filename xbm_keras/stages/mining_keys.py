@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from xbm_keras import replicas
 from xbm_keras.stages.circular_memory import CircularMemory, Rows
 from xbm_keras.stages.undo import Overwritten
 
@@ -74,7 +75,7 @@ class MiningKeys(keras.layers.Layer):
         if overwritten is not None:
             overwritten += [(v, None, tf.identity(v.value)) for v in (self.next_row, self.num_seen)]
             overwritten.append((self.keys, newest, tf.gather(self.keys.value, newest)))
-        self._write(newest, make_keys, rows)
+        self._write(newest, make_keys, rows, jit_compile)
 
         num_new = num_enqueued - self.num_seen.value
         is_unknown = (num_new < 0) | (num_new > batch_size)  # prefilled, or reset, since the last update
@@ -87,18 +88,16 @@ class MiningKeys(keras.layers.Layer):
             )
 
         def step(i):
-            self._write((first + tf.cast(i * chunk, tf.int64)) % self.memory_size, make_keys, rows)
+            self._write((first + tf.cast(i * chunk, tf.int64)) % self.memory_size, make_keys, rows, jit_compile)
             return (i + 1,)
 
         tf.while_loop(lambda i: i < num_chunks, step, (tf.constant(0),), parallel_iterations=1)
         self.next_row.value.assign((self.next_row.value + tf.cast(num_chunks * chunk, tf.int64)) % self.memory_size)
         self.num_seen.value.assign(num_enqueued)
-        if not jit_compile:
-            tf.raw_ops.DisableCopyOnRead(resource=self.keys.value.handle)  # see CircularMemory.enqueue
 
-    def _write(self, slots, make_keys, rows):
+    def _write(self, slots, make_keys, rows, jit_compile):
         keys = tf.stop_gradient(tf.cast(make_keys(rows.take(slots)), tf.float32))
-        tf.raw_ops.ResourceScatterNdUpdate(ref=self.keys.value.handle, indices=slots[:, None], updates=keys)
+        replicas.write_rows(self.keys.value, slots, keys, jit_compile=jit_compile)
 
     def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
         """Keys of `width` rows from `start` on, float32 [width, K]."""

@@ -5,6 +5,8 @@ Letters: B anchors, M memory rows, C codes, k rows per anchor.
 
 import tensorflow as tf
 
+from xbm_keras import replicas
+
 
 def random_rows(
     codes: tf.Tensor, num_codes: tf.Tensor, wanted: tf.Tensor, k: int, seed: tf.Tensor
@@ -52,12 +54,21 @@ def random_rows(
     return tf.where(ranks >= 0, rows, 0), ranks >= 0
 
 
+def random_bits(num_anchors: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
+    """Random numbers below 2^32 for anchors of this replica, [B, k] int64: those of their places in the whole batch."""
+
+    def make(n):
+        # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
+        bits = tf.random.stateless_uniform([n, k], tf.cast(seed, tf.int64), None, None, tf.uint32, alg="philox")
+        return tf.cast(bits, tf.int64)
+
+    return replicas.of_whole_batch(make, num_anchors)
+
+
 def _random_ranks(counts: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
     """k different numbers below each of `counts` [B], [B, k] int64; all of them, after -1s, where there are fewer."""
-    # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
     shape = [tf.shape(counts)[0], k]
-    bits = tf.random.stateless_uniform(shape, tf.cast(seed, tf.int64), None, None, tf.uint32, alg="philox")
-    bits = tf.cast(bits, tf.int64)
+    bits = random_bits(shape[0], k, seed)
 
     def draw(i, drawn):
         highest = counts - k + tf.cast(i, tf.int64)  # [B]

@@ -154,7 +154,9 @@ class FewPenalties(NamedTuple):
 
     def on_maxima(self, maxima, values):
         """Maxima [W / GROUP, B] of groups of `values` [W, B], where those with a penalized row are taken anew."""
-        groups = tf.unique(tf.where(self.codes != self.common_code)[:, 0] // GROUP).y  # [n]
+        # Without anchors, as on a replica without items, there is nothing to take anew, and no scatter into nothing.
+        is_penalized = (self.codes != self.common_code) & (tf.shape(values)[1] > 0)
+        groups = tf.unique(tf.where(is_penalized)[:, 0] // GROUP).y  # [n]
         rows = groups[:, None] * GROUP + tf.range(GROUP, dtype=tf.int64)
         penalized = tf.gather(values, rows) + tf.gather(self.penalties, tf.gather(self.codes, rows))  # [n, GROUP, B]
         return tf.tensor_scatter_nd_update(maxima, groups[:, None], tf.reduce_max(penalized, axis=1))

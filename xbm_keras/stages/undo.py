@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from xbm_keras import replicas
+
 Overwritten = list[tuple[keras.Variable, tf.Tensor | None, tf.Tensor]]
 """What was written over, in order: the variable, which of its rows, [n] (None is all of it), and what was there."""
 
@@ -23,9 +25,7 @@ def put_back(overwritten: Overwritten, is_wanted: tf.Tensor, *, jit_compile: boo
 
     def write():
         for variable, at, before in of_rows:
-            tf.raw_ops.ResourceScatterNdUpdate(ref=variable.value.handle, indices=at[:, None], updates=before)
-            if not jit_compile:
-                tf.raw_ops.DisableCopyOnRead(resource=variable.value.handle)  # see CircularMemory.enqueue
+            replicas.write_rows(variable.value, at, before, jit_compile=jit_compile)
 
     if not jit_compile:
         # Not run at all as a rule: a write copies the variable where somebody still holds what was read of it.

@@ -157,7 +157,10 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     def _start(self, config: Config, fold: int) -> XBMModel:
         dataset = self.folds[fold]
-        config = config.model_copy(update={"head": self._chosen(config.head, dataset)})
+        training = config.training
+        if training.strategy == "auto":  # a trial is small, and others run beside it
+            training = training.model_copy(update={"strategy": "none"})
+        config = config.model_copy(update={"head": self._chosen(config.head, dataset), "training": training})
         train, power = dataset.with_views(dataset.splits.train), config.head.power
         if config.head.start == "random":
             return experiment.start_model(config, dataset, None, train)
