@@ -1,6 +1,7 @@
 """Galleries: exact search against NumPy, items that come and go, and the command line on real runs and pictures."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -135,6 +136,10 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
     (tmp_path / "photos/class 0/bad.jpg").write_bytes(b"no picture")
     (tmp_path / "more").mkdir()
     (tmp_path / "more/late.png").write_bytes(encoded(40, 12, seed=9))
+    no_utf8 = os.fsencode(tmp_path / "more") + b"/caf\xe9"
+    os.mkdir(no_utf8)
+    with open(no_utf8 + b"/\xff.png", "wb") as file:
+        file.write(encoded(30, 12, seed=10))
     command = lambda *words: index_tool.main([*map(str, words), f"--index={tmp_path}/index"])  # noqa: E731
     assert command("build", f"--model={model}", f"--pictures={tmp_path}/photos") == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -143,8 +148,14 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
     assert command("add", f"--model={model}", f"--pictures={tmp_path}/more") == 0
     assert command("remove", "class 1/3.png") == 0
     items = json.loads((latest_version(tmp_path / "index") / "items.json").read_text())
-    assert items["ids"] == ["class 0/0.png", "class 0/2.png", "class 1/1.png", "more/late.png"]
-    assert items["labels"] == ["class 0", "class 0", "class 1", ""]
+    assert items["ids"] == [
+        "class 0/0.png",
+        "class 0/2.png",
+        "class 1/1.png",
+        "more/caf\\udce9/\\udcff.png",
+        "more/late.png",
+    ]
+    assert items["labels"] == ["class 0", "class 0", "class 1", "caf\\udce9", ""]
     capsys.readouterr()
     assert (
         command("search", f"--model={model}", "--k=2", tmp_path / "more/late.png", tmp_path / "photos/class 0/bad.jpg")

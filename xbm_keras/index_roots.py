@@ -8,6 +8,8 @@ import hashlib
 import os
 import pathlib
 
+from xbm_keras.data.labels import printable
+
 
 def place_of(folder: str | os.PathLike) -> str:
     """What tells a folder from others, whichever way it is written and linked to."""
@@ -43,5 +45,5 @@ def choose_root(folder: str, name: str | None, roots: dict[str, str]) -> str:
 
 
 def id_of(root: str, path: str) -> str:
-    """The id of the picture at a path below a root."""
-    return f"{root}/{path}" if root else path
+    """The id of the picture at a path below a root, as text that can be written as UTF-8."""
+    return printable(f"{root}/{path}" if root else path)

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from xbm_keras import index, saved_run, terminal
+from xbm_keras.data.labels import printable
 from xbm_keras.index_roots import choose_root, id_of, place_of
 from xbm_keras.pictures import ExportedModel, embed_folder, fingerprint, list_pictures, read, why_invalid
 from xbm_keras.versions import latest_version, versions
@@ -111,10 +112,10 @@ def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) 
     found, vectors = [], []
     for batch, embeddings, valid in embed_folder(model, pathlib.Path(pictures), paths):
         for path in np.array(batch)[~valid]:
-            log.warning("Left out %s: %s.", path, why_invalid(pathlib.Path(pictures) / path))
+            log.warning("Left out %s: %s.", printable(path), why_invalid(pathlib.Path(pictures) / path))
         found += np.array(batch)[valid].tolist()
         vectors.append(embeddings[valid])
-    labels = np.array([path.split("/")[0] if "/" in path else "" for path in found], dtype=str)
+    labels = np.array([printable(path.split("/")[0]) if "/" in path else "" for path in found], dtype=str)
     return index.Gallery(np.concatenate(vectors), np.array([id_of(root, path) for path in found], dtype=str), labels)
 
 
