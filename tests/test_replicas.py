@@ -119,11 +119,14 @@ def prefilled(model):
     return model
 
 
-folder, arguments = sys.argv[1], eval(sys.argv[2])
-is_prefilled, is_loaded = (arguments.pop(name, False) for name in ("is_prefilled", "is_loaded"))
-one = make(**arguments)
+def made(is_prefilled=False, is_loaded=False, **arguments):
+    return make(**arguments), is_prefilled, is_loaded
+
+
+folder, arguments = sys.argv[1:]  # whose stages each model makes for itself
+one, is_prefilled, is_loaded = made(**eval(arguments))
 with strategy.scope():
-    two = make(**arguments)
+    two, *_ = made(**eval(arguments))
 two.set_weights(one.get_weights())
 if is_prefilled:
     one, two = prefilled(one), prefilled(two)
