@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "xbm_keras"
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
 KNOW_THE_CONFIG = {
     "xbm_keras.config",
+    "xbm_keras.devices",
     "xbm_keras.evaluation_tool",
     "xbm_keras.experiment",
     "xbm_keras.export_tool",

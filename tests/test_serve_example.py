@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import contextlib
 import http.client
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
@@ -126,6 +128,18 @@ def test_answers_are_those_of_the_exported_model(server, folder):
     assert own["items"][0]["label"] == "class 1"
     assert own["items"][0]["similarity"] == pytest.approx(1.0, abs=1e-6)
     assert [item["label"] for item in server.get("/items?count=3")] == ["class 0", "class 1", "class 2"]
+
+
+def test_pictures_that_tensorflow_does_not_know_are_read_as_in_training(server):
+    png = encoded(25, 18, seed=41)
+    pixels = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    tiff = io.BytesIO()
+    pixels.save(tiff, "TIFF")
+    damaged, huge = tiff.getvalue()[: len(tiff.getvalue()) // 2], io.BytesIO()
+    PIL.Image.new("1", (5_000, 5_000)).save(huge, "TIFF", compression="group4")  # 25 megapixels in a few kilobytes
+    _, answer = server.post("/embed", [png, tiff.getvalue(), damaged, huge.getvalue()])
+    assert answer["valid"] == [True, True, False, False]
+    np.testing.assert_allclose(answer["embeddings"][1], answer["embeddings"][0], atol=1e-6)
 
 
 def test_without_an_index_it_embeds(folder):

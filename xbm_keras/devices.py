@@ -11,9 +11,8 @@ from xbm_keras.schema import Training
 def let_memory_grow() -> None:
     """Take the memory of GPUs as it is needed, so that others may use them too; before TensorFlow starts them."""
     for gpu in tf.config.list_physical_devices("GPU"):
-        is_divided = (
-            tf.config.get_logical_device_configuration(gpu) is not None
-        )  # which says itself how much each takes
+        # Where a GPU is divided, its parts say how much each takes.
+        is_divided = tf.config.get_logical_device_configuration(gpu) is not None
         if not is_divided and not tf.config.experimental.get_memory_growth(gpu):
             with contextlib.suppress(RuntimeError):  # TensorFlow started them before, and what it took is taken
                 tf.config.experimental.set_memory_growth(gpu, True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from xbm_keras import devices, progress, replicas, schema
+from xbm_keras import devices, progress, schema
 from xbm_keras.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
 from xbm_keras.checkpoints import Checkpoints
 from xbm_keras.costs import Costs
@@ -29,6 +29,7 @@ from xbm_keras.selection import (
     held_out,
     make_start,
 )
+from xbm_keras.stages import replicas
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.hard_top_k import HardTopK

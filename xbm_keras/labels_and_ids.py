@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 from xbm_keras.stages.circular_memory import CircularMemory
 from xbm_keras.stages.pair_losses import PairLoss
 

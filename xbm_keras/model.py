@@ -5,9 +5,9 @@ import functools
 import keras
 import tensorflow as tf
 
-from xbm_keras import replicas
 from xbm_keras.labels_and_ids import WarnOfRepeatedIds, read_labels_and_ids, read_slots, read_weights
 from xbm_keras.non_finite import Rejections, StopOnNonFinite, note_batch, undone_unless_finite
+from xbm_keras.stages import replicas
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.cosine_scores import all_bits_of_float32

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 from xbm_keras.stages.circular_memory import non_finite_message
 from xbm_keras.stages.undo import Overwritten, put_back
 

@@ -37,17 +37,18 @@ class ExportedModel:
             )
         self.fingerprint = fingerprint(folder)
 
-    def embed(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, encoded: list[bytes], max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings [N, E] of encoded pictures, and which are valid [N] bool.
 
         What the model does not decode itself, since TensorFlow does not know the format or the picture is larger than
-        the model was told to take from strangers, is decoded as training does it.
+        the model was told to take from strangers, is decoded as training does it, by default
+        up to as many pixels.
         """
         outputs = self.loaded.signatures["serve_bytes"](bytes=tf.constant(encoded, tf.string))
         embeddings, valid = outputs["embeddings"].numpy(), outputs["valid"].numpy()
         for i in np.flatnonzero(~valid):
             with contextlib.suppress(UnreadableItem):
-                picture = tf.constant(decode_picture(encoded[i])[None])
+                picture = tf.constant(decode_picture(encoded[i], max_pixels)[None])
                 embeddings[i] = self.loaded.signatures["serve_uint8"](inputs=picture)["embeddings"][0].numpy()
                 valid[i] = True
         return embeddings, valid

@@ -24,7 +24,9 @@ from limits import Gate, WatchedConnection
 
 sys.path.append(str(pathlib.Path(__file__).parents[2]))  # a checkout that is not installed
 
-from xbm_keras.decoding import count_pixels
+from xbm_keras import decoding
+from xbm_keras.data.pictures import count_pixels
+from xbm_keras.pictures import ExportedModel
 
 MAX_PICTURES = 32  # per request
 MAX_PIXELS = 4 * (12 << 20)  # of all pictures of a request: four of a telephone; half a gigabyte while they are decoded
@@ -105,16 +107,14 @@ def make_app(
         patience: seconds that a client may keep still.
     """
     version = model / str(_newest(model))
-    loaded = tf.saved_model.load(str(version))
-    serve = loaded.signatures["serve_bytes"]
-    gallery = Index(index, tf.saved_model.experimental.read_fingerprint(str(version)).singleprint())
-    embeddings = serve(bytes=tf.constant([ONE_PIXEL]))["embeddings"]  # the first pass is slow
+    exported = ExportedModel(version)  # reads what training reads, also where TensorFlow does not know the format
+    gallery = Index(index, exported.fingerprint)
+    embeddings, _ = exported.embed([ONE_PIXEL])  # the first pass is slow
     if index is not None:
-        gallery.search(embeddings, 1)
+        gallery.search(tf.constant(embeddings), 1)
     page = pathlib.Path(__file__).with_name("page.html").read_text("utf-8")
 
     app = fastapi.FastAPI(title="Nearest items", docs_url=None, redoc_url=None)  # those load programs from elsewhere
-    app.state.model = loaded  # the signatures use its variables
 
     async def compute(files: list[fastapi.UploadFile], function):
         if len(files) > MAX_PICTURES:
@@ -122,7 +122,7 @@ def make_app(
         data = [await file.read() for file in files]
 
         def run():
-            pixels = [_pixels(encoded) for encoded in data]
+            pixels = [count_pixels(encoded) for encoded in data]
             allowed = [encoded if n <= max_pixels else b"" for encoded, n in zip(data, pixels, strict=True)]
             total = sum(n for n in pixels if n <= max_pixels)
             if total > max_pixels:
@@ -144,8 +144,8 @@ def make_app(
         """Embeddings of encoded pictures; zeros, and valid = false, for what is none."""
 
         def run(data):
-            outputs = serve(bytes=tf.constant(data))
-            return {name: value.numpy().tolist() for name, value in outputs.items()}
+            embeddings, valid = exported.embed(data, decoding.MAX_PIXELS)
+            return {"embeddings": embeddings.tolist(), "valid": valid.tolist()}
 
         return await compute(pictures, run)
 
@@ -159,10 +159,11 @@ def make_app(
 
         def run(data):
             gallery.refresh()
-            outputs = serve(bytes=tf.constant(data))
-            valid = outputs["valid"].numpy().tolist()
-            found = gallery.search(outputs["embeddings"], k)
-            results = [{"valid": ok, "items": items if ok else []} for ok, items in zip(valid, found, strict=True)]
+            embeddings, valid = exported.embed(data, decoding.MAX_PIXELS)
+            found = gallery.search(tf.constant(embeddings), k)
+            results = [
+                {"valid": ok, "items": items if ok else []} for ok, items in zip(valid.tolist(), found, strict=True)
+            ]
             return {"index": str(gallery.version), "results": results}
 
         return await compute(pictures, run)
@@ -201,14 +202,6 @@ def _find(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
         if item.startswith(prefix) and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
             return path
     return None
-
-
-def _pixels(encoded: bytes) -> int:
-    """Those that decoding would give, from the header; 0 for what is no picture."""
-    try:
-        return max(0, int(count_pixels(tf.constant(encoded))))
-    except tf.errors.OpError:  # the header is damaged
-        return 0
 
 
 def _image_type(start: bytes) -> str | None:

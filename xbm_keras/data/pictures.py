@@ -49,7 +49,7 @@ def formats_of_pillow() -> tuple[str, ...]:
 PICTURE_SUFFIXES = _suffixes()
 
 
-def decode_picture(data: bytes) -> np.ndarray:
+def decode_picture(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """An encoded picture as uint8 [H, W, 3], as a viewer shows it.
 
     Turned as EXIF says, over white where it is transparent; of an animation the first frame, of 16 bits the high byte.
@@ -58,28 +58,41 @@ def decode_picture(data: bytes) -> np.ndarray:
     HEIC with the extra [heif]).
 
     Raises:
-        UnreadableItem: where neither can, or there are more than `MAX_PIXELS`.
+        UnreadableItem: where neither can, or there are more than `max_pixels`, by default `MAX_PIXELS`.
     """
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        pixels, picture = decoding.decode_one(tf.constant(data), tf.constant(MAX_PIXELS, tf.int64))
+        pixels, picture = decoding.decode_one(tf.constant(data), tf.constant(max_pixels, tf.int64))
     except tf.errors.ResourceExhaustedError as error:
         raise UnreadableItem("a picture for which memory does not suffice", is_lasting=False) from error
     except (tf.errors.OpError, UnicodeDecodeError) as error:  # its message may quote the file's bytes, as if UTF-8
         raise UnreadableItem("a corrupt picture" if data else "an empty file") from error
     if pixels == NOT_A_PICTURE:
-        return _by_pillow(data)
-    if pixels > MAX_PIXELS:
-        raise _too_large(int(pixels))
+        return _by_pillow(data, max_pixels)
+    if pixels > max_pixels:
+        raise _too_large(int(pixels), max_pixels)
     if not pixels:
         raise UnreadableItem("a corrupt picture: no pixels")
     return picture.numpy()
 
 
-def _by_pillow(data: bytes) -> np.ndarray:
+def count_pixels(data: bytes) -> int:
+    """Pixels that decoding would give, from the headers alone; 0 for what is no picture."""
+    try:
+        pixels = int(decoding.count_pixels(tf.constant(data)))
+        if pixels == NOT_A_PICTURE:
+            with PIL.Image.open(io.BytesIO(data), formats=formats_of_pillow()) as opened:
+                pixels = opened.width * opened.height
+    except Exception:  # damaged headers raise what they like
+        return 0
+    return max(pixels, 0)
+
+
+def _by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         with PIL.Image.open(io.BytesIO(data), formats=formats_of_pillow()) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise _too_large(opened.width * opened.height)
+            if opened.width * opened.height > max_pixels:
+                raise _too_large(opened.width * opened.height, max_pixels)
             opened.load()
             return _as_seen(_upright(opened))
     except UnreadableItem:
@@ -100,8 +113,8 @@ def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
         return picture
 
 
-def _too_large(pixels: int) -> UnreadableItem:
-    return UnreadableItem(f"a picture of {pixels:,} pixels, more than {MAX_PIXELS:,}; scale it down")
+def _too_large(pixels: int, max_pixels: int) -> UnreadableItem:
+    return UnreadableItem(f"a picture of {pixels:,} pixels, more than {max_pixels:,}; scale it down")
 
 
 def _unknown(data: bytes) -> UnreadableItem:

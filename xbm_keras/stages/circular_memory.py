@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 from xbm_keras.stages.newest_of_id import is_last_of_its_id, neighbours_in_bucket
 from xbm_keras.stages.undo import Overwritten
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 from xbm_keras.stages.circular_memory import Rows
 from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
 from xbm_keras.stages.hard_top_k import Picks

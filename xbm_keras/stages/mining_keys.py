@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 from xbm_keras.stages.circular_memory import CircularMemory, Rows
 from xbm_keras.stages.undo import Overwritten
 

@@ -5,7 +5,7 @@ Letters: B anchors, M memory rows, C codes, k rows per anchor.
 
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 
 
 def random_rows(

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from xbm_keras import replicas
+from xbm_keras.stages import replicas
 
 Overwritten = list[tuple[keras.Variable, tf.Tensor | None, tf.Tensor]]
 """What was written over, in order: the variable, which of its rows, [n] (None is all of it), and what was there."""
