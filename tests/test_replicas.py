@@ -77,7 +77,7 @@ class LastBatch(keras.callbacks.Callback):
 
 
 one, last, last_of_two = make(30), LastBatch(), LastBatch()
-how = {"shuffle": False, "verbose": 0}
+how = how_to_fit = {"shuffle": False, "verbose": 0}
 with strategy.scope():
     two = make(30)
 two.set_weights(one.get_weights())
@@ -88,6 +88,19 @@ assert_same_logs(last_of_two.logs, last.logs)
 assert_alike(two, one)
 how = dict(batch_size=31, verbose=0, return_dict=True)
 assert_same_logs(two.evaluate(x, y, **how), one.evaluate(x, y, **how))
+weights = np.linspace(0.1, 3.0, 48)  # of anchors, whose shares of a batch differ
+assert_same_logs(two.fit(x, y, 15, sample_weight=weights, **how_to_fit).history,
+                 one.fit(x, y, 15, sample_weight=weights, **how_to_fit).history)
+assert_alike(two, one)
+one = make(48, enqueue=False)
+with strategy.scope():
+    two = make(48, enqueue=False)
+two.set_weights(one.get_weights())
+for model in (one, two):
+    model.memory.prefill(x["features"], y, x["sample_id"])
+slots = tf.data.Dataset.from_tensor_slices(({"slot": np.arange(48)},)).batch(15)
+assert_same_logs(two.fit(slots, verbose=0).history, one.fit(slots, verbose=0).history)
+assert_alike(two, one)
 del x["sample_id"]  # then each item counts for itself, whichever replica has it
 one = make(0)
 with strategy.scope():

@@ -301,9 +301,7 @@ def run(
             curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)
         epoch = best_epoch(curves)
         if epoch != best.epoch:  # of the first fold alone another one is best, whose head `select` left
-            log.info(
-                "Over all folds epoch %d is best: the first one is trained to it again, to be scored there.", epoch
-            )
+            log.info("Over all folds epoch %d is best: the first one is trained to it again, for its score.", epoch)
             model = start_model(config, first, backbone, positions)
             fit(config, first, model, positions, epoch)
             kept = epoch, model.head.get_weights()
