@@ -493,7 +493,8 @@ def test_empty_folders_are_told(tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(
         yaml.safe_dump({"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": backbone})
     )
-    assert "holds no pictures in folders" in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
+    said = fails(tmp_path / "x.yaml", tmp_path / "run", "head.embedding_dim=3", capsys=capsys)
+    assert "holds no pictures in folders" in said
 
 
 @pytest.fixture
@@ -542,10 +543,10 @@ def test_a_folder_with_a_corrupt_picture_and_a_lonely_one(photos, tmp_path, caps
 
 
 def test_a_full_disk_is_told(photos, tmp_path, capsys, monkeypatch):
-    def full(path, write):
+    def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(feature_cache, "_write", full)
+    monkeypatch.setattr(feature_cache, "write_shard", full)
     assert "is full; free some space" in fails(photos, tmp_path / "run", capsys=capsys)
 
 
@@ -553,7 +554,7 @@ def test_a_full_disk_is_told(photos, tmp_path, capsys, monkeypatch):
 def test_a_backbone_that_gives_nothing_is_told(photos, tmp_path, capsys, scale, message):
     network = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Rescaling(scale)])
     network.save(tmp_path / "net.keras")
-    said = fails(photos, tmp_path / "run", capsys=capsys)
+    said = fails(photos, tmp_path / "run", "head.embedding_dim=3", capsys=capsys)
     assert "klasse 0/1.png" in said
     assert message in said
 

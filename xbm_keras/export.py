@@ -255,8 +255,8 @@ def _with_weights(function: Callable, stored: list[tuple[keras.Variable, tf.Vari
 
 
 def _example(inputs: dict[str, tf.TensorSpec], backbone: Backbone | None) -> dict[str, tf.Tensor]:
-    """One item of a signature: black pictures, the first token, features of ones."""
-    size = (backbone.image_size if backbone is not None else None) or (1,)
+    """One item of a signature: black pictures, a token twice (Keras warns of attention to one), features of ones."""
+    size = (backbone.image_size if backbone is not None else None) or (2,)
     if "bytes" in inputs:
         file = io.BytesIO()
         PIL.Image.new("RGB", (size[-1], size[0])).save(file, "JPEG")

@@ -1,6 +1,8 @@
 """P x K batches."""
 
 import collections
+import concurrent.futures
+import sys
 
 import numpy as np
 import pytest
@@ -156,3 +158,20 @@ def test_generators_are_those_of_numpy():
         assert found.bit_generator.state == np.random.default_rng(four).bit_generator.state
     with pytest.raises(ValueError, match="non-negative"):
         next(generators([[-1, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: PKSampler(np.arange(3000) % 40, 16, 4, seed=5), lambda: ShuffledSampler(3000, 64, seed=5)]
+)
+def test_threads_that_share_a_sampler_draw_as_one(make):
+    """As `fit` does, which looks at the shapes of its data while it trains on them."""
+    shared, alone, steps = make(), make(), [*range(150), *range(60)] * 6
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)  # so that threads take turns within a call
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            drawn = list(pool.map(shared, steps))
+    finally:
+        sys.setswitchinterval(interval)
+    for step, positions in zip(steps, drawn, strict=True):
+        np.testing.assert_array_equal(positions, alone(step))

@@ -1,5 +1,7 @@
 """P x K batches: `classes_per_batch` classes with `samples_per_class` items each, a function of seed and step alone."""
 
+import threading
+
 import numpy as np
 import tensorflow as tf
 
@@ -43,6 +45,8 @@ class PKSampler:
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._piles = np.full(len(self.members), -1)
         self._shuffled = np.empty(len(order), np.int64)
+        # Of what is kept: `fit` looks at the shapes of its data while it iterates over them.
+        self._lock = threading.Lock()
 
     @property
     def num_items(self) -> int:
@@ -55,7 +59,11 @@ class PKSampler:
         return self.classes_per_batch * self.samples_per_class
 
     def __call__(self, step: int) -> np.ndarray:
-        """Positions [P * K] of the items of a step, class by class."""
+        """Positions [P * K] of the items of a step, class by class. Threads may share a sampler."""
+        with self._lock:
+            return self._deal(step)
+
+    def _deal(self, step):
         slots = step * self.classes_per_batch + np.arange(self.classes_per_batch)
         rounds, places = np.divmod(slots, len(self.members))
         codes = np.concatenate([self._round(r)[places[rounds == r]] for r in range(rounds[0], rounds[-1] + 1)])  # [P]
@@ -126,10 +134,12 @@ class ShuffledSampler:
         return np.concatenate([self._round(rounds[0])[start:], self._round(rounds[1])[:stop]])
 
     def _round(self, number: int) -> np.ndarray:
-        """All items in the order of a round; the newest one is kept."""
-        if self._newest[0] != number:
-            self._newest = number, np.random.default_rng([self.seed, number]).permutation(self.num_items)
-        return self._newest[1]
+        """All items in the order of a round; the newest one is kept, by an assignment that other threads see whole."""
+        newest = self._newest
+        if newest[0] != number:
+            newest = number, np.random.default_rng([self.seed, number]).permutation(self.num_items)
+            self._newest = newest
+        return newest[1]
 
 
 def batch_dataset(
