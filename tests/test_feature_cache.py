@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def compute(photos, tmp_path):
     def run(backbone=None, root=photos, **options):
         options = {"shard_rows": 4, "batch_size": 3, **options}
         return compute_features(
-            ImageFolder(str(root)), backbone or small_backbone(), str(tmp_path / "cache"), **options
+            ImageFolder(str(root)), backbone or small_backbone(), **{"cache_dir": str(tmp_path / "cache"), **options}
         )
 
     return run
@@ -341,24 +342,62 @@ def test_shards_need_no_descriptors(compute, photos):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_damaged_shard_is_named(compute, tmp_path):
+def test_a_damaged_shard_is_named(compute, tmp_path, capsys):
     compute()
     shard = next((tmp_path / "cache").glob("*/shard-00001.npy"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-8])
     with pytest.raises(DataError, match=r"shard-00001\.npy, a damaged part.*feature_cache --dir=\S+/cache check"):
         np.asarray(compute().rows)
+    row = np.zeros((1, 4), np.float32)
+    for rows in (row, row[0], np.full((9, 4), "a"), None):
+        shard.unlink()
+        if rows is not None:
+            np.save(shard, rows)
+        with pytest.raises(DataError, match=r"shard-00001\.npy, a damaged part"):
+            np.asarray(compute().rows)
+    for content in (b"", b"PK\3\4" + whole):  # by NumPy neither is a ValueError
+        shard.write_bytes(content)
+        with pytest.raises(DataError, match=r"shard-00001\.npy, a damaged part"):
+            np.asarray(compute().rows)
+    tool = [f"--dir={tmp_path / 'cache'}"]
+    assert cache_tool.main([*tool, "check"]) == 1
     shard.write_bytes(whole)
-    shard.with_suffix(".json").write_text("[")
-    with pytest.raises(DataError, match=r"shard-00001\.json, a damaged part"):
-        compute()
+    for content in ("[", "[" * 100_000, "null", "3", "[1]", '["x"]', "[{}]", '[{"sha256": 1}]'):
+        shard.with_suffix(".json").write_text(content)
+        with pytest.raises(DataError, match=r"shard-00001\.json, a damaged part"):
+            compute()
+        assert cache_tool.main([*tool, "check"]) == 1
+    assert cache_tool.main([*tool, "list"]) == 0
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_copies_of_a_listing_are_no_shards(compute, tmp_path):
+    compute()
+    listing = next((tmp_path / "cache").glob("*/shard-00001.json"))
+    shutil.copy(listing, listing.with_name("shard-00001 (1).json"))
+    assert compute().num_computed == 0
+
+
+def test_a_cache_below_a_home_that_there_is_not(compute, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compute(cache_dir="~no_such_user/cache").num_computed == 11
+    assert (tmp_path / "~no_such_user/cache").is_dir()
 
 
 def test_a_damaged_file_of_hashes_is_written_anew(compute, tmp_path):
     compute()
     (file,) = (tmp_path / "cache/hashes").glob("*.json")
-    for content in ("", "[]", '{"class0/00.png": [1'):
-        whole = file.read_text()
+    whole = file.read_text()
+    size, time, digest = json.loads(whole)["class0/00.png"]
+    entries = (5, None, {}, [size, time], [size, time, None], [size, time, [digest]])
+    for content in (
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"class0/00.png": [1',
+        *(json.dumps({**json.loads(whole), "class0/00.png": entry}) for entry in entries),
+    ):
         file.write_text(content)
         assert compute().num_computed == 0
         assert file.read_text() == whole

@@ -15,7 +15,8 @@ import rich.console
 import rich.table
 
 from xbm_keras.atomic_files import PREFIX
-from xbm_keras.shards import listings
+from xbm_keras.data.errors import DataError
+from xbm_keras.shards import Shards, listings, number_of, read_listing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     delete = commands.add_parser("delete", help="remove caches")
     delete.add_argument("id", nargs="+", help="as `list` shows it, or 'all'")
     options = parser.parse_args(arguments)
-    top = pathlib.Path(options.dir).expanduser()
+    top = pathlib.Path(os.path.expanduser(options.dir))
     folders = sorted(path.parent for path in top.glob("*/backbone.json"))
     if options.command == "list":
         show(folders)
@@ -64,16 +65,19 @@ def show(folders: list[pathlib.Path]) -> None:
     for column in ("id", "network", "preprocessing", "image size", "dtype", "items", "MB", "last written"):
         table.add_column(column, justify="right" if column in ("items", "MB") else "left")
     for folder in folders:
-        about = json.loads((folder / "backbone.json").read_text())
-        items = sum(len(json.loads(path.read_text())) for path in listings(folder))
+        try:
+            about = dict(json.loads((folder / "backbone.json").read_text("utf-8")))
+            items = f"{sum(map(len, map(read_listing, listings(folder)))):,}"
+        except (ValueError, TypeError):  # what is damaged can be deleted by its id
+            about, items = {}, "damaged"
         # Not what a process at work there is about to rename.
         files = [path.stat() for path in folder.iterdir() if not path.name.startswith(PREFIX)]
         written = datetime.datetime.fromtimestamp(max(file.st_mtime for file in files))
-        size = "x".join(map(str, about["image_size"] or ())) or "-"
+        size = "x".join(map(str, about.get("image_size") or ())) or "-"
         megabytes = sum(file.st_size for file in files) / 1e6
         table.add_row(
-            folder.name, about["network"], about["preprocessing"] or "-", size, about["dtype"], f"{items:,}",
-            f"{megabytes:,.1f}", f"{written:%Y-%m-%d %H:%M}",
+            folder.name, about.get("network", "-"), about.get("preprocessing") or "-", size, about.get("dtype", "-"),
+            items, f"{megabytes:,.1f}", f"{written:%Y-%m-%d %H:%M}",
         )  # fmt: skip
     console = rich.console.Console()
     rich.console.Console(width=None if console.is_terminal else 140).print(table)
@@ -81,16 +85,12 @@ def show(folders: list[pathlib.Path]) -> None:
 
 def damage(folder: pathlib.Path) -> list[str]:
     """What is wrong with the shards of a cache, a line each."""
-    problems = []
+    problems, shards = [], Shards(folder)
     for listing in listings(folder):
         shard = listing.with_suffix(".npy")
         try:
-            expected = sum("error" not in entry for entry in json.loads(listing.read_text()))
-            rows = np.load(shard, mmap_mode="r", allow_pickle=False)
-            if len(rows) != expected:
-                problems.append(f"{shard}: {len(rows)} rows, but {expected} listed; delete {folder.name}")
-            elif not np.isfinite(rows).all():
+            if not np.isfinite(shards[number_of(listing)]).all():
                 problems.append(f"{shard}: values that are not finite; delete {folder.name}")
-        except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{shard}: cannot be read ({error}); delete {folder.name}")
+        except (OSError, DataError) as error:
+            problems.append(f"{shard}: cannot be read ({error.__cause__ or error}); delete {folder.name}")
     return problems

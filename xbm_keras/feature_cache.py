@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def compute_features(
             where Ray is missing or its workers fail.
     """
     identify = functools.partial(fingerprint, dtype=dtype, decoder=source.decoder)
-    folder = pathlib.Path(cache_dir).expanduser() / identify(backbone)[:16]
+    folder = pathlib.Path(os.path.expanduser(cache_dir)) / identify(backbone)[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         digests, reasons = find_digests(source, folder.parent)

@@ -82,12 +82,17 @@ def _file(source: Source, cache_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _read(path: pathlib.Path) -> dict[str, list]:
-    """What is known; nothing where the file is missing or damaged: it is but computed again."""
+    """What is known; nothing where the file is missing, or of what in it is damaged: it is but computed again."""
     try:
         known = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {key: entry for key, entry in known.items() if _is_entry(entry)} if isinstance(known, dict) else {}
+
+
+def _is_entry(entry) -> bool:
+    """Whether it is a size, a time and a hash."""
+    return isinstance(entry, list) and [type(each) for each in entry] == [int, int, str]
 
 
 def _add(path: pathlib.Path, fresh: dict[str, list]) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +106,23 @@ def number_of(path: pathlib.Path) -> int:
 
 def listings(folder: pathlib.Path) -> list[pathlib.Path]:
     """The listings of the shards that are whole, by number."""
-    return sorted(folder.glob("shard-*.json"), key=number_of)
+    paths = folder.glob("shard-*.json")  # copies that other programs make, "shard-00001 (1).json", are none
+    return sorted((path for path in paths if re.fullmatch(r"shard-\d+", path.stem, re.ASCII)), key=number_of)
+
+
+def read_listing(path: pathlib.Path) -> list[dict]:
+    """The entries of a shard. Raises DataError where they are damaged."""
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        if not (isinstance(entries, list) and all(map(_is_entry, entries))):
+            raise ValueError("no list of items and their hashes")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return entries
+
+
+def _is_entry(entry) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("error", ""), str)
 
 
 def write_shard(folder: pathlib.Path, number: int, rows: list[np.ndarray], dtype: str, entries: list[dict]) -> None:
@@ -124,12 +141,8 @@ def find_places(folder: pathlib.Path) -> dict[str, tuple[int, int] | str]:
     """
     places: dict[str, tuple[int, int] | str] = {}
     for path in listings(folder):
-        try:
-            entries = json.loads(path.read_text())
-        except ValueError as error:
-            raise _damaged(path, error) from error
         row = 0
-        for entry in entries:
+        for entry in read_listing(path):
             if "error" not in entry:
                 places[entry["sha256"]] = (number_of(path), row)
                 row += 1
@@ -139,17 +152,22 @@ def find_places(folder: pathlib.Path) -> dict[str, tuple[int, int] | str]:
 
 
 def _open(path: pathlib.Path) -> np.ndarray:
-    """The array of an `.npy` file, mapped."""
+    """The array [n, D] of an `.npy` file, mapped. Raises DataError where it is not what is listed beside it."""
+    num_rows = sum("error" not in entry for entry in read_listing(path.with_suffix(".json")))
     try:
-        with_descriptor = np.load(path, mmap_mode="r", allow_pickle=False)  # checks form and size
-    except ValueError as error:
+        with_descriptor = np.lib.format.open_memmap(path, mode="r")  # checks size
+        if with_descriptor.ndim != 2 or with_descriptor.dtype.kind != "f" or len(with_descriptor) != num_rows:
+            raise ValueError(
+                f"{with_descriptor.dtype} {list(with_descriptor.shape)}, where {num_rows} rows of floats are listed"
+            )
+    except (FileNotFoundError, ValueError) as error:
         raise _damaged(path, error) from error
     with pa.memory_map(str(path)) as file:
         content = file.read_buffer()  # stays mapped when the file is closed
     return np.ndarray(with_descriptor.shape, with_descriptor.dtype, content, with_descriptor.offset)
 
 
-def _damaged(path: pathlib.Path, error: ValueError) -> DataError:
+def _damaged(path: pathlib.Path, error: Exception) -> DataError:
     return DataError(
         f"Received {path}, a damaged part of the feature cache ({error}). Find all such by python -m "
         f"xbm_keras.feature_cache --dir={path.parent.parent} check, and delete that cache, which is then computed anew."

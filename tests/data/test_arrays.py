@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from xbm_keras.data import arrays
-from xbm_keras.data.sources import DataError
+from xbm_keras.data.sources import DataError, ImageFolder
 
 
 def test_image_array(tmp_path):
@@ -22,6 +22,41 @@ def test_image_array(tmp_path):
     np.savez(tmp_path / "z.npz", images=images.astype(np.float32))
     with pytest.raises(DataError, match=r"dtype float32"):
         arrays.ImageArray(str(tmp_path / "z.npz"))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_suffixes_in_upper_case(tmp_path, suffix):
+    f = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", features=f, label=["a", "b"])
+    np.save(tmp_path / "x.npy", f)
+    np.save(tmp_path / "l.npy", ["a", "b"])
+    for file in tmp_path.iterdir():
+        file.rename(file.with_suffix(file.suffix.upper()))
+    labels = "label" if suffix == ".npz" else str(tmp_path / "l.NPY")
+    source = arrays.Features(str(tmp_path / f"x{suffix.upper()}"), labels=labels)
+    np.testing.assert_array_equal(source.features, f)
+    assert source.items.labels.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("length", [1e20, 1e-20])  # whose squares float32 cannot hold: the rows would become zeros
+def test_vectors_too_long_or_too_short(tmp_path, length):
+    f = np.eye(4, dtype=np.float32)
+    f[2] *= length
+    np.save(tmp_path / "x.npy", f)
+    with pytest.raises(DataError, match=r"1 feature vectors .*: 2;"):
+        arrays.Features(str(tmp_path / "x.npy"))
+
+
+def test_a_home_that_there_is_not(tmp_path):
+    path = "~no_such_user/x.npz"
+    np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+    for make in (arrays.Features, arrays.ImageArray):
+        with pytest.raises(DataError, match=r"'~no_such_user/x.npz', which is no file"):
+            make(path)
+    with pytest.raises(DataError, match=r"'~no_such_user/y.npy', which is no file"):
+        arrays.Features(str(tmp_path / "x.npy"), labels="~no_such_user/y.npy")
+    with pytest.raises(DataError, match=r"'~no_such_user', which is no folder"):
+        ImageFolder("~no_such_user")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])

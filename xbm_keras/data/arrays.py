@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -11,6 +12,8 @@ from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, encode, named
 from xbm_keras.data.sources import Items, RandomAccess
 from xbm_keras.data.tables import Table, require_column
+
+SHORTEST = 1e-12  # length of a vector that `UnitRows` makes one of unit length
 
 
 class ImageArray(RandomAccess):
@@ -43,7 +46,7 @@ class ImageArray(RandomAccess):
     ):
         self.remake = functools.partial(ImageArray, path, images, None, None, invert, test_path)
         self.invert = invert
-        files = [pathlib.Path(file).expanduser().resolve() for file in (path, test_path) if file is not None]
+        files = [pathlib.Path(os.path.expanduser(file)).resolve() for file in (path, test_path) if file is not None]
         self.root = "\n".join([*map(str, files), images, str(invert)])  # all that decides what a key stands for
         self.parts, self.stamps, parts = [], [], []
         for split, file in (("train", path), ("test", test_path)):
@@ -130,7 +133,8 @@ class Features:
             and, in an array, -1 say that an item has no label.
 
     Raises:
-        DataError: if the file, an array or a shape is not as expected, or a vector is not finite or all zero.
+        DataError: if the file, an array or a shape is not as expected, or a vector is not finite, all zero, or of a
+            length that float32 cannot hold.
     """
 
     def __init__(self, path: str, features: str = "features", labels: str | None = "label"):
@@ -149,23 +153,24 @@ class _Arrays:
     """Named arrays of an `.npz`, a lone `.npy`, or the columns of a Parquet file."""
 
     def __init__(self, path: str):
-        self.path = pathlib.Path(path).expanduser()
+        self.path = pathlib.Path(os.path.expanduser(path))
         if not self.path.is_file():
             raise DataError(f"Received data.path {path!r}, which is no file; expected an .npy, .npz or .parquet file.")
         status = self.path.stat()
         self.stamp = status.st_size, status.st_mtime_ns
         self.unusable: dict[str, str] = {}
-        self.is_table = self.path.suffix not in (".npy", ".npz")
-        if self.path.suffix == ".npy":
+        suffix = self.path.suffix.lower()
+        self.is_lone, self.is_table = suffix == ".npy", suffix not in (".npy", ".npz")
+        if self.is_lone:
             self.arrays = {"": load_array(self.path)}
-        elif self.path.suffix == ".npz":
+        elif not self.is_table:
             self.arrays, self.unusable = _load_arrays(self.path)
         else:
             self.arrays = {name: _stacked(column, name) for name, column in Table(self.path).others().items()}
 
     def get(self, name: str) -> np.ndarray:
         """The array of that name; of an `.npy` the only one."""
-        if self.path.suffix == ".npy":
+        if self.is_lone:
             return self.arrays[""]
         if name in self.unusable:
             raise DataError(f"Received {name!r} of {self.path}, which cannot be read: {self.unusable[name]}.")
@@ -185,14 +190,14 @@ class _Arrays:
     def _labels(self, name: str, label_names: str | None, num_items: int) -> Labels | None:
         """The labels of that name, or in that file; None for the default name, where there is no such array."""
         what = f"{self.path}, whose {name!r}"
-        if name.endswith(".npy"):
-            file = pathlib.Path(name).expanduser()
+        if name.lower().endswith(".npy"):
+            file = pathlib.Path(os.path.expanduser(name))
             if not file.is_file():
                 raise DataError(f"Received data.labels {name!r}, which is no file; expected an .npy with [N] labels.")
             values, what = load_array(file), f"{name}, which"
         elif name == "label" and name not in {**self.arrays, **self.unusable}:
             return None  # a file without labels needs no setting
-        elif self.path.suffix == ".npy":
+        elif self.is_lone:
             raise DataError(
                 f"Received data.labels {name!r} for {self.path}, which holds one array; expected the path of an .npy "
                 "with [N] labels, or null."
@@ -256,15 +261,16 @@ def _stacked(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_features(features: np.ndarray, keys: np.ndarray) -> None:
-    """Raises DataError that names the items whose vectors are not finite or all zero."""
+    """Raises DataError that names the items whose vectors have no direction in float32."""
     is_bad = np.zeros(len(features), bool)
     for start in range(0, len(features), 65_536):
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
-            block = np.asarray(features[start : start + 65_536], np.float32)
-        is_bad[start : start + len(block)] = ~np.isfinite(block).all(axis=1) | ~block.any(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite there
+            norms = np.linalg.norm(np.asarray(features[start : start + 65_536], np.float32), axis=1)
+        is_bad[start : start + len(norms)] = ~(np.isfinite(norms) & (norms >= SHORTEST))
     if is_bad.any():
         shown = ", ".join(map(str, keys[is_bad][:8])) + (", ..." if is_bad.sum() > 8 else "")
         raise DataError(
             f"Received {is_bad.sum()} feature vectors that are NaN, infinite or all zero: {shown}; expected finite "
-            "vectors with a direction. Remove these items or compute them again."
+            f"vectors with a direction, of a length from {SHORTEST} on whose square float32 holds. Remove these items, "
+            "scale them, or compute them again."
         )

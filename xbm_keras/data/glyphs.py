@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import unicodedata
 
@@ -147,7 +148,7 @@ def find_characters(min_fonts: int, cache_dir: str | None = None) -> tuple[Chara
         cache_dir: a folder in which the answer, which takes 40,000 drawings, is kept; None draws.
     """
     name = hashlib.sha256(repr((*versions(), min_fonts)).encode()).hexdigest()[:16]
-    path = cache_dir and pathlib.Path(cache_dir).expanduser() / "glyphs" / f"{name}.json"
+    path = cache_dir and pathlib.Path(os.path.expanduser(cache_dir)) / "glyphs" / f"{name}.json"
     if path and path.is_file():
         return tuple(Character(tuple(codes), fonts) for codes, fonts in json.loads(path.read_text()))
     found = _compare(min_fonts)

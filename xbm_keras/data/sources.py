@@ -197,7 +197,7 @@ class ImageTable(_Files):
 
 
 def _existing_folder(root: str) -> pathlib.Path:
-    top = pathlib.Path(root).expanduser()
+    top = pathlib.Path(os.path.expanduser(root))
     if not top.is_dir():
         raise DataError(f"Received data.root {root!r}, which is no folder; expected the folder of the pictures.")
     return top

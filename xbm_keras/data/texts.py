@@ -1,6 +1,7 @@
 """Texts from a table."""
 
 import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -25,7 +26,7 @@ class TextTable(RandomAccess):
     """
 
     def __init__(self, path: str, text_column: str = "text", label_column: str | None = "label"):
-        file = pathlib.Path(path).expanduser()
+        file = pathlib.Path(os.path.expanduser(path))
         if not file.is_file() or file.suffix not in SUFFIXES:
             raise DataError(
                 f"Received data.path {path!r}, which is no {'such table' if file.is_file() else 'file'}; expected a "

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -69,7 +70,8 @@ class HubBackbone(Backbone):
                 texts with a padding mask nor pictures.
         """
         hub = _keras_hub()
-        preset = str(pathlib.Path(preset).expanduser()) if pathlib.Path(preset).expanduser().exists() else preset
+        folder = os.path.expanduser(preset)
+        preset = folder if os.path.exists(folder) else preset
         network = _load(hub.models.Backbone, preset)
         names = set(network.input) if isinstance(network.input, dict) else set()
         if any(len(tensor.shape) == 4 for tensor in keras.tree.flatten(network.input)):
