@@ -221,12 +221,37 @@ def test_all_problems_are_told_at_once(path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1, 2", "- 1\n- 2\n", "just text", "", "a: ${b}", "a: !!python/object:os.system {}"]
+    "text",
+    [
+        "a: [1, 2",
+        "- 1\n- 2\n",
+        "just text",
+        "",
+        "a: ${b}",
+        "a: !!python/object:os.system {}",
+        "a: !!bool x",  # of YAML's own constructors a KeyError, an AttributeError and an IndexError
+        "a: !!timestamp x",
+        "a: !!int ''",
+        "a: " + "9" * 5000,
+        "a: " + "[" * 3000,
+    ],
 )
 def test_a_file_that_is_no_config(path, text):
     pathlib.Path(path).write_text(text)
     with pytest.raises(ConfigError):
         load_config(path)
+
+
+@pytest.mark.parametrize("text", ["!!bool x", "!!timestamp x", "!!int ''", "[" * 3000])
+def test_an_override_that_is_no_yaml_is_told(path, text):
+    with pytest.raises(ConfigError, match=r"training\.epochs: received"):
+        load_config(path, [f"training.epochs={text}"])
+
+
+def test_a_text_like_a_day_that_there_is_not(path):
+    text = pathlib.Path(path).read_text()
+    pathlib.Path(path).write_text(text + "export: {license: 2024-02-30}\n")
+    assert load_config(path).export.license == "2024-02-30"
 
 
 def test_a_missing_file_is_named():

@@ -51,14 +51,19 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         )
     try:
         # OmegaConf asserts, without a word, that a document is no single text.
-        if not isinstance(yaml.safe_load(pathlib.Path(path).read_text("utf-8")), dict):
+        if not isinstance(yaml.compose(pathlib.Path(path).read_text("utf-8"), yaml.SafeLoader), yaml.MappingNode):
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
         values: Any = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))
         for keys, value in override_text.parse(overrides, values):
             _put(values, keys, _escaped(value))
         values = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(values), resolve=True)
-    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"Received {path}, which cannot be read as a config: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # YAML's constructors raise what they like, such as KeyError for `!!bool x`
+        about = f"{error}" or type(error).__name__
+        raise ConfigError(
+            f"Received {path}, which cannot be read as a config: {about}. Mend it, or put text in quotes."
+        ) from error
     return values
 
 

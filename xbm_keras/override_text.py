@@ -148,6 +148,8 @@ def _as_it_looks(text: str) -> Any:
     """A number, a mapping and so on, as YAML has it; else the text."""
     readers: tuple[Callable[[str], Any], ...] = (_int, float, yaml.safe_load)
     for read in readers:
-        with contextlib.suppress(ValueError, yaml.YAMLError):
+        with contextlib.suppress(
+            Exception
+        ):  # YAML's constructors raise what they like, such as KeyError for `!!bool x`
             return read(text)
     return text
