@@ -51,6 +51,15 @@ def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):
     assert listed.key.tolist() == list(range(36))
 
 
+@pytest.mark.parametrize("name", ["vectors.csv", "vectors", "."])  # of a .csv the table would be written over it
+def test_vectors_go_into_an_npy_alone(finished, tmp_path, capsys, name):  # noqa: F811
+    with pytest.raises(SystemExit) as raised:
+        evaluation_tool.main([f"--model={finished}", f"--embed={tmp_path / name}"])
+    assert raised.value.code == 2
+    assert "expected a path that ends in .npy" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

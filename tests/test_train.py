@@ -439,6 +439,12 @@ def test_a_finished_run_is_not_overwritten(finished, vectors, capsys):
     assert (finished / "metrics.json").read_bytes() == before
 
 
+def test_a_workdir_that_is_not_utf_8(vectors, tmp_path, capsys):
+    message = fails(vectors, tmp_path / os.fsdecode(b"\xe9"), capsys=capsys)
+    assert "\\udce9, which is not UTF-8" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_workdir_that_cannot_be_made(vectors, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(vectors, tmp_path / "file/run", capsys=capsys)

@@ -9,8 +9,10 @@ import tensorflow as tf
 import yaml
 
 from tests.test_train import fails, run
-from xbm_keras import callbacks, evaluation_tool, index_tool, saved_run
+from xbm_keras import callbacks, evaluation_tool, index_tool, loading, saved_run
 from xbm_keras.codes import to_int8
+from xbm_keras.config import check_config
+from xbm_keras.data.errors import DataError
 from xbm_keras.evaluation import evaluate_retrieval
 
 WIDTHS = [2, 4]
@@ -246,3 +248,20 @@ def test_a_loss_with_labels_names_the_one_without(vectors, tmp_path, capsys):
 def test_the_resolved_config_gives_the_same_run(finished, tmp_path):
     again = run(finished / "config.yaml", tmp_path / "again")
     assert again == json.loads((finished / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(("num_items", "part"), [(44, "validation"), (9, "test")])
+def test_too_few_items_to_compare_neighbours_among_are_told_before_the_network_runs(
+    tmp_path, monkeypatch, num_items, part
+):
+    np.save(tmp_path / "pictures.npy", np.zeros((num_items, 8, 8), np.uint8))
+    monkeypatch.setattr(loading, "compute_features", lambda *_, **__: pytest.fail("the network ran"))
+    config = {
+        "data": {"source": "image_array", "path": str(tmp_path / "pictures.npy"), "labels": None},
+        "backbone": {"kind": "glyph_net"},
+        "loss": {"name": "similarity_alignment"},
+    }
+    if part == "test":
+        config["data"]["split"] = {"test_fraction": 0.2, "validation_fraction": 0.5}
+    with pytest.raises(DataError, match=f"items; expected at least 3.*data.split.{part}_fraction"):
+        loading.load_dataset(check_config(config, "x"), None)

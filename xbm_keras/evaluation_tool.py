@@ -9,6 +9,7 @@ import pandas as pd
 
 from xbm_keras import saved_run, terminal
 from xbm_keras.atomic_files import write_whole, writing_whole
+from xbm_keras.config import ConfigError
 from xbm_keras.scoring import compare
 
 
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
+        if options.embed and pathlib.Path(options.embed).suffix != ".npy":
+            raise ConfigError(f"Received --embed {options.embed!r}; expected a path that ends in .npy.")
         head = saved_run.load_head(options.model)
         dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
         saved_run.check_width(head, dataset)

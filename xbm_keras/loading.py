@@ -23,6 +23,7 @@ from xbm_keras.stages.hub_backbone import HubBackbone
 log = logging.getLogger("xbm_keras")
 TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
 MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
+MIN_COMPARED = 3  # items whose neighbours can be compared
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
 
 
@@ -279,6 +280,8 @@ def _split(config: schema.Config, items: sources.Items, all_test: bool, is_train
     splits = split_items(items, **split.model_dump())
     if is_training and not config.is_without_labels and items.labels is not None:
         _require_pairs(items.labels.codes, splits)
+    if is_training and config.is_without_labels:
+        _require_neighbors(splits)
     return splits
 
 
@@ -331,6 +334,17 @@ def _require_pairs(codes: np.ndarray, splits: Splits) -> None:
             raise sources.DataError(
                 f"Received {counts.sum()} {name} items that are each alone in their class; expected classes that at "
                 "least two items share. Check that the labels are classes, not ids of items."
+            )
+
+
+def _require_neighbors(splits: Splits) -> None:
+    """Raises DataError where a part has too few items for neighbours to be compared there."""
+    for name in ("validation", "test"):
+        count = len(getattr(splits, name))
+        if count < MIN_COMPARED:
+            raise sources.DataError(
+                f"Received {count} {name} items; expected at least {MIN_COMPARED}, or there are no neighbours to "
+                f"compare. Raise data.split.{name}_fraction, or add data."
             )
 
 

@@ -61,6 +61,8 @@ def claim(workdir: str | None, config_path: str, config: Config, resume: str = "
         workdir = _unfinished_of(config, config_path) if resume != "never" else None
         workdir = workdir or f"runs/{pathlib.Path(config_path).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = pathlib.Path(workdir)
+    if printable(str(workdir)) != str(workdir):  # TensorFlow could not write there
+        raise ConfigError(f"Received --workdir {printable(str(workdir))}, which is not UTF-8; expected a path that is.")
     with _locked(folder):
         try:
             for each in (folder, folder / TENSORBOARD):
