@@ -100,6 +100,26 @@ def test_a_version_that_was_not_finished_is_none(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "1", "2"}
 
 
+@pytest.mark.parametrize("name", ["items.json", "index.json", "vectors.npy"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b"[]", b"{}", b"PK\3\4", None])
+def test_a_damaged_version_is_named(tmp_path, name, content):
+    index.write_index(tmp_path, gallery(5), "model")
+    file = tmp_path / "1" / name
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^Received \S+/1, a version of an index whose files are damaged"):
+        index.read_index(tmp_path)
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "x"])
+def test_a_search_for_fewer_than_one_item_is_refused(tmp_path, capsys, k):
+    with pytest.raises(SystemExit) as raised:
+        index_tool.main(["search", f"--model={tmp_path}", f"--index={tmp_path}", f"--k={k}", "x.png"])
+    assert raised.value.code == 2
+    assert "argument --k" in capsys.readouterr().err
+
+
 def test_approximate_search_finds_nearly_all(tmp_path):
     pytest.importorskip("usearch", reason="needs the extra [ann]")
     items = gallery(1500, 16)

@@ -23,6 +23,7 @@ from absl.testing import flagsaver
 import train
 import xbm_keras
 from xbm_keras import experiment, feature_cache, results, run_folder, schema
+from xbm_keras.config import load_config
 from xbm_keras.evaluation import evaluate_retrieval
 
 flags.FLAGS.mark_as_parsed()
@@ -437,6 +438,17 @@ def test_a_finished_run_is_not_overwritten(finished, vectors, capsys):
     before = (finished / "metrics.json").read_bytes()
     assert "holds a finished run" in fails(vectors, finished, capsys=capsys)
     assert (finished / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "data.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null"])
+def test_a_damaged_record_of_a_run_is_told(vectors, tmp_path, capsys, name, content):
+    config = load_config(str(vectors))
+    with pytest.raises(KeyError), run_folder.claim(str(tmp_path), "x", config):
+        raise KeyError  # killed
+    (tmp_path / "metrics.json").write_text("{}")  # all but the report is done
+    (tmp_path / name).write_bytes(content)
+    assert f"{name}, which is damaged" in fails(vectors, tmp_path, capsys=capsys)
 
 
 def test_a_workdir_that_is_not_utf_8(vectors, tmp_path, capsys):

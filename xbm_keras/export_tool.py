@@ -1,7 +1,6 @@
 """`python -m xbm_keras.export`: export a finished run again, in another form."""
 
 import argparse
-import json
 import pathlib
 
 from xbm_keras import run_folder, saved_run, terminal
@@ -25,5 +24,5 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(str(run / "config.yaml"), options.set)
         if not (run / "metrics.json").is_file():
             raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
-        print(run_folder.export_model(run, model, config, json.loads((run / "metrics.json").read_text("utf-8"))))
+        print(run_folder.export_model(run, model, config, run_folder.read_record(run / "metrics.json")))
     return 0

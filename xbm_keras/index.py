@@ -214,13 +214,26 @@ def remove_items(folder: pathlib.Path, ids) -> dict:
 
 
 def read_index(folder: pathlib.Path):
-    """The newest version: its gallery, what `index.json` holds, and its approximate index, None where it has none."""
+    """The newest version: its gallery, what `index.json` holds, and its approximate index, None where it has none.
+
+    Raises:
+        ValueError: where there is none, or its files are damaged.
+    """
     version = latest_version(folder)
-    items = json.loads((version / "items.json").read_text("utf-8"))
-    ids, labels = (np.array(items[name], dtype=str) for name in ("ids", "labels"))
-    gallery = Gallery(np.load(version / "vectors.npy", allow_pickle=False), ids, labels)
+    try:
+        items, about = (json.loads((version / name).read_text("utf-8")) for name in ("items.json", "index.json"))
+        ids, labels = (np.array(items[name], dtype=str) for name in ("ids", "labels"))
+        with (version / "vectors.npy").open("rb") as file:
+            gallery = Gallery(np.lib.format.read_array(file, allow_pickle=False), ids, labels)
+        about["model"]  # all that is needed of it
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"Received {version}, a version of an index whose files are damaged ({type(error).__name__}: {error}); "
+            "expected them as they were written. Build the index anew, or delete this folder, and the version before "
+            "it is the newest again."
+        ) from error
     path = version / "approximate.usearch"
-    return gallery, json.loads((version / "index.json").read_text()), approximate.load(path) if path.exists() else None
+    return gallery, about, approximate.load(path) if path.exists() else None
 
 
 def search_approximately(gallery: Gallery, index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -132,6 +132,14 @@ def _report(options, about: dict, more: str = "") -> None:
     log.info("%s: %d items of width %d%s%s", version, about["items"], about["width"], more, recall)
 
 
+def _positive(text: str) -> int:
+    """A number of the command line, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"received {text}; expected at least 1")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m xbm_keras.index", description="A gallery to search.")
     commands = parser.add_subparsers(required=True)
@@ -162,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("id", nargs="+")
     made = command("search", search, help="the items nearest to pictures")
     model(made)
-    made.add_argument("--k", type=int, default=10)
+    made.add_argument("--k", type=_positive, default=10)
     made.add_argument("--approximate", action="store_true")
     made.add_argument("picture", nargs="+")
     return parser

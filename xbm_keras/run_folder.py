@@ -112,7 +112,18 @@ def _lacks_report(folder: pathlib.Path) -> bool:
 def results_of(workdir: pathlib.Path) -> dict | None:
     """The contents of `metrics.json`, where a run left all but its report; else None."""
     file = workdir / "metrics.json"
-    return json.loads(file.read_text("utf-8")) if file.exists() else None
+    return read_record(file) if file.exists() else None
+
+
+def read_record(file: pathlib.Path) -> dict:
+    """What a run wrote into a `.json` of its folder. Raises ConfigError where that is damaged."""
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"Received {file}, which is damaged: {error}; expected it as the run wrote it. Give another --workdir, and "
+            "the run is done anew."
+        ) from error
 
 
 def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
@@ -189,7 +200,7 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         DataError: where an unfinished run in the folder was of other data.
     """
     file, digest = workdir / "data.json", _digest(dataset)
-    if file.exists() and json.loads(file.read_text("utf-8"))["digest"] != digest:
+    if file.exists() and read_record(file).get("digest") != digest:
         raise DataError(
             f"Received data that changed since the unfinished run in {workdir} began; expected the same items, labels "
             "and features. Bring them back, or start anew with --resume=never."
@@ -261,7 +272,7 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
     """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
     c = config.export
-    about = json.loads((workdir / "data.json").read_text("utf-8"))
+    about = read_record(workdir / "data.json")
 
     def describe(version: pathlib.Path) -> None:
         values, recipe = config.model_dump(mode="json"), public_values(config)
