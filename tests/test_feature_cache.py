@@ -17,11 +17,13 @@ import PIL.Image
 import pytest
 
 from xbm_keras import atomic_files, cache_tool
+from xbm_keras.config import check_config
 from xbm_keras.data.arrays import ImageArray
 from xbm_keras.data.sources import DataError, ImageFolder
 from xbm_keras.data.views import augmented, turned
 from xbm_keras.feature_cache import compute_features, fingerprint
 from xbm_keras.item_digests import find_digests
+from xbm_keras.loading import load_dataset
 from xbm_keras.stages.backbone import Backbone
 
 
@@ -370,6 +372,22 @@ def test_a_damaged_shard_is_named(compute, tmp_path, capsys):
         assert cache_tool.main([*tool, "check"]) == 1
     assert cache_tool.main([*tool, "list"]) == 0
     assert "damaged" in capsys.readouterr().out
+
+
+def test_too_few_items_that_could_be_read_are_counted(photos, tmp_path):
+    for path in photos.glob("class1/*"):
+        path.write_bytes(b"no picture")
+    for i in range(8):
+        copy = photos / f"class{3 + i // 2}/{i}.png"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(photos / "class0/00.png", copy)
+    config = {
+        "data": {"source": "image_folder", "root": str(photos), "split": {"num_train_classes": 6}},
+        "backbone": {"kind": "glyph_net"},
+        "cache": {"dir": str(tmp_path / "cache")},
+    }
+    with pytest.raises(DataError, match=r"6 training and 0 test.* 4 item.s. could not be used, such as class1/"):
+        load_dataset(check_config(config, "x"), small_backbone())
 
 
 def test_copies_of_a_listing_are_no_shards(compute, tmp_path):

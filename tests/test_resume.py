@@ -283,10 +283,11 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_does_not_block(config, un
     assert epochs_done(monkeypatch, config, unfinished) == 2
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(config, unfinished, monkeypatch, capsys):
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"null", b"{}"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(config, unfinished, monkeypatch, capsys, content):
     (unfinished / "checkpoints/select/2/variables.index").write_bytes(b"no such thing")
     assert epochs_done(monkeypatch, config, unfinished) == 1
-    (unfinished / "checkpoints/select/1/about.json").write_text("{")
+    (unfinished / "checkpoints/select/1/about.json").write_bytes(content)
     assert "none of whose checkpoints can be read" in fails(config, unfinished, capsys=capsys)
 
 

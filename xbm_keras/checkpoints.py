@@ -58,8 +58,10 @@ class Checkpoints(keras.callbacks.Callback):
         for version in reversed(saved):
             try:
                 return self._read(version, model)
-            except (OSError, json.JSONDecodeError, tf.errors.OpError) as error:
-                reason = error  # and on to the one before
+            except CheckpointError:
+                raise
+            except (OSError, ValueError, TypeError, LookupError, AssertionError, tf.errors.OpError) as error:
+                reason = error  # whatever damaged files raise; and on to the one before
         if saved:
             raise CheckpointError(
                 f"Received {self.folder}, none of whose checkpoints can be read: {reason}. Remove the folder to train "

@@ -217,7 +217,15 @@ def load_dataset(
             else (cached.rows.shard_of.astype(np.int64) << 32) + cached.rows.row_of
         )
         skipped, num_computed = cached.skipped, cached.num_computed
-    splits = _split(config, items, all_test, is_training)
+    try:
+        splits = _split(config, items, all_test, is_training)
+    except sources.DataError as error:
+        if not skipped:
+            raise
+        key, reason = next(iter(skipped.items()))
+        raise sources.DataError(
+            f"{error} {len(skipped)} item(s) could not be used, such as {key} ({reason})."
+        ) from error
     if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
         splits = with_neighborhoods_held_out(
             splits, features, config.data.split.seed, config.data.split.validation_fold
