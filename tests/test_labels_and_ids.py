@@ -201,6 +201,84 @@ def test_weights_of_another_form_are_refused():
             model.compute_loss(x, y, model(x), sample_weight=weights)
 
 
+def test_weights_that_sum_up_below_zero_give_the_mean_too():
+    x, y = dataset(12)
+    losses = []
+    for weights in (np.linspace(1, 2, 12), -np.linspace(1, 2, 12), np.tile([1.0, -1.0], 6)):
+        model = compiled(12, HardTopK("all", "all"))
+        losses.append(model.train_on_batch(x, y, sample_weight=weights)[0])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == 0
+
+
+# --- inputs ---
+
+INPUTS = {
+    "an array": (lambda x: x["features"], "Received inputs without names; expected a dict with 'features'"),
+    "a pair": (lambda x: (x["features"], x["sample_id"]), "Received inputs without names; expected a dict"),
+    "other names": (lambda x: {"feature": x["features"]}, r"inputs \['feature'\]; expected a dict with 'features'"),
+    "maps": (lambda x: {**x, "features": x["features"][:, None]}, r"features of shape \(8, 1, 6\); expected \[B, D\]"),
+    "numbers": (lambda x: {**x, "features": x["features"][:, 0]}, r"features of shape \(8,\); expected \[B, D\]"),
+}
+
+
+@pytest.mark.parametrize("what", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize("case", INPUTS)
+def test_other_inputs_are_refused(case, is_built, what):
+    (x, y), (change, message) = dataset(), INPUTS[case]
+    model = compiled()
+    if is_built:
+        built_kernel(model, x)
+    with pytest.raises(ValueError, match=message):
+        getattr(model, what)(change(x), *([] if what == "predict" else [y]), batch_size=8, verbose=0)
+
+
+def test_features_of_another_width_are_refused():
+    x, y = dataset()
+    model = compiled()
+    built_kernel(model, x)
+    with pytest.raises(ValueError, match="features of width 5; this memory was built for width 6"):
+        model.fit({**x, "features": x["features"][:, :5]}, y, batch_size=8, verbose=0)
+
+
+def test_features_of_unknown_width_are_refused_by_a_model_that_is_not_built():
+    model = compiled(mode="graph")
+    features, ids = tf.TensorSpec((None, None)), tf.TensorSpec((None,), tf.int64)
+    step = tf.function(lambda x, y: model.train_step((x, y)))
+    with pytest.raises(ValueError, match=r"features of shape \(None, None\); expected \[B, D\] with a known width D"):
+        step.get_concrete_function({"features": features, "sample_id": ids}, ids)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_features_that_are_whole_numbers_are_taken(dtype):
+    x, y = dataset()
+    whole = np.abs(x["features"] * 9).astype(dtype)
+    whole[:, 0] = True
+    a, b = compiled(24), compiled(24)
+    a.fit({**x, "features": whole}, y, batch_size=8, shuffle=False, verbose=0)
+    b.fit({**x, "features": whole.astype("float32")}, y, batch_size=8, shuffle=False, verbose=0)
+    assert memory_of(a) == memory_of(b)
+    np.testing.assert_array_equal(a.head.kernel, b.head.kernel)
+
+
+# --- evaluation ---
+
+
+def test_evaluate_leaves_no_trace(mode):
+    x, y = dataset()
+    models = [compiled(24, head=Head(3, dropout=0.3), mode=mode) for _ in range(2)]
+    for model in models:
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    before = [v.numpy().tobytes() for v in models[0].variables]
+    first, second = (models[0].evaluate(x, y, batch_size=8, verbose=0) for _ in range(2))
+    assert first == second
+    assert [v.numpy().tobytes() for v in models[0].variables] == before
+    for model in models:
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(models[0].head.kernel, models[1].head.kernel)
+
+
 def test_keras_own_losses_agree_on_what_weights_mean():
     # Keras divides by the number of items, not by the sum of weights, unless told "mean_with_sample_weight": as here.
     loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")

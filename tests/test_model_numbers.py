@@ -104,6 +104,17 @@ def test_several_steps_per_execution_skip_the_bad_batch():
     assert int(model.optimizer.iterations.value) == 2
 
 
+def test_bad_items_with_ids_below_zero_are_named_and_all_are_counted():
+    x, y = dataset()
+    x["sample_id"] = -1 - np.arange(24)
+    for num_bad, told in ((2, r"2 item\(s\), with sample id -1, -2;"), (12, r"12 item.*-1, -2.*-8, \.\.\.;")):
+        broken = x["features"].copy()
+        broken[:num_bad] = np.nan
+        model = compiled()
+        with pytest.raises(NonFiniteFeatures, match=told):
+            model.fit({**x, "features": broken}, y, batch_size=16, shuffle=False, verbose=0)
+
+
 def test_more_bad_items_than_are_named():
     x, y = dataset()
     x["features"][::2] = np.nan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.small_models import assert_same_training, clusters, compiled
-from xbm_keras import HardTopK, Head
+from xbm_keras import HardTopK, Head, NonFiniteFeatures
 from xbm_keras.data.batches import PKSampler, batch_dataset, slot_dataset
 from xbm_keras.data.rows import UnitRows
 from xbm_keras.training_batches import prefill_order, training_batches
@@ -82,3 +82,47 @@ def test_slots_of_a_memory_that_changes_are_refused():
     batches = slot_dataset(np.arange(160), PKSampler(y, 6, 4, SEED))
     with pytest.raises(ValueError, match="slots with enqueue=True and memory_size=160; expected a memory that holds"):
         model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)
+
+
+@pytest.mark.parametrize(("dtype", "is_column"), [("int8", False), ("uint8", True), ("int32", True)])
+def test_slots_are_integers_of_any_kind(dtype, is_column):
+    a, b = (prefilled(mode="eager")[0] for _ in range(2))
+    slots = np.arange(100)
+    a.fit({"slot": slots}, batch_size=50, verbose=0, shuffle=False)
+    slots = slots.astype(dtype)
+    b.fit({"slot": slots[:, None] if is_column else slots}, batch_size=50, verbose=0, shuffle=False)
+    assert_same_training(a, b)
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        (np.arange(8.0), r"slot of dtype float32; expected integer slots of the memory.* Give np.arange"),
+        (np.ones((8, 2), int), r"slot of shape \(8, 2\); expected integer slots"),
+    ],
+    ids=["floats", "pairs"],
+)
+def test_other_slots_are_refused(slots, message):
+    model = prefilled(mode="eager")[0]
+    with pytest.raises(ValueError, match=message):
+        model.fit({"slot": slots}, batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("slot", [160, -1, 100])
+def test_a_slot_that_holds_no_row_is_not_trained(slot, mode):
+    x, y = clusters()
+    model = compiled(160, HardTopK(8, 3), enqueue=False, mode=mode)
+    model.build({"features": (None, 16)})
+    model.memory.prefill(x["features"][:100], y[:100], x["sample_id"][:100])
+    before = model.head.kernel.numpy()
+    with pytest.raises(NonFiniteFeatures, match=rf"features for 1 item\(s\), with sample id {slot};"):
+        model.fit({"slot": np.array([0, 1, slot, 3])}, verbose=0)
+    np.testing.assert_array_equal(model.head.kernel, before)
+
+
+def test_evaluate_takes_slots_as_it_takes_features():
+    model = prefilled(mode="eager")[0]
+    slots = np.arange(0, 160, 2)
+    features, labels, sample_ids = model.memory.items(slots)
+    by_feature = model.evaluate({"features": features, "sample_id": sample_ids}, labels, batch_size=16, verbose=0)
+    assert model.evaluate({"slot": slots}, batch_size=16, verbose=0) == by_feature

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from xbm_keras.stages import replicas
 from xbm_keras.stages.circular_memory import CircularMemory
+from xbm_keras.stages.item_arrays import check_features, read_labels, read_sample_ids, read_slot_numbers
 from xbm_keras.stages.pair_losses import PairLoss
 
 
@@ -90,107 +91,65 @@ def read_labels_and_ids(
     return read_labels(labels, batch_size) if pair_loss.uses_labels else tf.zeros_like(ids), ids
 
 
-def read_slots(slots, memory: CircularMemory, is_changing: bool) -> tuple[dict, tf.Tensor]:
-    """Inputs of a model, and labels, of a batch that is in the memory already.
+def check_inputs(inputs, takes_features: bool, width: int | None = None) -> None:
+    """Look at a model's inputs, or at their shapes.
 
     Args:
-        slots: where, integer [B].
+        inputs: of the model: tensors, or shapes.
+        takes_features: whether "inputs" are features, too: there is no backbone.
+        width: D, where the model is built.
+
+    Raises:
+        ValueError: where they are no dict with "features" or "inputs", or features of another shape.
+    """
+    if not isinstance(inputs, dict) or not {"features", "inputs"} & set(inputs):
+        found = sorted(inputs) if isinstance(inputs, dict) else "without names"
+        raise ValueError(
+            f"Received inputs {found}; expected a dict with 'features' [B, D], or with 'inputs' of the backbone, and "
+            "'sample_id' [B]. Give {'features': x, 'sample_id': np.arange(len(x))}."
+        )
+    features = inputs.get("features", inputs.get("inputs") if takes_features else None)
+    if features is not None:
+        check_features(getattr(features, "shape", features), width)
+
+
+def with_items(data: tuple, memory: CircularMemory, is_changing: bool) -> tuple:
+    """Inputs, labels and weights of a step; where the inputs are slots, with what the memory holds there.
+
+    Args:
+        data: as Keras gives it: inputs, and perhaps labels and weights.
         memory: prefilled.
         is_changing: whether steps enqueue.
 
     Raises:
-        ValueError: where rows may leave the memory, or there is none.
+        ValueError: as `read_slots` does.
+    """
+    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if isinstance(inputs, dict) and "slot" in inputs:
+        inputs, labels = read_slots(inputs["slot"], memory, is_changing)
+    return inputs, labels, weights
+
+
+def read_slots(slots, memory: CircularMemory, is_changing: bool) -> tuple[dict, tf.Tensor]:
+    """Inputs of a model, and labels, of a batch that is in the memory already.
+
+    A slot that holds no row gives NaN, and its own number as the sample id: in a step such a batch is refused.
+
+    Args:
+        slots: where, integer, [B] or [B, 1].
+        memory: prefilled.
+        is_changing: whether steps enqueue.
+
+    Raises:
+        ValueError: where rows may leave the memory, or there is none, or for slots of another dtype or shape.
     """
     if is_changing or not memory.memory_size:
         raise ValueError(
             f"Received slots with enqueue={is_changing} and memory_size={memory.memory_size}; expected a memory that "
             "holds the training set and that no step changes. Use enqueue=False and prefill, or give features."
         )
-    features, labels, sample_ids = memory.items(slots)
-    return {"features": features, "sample_id": sample_ids}, labels
-
-
-def read_labels(labels, batch_size: tf.Tensor | int) -> tf.Tensor:
-    """Labels as int64 [B].
-
-    Args:
-        labels: integer or bool, [B] or [B, 1].
-        batch_size: B.
-
-    Raises:
-        ValueError: for another dtype or shape.
-    """
-    expected = "integer labels, [B] or [B, 1]"
-    labels = _tensor("labels", labels, expected)
-    if labels.shape.rank and labels.shape.rank > 1 and labels.shape[-1] != 1:
-        raise ValueError(
-            f"Received labels of shape {labels.shape}; expected {expected}. Of one-hot labels give "
-            "np.argmax(labels, axis=1)."
-        )
-    if not (labels.dtype.is_integer or labels.dtype.is_bool):
-        mend = "Cast them to int64, if each of them is a whole number."
-        if labels.dtype == tf.string:
-            mend = "Number the classes: np.unique(labels, return_inverse=True)[1]."
-        raise ValueError(f"Received labels of dtype {labels.dtype.name}; expected {expected}. {mend}")
-    return tf.cast(_vector("labels", labels, batch_size, expected), tf.int64)
-
-
-def read_sample_ids(sample_ids, batch_size: tf.Tensor | int) -> tf.Tensor:
-    """Sample ids as int64 [B].
-
-    Args:
-        sample_ids: integer, [B] or [B, 1].
-        batch_size: B.
-
-    Raises:
-        ValueError: for another dtype or shape.
-    """
-    expected = "integer ids, [B] or [B, 1]"
-    sample_ids = _tensor("sample_id", sample_ids, expected)
-    if not sample_ids.dtype.is_integer:
-        raise ValueError(
-            f"Received sample_id of dtype {sample_ids.dtype.name}; expected {expected}: other dtypes lose digits, and "
-            "items that share an id hide each other in the memory. Give np.arange(num_items), which is int64."
-        )
-    return tf.cast(_vector("sample_id", sample_ids, batch_size, expected), tf.int64)
-
-
-def read_weights(weights, batch_size: tf.Tensor | int) -> tf.Tensor:
-    """Weights of the anchors, float32 [B].
-
-    Args:
-        weights: numbers, [B] or [B, 1].
-        batch_size: B.
-
-    Raises:
-        ValueError: for another dtype or shape.
-    """
-    expected = "one number for each item, [B] or [B, 1]"
-    weights = _tensor("sample_weight", weights, expected)
-    if weights.dtype == tf.string or weights.dtype.is_complex:
-        raise ValueError(
-            f"Received sample_weight of dtype {weights.dtype.name}; expected {expected}. Cast it to float32."
-        )
-    return tf.cast(_vector("sample_weight", weights, batch_size, expected), tf.float32)
-
-
-def _tensor(name: str, value, expected: str) -> tf.Tensor:
-    try:
-        return tf.convert_to_tensor(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"Received {name} of type {type(value).__name__}; expected {expected}. Give a single array."
-        ) from error
-
-
-def _vector(name: str, tensor: tf.Tensor, batch_size: tf.Tensor | int, expected: str) -> tf.Tensor:
-    """The tensor as [B]."""
-    shape, static_size = tensor.shape, tf.get_static_value(batch_size)
-    is_column = shape.rank == 2 and shape[1] in (1, None)
-    is_other_size = shape.rank and None not in (shape[0], static_size) and shape[0] != static_size
-    if not (shape.rank in (1, None) or is_column) or is_other_size:
-        size = "B" if static_size is None else static_size
-        raise ValueError(
-            f"Received {name} of shape {shape}; expected {expected}, with B = {size}. Give one number for each item."
-        )
-    return tf.reshape(tensor, [batch_size])
+    slots = read_slot_numbers(slots)
+    is_held = (slots >= 0) & (slots < memory.occupancy())
+    features, labels, sample_ids = memory.items(tf.where(is_held, slots, 0))
+    features = tf.where(is_held[:, None], features, float("nan"))
+    return {"features": features, "sample_id": tf.where(is_held, sample_ids, slots)}, labels

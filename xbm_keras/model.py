@@ -5,8 +5,8 @@ import functools
 import keras
 import tensorflow as tf
 
-from xbm_keras.labels_and_ids import WarnOfRepeatedIds, read_labels_and_ids, read_slots, read_weights
-from xbm_keras.non_finite import Rejections, StopOnNonFinite, note_batch, undone_unless_finite
+from xbm_keras.labels_and_ids import WarnOfRepeatedIds, check_inputs, read_labels_and_ids, with_items
+from xbm_keras.non_finite import Rejections, StopOnNonFinite, note_batch, seeds_of, undone_unless_finite
 from xbm_keras.stages import replicas
 from xbm_keras.stages.backbone import Backbone
 from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
@@ -14,6 +14,7 @@ from xbm_keras.stages.cosine_scores import all_bits_of_float32
 from xbm_keras.stages.hard_top_k import HardTopK
 from xbm_keras.stages.head import Head
 from xbm_keras.stages.head_starts import Start
+from xbm_keras.stages.item_arrays import read_weights
 from xbm_keras.stages.mining_keys import MiningKeys
 from xbm_keras.stages.neighbor_top_k import NeighborTopK
 from xbm_keras.stages.pair_losses import PairLoss
@@ -134,6 +135,7 @@ class XBMModel(replicas.ReplicatedModel):
 
     def build(self, input_shape):
         """Build the stages; `input_shape` is the dict of shapes of the inputs."""
+        check_inputs(input_shape, self.backbone is None)
         if "features" in input_shape:
             features_shape = (None, input_shape["features"][-1])
         elif self.backbone is not None:
@@ -163,11 +165,12 @@ class XBMModel(replicas.ReplicatedModel):
 
     def call(self, inputs, training=False):
         """Features [B, D] and embeddings [B, E], both of unit length."""
+        check_inputs(inputs, self.backbone is None, getattr(self.memory, "feature_dim", None))
         if "features" in inputs or self.backbone is None:
             features = inputs.get("features", inputs.get("inputs"))
         else:
             features = self.backbone(inputs["inputs"])
-        features = self.unit_length(features)
+        features = self.unit_length(tf.cast(features, tf.float32))
         return {"features": features, "embeddings": self.head(features, training=training)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -251,15 +254,22 @@ class XBMModel(replicas.ReplicatedModel):
 
     def train_step(self, data):
         """The stock step, undone where features, loss or new weights are not finite: such a batch leaves no trace."""
-        inputs, _, weights = keras.utils.unpack_x_y_sample_weight(data)
-        if "slot" in inputs:
-            inputs, labels = read_slots(inputs["slot"], self.memory, self.enqueue)
-            data = inputs, labels, weights
+        data = with_items(data, self.memory, self.enqueue)
+        inputs = data[0]
         if not self.built:  # Keras would build in the first step, after what was before it is noted here
             self.build(keras.tree.map_structure(lambda tensor: tensor.shape, inputs))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         return undone_unless_finite(self, inputs, functools.partial(super().train_step, data))
+
+    def test_step(self, data):
+        """The stock step, which leaves no trace: what training draws by chance next is what it had drawn without."""
+        data = with_items(data, self.memory, self.enqueue)
+        seeds = [(seed.value, tf.identity(seed.value)) for seed in seeds_of(self)]
+        logs = super().test_step(data)
+        for seed, before in seeds:
+            seed.assign(before)
+        return logs
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
         """`keras.Model.fit`, which also stops at a NaN or infinite number: `NonFiniteFeatures`, `NonFiniteLoss`.

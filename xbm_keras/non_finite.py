@@ -11,10 +11,9 @@ import keras
 import tensorflow as tf
 
 from xbm_keras.stages import replicas
-from xbm_keras.stages.circular_memory import non_finite_message
+from xbm_keras.stages.item_arrays import MAX_REPORTED_IDS, non_finite_message
 from xbm_keras.stages.undo import Overwritten, put_back
 
-MAX_REPORTED_IDS = 8
 MAX_UNREAD_STEPS = 50
 
 
@@ -32,6 +31,7 @@ class Rejections:
     def __init__(self):
         self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.ids = tf.Variable([-1] * (MAX_REPORTED_IDS + 1), dtype=tf.int64, trainable=False)
+        self.num_items = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.are_features = tf.Variable(False, trainable=False)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._tracing = threading.local()  # MirroredStrategy traces each replica in a thread of its own
@@ -65,6 +65,7 @@ class Rejections:
         blank = tf.fill([MAX_REPORTED_IDS + 1], tf.constant(-1, tf.int64))
         is_first = ~is_good & tf.equal(self.count, 0)
         self.ids.assign(tf.where(is_first, tf.tensor_scatter_nd_update(blank, place[:, None], sample_ids), self.ids))
+        self.num_items.assign(tf.where(is_first, tf.reduce_sum(tf.cast(is_bad, tf.int64)), self.num_items))
         self.are_features.assign(tf.where(is_first, are_features, self.are_features))
         self.step.assign(tf.where(is_first, tf.cast(step, tf.int64), self.step))
         self.count.assign_add(tf.where(is_good, tf.constant(0, tf.int64), 1))
@@ -78,10 +79,10 @@ class Rejections:
         """Raise NonFiniteFeatures or NonFiniteLoss, if a step was undone."""
         if not self.count.numpy():
             return
-        ids = self.ids.numpy()[:MAX_REPORTED_IDS]
-        ids = ids[ids >= 0]
+        num_items = int(self.num_items.numpy())
+        ids = self.ids.numpy()[: min(num_items, MAX_REPORTED_IDS)]
         if self.are_features.numpy():
-            raise NonFiniteFeatures(non_finite_message(ids))
+            raise NonFiniteFeatures(non_finite_message(num_items, ids))
         shown = ", ".join(map(str, ids))
         raise NonFiniteLoss(
             f"Received a loss or weights that are NaN or infinite after {self.step.numpy()} steps, in a batch with "
@@ -108,6 +109,12 @@ def note_batch(model: keras.Model, batch: tuple, is_bad: tf.Tensor) -> tf.Tensor
     return model.rejections.note(is_bad, ids, are_features, step)
 
 
+def seeds_of(model: keras.Model) -> list[keras.Variable]:
+    """The states of the model's generators of random numbers, which Keras counts among its variables alone."""
+    weights = {id(v) for v in model.weights}
+    return [v for v in model.variables if id(v) not in weights]
+
+
 def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], dict]) -> dict:
     """Run a training step of an `XBMModel`, and undo it where it noted a rejection or its new weights are not finite.
 
@@ -118,9 +125,7 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
         inputs: of the step.
         step: gives the logs.
     """
-    weights = {id(v) for v in model.weights}
-    seeds = [v for v in model.variables if id(v) not in weights]
-    state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables, *seeds)]
+    state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables, *seeds_of(model))]
     before = [tf.identity(v) for v in state]
     num_steps, num_rejected = tf.identity(model.optimizer.iterations.value), tf.identity(model.rejections.count)
     with model.rejections.recording() as overwritten:

@@ -179,7 +179,7 @@ def test_rows_are_read_in_float32(storage_dtype):
 def test_storage_does_not_follow_the_dtype_policy():
     keras.config.set_dtype_policy("mixed_float16")
     memory = make_memory(2)
-    assert memory.enqueue(tf.ones([1, 2]), tf.zeros([1]), tf.zeros([1])).features.dtype == "float32"
+    assert memory.enqueue(tf.ones([1, 2]), [0], [0]).features.dtype == "float32"
 
 
 def test_only_the_newest_row_of_an_id_is_valid(mode):
@@ -370,7 +370,7 @@ def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="storage_dtype='int4'; expected one of float32, float16, bfloat16, int8"):
         CircularMemory(4, storage_dtype="int4")
     with pytest.raises(ValueError, match="width 3; this memory was built for width 2"):
-        make_memory(4).enqueue(tf.ones([1, 3]), tf.zeros([1]), tf.zeros([1]))
+        make_memory(4).enqueue(tf.ones([1, 3]), [0], [0])
     for shape in [(None, None), (None, 4, 4, 8), (None,)]:
         with pytest.raises(ValueError, match="expected \\(batch, D\\) with a known width"):
             CircularMemory(4).build(shape)
@@ -378,6 +378,41 @@ def test_errors_say_what_was_expected():
         for features in (tf.ones([1, 2]), keras.Input((2,))):
             with pytest.raises(TypeError, match=r"no call\(\); use enqueue"):
                 memory(features)
+
+
+ROWS = {
+    "labels that are fractions": ({"labels": [0.5, 1.5, 2.5]}, "labels of dtype float64; expected integer labels"),
+    "labels that are missing": ({"labels": [None] * 3}, "labels of type ndarray; expected integer labels"),
+    "one-hot labels": ({"labels": np.eye(3, dtype=int)}, r"labels of shape \(3, 3\); expected .* np.argmax"),
+    "ids that are floats": ({"sample_ids": [0.0, 1.0, 2.0]}, "sample_id of dtype float64; expected integer ids"),
+    "ids that are text": ({"sample_ids": list("abc")}, "sample_id of dtype string; expected integer ids"),
+    "fewer labels": ({"labels": [0, 1]}, "2 labels for 3 features; expected one for each item"),
+    "more ids": ({"sample_ids": [0, 1, 2, 3]}, "4 sample_ids for 3 features; expected one for each item"),
+    "one vector": ({"features": np.ones(3)}, r"features of shape \(3,\); expected \[B, D\]"),
+    "maps": ({"features": np.ones((3, 1, 2))}, r"features of shape \(3, 1, 2\); expected \[B, D\]"),
+    "another width": ({"features": np.ones((3, 5))}, "width 5; this memory was built for width 2"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_prefill_refuses_other_rows_before_it_writes(case):
+    memory, (change, message) = make_memory(4), ROWS[case]
+    items = {"features": np.eye(3, 2), "labels": [0, 1, 2], "sample_ids": [0, 1, 2], **change}
+    with pytest.raises(ValueError, match=message):
+        memory.prefill(**{name: np.asarray(values) for name, values in items.items()})
+    assert int(memory.num_enqueued.numpy()) == 0
+
+
+def test_prefill_takes_columns_and_lists():
+    memory = make_memory(4)
+    memory.prefill([[1.0, 0.0], [0.0, 2.0]], np.array([[5], [6]], np.uint8), [[2**40], [7]])
+    assert memory.labels.numpy().tolist() == [5, 6, 0, 0]
+    assert memory.sample_ids.numpy().tolist() == [2**40, 7, 0, 0]
+
+
+def test_rows_for_a_memory_that_is_not_built_are_refused():
+    with pytest.raises(ValueError, match=r"a memory that is not built; expected .* width D first\. Call"):
+        CircularMemory(4).prefill(np.ones((1, 2)), [0], [0])
 
 
 def test_nothing_in_it_is_trainable():

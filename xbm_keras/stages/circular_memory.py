@@ -11,6 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.stages import replicas
+from xbm_keras.stages.item_arrays import (
+    check_features,
+    non_finite_message,
+    read_labels,
+    read_sample_ids,
+    unit_rows,
+)
 from xbm_keras.stages.newest_of_id import is_last_of_its_id, neighbours_in_bucket
 from xbm_keras.stages.undo import Overwritten
 
@@ -123,6 +130,14 @@ class CircularMemory(keras.layers.Layer):
             )
         self.built = True
 
+    def _built_width(self) -> int:
+        if not self.built:
+            raise ValueError(
+                "Received rows for a memory that is not built; expected to know their width D first. Call "
+                "memory.build((None, D)), or build the model."
+            )
+        return self.feature_dim
+
     def _rows(self, name: str, dtype: str, *width: int) -> keras.Variable:
         shape = (self.memory_size, *width)
         return self.add_weight(
@@ -155,14 +170,12 @@ class CircularMemory(keras.layers.Layer):
             The memory after the batch was written.
 
         Raises:
-            ValueError: if the width of the features is not that of `build`.
+            ValueError: if the width of the features is not that of `build`, which comes first, or for labels or ids
+                that are no integers or not one for each item.
         """
-        if features.shape[-1] != self.feature_dim:
-            raise ValueError(
-                f"Received features of width {features.shape[-1]}; this memory was built for width "
-                f"{self.feature_dim}. Use one memory per backbone."
-            )
-        labels, sample_ids = tf.cast(labels, tf.int64), tf.cast(sample_ids, tf.int64)
+        check_features(features.shape, self._built_width())
+        num_items = features.shape[0] or tf.shape(features)[0]
+        labels, sample_ids = read_labels(labels, num_items), read_sample_ids(sample_ids, num_items)
         if not self.memory_size:
             return batch_as_rows(features, labels, sample_ids)
 
@@ -268,15 +281,25 @@ class CircularMemory(keras.layers.Layer):
             sample_ids: [N] integer.
 
         Raises:
-            ValueError: if a feature is not finite; the sample ids are named. Nothing of its block is written.
+            ValueError: if a feature is not finite; the sample ids are named. Nothing of its block is written. And as
+                `enqueue` does, before anything is written.
         """
+        if not self.memory_size:
+            return
+        check_features(np.shape(features), self._built_width())
+        for name, values in (("labels", labels), ("sample_ids", sample_ids)):
+            if len(values) != len(features):
+                raise ValueError(
+                    f"Received {len(values)} {name} for {len(features)} features; expected one for each item. Give "
+                    "arrays of one length."
+                )
         for start in range(max(0, len(features) - self.memory_size), len(features), PREFILL_ROWS):
             block = slice(start, start + PREFILL_ROWS)
             rows = np.asarray(features[block], np.float32)
             is_bad = ~np.isfinite(rows).all(axis=1)
             if is_bad.any():
-                raise ValueError(non_finite_message(np.asarray(sample_ids[block])[is_bad]))
-            self.enqueue(tf.constant(_unit_rows(rows)), tf.constant(labels[block]), tf.constant(sample_ids[block]))
+                raise ValueError(non_finite_message(is_bad.sum(), np.asarray(sample_ids[block])[is_bad]))
+            self.enqueue(tf.constant(unit_rows(rows)), np.asarray(labels[block]), np.asarray(sample_ids[block]))
 
     def save_own_variables(self, store):
         """Weights by name, in blocks of rows: at once they would be copied, and the memory may fill the machine's."""
@@ -319,21 +342,3 @@ class CircularMemory(keras.layers.Layer):
     def get_config(self):
         """Arguments of the constructor."""
         return {**super().get_config(), "memory_size": self.memory_size, "storage_dtype": self.storage_dtype}
-
-
-def non_finite_message(sample_ids: np.ndarray) -> str:
-    """The error text for items whose features are NaN or infinite."""
-    shown = ", ".join(str(i) for i in sample_ids[:8]) + (", ..." if len(sample_ids) > 8 else "")
-    return (
-        f"Received NaN or infinite features for {len(sample_ids)} item(s), with sample id {shown}; expected finite "
-        "numbers. Remove or repair these items; they were not written to the memory."
-    )
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, D] float32 of unit length; those that have it to rounding, and zero rows, as they are."""
-    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
-    scaled = rows / np.where(largest > 0, largest, 1)  # else squares overflow or vanish
-    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
-    is_unit = np.abs(largest * norms - 1) < 1e-5
-    return np.where(is_unit, rows, scaled / np.maximum(norms, 1)).astype(np.float32)

@@ -114,7 +114,7 @@ def masked_mean(values: tf.Tensor, mask: tf.Tensor, weights: tf.Tensor | None = 
     if weights is None:
         weights = tf.ones_like(values)
     whole = total(tf.reduce_sum(tf.where(mask, weights, 0.0)))
-    return tf.reduce_sum(tf.where(mask, weights * values, 0.0)) / tf.where(whole > 0, whole, 1.0)
+    return tf.math.divide_no_nan(tf.reduce_sum(tf.where(mask, weights * values, 0.0)), whole)
 
 
 def share(value: tf.Tensor) -> tf.Tensor:
