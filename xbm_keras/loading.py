@@ -14,7 +14,14 @@ from xbm_keras.data import arrays, glyphs, sources, texts, tfds
 from xbm_keras.data.duplicates import Duplicates, contents_of, find_duplicates
 from xbm_keras.data.labels import Labels
 from xbm_keras.data.rows import ChosenRows
-from xbm_keras.data.splits import Splits, only_test, split_items, with_neighborhoods_held_out
+from xbm_keras.data.splits import (
+    Splits,
+    only_test,
+    require_neighbors,
+    require_pairs,
+    split_items,
+    with_neighborhoods_held_out,
+)
 from xbm_keras.data.views import QUARTERS, Chosen, augmented, turned
 from xbm_keras.feature_cache import ShardedRows, compute_features
 from xbm_keras.stages.backbone import Backbone
@@ -23,7 +30,6 @@ from xbm_keras.stages.hub_backbone import HubBackbone
 log = logging.getLogger("xbm_keras")
 TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
 MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
-MIN_COMPARED = 3  # items whose neighbours can be compared
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
 
 
@@ -287,9 +293,9 @@ def _split(config: schema.Config, items: sources.Items, all_test: bool, is_train
         return only_test(items, split.query_column)
     splits = split_items(items, **split.model_dump())
     if is_training and not config.is_without_labels and items.labels is not None:
-        _require_pairs(items.labels.codes, splits)
+        require_pairs(items.labels.codes, splits)
     if is_training and config.is_without_labels:
-        _require_neighbors(splits)
+        require_neighbors(splits)
     return splits
 
 
@@ -332,28 +338,6 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
         view_rows=len(dataset.keys) + np.arange(len(view_origins)),
         view_origins=view_origins,
     )
-
-
-def _require_pairs(codes: np.ndarray, splits: Splits) -> None:
-    """Raises DataError where no two items of a part share a class: nothing could be trained or scored there."""
-    for name in ("train", "validation", "test"):
-        counts = np.bincount(codes[getattr(splits, name)])
-        if len(counts) and counts.max() < 2:
-            raise sources.DataError(
-                f"Received {counts.sum()} {name} items that are each alone in their class; expected classes that at "
-                "least two items share. Check that the labels are classes, not ids of items."
-            )
-
-
-def _require_neighbors(splits: Splits) -> None:
-    """Raises DataError where a part has too few items for neighbours to be compared there."""
-    for name in ("validation", "test"):
-        count = len(getattr(splits, name))
-        if count < MIN_COMPARED:
-            raise sources.DataError(
-                f"Received {count} {name} items; expected at least {MIN_COMPARED}, or there are no neighbours to "
-                f"compare. Raise data.split.{name}_fraction, or add data."
-            )
 
 
 def _options(c: data_schema.Cache) -> dict:

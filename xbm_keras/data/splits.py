@@ -13,6 +13,7 @@ from xbm_keras.data.tables import require_column
 
 NEIGHBORHOODS, MIN_NEIGHBORHOOD = 8, 20  # that are held out, at most; items of one, where there are as many
 BLOCK_ROWS = 8192
+MIN_COMPARED = 3  # items whose neighbours can be compared
 QUERY_VALUES, GALLERY_VALUES = ("query", "test"), ("gallery", "train")
 
 
@@ -131,6 +132,28 @@ def only_test(items: Items, query_column: str | None = None) -> Splits:
     """All items test. Raises DataError for a query column that does not exist or never says who is what."""
     test, none = np.arange(len(items.keys)), np.arange(0)
     return Splits(none, none, test, *_roles(items, test, query_column))
+
+
+def require_pairs(codes: np.ndarray, splits: Splits) -> None:
+    """Raises DataError where no two items of a part share a class: nothing could be trained or scored there."""
+    for name in ("train", "validation", "test"):
+        counts = np.bincount(codes[getattr(splits, name)])
+        if len(counts) and counts.max() < 2:
+            raise DataError(
+                f"Received {counts.sum()} {name} items that are each alone in their class; expected classes that at "
+                "least two items share. Check that the labels are classes, not ids of items."
+            )
+
+
+def require_neighbors(splits: Splits) -> None:
+    """Raises DataError where a part has too few items for neighbours to be compared there."""
+    for name in ("validation", "test"):
+        count = len(getattr(splits, name))
+        if count < MIN_COMPARED:
+            raise DataError(
+                f"Received {count} {name} items; expected at least {MIN_COMPARED}, or there are no neighbours to "
+                f"compare. Raise data.split.{name}_fraction, or add data."
+            )
 
 
 def _roles(items: Items, test: np.ndarray, query_column: str | None) -> tuple[np.ndarray | None, np.ndarray | None]:
