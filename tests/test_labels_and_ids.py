@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -283,3 +284,13 @@ def test_keras_own_losses_agree_on_what_weights_mean():
     # Keras divides by the number of items, not by the sum of weights, unless told "mean_with_sample_weight": as here.
     loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
     assert float(loss([[0.0], [0.0]], [[1.0], [2.0]], sample_weight=[[3.0], [1.0]])) == pytest.approx(7 / 4)
+
+
+@pytest.mark.parametrize("as_given", [list, np.array, pd.Series, pd.Categorical, tf.constant], ids=lambda f: f.__name__)
+def test_names_are_refused_before_keras_sees_them(as_given):
+    x, y = dataset()
+    names = as_given([f"class {label}" for label in y.tolist()])
+    with pytest.raises(ValueError, match=r"labels of dtype string; expected integer labels.* np\.unique"):
+        compiled().fit(x, names, verbose=0)
+    with pytest.raises(ValueError, match=r"sample_id of dtype string; expected integer ids.* np\.arange"):
+        compiled().fit({**x, "sample_id": as_given([str(i) for i in x["sample_id"].tolist()])}, y, verbose=0)

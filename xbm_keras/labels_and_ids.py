@@ -113,6 +113,24 @@ def check_inputs(inputs, takes_features: bool, width: int | None = None) -> None
         check_features(getattr(features, "shape", features), width)
 
 
+def check_texts(inputs, labels) -> None:
+    """Refuse names in place of numbers in what `fit` is given, which Keras would do in words of its own.
+
+    Args:
+        inputs: of the model; arrays by name, or whatever else.
+        labels: an array, a list, or whatever else.
+
+    Raises:
+        ValueError: for labels or sample ids that are text.
+    """
+    ids = inputs.get("sample_id") if isinstance(inputs, dict) else None
+    for values, read in ((labels, read_labels), (ids, read_sample_ids)):
+        if isinstance(values, list | tuple) or hasattr(values, "dtype"):
+            first = np.asarray(values[:1])
+            if first.dtype.kind in "USO":
+                read(first, len(first))
+
+
 def with_items(data: tuple, memory: CircularMemory, is_changing: bool) -> tuple:
     """Inputs, labels and weights of a step; where the inputs are slots, with what the memory holds there.
 

@@ -5,7 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from xbm_keras.labels_and_ids import WarnOfRepeatedIds, check_inputs, read_labels_and_ids, with_items
+from xbm_keras.labels_and_ids import WarnOfRepeatedIds, check_inputs, check_texts, read_labels_and_ids, with_items
 from xbm_keras.non_finite import Rejections, StopOnNonFinite, note_batch, seeds_of, undone_unless_finite
 from xbm_keras.stages import replicas
 from xbm_keras.stages.backbone import Backbone
@@ -277,6 +277,7 @@ class XBMModel(replicas.ReplicatedModel):
         On a GPU its products have all bits of float32, not those of TensorFloat-32 alone: the order of the picks and
         the guards' thresholds depend on them.
         """
+        check_texts(x, y)
         replicas.check_strategy(self.distribute_strategy, self.jit_compile)
         guards = [StopOnNonFinite(), WarnOfRepeatedIds()]
         if isinstance(callbacks, keras.callbacks.CallbackList):

@@ -314,7 +314,7 @@ class CircularMemory(keras.layers.Layer):
         """What `save_own_variables` stored, in blocks of any size.
 
         Raises:
-            ValueError: where that was a memory of another size, width or kind of storage.
+            ValueError: where that was a memory of another size or width, or one of the two is of int8 alone.
         """
         if not self.memory_size:
             return
