@@ -68,6 +68,7 @@ def test_items_without_a_label_are_left_out_and_counted(values, tmp_path, caplog
 
 def test_where_labels_are_not_needed_all_items_stay(values, tmp_path, caplog):
     write(tmp_path, ["" if i in (3, 17) else label for i, label in enumerate(LABELS)])
+    values["data"]["split"] = {**values["data"].get("split", {}), "validation_fraction": 0.5}  # 3 items or more
     for dataset in (load(values, **WITHOUT), load(values, all_test=True)):
         assert len(dataset.keys) == 32
         assert dataset.num_unlabelled == 2

@@ -160,7 +160,7 @@ def test_goes_with_training_without_labels():
         head, loss = Head(3, widths=[2, 3]), SimilarityAlignmentLoss()
         model = XBMModel(None, head, CircularMemory(24), NeighborTopK(4, 4), loss, start_alignment=weight)
         model.build({"features": x["features"].shape})
-        model.memory.prefill(unit(x["features"]), np.zeros(24), x["sample_id"])
+        model.memory.prefill(unit(x["features"]), np.zeros(24, int), x["sample_id"])
         turn(model)
         losses.append(float(model.compute_loss(x, None, model(x), training=True)))
     assert losses[1] > losses[0] + 0.01

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -51,9 +52,12 @@ def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     epochs = pd.read_csv(history)
     best = epochs.loc[epochs.val_map_at_r.idxmax()]
+    epoch = int(re.search(r"of epoch (\d+)", err)[1])
+    # Between the note of a best head and its row in the history there is a moment, too.
+    assert epoch in (best.epoch, epochs.epoch.max() + 1)
     assert err.splitlines() == [  # and nothing of TensorFlow or CUDA
-        f"The best head so far, of epoch {best.epoch}, is in {tmp_path}/run/model.keras; it was not tested. "
-        f"For a run that ends there: --set training.epochs={best.epoch} and another --workdir",
+        f"The best head so far, of epoch {epoch}, is in {tmp_path}/run/model.keras; it was not tested. "
+        f"For a run that ends there: --set training.epochs={epoch} and another --workdir",
         "Interrupted. The same command goes on from what is kept: features computed, epochs saved, trials done.",
     ]
     assert "\r" not in out
@@ -64,4 +68,5 @@ def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
     trained_on = np.unique(model.memory.read().labels.numpy())
     validation = np.flatnonzero((labels < 16) & ~np.isin(labels, trained_on))  # label i is also called number i
     vectors = embed(model.head, UnitRows(features, validation))
-    assert np.isclose(evaluate_retrieval(vectors, labels[validation])["map_at_r"], best.val_map_at_r, atol=1e-5)
+    if epoch == best.epoch:
+        assert np.isclose(evaluate_retrieval(vectors, labels[validation])["map_at_r"], best.val_map_at_r, atol=1e-5)
