@@ -17,66 +17,8 @@ if "--verbose" not in sys.argv:
 
 from absl import app, flags
 
-from xbm_keras import devices, experiment, loading, run_folder, saved_run, terminal
-from xbm_keras.config import load_config
-from xbm_keras.costs import Costs
+from xbm_keras.cli import train
 
-CONFIG = flags.DEFINE_string("config", "configs/default.yaml", "YAML file that describes the experiment.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
-SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
-RESUME = flags.DEFINE_enum(
-    "resume", "auto", ["auto", "must", "never"], "Whether to go on with an unfinished run of the same config."
-)
-REPORT = flags.DEFINE_bool("report", True, "Write report.html; takes some seconds.")
-VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the libraries below.")
-
-
-def main(argv):
-    """One experiment, from a config to an exported model."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Received {argv[1]!r}; settings are given as --set section.key=value.")
-    terminal.set_up(VERBOSE.value)
-    with terminal.readable_errors():
-        config = load_config(CONFIG.value, SET.value)
-        devices.make_strategy(config.training)  # or an error, before features are computed
-        with run_folder.claim(WORKDIR.value, CONFIG.value, config, RESUME.value) as workdir:
-            costs = Costs()
-            costs.begin("features")
-            backbone = loading.make_backbone(config)
-            loading.check_head(config, backbone)
-            dataset = loading.load_dataset(config, backbone)
-            dataset = loading.with_training_views(config, dataset, backbone)
-            metrics = train(config, dataset, backbone, workdir, costs)
-    terminal.print_results(workdir, metrics)
-
-
-def train(config, dataset, backbone, workdir, costs):
-    """Fit, evaluate, export and report, or what of it is not done yet; the metrics."""
-    run_folder.write_data(workdir, dataset)
-    metrics = run_folder.results_of(workdir)
-    if metrics is None:
-        head, metrics = train_and_export(config, dataset, backbone, workdir, costs)
-    else:
-        head = saved_run.load_head(str(workdir))
-    if REPORT.value:
-        run_folder.write_report(workdir, config, dataset, head, metrics, costs.end())
-    return metrics
-
-
-def train_and_export(config, dataset, backbone, workdir, costs):
-    """Fit, evaluate and export; the head and the metrics."""
-    try:
-        model, metrics = experiment.run(config, dataset, backbone, workdir, costs)
-    except experiment.Interrupted as interrupt:
-        run_folder.write_model(workdir, interrupt.model)
-        terminal.print_kept(workdir, interrupt.epoch)
-        raise
-    costs.begin("saving")
-    run_folder.write_model(workdir, model)
-    run_folder.export_model(workdir, model, config, metrics)
-    run_folder.write_metrics(workdir, metrics)
-    return model.head, metrics
-
-
+flags.adopt_module_key_flags(train)  # those that --help lists
 if __name__ == "__main__":
-    app.run(main)
+    app.run(train.main)

@@ -3,66 +3,11 @@
 python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2
 """
 
-import pathlib
-import shutil
-import sys
-
 from absl import app, flags
 
-from train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, train  # first: it keeps the start of TensorFlow quiet
-from xbm_keras import devices, loading, run_folder, terminal
-from xbm_keras.config import load_config
-from xbm_keras.costs import Costs
-from xbm_keras.tuning import (
-    HeadHyperModel,
-    Search,
-    SearchError,
-    load_folds,
-    local_workers,
-    take_role,
-    work,
-)
+import train  # noqa: F401  first: it keeps the start of TensorFlow quiet
+from xbm_keras.cli import tune
 
-MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
-TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
-CHIEF = flags.DEFINE_string("chief", None, "HOST:PORT at which to hand out trials to workers, and run none here.")
-PARALLEL = flags.DEFINE_integer("parallel", 1, "Trials that run at a time, each in a process.", lower_bound=1)
-WORKER = flags.DEFINE_string("worker", None, "HOST:PORT of a chief, whose trials to run.")
-
-
-def main(argv):
-    """One search, and its best config from training to an exported model."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Received {argv[1]!r}; settings are given as --set section.key=value.")
-    terminal.set_up(VERBOSE.value)
-    with terminal.readable_errors(SearchError):
-        role = take_role(CHIEF.value, WORKER.value, PARALLEL.value)
-        config = load_config(CONFIG.value, SET.value)
-        devices.make_strategy(config.training)  # or an error, before features are computed
-        workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
-        backbone = loading.make_backbone(config)
-        config, folds = load_folds(config, backbone)
-        hypermodel = HeadHyperModel(config, folds)
-        if role == "worker":
-            work(hypermodel)
-            return
-        search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
-        with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
-            search.run(is_chief=role == "chief", workers=workers)
-        train_once(search.default_config(), folds[0], backbone, workdir / "default")
-        train_once(search.best_config(), folds[0], backbone, workdir / "best")
-        search.write_page()
-    search.print_results()
-
-
-def train_once(config, dataset, backbone, workdir):
-    """What train.py does, where it is not done yet."""
-    if (workdir / "config.yaml").exists() and load_config(str(workdir / "config.yaml")) != config:
-        shutil.rmtree(workdir)  # of a shorter search, whose best was another
-    if not run_folder.is_finished(workdir):
-        with run_folder.claim(str(workdir), CONFIG.value, config):
-            train(config, dataset, backbone, workdir, Costs())
-
-
+flags.adopt_module_key_flags(tune)  # those that --help lists
 if __name__ == "__main__":
-    app.run(main)
+    app.run(tune.main)

@@ -20,13 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import experiment, loading
-from xbm_keras.config import load_config
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import embed, evaluate_retrieval
-from xbm_keras.exact_search import nearest
-from xbm_keras.neighbor_evaluation import FrozenNeighbors
-from xbm_keras.stages.head_starts import ClosedForms, Start
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.data import dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.exact_search import nearest
+from xbm_keras.evaluation.neighbors import FrozenNeighbors
+from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
+from xbm_keras.experiment import build, loading, phases
+from xbm_keras.stages.head.starts import ClosedForms, Start
 
 WAYS = (
     "truncation",
@@ -50,7 +51,7 @@ def main():
     results, speeds = [], {}
     for path in options.configs:
         config = load_config(path, options.set)
-        dataset = loading.load_dataset(config, loading.make_backbone(config))
+        dataset = loading.load_dataset(config, build.make_backbone(config))
         splits, widths = dataset.splits, config.head.widths
         train = np.asarray(UnitRows(dataset.features, np.sort(np.concatenate([splits.train, splits.validation]))))
         test, labels = np.asarray(UnitRows(dataset.features, splits.test)), dataset.labels[splits.test]
@@ -112,11 +113,11 @@ def project(vectors: np.ndarray, start: Start) -> np.ndarray:
     return vectors @ start.kernel + start.bias
 
 
-def trained(path: str, dataset: loading.Dataset, test: np.ndarray, overrides: list[str]) -> np.ndarray:
+def trained(path: str, dataset: dataset.Dataset, test: np.ndarray, overrides: list[str]) -> np.ndarray:
     """By the config."""
     config = load_config(path, overrides)
-    model = experiment.start_model(config, dataset, None, dataset.splits.train)
-    experiment.select(config, dataset, model)
+    model = phases.start_model(config, dataset, None, dataset.splits.train)
+    phases.select(config, dataset, model)
     return embed(model.head, test)
 
 

@@ -25,11 +25,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import experiment, loading
-from xbm_keras.config import load_config
+from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.batches import PKSampler, batch_dataset
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.training_batches import training_batches
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.experiment import build, loading, phases
+from xbm_keras.training.memory_batches import training_batches
 
 UNCACHED_STEPS = 3
 PICTURES = (2_000, 8_000)
@@ -53,10 +53,10 @@ def main():
 
 def epochs(path: str) -> list[dict]:
     config = load_config(path)
-    backbone = loading.make_backbone(config)
+    backbone = build.make_backbone(config)
     dataset = loading.load_dataset(config, backbone)
     positions = dataset.splits.train
-    model = experiment.start_model(config, dataset, backbone, positions)
+    model = phases.start_model(config, dataset, backbone, positions)
     rows, labels = UnitRows(dataset.features, positions), dataset.labels[positions]
     c = config.training
     sampler = PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
@@ -83,7 +83,7 @@ def epochs(path: str) -> list[dict]:
     fast, wait = timed(batch_dataset(rows, labels, ids, sampler))
     in_memory, wait_in_memory = timed(training_batches(model, rows, labels, ids, sampler, c.seed))
 
-    source = loading.make_source(config)
+    source = build.make_source(config)
     wanted = {str(key): i for i, key in enumerate(source.items.keys)}
     network = tf.function(backbone)
     uncached = []
@@ -114,7 +114,7 @@ def peak_memory_of_extraction(count: int) -> float:
 
     from xbm_keras import Backbone
     from xbm_keras.data.sources import Items, RandomAccess
-    from xbm_keras.feature_cache import compute_features
+    from xbm_keras.feature_cache.cache import compute_features
 
     class Generated(RandomAccess):
         items = Items(np.arange(count).astype(str), None, {})

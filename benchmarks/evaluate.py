@@ -65,7 +65,7 @@ def one(name, num_rows, options) -> tuple[float, float, float]:
         start, cpu = time.perf_counter(), time.process_time()
         index.search(vectors, max(num_rows // CLASSES, 10) + 1)
     else:
-        from xbm_keras.evaluation import evaluate_retrieval
+        from xbm_keras.evaluation.retrieval import evaluate_retrieval
 
         evaluate_retrieval(vectors[:1000], labels[:1000] % 100)  # traced
         start, cpu = time.perf_counter(), time.process_time()

@@ -20,11 +20,11 @@ import keras
 import numpy as np
 
 from benchmarks import common
-from xbm_keras import experiment, loading, selection
-from xbm_keras.callbacks import KeepBestHead
-from xbm_keras.config import load_config
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import RetrievalEvaluation
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation
+from xbm_keras.experiment import build, loading, phases, selection
+from xbm_keras.training.callbacks import KeepBestHead
 
 WAYS = {
     "off": ["memory.memory_size=0"],
@@ -36,7 +36,7 @@ WAYS = {
 def main():
     options = common.parser(__doc__)
     options.add_argument("--config", default="configs/clinc150.yaml")
-    losses = [name for name, loss in experiment.LOSSES.items() if loss().uses_labels]
+    losses = [name for name, loss in build.LOSSES.items() if loss().uses_labels]
     options.add_argument("--losses", nargs="+", default=losses, choices=losses)
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4, 1e-3])
@@ -44,10 +44,10 @@ def main():
     options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the config")
     options = options.parse_args()
     config = load_config(options.config, options.set)
-    dataset = loading.load_dataset(config, loading.make_backbone(config))
+    dataset = loading.load_dataset(config, build.make_backbone(config))
     head = selection.choose_start(config.head, dataset)
     config = config.model_copy(update={"head": head})
-    start = experiment.start_model(config, dataset, None, dataset.splits.train).head.get_weights()
+    start = phases.start_model(config, dataset, None, dataset.splits.train).head.get_weights()
     results = []
     for loss in options.losses:
         result = {"name": loss}
@@ -70,7 +70,7 @@ class Trial:
 
     def __init__(self, config, dataset, start: list[np.ndarray]):
         self.config, self.dataset, self.start = config, dataset, start
-        self.model = experiment.start_model(config, dataset, None, dataset.splits.train)
+        self.model = phases.start_model(config, dataset, None, dataset.splits.train)
         self.model.compile(keras.optimizers.AdamW(1.0, weight_decay=config.training.weight_decay))
         validation = dataset.splits.validation
         self.evaluation = RetrievalEvaluation(UnitRows(dataset.features, validation), dataset.labels[validation])
@@ -86,7 +86,7 @@ class Trial:
         config = self.config.model_copy(update={"training": training})
         best = KeepBestHead(self.evaluation, training.patience)
         callbacks = [self.evaluation, best]
-        experiment.fit(config, self.dataset, model, self.dataset.splits.train, training.epochs, callbacks, False)
+        phases.fit(config, self.dataset, model, self.dataset.splits.train, training.epochs, callbacks, False)
         return best.best - self.evaluation.baseline["val_map_at_r"]
 
 

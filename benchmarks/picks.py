@@ -19,12 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import experiment, loading, selection
-from xbm_keras.callbacks import KeepBestHead
-from xbm_keras.config import load_config
+from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.batches import batch_dataset
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import RetrievalEvaluation
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation
+from xbm_keras.experiment import build, loading, phases, selection
+from xbm_keras.training.callbacks import KeepBestHead
 
 FEATURES, SKETCH = "top_k.mine_in=features", "top_k.mine_in=sketch"
 WAYS = {
@@ -50,7 +50,7 @@ def main():
     results = []
     for path in options.configs:
         config = load_config(path)
-        dataset = loading.load_dataset(config, loading.make_backbone(config))
+        dataset = loading.load_dataset(config, build.make_backbone(config))
         head = selection.choose_start(config.head, dataset)
         for way in options.ways:
             overrides = [each.format(max(1, len(dataset.splits.train) // 64)) for each in WAYS[way]]
@@ -67,18 +67,18 @@ def main():
 def run(config, dataset) -> tuple[float, float]:
     """Recall of the picks after an epoch, and MAP@R of the validation classes at the best one."""
     train, validation = dataset.splits.train, dataset.splits.validation
-    model = experiment.start_model(config, dataset, None, train)
+    model = phases.start_model(config, dataset, None, train)
     evaluation = RetrievalEvaluation(UnitRows(dataset.features, validation), dataset.labels[validation])
     best = KeepBestHead(evaluation, config.training.patience)
-    experiment.fit(config, dataset, model, train, 1, [evaluation, best], False)
+    phases.fit(config, dataset, model, train, 1, [evaluation, best], False)
     recall = recall_of(config, dataset, model)
-    experiment.fit(config, dataset, model, train, config.training.epochs, [evaluation, best], False, first_epoch=1)
+    phases.fit(config, dataset, model, train, config.training.epochs, [evaluation, best], False, first_epoch=1)
     return recall, best.best
 
 
 def recall_of(config, dataset, model) -> float:
     train = dataset.splits.train
-    sampler = experiment.make_sampler(config, dataset.labels[train])
+    sampler = build.make_sampler(config, dataset.labels[train])
     rows, ids = UnitRows(dataset.features, train), dataset.sample_ids[train]
     place_of = {int(each): i for i, each in enumerate(ids)}
     order = [place_of[int(each)] for each in model.memory.sample_ids.numpy()]

@@ -25,12 +25,13 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import XBMModel, experiment, loading, selection
-from xbm_keras.config import load_config
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import embed, evaluate_retrieval
-from xbm_keras.loading import Dataset
-from xbm_keras.schema import HeadConfig
+from xbm_keras import XBMModel
+from xbm_keras.config.schema import HeadConfig
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
+from xbm_keras.experiment import build, loading, phases, selection
 
 CLOSED_FORMS = ("pca", "whiten", "lda", "nda")
 START = "start (default)"
@@ -87,7 +88,7 @@ def main():
 def load(path: str) -> tuple[Dataset, Dataset, list[str]]:
     """The items, the same with the views that the default recipe chooses, and what it chooses as overrides."""
     config = load_config(path)
-    backbone = loading.make_backbone(config)
+    backbone = build.make_backbone(config)
     plain = loading.load_dataset(config, backbone)
     config, dataset = selection.choose(config, loading.with_training_views(config, plain, backbone))
     chosen = {"cache.views": config.cache.views, "cache.turned_classes": config.cache.turned_classes}
@@ -172,18 +173,18 @@ def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBM
     """Scores of each seed by the config and what differs from it."""
     config = load_config(path, overrides)
     splits = dataset.splits
-    with unittest.mock.patch.object(experiment, "XBMModel", kind):
+    with unittest.mock.patch.object(phases, "XBMModel", kind):
         curves = []
         for fold in selection.held_out(dataset, options.folds or "auto"):
-            model = experiment.start_model(config, fold, None, fold.with_views(fold.splits.train))
-            curves.append(experiment.select(config, fold, model, show_progress=False).scores)
+            model = phases.start_model(config, fold, None, fold.with_views(fold.splits.train))
+            curves.append(phases.select(config, fold, model, show_progress=False).scores)
         epoch = selection.best_epoch(curves)
         everything = dataset.with_views(np.union1d(splits.train, splits.validation))
         runs = []
         for seed in range(options.seeds if epoch else 1):  # without a step there is nothing random
             config = load_config(path, [*overrides, f"training.seed={seed}"])
-            model = experiment.start_model(config, dataset, None, everything)
-            experiment.fit(config, dataset, model, everything, epoch, show_progress=False)
+            model = phases.start_model(config, dataset, None, everything)
+            phases.fit(config, dataset, model, everything, epoch, show_progress=False)
             vectors = embed(model.head, UnitRows(dataset.features, splits.test))
             runs.append(scores_of(dataset, vectors) | {"epochs": epoch})
     return runs

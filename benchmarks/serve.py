@@ -1,4 +1,4 @@
-"""Latency of examples/serve on this machine, at several numbers of clients, and whether its answers stay the same.
+"""Latency of the server on this machine, at several numbers of clients, and whether its answers stay the same.
 
 python -m benchmarks.serve --model runs/grocery/export --index runs/grocery/index --pictures my_photos
 """
@@ -16,7 +16,6 @@ import numpy as np
 
 from benchmarks import common
 
-SERVER = pathlib.Path(__file__).parents[1] / "examples/serve/server.py"
 BOUNDARY = "--------picture"
 
 
@@ -67,11 +66,11 @@ def _load(port: int, bodies: list[bytes], alone: list[bytes], clients: int, seco
 
 @contextlib.contextmanager
 def _server(model: pathlib.Path, index: pathlib.Path):
-    """The example in a process of its own; gives its port."""
+    """The server in a process of its own; gives its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(SERVER), f"--model={model}", f"--index={index}", f"--port={port}"]
+    command = [sys.executable, "-m", "xbm_keras.cli", "serve", f"--model={model}", f"--index={index}", f"--port={port}"]
     process = subprocess.Popen(command)
     try:
         while process.poll() is None:

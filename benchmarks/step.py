@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from benchmarks import common
 from xbm_keras import CircularMemory, HardTopK, Head, Sketch, SupConLoss, XBMModel, principal_directions
-from xbm_keras.stages.streamed_top_k import block_rows
+from xbm_keras.stages.hard_top_k.streamed import block_rows
 
 D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras.stages.circular_memory import Rows
-from xbm_keras.stages.hard_top_k import Candidates
-from xbm_keras.stages.streamed_top_k import Keys, Search, block_rows, streamed_top_k
+from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.hard_top_k.by_label import Candidates
+from xbm_keras.stages.hard_top_k.streamed import Keys, Search, block_rows, streamed_top_k
 
 
 def main():

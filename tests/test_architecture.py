@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Where a file goes, and who may import whom: each sentence of CONTRIBUTING.md's rule is a test here."""
 
 import ast
 import pathlib
@@ -7,70 +7,124 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "xbm_keras"
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
-KNOW_THE_CONFIG = {
-    "xbm_keras.config",
-    "xbm_keras.devices",
-    "xbm_keras.evaluation_tool",
-    "xbm_keras.experiment",
-    "xbm_keras.export_tool",
-    "xbm_keras.index_tool",
-    "xbm_keras.loading",
-    "xbm_keras.loss_schema",
-    "xbm_keras.override_text",
-    "xbm_keras.run_folder",
-    "xbm_keras.saved_run",
-    "xbm_keras.schema",
-    "xbm_keras.search_schema",
-    "xbm_keras.selection",
-    "xbm_keras.terminal",
-    "xbm_keras.tuning.hypermodel",
-    "xbm_keras.tuning.search",
-    "xbm_keras.tuning.space",
-    "xbm_keras.tuning.tuner",
-}
-STAGES_IN_ORDER = ["circular_memory", "cosine_scores", "hard_top_k", "head", "pair_losses"]
+FOLDERS = [
+    "cli", "tuning", "experiment", "config", "report", "serve", "index", "export", "training", "evaluation", "model",
+    "feature_cache", "stages", "data",
+]  # fmt: skip
+"""From top to bottom: a folder imports from those below it."""
+KNOW_THE_CONFIG = FOLDERS[: FOLDERS.index("config") + 1]
+BOXES = ["backbone", "circular_memory", "cosine_scores", "hard_top_k", "head", "pair_losses"]
+"""In the order of the picture, which is that of the alphabet."""
+MAX_FILES_AT_THE_TOP = 5
+MAX_LINES = 350
 
 
-def imports_of(name):
-    """Modules of ours that a module imports, written as `xbm_keras.x.y`, except to run it as a program."""
+def imports_of(tree):
+    """Modules of ours that some code imports, written as `xbm_keras.x.y`, `__main__` blocks and functions included."""
     found = set()
-    tree = ast.parse(MODULES[name].read_text())
-    tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if __name__ == '__main__':")]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {
-                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
-            }
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            full = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {each if each in MODULES or f"{each}.__init__" in MODULES else node.module for each in full}
+            if node.module == "xbm_keras" and [a.name for a in node.names] == ["__version__"]:
+                found.discard("xbm_keras")
     return {module for module in found if module.split(".")[0] == "xbm_keras"}
 
 
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if ".stages." in n))
-def test_stages_import_only_stages(name):
-    assert all(module.startswith("xbm_keras.stages.") for module in imports_of(name)), imports_of(name)
+IMPORTS = {name.removesuffix(".__init__"): imports_of(ast.parse(path.read_text())) for name, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_only_the_outer_layer_knows_the_config(name):
-    if {"xbm_keras.config", "xbm_keras.schema", "xbm_keras.data_schema"} & imports_of(name):
-        assert name in KNOW_THE_CONFIG
+def folder_of(module):
+    """The folder of the package that a module is in; "" for a file at the top."""
+    return parts[1] if len(parts := module.split(".")) > 2 or parts[-1] in FOLDERS else ""
 
 
-def test_no_cycles():
-    graph = {name: imports_of(name) & set(MODULES) for name in MODULES}
+def box_of(module):
+    return module.split(".")[2] if folder_of(module) == "stages" and module.count(".") > 1 else None
 
+
+def test_the_list_of_folders_is_that_of_the_package():
+    assert sorted(FOLDERS) == sorted({p.parent.name for p in PACKAGE.glob("*/__init__.py")})
+    assert sorted(BOXES) == BOXES
+    inside = {path.stem for path in (PACKAGE / "stages").iterdir() if path.stem not in ("__init__", "__pycache__")}
+    assert inside == set(BOXES)
+
+
+@pytest.mark.parametrize("name", sorted(IMPORTS))
+def test_a_folder_imports_only_from_those_below_it(name):
+    if name == "xbm_keras":
+        return
+    folder = folder_of(name)
+    below = FOLDERS[FOLDERS.index(folder) + 1 :] if folder else []
+    for module in IMPORTS[name]:
+        assert module != "xbm_keras", "from the folder that a name is of, not from the package"
+        assert folder_of(module) in ("", folder, *below), module
+
+
+def test_nothing_imports_a_command():
+    assert not {name for name, found in IMPORTS.items() if folder_of(name) != "cli" and "cli" in map(folder_of, found)}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in IMPORTS if box_of(name)))
+def test_a_box_imports_only_boxes_before_it(name):
+    before = BOXES[: BOXES.index(box_of(name)) + 1]
+    assert {box for module in IMPORTS[name] if (box := box_of(module))} <= set(before)
+
+
+def test_no_circles():
     def visit(name, path):
         assert name not in path, " -> ".join([*path, name])
-        for other in graph[name]:
+        for other in IMPORTS.get(name, ()):
             visit(other, [*path, name])
 
-    for name in graph:
+    for name in IMPORTS:
         visit(name, [])
 
 
+@pytest.mark.parametrize("name", sorted(IMPORTS))
+def test_only_config_experiment_tuning_and_cli_know_the_yaml(name):
+    if folder_of(name) not in KNOW_THE_CONFIG and name in MODULES:
+        nodes = [node for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.Import)]
+        assert not {"omegaconf", "pydantic"} & {alias.name for node in nodes for alias in node.names}
+
+
+def test_a_file_at_the_top_serves_three_folders():
+    top = [name for name in MODULES if name.count(".") == 1 and not name.endswith("__init__")]
+    assert len(top) + 1 <= MAX_FILES_AT_THE_TOP
+    for name in top:
+        users = {folder_of(other) for other, found in IMPORTS.items() if name in found} - {""}
+        assert len(users) >= 3, (name, users)
+        assert not {folder_of(module) for module in IMPORTS[name]} - {""}, f"{name} knows nothing of the folders"
+
+
+def test_the_tests_mirror_the_folders():
+    tests = PACKAGE.parent / "tests"
+    for path in tests.rglob("test_*.py"):
+        folder = path.parent.relative_to(tests)
+        assert (
+            folder.parts[:1] in ((), ("examples",), ("benchmarks",))
+            or (PACKAGE / folder).is_dir()
+            or (PACKAGE / folder.parent / f"{folder.name}.py").exists()
+        ), path
+
+
 def test_files_are_read_in_a_sitting():
-    assert not {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 350}
+    assert not {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > MAX_LINES}
+
+
+def test_the_rules_see_what_they_are_to_see():
+    found = imports_of(ast.parse("if __name__ == '__main__':\n    from xbm_keras.cli import train"))
+    assert found == {"xbm_keras.cli.train"}
+    found = imports_of(ast.parse("def f():\n    import xbm_keras.model.xbm_model as m"))
+    assert found == {"xbm_keras.model.xbm_model"}
+    assert folder_of("xbm_keras.cli.train") == folder_of("xbm_keras.cli") == "cli"
+    assert folder_of("xbm_keras.progress") == folder_of("xbm_keras") == ""
+    assert box_of("xbm_keras.stages.head.starts") == "head"
+    assert box_of("xbm_keras.stages.cosine_scores") == "cosine_scores"
+    assert box_of("xbm_keras.stages") is None
 
 
 WRITERS = {
@@ -80,15 +134,14 @@ WRITERS = {
 }  # fmt: skip
 WHOLE = {"writing_whole", "new_version"}  # what is written in such a block gets its name when the block ends
 WRITE_BY_THEMSELVES = {
-    ("xbm_keras.export", "save"): "a picture in memory",
-    ("xbm_keras.ray_extraction", "save_model"): "a temporary folder of one process",
-    ("xbm_keras.ray_extraction", "write_bytes"): "a temporary folder of one process",
+    ("xbm_keras.export.saved_model", "save"): "a picture in memory",
+    ("xbm_keras.feature_cache.ray_extraction", "save_model"): "a temporary folder of one process",
+    ("xbm_keras.feature_cache.ray_extraction", "write_bytes"): "a temporary folder of one process",
     ("xbm_keras.report.figures", "savefig"): "a figure in memory",
     ("xbm_keras.report.page", "save"): "a picture in memory",
-    ("xbm_keras.stages.hub_backbone", "write_text"): "one file of a folder; metrics.json, the last of a run, closes it",
+    ("xbm_keras.stages.backbone.hub", "write_text"): "one file of a folder; metrics.json, the last of a run, closes it",
     ("xbm_keras.tuning.local_workers", "open"): "what a worker prints, while it prints it",
-    ("xbm_keras.versions", "rename"): "a folder that was written whole",
-    ("xbm_keras.warmup", "TFRecordWriter"): "one file of a version, which new_version closes",
+    ("xbm_keras.export.serving_requests", "TFRecordWriter"): "one file of a version, which new_version closes",
 }
 
 
@@ -116,7 +169,7 @@ def writes_of(node, is_whole=False):
 
 def test_one_writer_of_whole_files():
     top = PACKAGE.parent
-    programs = [top / "train.py", top / "tune.py", *(top / "examples/serve").glob("*.py")]
+    programs = [top / "train.py", top / "tune.py"]
     files = {**MODULES, **{path.stem: path for path in programs}}
     del files["xbm_keras.atomic_files"]
     found = {(name, call) for name, path in files.items() for call in writes_of(ast.parse(path.read_text()))}

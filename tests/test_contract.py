@@ -17,8 +17,9 @@ import tensorflow as tf
 
 import xbm_keras
 from tests.conftest import MODES, in_mode, run_fresh
-from xbm_keras import Backbone, CircularMemory, HardTopK, Head, NeighborTopK, Picks, Rows, Sketch, XBMModel, loading
-from xbm_keras.config import check_config
+from xbm_keras import Backbone, CircularMemory, HardTopK, Head, NeighborTopK, Picks, Rows, Sketch, XBMModel
+from xbm_keras.config.yaml_files import check_config
+from xbm_keras.experiment import build
 
 SAVED = pathlib.Path(__file__).parent / "saved_models"
 B, D = 8, 6
@@ -283,7 +284,7 @@ def test_no_code_is_run_by_loading(tmp_path):
     np.savez(tmp_path / "vectors.npz", features=np.array([[1.0], None], object), label=[1, 2])
     config = {"data": {"source": "features", "path": str(tmp_path / "vectors.npz")}, "backbone": {"kind": "none"}}
     with pytest.raises(ValueError, match="Object arrays"):
-        loading.make_source(check_config(config, "x"))
+        build.make_source(check_config(config, "x"))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 TESTED_ELSEWHERE = {
-    "python train.py": "test_train_glyphs.py",
-    "python train.py --config configs/grocery.yaml": "test_train.py",
+    "python train.py": "cli/test_train_glyphs.py",
+    "python train.py --config configs/grocery.yaml": "cli/test_train.py",
     "python train.py --config configs/cars196.yaml": "data/test_tfds.py, on a data set that can be had offline",
-    "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "test_train_hub.py: needs [hub]",
+    "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "cli/test_train_hub.py: needs [hub]",
     "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",
-    "python examples/serve/server.py --model runs/my_photos/export": "test_serve_example.py",
+    "xbm-keras serve --model runs/my_photos/export": "serve/test_server.py",
 }
 
 
@@ -33,8 +33,10 @@ def steps():
         else:
             for line in (command or block).splitlines():
                 line = line.split(" && ")[-1].strip()
-                if line.startswith("python ") and line not in TESTED_ELSEWHERE:
-                    yield [sys.executable, *line.split()[1:]]
+                program, *arguments = line.split()
+                programs = {"python": [], "xbm-keras": ["-m", "xbm_keras.cli"]}
+                if program in programs and line not in TESTED_ELSEWHERE:
+                    yield [sys.executable, *programs[program], *arguments]
 
 
 def test_what_is_tested_elsewhere_is_in_the_readme():

@@ -1,14 +1,15 @@
 """Turn any frozen pretrained network into a better, smaller retrieval embedding."""
 
-from xbm_keras.model import XBMModel
-from xbm_keras.non_finite import NonFiniteFeatures, NonFiniteLoss
-from xbm_keras.stages.backbone import Backbone
-from xbm_keras.stages.circular_memory import CircularMemory, Rows, batch_as_rows
+from xbm_keras.model.non_finite import NonFiniteFeatures, NonFiniteLoss
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows, batch_as_rows
 from xbm_keras.stages.cosine_scores import cosine_scores
-from xbm_keras.stages.hard_top_k import HardTopK, Picks
-from xbm_keras.stages.head import Head
-from xbm_keras.stages.head_starts import ClosedForms, Start
-from xbm_keras.stages.neighbor_top_k import NeighborTopK
+from xbm_keras.stages.hard_top_k.by_label import HardTopK, Picks
+from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+from xbm_keras.stages.hard_top_k.sketch import Sketch, principal_directions
+from xbm_keras.stages.head.fc_layer import Head
+from xbm_keras.stages.head.starts import ClosedForms, Start
 from xbm_keras.stages.pair_losses import (
     CircleLoss,
     ContrastiveLoss,
@@ -25,7 +26,6 @@ from xbm_keras.stages.pair_losses import (
     TripletLoss,
     TupletLoss,
 )
-from xbm_keras.stages.sketch import Sketch, principal_directions
 
 __version__ = "0.1.0"
 

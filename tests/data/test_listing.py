@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.picture_files import encode, noise
+from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.listing import describe, list_pictures
 from xbm_keras.data.sources import DataError, ImageFolder
 from xbm_keras.data.splits import Splits
-from xbm_keras.loading import Dataset
-from xbm_keras.run_folder import write_data
+from xbm_keras.experiment.run_folder import write_data
 
 PICTURE = encode(noise(), "JPEG")
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 from tests import picture_files
 from tests.picture_files import HEIGHT, WIDTH, encode, exif, noise
 from xbm_keras.data import pictures
+from xbm_keras.data.decoding import MAX_PIXELS, decode_all
 from xbm_keras.data.errors import UnreadableItem
 from xbm_keras.data.pictures import decode_picture
-from xbm_keras.decoding import MAX_PIXELS, decode_all
 
 EXACT, BY_PILLOW, TURNED = picture_files.exact(), picture_files.by_pillow_alone(), picture_files.turned()
 

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
-from xbm_keras import loading
-from xbm_keras.config import load_config
+from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.arrays import Features
 from xbm_keras.data.labels import Labels
 from xbm_keras.data.sources import DataError, ImageTable, Items
 from xbm_keras.data.splits import Splits, split_items, with_neighborhoods_held_out
+from xbm_keras.experiment import build
 
 LABELS = np.repeat([f"c{i:02d}" for i in range(20)], 3)
 
@@ -159,7 +159,7 @@ def test_configs_are_split_as_ever(data_dir, monkeypatch, name, by_column, by_se
     """As version 0.1.0 split them: the documented results are of these items."""
     monkeypatch.setenv("XBM_KERAS_DATA", str(data_dir))
     config = load_config(str(ROOT / f"configs/{name}.yaml"))
-    found = loading.make_source(config).items
+    found = build.make_source(config).items
     arguments = config.data.split.model_dump()
     assert digest(split_items(found, **arguments)) == by_column
     assert digest(split_items(found, **{**arguments, "column": None, "query_column": None})) == by_seed

@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 
 from tests.report.test_page import Reader
-from xbm_keras import loading
-from xbm_keras.costs import Cost
-from xbm_keras.data import arrays, splits, texts
+from xbm_keras.data import arrays, dataset, splits, texts
 from xbm_keras.report.run_report import write_run_report
-from xbm_keras.stages.head import Head
+from xbm_keras.report.stage_costs import Cost
+from xbm_keras.stages.head.fc_layer import Head
 
 NUM_CLASSES, PER_CLASS, WIDTH = 6, 5, 8
 
@@ -23,7 +22,7 @@ def make_dataset(source, label_names, keys):
     labels = np.repeat(np.arange(NUM_CLASSES), PER_CLASS)
     features = rng.normal(size=(NUM_CLASSES, WIDTH))[labels] + rng.normal(size=(len(labels), WIDTH))
     everyone, is_query = np.arange(len(labels)), np.arange(len(labels)) % 2 == 0
-    return loading.Dataset(
+    return dataset.Dataset(
         features=features.astype(np.float32),
         labels=labels,
         label_names=label_names,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from xbm_keras.config import ConfigError
+from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.tuning import local_workers, take_role
 from xbm_keras.tuning.tuner import SearchError, serve
 

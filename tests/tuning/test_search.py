@@ -16,10 +16,9 @@ import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-import train
-import tune
 from tests.tuning.conftest import save_vectors
-from xbm_keras.config import load_config
+from xbm_keras.cli import train, tune
+from xbm_keras.config.yaml_files import load_config
 from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
 from xbm_keras.tuning import search as search_module
 from xbm_keras.tuning.hypermodel import estimate_bytes

@@ -5,8 +5,8 @@ import itertools
 import keras_tuner
 import pytest
 
-from xbm_keras.config import ConfigError, check_config
-from xbm_keras.search_schema import Dimension, Search
+from xbm_keras.config.search_schema import Dimension, Search
+from xbm_keras.config.yaml_files import ConfigError, check_config
 from xbm_keras.tuning.space import LOSSES, check_space, declare, default_space, overridden, to_overrides, trial_values
 
 

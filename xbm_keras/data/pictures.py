@@ -9,8 +9,8 @@ import PIL.Image
 import PIL.ImageOps
 import tensorflow as tf
 
-from xbm_keras import decoding
-from xbm_keras.containers import NOT_A_PICTURE
+from xbm_keras.data import decoding
+from xbm_keras.data.containers import NOT_A_PICTURE
 from xbm_keras.data.errors import UnreadableItem
 
 with contextlib.suppress(ImportError):  # the extra [heif]

@@ -7,9 +7,9 @@ import numpy as np
 
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, as_text
-from xbm_keras.data.rows import UnitRows
 from xbm_keras.data.sources import Items
 from xbm_keras.data.tables import require_column
+from xbm_keras.data.unit_rows import UnitRows
 
 NEIGHBORHOODS, MIN_NEIGHBORHOOD = 8, 20  # that are held out, at most; items of one, where there are as many
 BLOCK_ROWS = 8192

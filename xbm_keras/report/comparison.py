@@ -9,8 +9,16 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 
-from xbm_keras.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, unit_rows, without_own
-from xbm_keras.metrics import map_at_r
+from xbm_keras.evaluation.exact_search import (
+    CHUNK,
+    MEMORY_MB,
+    block_width,
+    search_blocks,
+    to_blocks,
+    unit_rows,
+    without_own,
+)
+from xbm_keras.evaluation.metrics import map_at_r
 from xbm_keras.progress import track
 
 MAX_QUERIES = 2_000

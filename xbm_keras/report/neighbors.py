@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import embed
-from xbm_keras.exact_search import nearest
-from xbm_keras.loading import Dataset
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.exact_search import nearest
+from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.report.page import Block, Hit, Search, Searches, Text
 from xbm_keras.report.retrieval import preview_items
-from xbm_keras.stages.head import Head
+from xbm_keras.stages.head.fc_layer import Head
 
 NUM_QUERIES = 8
 NUM_FOUND = 5

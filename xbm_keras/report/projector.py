@@ -7,10 +7,10 @@ import numpy as np
 from tensorboard.plugins import projector
 
 from xbm_keras.atomic_files import write_whole, writing_whole
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import embed
-from xbm_keras.loading import Dataset
-from xbm_keras.stages.head import Head
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import embed
+from xbm_keras.stages.head.fc_layer import Head
 
 MAX_ITEMS = 5_000  # more are slow in a browser
 

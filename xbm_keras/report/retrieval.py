@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xbm_keras.data.rows import UnitRows
-from xbm_keras.evaluation import embed
-from xbm_keras.loading import Dataset
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.report import charts, comparison
 from xbm_keras.report.page import (
     Block,
@@ -25,7 +25,7 @@ from xbm_keras.report.page import (
     Tone,
     picture_uri,
 )
-from xbm_keras.stages.head import Head
+from xbm_keras.stages.head.fc_layer import Head
 
 NUM_FOUND = 5  # neighbours shown per query
 NUM_QUERIES = 5  # shown of each kind: best gains, worst losses, drawn at random

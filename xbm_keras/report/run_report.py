@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from xbm_keras import results
-from xbm_keras.costs import Cost
-from xbm_keras.loading import Dataset
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.evaluation import wording
 from xbm_keras.report import charts, neighbors, retrieval
 from xbm_keras.report.page import (
     Block,
@@ -27,7 +26,8 @@ from xbm_keras.report.page import (
     Verdict,
     write_page,
 )
-from xbm_keras.stages.head import Head
+from xbm_keras.report.stage_costs import Cost
+from xbm_keras.stages.head.fc_layer import Head
 
 NUM_SKIPPED_LISTED = 50
 BARS = ("map_at_r", "neighbor_overlap_at_10")
@@ -78,8 +78,8 @@ def write_run_report(
         Section("Training", _training(pd.read_csv(history) if history.exists() else None, metrics["validation"])),
         Section("The run", _the_run(command, about, config, dataset, costs)),
     ]
-    verdict = results.verdict(metrics)
-    tone = TONES[results.outcome(metrics)]
+    verdict = wording.verdict(metrics)
+    tone = TONES[wording.outcome(metrics)]
     write_page(path, Page(title, Verdict(verdict, tone), sections, " · ".join([about["Data"], about["Network"]])))
 
 
@@ -90,7 +90,7 @@ def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Blo
         caption += f" of {len(np.unique(dataset.labels[dataset.labelled(test)])):,} classes"
     tables = _scores_tables(metrics, f"{caption}. Higher is better, 1 is perfect.")
     is_nested = any("@" in name for scores in metrics.values() if isinstance(scores, dict) for name in scores)
-    by_classes = {name: told for name, told in results.PROTOCOLS.items() if name != "neighbors" and name in metrics}
+    by_classes = {name: told for name, told in wording.PROTOCOLS.items() if name != "neighbors" and name in metrics}
     if is_nested:
         figures = charts.widths(metrics, embedding_dim)
     else:
@@ -122,23 +122,23 @@ def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Blo
 def _scores_tables(metrics: Mapping, caption: str) -> list[Table]:
     """A table for protocols of the same metrics."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for protocol in results.PROTOCOLS:
+    for protocol in wording.PROTOCOLS:
         if metrics.get(protocol):
-            groups.setdefault(tuple(results.shown(protocol)), []).append(protocol)
+            groups.setdefault(tuple(wording.shown(protocol)), []).append(protocol)
     tables = []
     for columns, protocols in groups.items():
         rows: list = []
         for protocol in protocols:
             scores = metrics[protocol]
-            rows.append(results.PROTOCOLS[protocol])
+            rows.append(wording.PROTOCOLS[protocol])
             for name, values in scores.items():
-                cells: list = [results.title(name)]
+                cells: list = [wording.title(name)]
                 for metric in columns:
                     best = max(other[metric] for other in scores.values())
                     bar = values[metric] if metric in BARS else None
                     cells.append(Cell(f"{values[metric]:.3f}", bar, is_best=f"{values[metric]:.3f}" == f"{best:.3f}"))
                 rows.append(cells)
-        tables.append(Table(["", *results.shown(protocols[0]).values()], rows, caption))
+        tables.append(Table(["", *wording.shown(protocols[0]).values()], rows, caption))
     return tables
 
 

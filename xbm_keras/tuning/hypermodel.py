@@ -13,15 +13,16 @@ import psutil
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-from xbm_keras import experiment
-from xbm_keras.config import check_config
-from xbm_keras.loading import Dataset, load_dataset, with_training_views
-from xbm_keras.model import XBMModel
-from xbm_keras.schema import Config, HeadConfig
-from xbm_keras.scoring import compare
-from xbm_keras.selection import HeldOutFolds, choose, choose_start, closed_forms_of
-from xbm_keras.stages.backbone import Backbone
-from xbm_keras.stages.head_starts import ClosedForms
+from xbm_keras.config.schema import Config, HeadConfig
+from xbm_keras.config.yaml_files import check_config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.evaluation.side_by_side import compare
+from xbm_keras.experiment import phases
+from xbm_keras.experiment.loading import load_dataset, with_training_views
+from xbm_keras.experiment.selection import HeldOutFolds, choose, choose_start, closed_forms_of
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.head.starts import ClosedForms
 from xbm_keras.tuning.space import check_space, declare, default_space, overridden, trial_values
 
 
@@ -163,16 +164,16 @@ class HeadHyperModel(keras_tuner.HyperModel):
         config = config.model_copy(update={"head": self._chosen(config.head, dataset), "training": training})
         train, power = dataset.with_views(dataset.splits.train), config.head.power
         if config.head.start == "random":
-            return experiment.start_model(config, dataset, None, train)
+            return phases.start_model(config, dataset, None, train)
         if (fold, power) not in self._closed_forms:
             self._closed_forms[fold, power] = closed_forms_of(dataset, train, power)
-        return experiment.start_model(config, dataset, None, train, self._closed_forms[fold, power])
+        return phases.start_model(config, dataset, None, train, self._closed_forms[fold, power])
 
     def _fit_fold(
         self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
         dataset = self.folds[fold]
-        best = experiment.select(config, dataset, model, callbacks, show_progress=False)
+        best = phases.select(config, dataset, model, callbacks, show_progress=False)
         if config.is_without_labels:
             return {self.objective.name: best.best, "epoch": best.epoch}
         scores = compare(dataset, {"trained": model.head}, dataset.splits.validation)["leave_one_out"]["trained"]

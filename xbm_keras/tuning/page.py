@@ -12,9 +12,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
+from xbm_keras.evaluation.wording import SCORES
 from xbm_keras.report.figures import GOOD, INK, MUTED, SERIES, drawing, to_svg
 from xbm_keras.report.page import Cell, Code, Details, Facts, Figure, Page, Panels, Section, Table, Text, Verdict
-from xbm_keras.results import SCORES
 
 MEMORY = "memory.memory_size"
 MIN_TRIALS_FOR_IMPORTANCE = 10

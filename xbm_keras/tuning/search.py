@@ -17,12 +17,12 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.errors import FailedTrialError
 
 from xbm_keras.atomic_files import DAY, remove_leftovers, write_whole
-from xbm_keras.config import ConfigError, check_config, save_config, to_yaml
+from xbm_keras.config.schema import Config
+from xbm_keras.config.search_schema import Dimension
+from xbm_keras.config.yaml_files import ConfigError, check_config, save_config, to_yaml
+from xbm_keras.evaluation.wording import PROTOCOLS, SCORES, shown
 from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.page import write_page
-from xbm_keras.results import PROTOCOLS, SCORES, shown
-from xbm_keras.schema import Config
-from xbm_keras.search_schema import Dimension
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of

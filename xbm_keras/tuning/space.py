@@ -9,9 +9,9 @@ import pydantic
 from keras_tuner.engine.hyperparameters import Choice, Float, HyperParameter, Int
 from keras_tuner.src.engine.conditions import Parent  # `conditional_scope` cannot say "this and that"
 
-from xbm_keras.config import ConfigError, check_config
-from xbm_keras.schema import Config
-from xbm_keras.search_schema import Dimension, Value
+from xbm_keras.config.schema import Config
+from xbm_keras.config.search_schema import Dimension, Value
+from xbm_keras.config.yaml_files import ConfigError, check_config
 
 Space = dict[str, list[Dimension]]
 SEARCHABLE = ("head", "memory", "top_k", "loss", "training")  # the others would change the features, or the data

@@ -20,7 +20,7 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 from keras_tuner.src.engine import conditions
 
-from xbm_keras.config import ConfigError
+from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import REASON, RandomOracle, ResumableOracle

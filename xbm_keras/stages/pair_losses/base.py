@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from xbm_keras.stages.hard_top_k import Picks
+from xbm_keras.stages.hard_top_k.by_label import Picks
 
 
 class PairLoss:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from xbm_keras.stages.hard_top_k import Picks
+from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.pair_losses.base import PairLoss, count, has_both, require_between, require_positive, split
 
 BLOCK_ELEMENTS = 1 << 22  # of a block [B, b, T]

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from xbm_keras.stages.hard_top_k import Picks
+from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.pair_losses.base import (
     PairLoss,
     distances,

@@ -1,0 +1,194 @@
+"""`xbm-keras evaluate`, `.export` and `.index` on a finished run."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import yaml
+
+from tests.cli.test_train import finished, vectors  # noqa: F401 (fixtures)
+from tests.export.test_saved_model import stored_dtypes
+from xbm_keras import atomic_files
+from xbm_keras.cli import evaluate, export, index
+from xbm_keras.config.yaml_files import load_config, save_config
+from xbm_keras.experiment import saved_run
+from xbm_keras.export import model_card
+from xbm_keras.index.exported_model import fingerprint
+from xbm_keras.index.galleries import read_index
+
+
+@pytest.fixture
+def other_data(vectors, tmp_path):  # noqa: F811
+    """A config of three classes, which are too few to train on."""
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        chosen = np.isin(data["label"], np.unique(data["label"])[:3])
+        np.savez(tmp_path / "other.npz", **{name: data[name][chosen] for name in data.files})
+    config = yaml.safe_load(vectors.read_text())
+    config["data"]["path"] = str(tmp_path / "other.npz")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "other.yaml"
+
+
+def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):  # noqa: F811
+    assert evaluate.main([f"--model={finished}", f"--output={tmp_path}/scores.json"]) == 0
+    scores, run = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", finished / "metrics.json"))
+    for protocol in ("leave_one_out", "query_gallery"):
+        for name in ("frozen", "trained"):
+            assert scores[protocol][name] == pytest.approx(run[protocol][name], abs=1e-6)
+    assert "leave-one-out" in capsys.readouterr().out
+
+
+def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):  # noqa: F811
+    command = [f"--model={finished}", f"--config={other_data}", "--items=all", f"--embed={tmp_path}/vectors.npy"]
+    assert evaluate.main([*command, f"--output={tmp_path}/scores.json"]) == 0
+    with np.load(tmp_path / "other.npz") as data:
+        expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"], verbose=0)
+        labels = data["label"].tolist()
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, atol=1e-5)
+    listed = pd.read_csv(tmp_path / "vectors.csv")
+    assert listed.label.tolist() == labels
+    assert listed.key.tolist() == list(range(36))
+
+
+@pytest.mark.parametrize("name", ["vectors.csv", "vectors", "."])  # of a .csv the table would be written over it
+def test_vectors_go_into_an_npy_alone(finished, tmp_path, capsys, name):  # noqa: F811
+    with pytest.raises(SystemExit) as raised:
+        evaluate.main([f"--model={finished}", f"--embed={tmp_path / name}"])
+    assert raised.value.code == 2
+    assert "expected a path that ends in .npy" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.yaml").unlink(), "holds no config.yaml"),
+        (lambda folder: (folder / "model.keras").unlink(), "holds no model.keras"),
+    ],
+)
+def test_what_is_no_run_is_told(finished, tmp_path, capsys, change, message):  # noqa: F811
+    shutil.copytree(finished, tmp_path / "run")
+    change(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--model={tmp_path}/run"])
+    assert message in capsys.readouterr().err
+
+
+def test_features_of_another_width_are_told(finished, other_data, tmp_path, capsys):  # noqa: F811
+    with np.load(tmp_path / "other.npz") as data:
+        np.savez(tmp_path / "other.npz", **{**data, "features": data["features"][:, :5]})
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--model={finished}", f"--config={other_data}", "--items=all"])
+    assert "features of width 5 for a head that takes 24" in capsys.readouterr().err
+
+
+def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):  # noqa: F811
+    command = ["build", f"--model={finished}", f"--index={tmp_path}/index"]
+    assert index.main(command) == 0
+    gallery, about, _ = read_index(tmp_path / "index")
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"], verbose=0)
+        assert gallery.labels.tolist() == data["label"].tolist()
+    np.testing.assert_allclose(gallery.vectors, expected, atol=1e-5)
+    assert about["model"] == fingerprint(finished / "export/1")
+    assert index.main([*command, "--items=test"]) == 0
+    assert read_index(tmp_path / "index")[1]["items"] == 144
+
+
+def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(finished, tmp_path / "run")
+    assert export.main([f"--model={tmp_path}/run", "--set=export.weights=float16"]) == 0
+    assert capsys.readouterr().out.split()[-1] == str(tmp_path / "run/export/2")
+    assert tf.float16 in {dtype for _, dtype in stored_dtypes(tmp_path / "run/export/2")}
+    assert "weights: float16" in (tmp_path / "run/export/2/model_card.md").read_text()
+    (tmp_path / "run/metrics.json").unlink()
+    with pytest.raises(SystemExit):
+        export.main([f"--model={tmp_path}/run"])
+    assert "expected a finished run" in capsys.readouterr().err
+
+
+def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  # noqa: F811
+    exports = shutil.copytree(finished, tmp_path / "run") / "export"
+    whole = {path.relative_to(exports / "1") for path in (exports / "1").rglob("*")}
+    seen, render, sync = [], model_card.render, atomic_files.sync
+
+    def looked_at(function):
+        def called(*args):
+            seen.append(atomic_files.versions(exports))
+            return function(*args)
+
+        return called
+
+    def fails(*args):
+        seen.append(atomic_files.versions(exports))
+        raise RuntimeError("no card")
+
+    monkeypatch.setattr(model_card, "render", fails)
+    with pytest.raises(RuntimeError, match="no card"):
+        export.main([f"--model={tmp_path}/run"])
+    assert {path.name for path in exports.iterdir()} == {"1", "batching.config"}
+    monkeypatch.setattr(model_card, "render", looked_at(render))
+    monkeypatch.setattr(atomic_files, "sync", looked_at(sync))  # the last of them of the list of names
+    assert export.main([f"--model={tmp_path}/run"]) == 0
+    assert seen.pop() == [exports / "1", exports / "2"]
+    assert set(map(tuple, seen)) == {(exports / "1",)}
+    assert {path.relative_to(exports / "2") for path in (exports / "2").rglob("*")} == whole
+
+
+@pytest.mark.parametrize("sections", ["the data alone", "a whole config"])
+def test_vectors_without_labels_are_embedded_and_indexed_by_a_run_with_labels(
+    finished,  # noqa: F811
+    vectors,  # noqa: F811
+    tmp_path,
+    capsys,
+    sections,
+):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        np.save(tmp_path / "bare.npy", data["features"][:50])
+        expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"][:50], verbose=0)
+    config = {"data": {"source": "features", "path": str(tmp_path / "bare.npy")}}
+    if sections == "a whole config":
+        config |= {"backbone": {"kind": "none"}, "loss": {"name": "triplet"}, "cache": {"dtype": "float16"}}
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(config))
+    of_data = [f"--model={finished}", f"--config={tmp_path}/bare.yaml"]
+    assert evaluate.main([*of_data, f"--embed={tmp_path}/vectors.npy"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, atol=1e-5)
+    assert "no labels to split by: all 50 items are taken" in " ".join(capsys.readouterr().out.split())
+    assert evaluate.main([*of_data, "--items=all", f"--embed={tmp_path}/all.npy"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), np.load(tmp_path / "vectors.npy"))
+    assert index.main(["build", *of_data, f"--index={tmp_path}/index"]) == 0
+    np.testing.assert_allclose(read_index(tmp_path / "index")[0].vectors, expected, atol=1e-5)
+    assert set(read_index(tmp_path / "index")[0].labels) == {""}
+
+
+@pytest.mark.parametrize(("run_loss", "layers"), [("supcon", "pyramid"), ("similarity_alignment", "last")])
+@pytest.mark.parametrize("other_loss", ["supcon", "similarity_alignment"])
+@pytest.mark.parametrize("saved", ["now", "before layers were saved resolved"])
+def test_the_network_is_the_runs_whatever_the_data_are(tmp_path, monkeypatch, run_loss, layers, other_loss, saved):
+    network = {"kind": "keras_applications", "name": "MobileNetV2", "weights": None, "pooling": "max"}
+    data = {"source": "image_folder", "root": "x"}
+    own = {"data": data, "backbone": network, "loss": {"name": run_loss}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
+    if saved == "now":
+        save_config(load_config(str(tmp_path / "config.yaml")), tmp_path / "config.yaml")
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["backbone"]["layers"] == layers
+    other = {"data": {**data, "root": "y"}, "backbone": {**network, "pooling": "avg"}, "loss": {"name": other_loss}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    seen = []
+    monkeypatch.setattr(saved_run, "make_backbone", lambda config: seen.append(config.backbone))
+    monkeypatch.setattr(saved_run, "load_dataset", lambda config, *args, **kwargs: seen.append(config.data.root))
+    saved_run.load_data(str(tmp_path), str(tmp_path / "other.yaml"))
+    saved_run.load_data(str(tmp_path), overrides=["data.root=z", f"loss.name={other_loss}"])
+    assert seen[1::2] == ["y", "z"]
+    assert [(each.layers, each.pooling) for each in seen[::2]] == [(layers, "max")] * 2
+
+
+def test_a_key_of_the_data_that_does_not_exist_is_told(finished, capsys):  # noqa: F811
+    for key, near in (("dat.path", "'data'"), ("data.pth", "'path'")):
+        with pytest.raises(SystemExit):
+            evaluate.main([f"--model={finished}", f"--set={key}=x"])
+        assert f"did you mean {near}" in capsys.readouterr().err

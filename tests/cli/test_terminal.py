@@ -1,0 +1,69 @@
+"""What a run says, and how Ctrl-C ends it: real processes."""
+
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pandas as pd
+import yaml
+
+from tests.conftest import ROOT
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
+
+
+def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 12)
+    features = np.concatenate(
+        [rng.normal(size=(24, 6))[labels] * 1.5 + rng.normal(size=(288, 6)), rng.normal(size=(288, 18))], axis=1
+    )
+    np.savez(tmp_path / "vectors.npz", features=features, label=labels)
+    config = {
+        "data": {"source": "features", "path": str(tmp_path / "vectors.npz"), "split": {"num_train_classes": 16}},
+        "backbone": {"kind": "none"},
+        "head": {"embedding_dim": 8, "start": "random"},
+        "training": {"epochs": 100_000, "patience": 100_000, "classes_per_batch": 4},
+    }
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(ROOT / "train.py"), f"--config={tmp_path}/x.yaml", f"--workdir={tmp_path}/run"]
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Tests that a shell runs in the background would hand down that Ctrl-C is ignored.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, cwd=ROOT, preexec_fn=listen, **pipes) as process:
+        history = tmp_path / "run/history.csv"
+        deadline = time.monotonic() + 120
+        while not (history.exists() and history.read_text().count("\n") > 5):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    epochs = pd.read_csv(history)
+    best = epochs.loc[epochs.val_map_at_r.idxmax()]
+    epoch = int(re.search(r"of epoch (\d+)", err)[1])
+    # Between the note of a best head and its row in the history there is a moment, too.
+    assert epoch in (best.epoch, epochs.epoch.max() + 1)
+    assert err.splitlines() == [  # and nothing of TensorFlow or CUDA
+        f"The best head so far, of epoch {epoch}, is in {tmp_path}/run/model.keras; it was not tested. "
+        f"For a run that ends there: --set training.epochs={epoch} and another --workdir",
+        "Interrupted. The same command goes on from what is kept: features computed, epochs saved, trials done.",
+    ]
+    assert "\r" not in out
+    assert "\x1b" not in out
+    assert not (tmp_path / "run/metrics.json").exists()  # not a finished run: the folder can be used again
+
+    model = keras.saving.load_model(tmp_path / "run/model.keras")
+    trained_on = np.unique(model.memory.read().labels.numpy())
+    validation = np.flatnonzero((labels < 16) & ~np.isin(labels, trained_on))  # label i is also called number i
+    vectors = embed(model.head, UnitRows(features, validation))
+    if epoch == best.epoch:
+        assert np.isclose(evaluate_retrieval(vectors, labels[validation])["map_at_r"], best.val_map_at_r, atol=1e-5)

@@ -1,0 +1,266 @@
+"""train.py on vectors without labels, and with labels that serve the evaluation alone."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import yaml
+
+from tests.cli.test_train import fails, run
+from xbm_keras.cli import evaluate, index
+from xbm_keras.config.yaml_files import check_config
+from xbm_keras.data.errors import DataError
+from xbm_keras.evaluation.quantization import to_int8
+from xbm_keras.evaluation.retrieval import evaluate_retrieval
+from xbm_keras.experiment import loading, saved_run
+from xbm_keras.training import callbacks
+
+WIDTHS = [2, 4]
+
+
+def make_features(num_items=240, width=16):
+    """Vectors around a few centres; the first directions hold most."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(12, width)) * np.linspace(2, 0.2, width)
+    return (centers[np.arange(num_items) % 12] + 0.5 * rng.normal(size=(num_items, width))).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A config of vectors without labels."""
+    folder = tmp_path_factory.mktemp("vectors")
+    np.save(folder / "vectors.npy", make_features())
+    config = {
+        "data": {"source": "features", "path": str(folder / "vectors.npy")},
+        "backbone": {"kind": "none"},
+        "head": {"widths": WIDTHS},
+        "top_k": {"num_neighbors": 8, "num_random": 16},
+        "loss": {"name": "similarity_alignment"},
+        "training": {"epochs": 4, "batch_size": 30, "steps_per_epoch": 4},
+        "export": {"codes": ["int8", "binary"]},
+    }
+    (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
+    return folder / "vectors.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(vectors, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "first"
+    run(vectors, workdir, report=True)
+    return workdir
+
+
+def test_without_labels_a_run_says_what_is_kept(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics) == {"neighbors", "validation", "phase"}
+    codes = {f"trained_{code}{at}" for code in ("int8", "binary") for at in ("", "@2")}
+    assert set(metrics["neighbors"]) == {"closed_form", "closed_form@2", "trained", "trained@2"} | codes
+    for embeddings in (metrics["neighbors"], metrics["validation"]["neighbors"]):
+        for values in embeddings.values():
+            assert set(values) == {"neighbor_overlap_at_1", "neighbor_overlap_at_10", "similarity_rank_correlation"}
+    kept = {name: values["neighbor_overlap_at_10"] for name, values in metrics["neighbors"].items()}
+    assert kept["trained"] > kept["trained@2"] > kept["trained_binary@2"]
+    assert kept["trained_int8"] == pytest.approx(kept["trained"], abs=0.05)
+    history = pd.read_csv(finished / "history.csv")
+    assert history.val_neighbor_overlap_at_10[history.phase == "select"].notna().all()
+    about = json.loads((finished / "data.json").read_text())
+    assert about["labels"] == []
+    assert about["items"] == {"train": 108, "validation": 12, "test": 120}
+
+
+def test_report_and_model_card_do_without_labels(finished):
+    report = (finished / "report.html").read_text("utf-8")
+    assert "of the ten nearest neighbours" in report
+    assert "What it keeps" in report
+    assert "closed form, 2" in report
+    for word in ("MAP@R", "R@1", "items of"):
+        assert word not in report
+    card = (finished / "export/1/model_card.md").read_text("utf-8")
+    assert "| overlap@1 | overlap@10 | rank corr. |" in card
+    assert "| tested on | 120 items |" in card
+
+
+def test_there_is_a_signature_for_each_width_and_a_code_beside_the_embedding(finished):
+    signatures = tf.saved_model.load(str(finished / "export/1")).signatures
+    names = {"serving_default", "serve_features"}
+    assert set(signatures) == names | {f"{name}_2" for name in names}
+    features = tf.constant(make_features(5))
+    full, cut = (signatures[name](features=features) for name in ("serving_default", "serving_default_2"))
+    beginning = full["embeddings"].numpy()[:, :2]
+    beginning /= np.linalg.norm(beginning, axis=1, keepdims=True)
+    np.testing.assert_allclose(cut["embeddings"], beginning, atol=1e-6)
+    for out, width in ((full, 4), (cut, 2)):
+        np.testing.assert_array_equal(out["embeddings_binary"], np.packbits(out["embeddings"].numpy() > 0, axis=1))
+        np.testing.assert_allclose(out["embeddings_int8"], to_int8(out["embeddings"]), atol=1)
+        assert out["embeddings_int8"].shape == (5, width)
+
+
+def test_a_finished_run_is_evaluated_and_indexed(finished, tmp_path):
+    arguments = [
+        "--model",
+        str(finished),
+        "--output",
+        str(tmp_path / "scores.json"),
+        "--embed",
+        str(tmp_path / "v.npy"),
+    ]
+    assert evaluate.main(arguments) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["neighbors"]["trained"] == pytest.approx(
+        json.loads((finished / "metrics.json").read_text())["neighbors"]["trained"], abs=1e-3
+    )
+    assert np.load(tmp_path / "v.npy").shape == (120, 4)
+    assert pd.read_csv(tmp_path / "v.csv").label.isna().all()
+    assert index.main(["build", "--model", str(finished), "--index", str(tmp_path / "index")]) == 0
+
+
+def test_labels_serve_the_evaluation_alone(vectors, tmp_path):
+    labels = {"right": np.arange(240) % 12, "shuffled": np.random.default_rng(1).permutation(240) % 12}
+    runs = {}
+    for name, label in labels.items():
+        np.savez(tmp_path / f"{name}.npz", features=make_features(), label=label)
+        overrides = [f"data.path={tmp_path / name}.npz", "training.epochs=2"]
+        runs[name] = run(vectors, tmp_path / name, *overrides)
+    assert runs["right"]["neighbors"] == runs["shuffled"]["neighbors"]
+    right, shuffled = (runs[name]["leave_one_out"] for name in labels)
+    assert set(right) == {"frozen", *runs["right"]["neighbors"]}
+    assert right["trained"]["map_at_r"] > shuffled["trained"]["map_at_r"] + 0.2
+
+
+@pytest.mark.parametrize("labels", ["classes", "ids"])
+@pytest.mark.parametrize("widths", [[], ["head.widths=null", "head.embedding_dim=4"]], ids=["nested", "one width"])
+def test_labels_of_any_kind_come_to_a_report(vectors, tmp_path, capsys, labels, widths):
+    label = np.arange(240) % 12 if labels == "classes" else np.arange(240)
+    np.savez(tmp_path / "x.npz", features=make_features(), label=label)
+    overrides = [f"data.path={tmp_path}/x.npz", "training.epochs=1", "export.codes=[]", *widths]
+    metrics = run(vectors, tmp_path / "run", *overrides, report=True)
+    assert ("leave_one_out" in metrics) == (labels == "classes")
+    report = (tmp_path / "run/report.html").read_text("utf-8")
+    assert ("MAP@R" in report) == (labels == "classes")
+    assert not (tmp_path / "run/report_error.txt").exists()
+    assert ("No two of 120 items share a class" in " ".join(capsys.readouterr().out.split())) == (labels == "ids")
+
+
+def test_items_without_a_label_train_and_are_not_scored_by_label(vectors, tmp_path, capsys):
+    label = np.arange(240) % 12
+    label[::5] = -1
+    np.savez(tmp_path / "x.npz", features=make_features(), label=label)
+    metrics = run(vectors, tmp_path / "run", f"data.path={tmp_path}/x.npz", "training.epochs=1", report=True)
+    assert "those of 192 items serve the evaluation alone" in " ".join(capsys.readouterr().out.split())
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["labels"] == list(range(12))
+    assert about["unlabelled"] == 48
+    assert sum(about["items"].values()) == 240
+    test = saved_run.load_data(str(tmp_path / "run")).splits.test
+    assert about["classes"]["test"] == len(np.unique(label[test][label[test] >= 0]))
+    frozen = evaluate_retrieval(make_features()[test][label[test] >= 0], label[test][label[test] >= 0])
+    assert metrics["leave_one_out"]["frozen"] == pytest.approx(frozen, abs=1e-6)
+    assert "What it finds" in (tmp_path / "run/report.html").read_text("utf-8")
+    assert evaluate.main(["--model", str(tmp_path / "run"), "--embed", str(tmp_path / "v.npy"), "--items", "all"]) == 0
+    named = pd.read_csv(tmp_path / "v.csv")
+    assert named.label.isna().tolist() == (label < 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.arange(239), "labels of shape (239,) for 240 items"),
+        (np.zeros((240, 3)), "has the shape (240, 3); expected one label per item"),
+        (np.array([None, "a"] * 120, object), "'label' of"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_told_not_dropped(vectors, tmp_path, capsys, label, message):
+    np.savez(tmp_path / "x.npz", features=make_features(), label=label)
+    assert message in fails(vectors, tmp_path / "run", f"data.path={tmp_path}/x.npz", capsys=capsys)
+
+
+def test_without_epochs_the_start_is_the_head(vectors, tmp_path):
+    metrics = run(vectors, tmp_path / "run", "training.epochs=0", "head.shrinkage=0.9", "export.codes=[]")
+    kept = metrics["neighbors"]
+    assert kept["trained"] == kept["closed_form"]
+    assert kept["trained@2"] == kept["closed_form@2"]
+    chosen = metrics["validation"]
+    assert (chosen["epoch"], chosen["start"], chosen["shrinkage"]) == (0, "local", 0.9)
+
+
+def test_nested_widths_with_labels(vectors, tmp_path):
+    np.savez(tmp_path / "x.npz", features=make_features(), label=np.arange(240) % 12)
+    config = {
+        "data": {"source": "features", "path": str(tmp_path / "x.npz")},
+        "backbone": {"kind": "none"},
+        "head": {"widths": WIDTHS, "width_weights": [1, 1]},
+        "training": {"epochs": 1, "classes_per_batch": 4},
+    }
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
+    metrics = run(tmp_path / "x.yaml", tmp_path / "run", report=True)
+    names = {"frozen", "closed_form", "closed_form@2", "trained", "trained@2"}
+    assert set(metrics["leave_one_out"]) == set(metrics["validation"]["leave_one_out"]) == names
+    assert "trained, 2" in (tmp_path / "run/report.html").read_text("utf-8")
+
+
+def test_in_sequence_narrow_widths_are_left_alone_once_they_are_trained(vectors, tmp_path, monkeypatch):
+    seen = []
+    begin = callbacks.NextWidth.on_epoch_begin
+
+    def on_epoch_begin(self, epoch, logs=None):
+        begin(self, epoch, logs)
+        seen.append((int(self.model.head.stage.value), self.model.head.kernel.numpy()))
+
+    monkeypatch.setattr(callbacks.NextWidth, "on_epoch_begin", on_epoch_begin)
+    run(vectors, tmp_path / "run", "head.nesting=sequential")
+    assert [stage for stage, _ in seen] == [0, 0, 1, 1]
+    kernels = [kernel for _, kernel in seen]
+    assert (kernels[1][:, :2] != kernels[0][:, :2]).any()
+    np.testing.assert_array_equal(kernels[1][:, 2:], kernels[0][:, 2:])
+    np.testing.assert_array_equal(kernels[3][:, :2], kernels[2][:, :2])
+    assert (kernels[3][:, 2:] != kernels[2][:, 2:]).any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.name=supcon", "top_k.num_neighbors=null"], "top_k.num_neighbors"),
+        (["head.start=lda"], "head.start 'lda' does not go with loss.name 'similarity_alignment'"),
+        (["top_k.num_negatives=3"], "top_k.num_negatives: unknown key; did you mean 'num_neighbors'?"),
+        (["data.split.by=class"], "without labels and split.by 'class'; set data.split.by=item"),
+        (["head.widths=[4,2]"], "expected ascending widths, of which embedding_dim is the last"),
+        (["head.width_weights=[1]"], "expected one for each width"),
+        (["head.nesting=sequential", "training.weight_decay=0.1"], "head.nesting 'sequential' does not go with"),
+        (["memory.memory_size=20"], "smaller than the batch of 30 (training.batch_size)"),
+        (["export.codes=[int4]"], "export.codes"),
+        (["head.widths=[2,17]"], "embedding_dim=17 for features of width 16"),
+    ],
+)
+def test_what_cannot_run_is_told(vectors, tmp_path, capsys, overrides, message):
+    assert message in fails(vectors, tmp_path / "run", *overrides, capsys=capsys)
+
+
+def test_a_loss_with_labels_names_the_one_without(vectors, tmp_path, capsys):
+    config = yaml.safe_load(vectors.read_text())
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({k: config[k] for k in ("data", "backbone")}))
+    assert "--set loss.name=similarity_alignment" in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
+
+
+@pytest.mark.slow
+def test_the_resolved_config_gives_the_same_run(finished, tmp_path):
+    again = run(finished / "config.yaml", tmp_path / "again")
+    assert again == json.loads((finished / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(("num_items", "part"), [(44, "validation"), (9, "test")])
+def test_too_few_items_to_compare_neighbours_among_are_told_before_the_network_runs(
+    tmp_path, monkeypatch, num_items, part
+):
+    np.save(tmp_path / "pictures.npy", np.zeros((num_items, 8, 8), np.uint8))
+    monkeypatch.setattr(loading, "compute_features", lambda *_, **__: pytest.fail("the network ran"))
+    config = {
+        "data": {"source": "image_array", "path": str(tmp_path / "pictures.npy"), "labels": None},
+        "backbone": {"kind": "glyph_net"},
+        "loss": {"name": "similarity_alignment"},
+    }
+    if part == "test":
+        config["data"]["split"] = {"test_fraction": 0.2, "validation_fraction": 0.5}
+    with pytest.raises(DataError, match=f"items; expected at least 3.*data.split.{part}_fraction"):
+        loading.load_dataset(check_config(config, "x"), None)

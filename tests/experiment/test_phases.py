@@ -1,0 +1,191 @@
+"""What a run chooses by itself."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from tests import reference_starts
+from tests.evaluation.test_neighbors import overlap_by_hand
+from xbm_keras.config.schema import Config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.splits import Splits
+from xbm_keras.evaluation.retrieval import evaluate_retrieval
+from xbm_keras.experiment import phases, selection
+
+
+@pytest.fixture
+def dataset():
+    """Few items in many noisy directions, so that the shrinkage matters."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12), 6)
+    centers = np.repeat(rng.normal(size=(12, 20)), 6, axis=0)
+    features = centers + rng.normal(size=(72, 20)) * np.linspace(0.2, 3, 20)
+    ids = np.arange(72)
+    splits = Splits(ids[:36], ids[36:54], ids[54:], folds=(ids[36:54], ids[:18], ids[18:36]))
+    features = features.astype("float32")
+    return Dataset(features, labels, [*range(12)], ids, ids.astype(str), splits, {}, 0, None, ids)
+
+
+def config_of(**head):
+    data = {"source": "features", "path": "x.npz"}
+    return Config.model_validate({"data": data, "backbone": {"kind": "none"}, "head": {"embedding_dim": 6, **head}})
+
+
+def halves(dataset):
+    """One fold, and the two others."""
+    first, *others = dataset.splits.folds
+    return [first, np.concatenate(others)]
+
+
+@pytest.mark.parametrize("start", ["whiten", "lda", "nda", "auto"])
+def test_start_and_shrinkage_are_the_best_over_the_halves(dataset, start):
+    unit = dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True)
+    scores = collections.defaultdict(list)
+    for fold in halves(dataset):
+        rest = np.setdiff1d(np.arange(54), fold)
+        for name in ("lda", "nda") if start == "auto" else (start,):
+            for arguments in itertools.product((0.1, 0.3, 0.5, 0.7), (0.3, 1.0), (0.0, 0.3)):
+                if name == "whiten":
+                    arguments = arguments[:1]
+                kernel, bias = getattr(reference_starts, name)(unit[rest], dataset.labels[rest], 6, *arguments)
+                z = unit[fold] @ kernel + bias
+                scores[name, *arguments].append(evaluate_retrieval(z, dataset.labels[fold])["map_at_r"])
+    means = {choice: np.mean(values) for choice, values in scores.items()}
+    assert len(set(means.values())) > 1
+    chosen = selection.choose_start(config_of(start=start, power=1).head, dataset)
+    arguments = (chosen.shrinkage, chosen.weighting, chosen.total_share)[: 1 if start == "whiten" else 3]
+    assert means[chosen.start, *arguments] == max(means.values())
+
+
+def test_without_labels_the_shrinkage_keeps_most_neighbours(dataset):
+    unit = dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True)
+    train, validation = unit[dataset.splits.train], unit[dataset.splits.validation]
+    scores = {}
+    for shrinkage in (0.8, 0.9, 0.95, 0.98):
+        kernel, bias = reference_starts.local(train, 6, shrinkage)
+        z = validation @ kernel + bias
+        scores[shrinkage] = np.mean([overlap_by_hand(z[:, :width], validation, 10) for width in (3, 6)])
+    assert len(set(scores.values())) > 1
+    dataset.labels[:] = np.random.default_rng(0).permutation(dataset.labels)  # nobody looks at them
+    folds = selection.HeldOutFolds(dataset, uses_labels=False)
+    chosen = selection.choose_start(config_of(start="local", power=1, widths=[3, 6]).head, dataset, folds)
+    assert scores[chosen.shrinkage] == pytest.approx(max(scores.values()))
+
+
+@pytest.mark.parametrize("start", ["identity", "pca", "lda"])
+def test_the_power_is_the_best_over_the_halves(dataset, start):
+    scores = []
+    for power in (1.0, 0.5):
+        powered = np.sign(dataset.features) * np.abs(dataset.features) ** power
+        powered /= np.linalg.norm(powered, axis=1, keepdims=True)
+        of_folds = []
+        for fold in halves(dataset):
+            rest = np.setdiff1d(np.arange(54), fold)
+            if start == "identity":
+                kernel, bias = np.eye(20)[:, :6], 0
+            elif start == "pca":
+                kernel, bias = reference_starts.pca(powered[rest], 6)
+            else:
+                kernel, bias = reference_starts.lda(powered[rest], dataset.labels[rest], 6, 0.4)
+            of_folds.append(evaluate_retrieval(powered[fold] @ kernel + bias, dataset.labels[fold])["map_at_r"])
+        scores.append(np.mean(of_folds))
+    assert scores[0] != scores[1]
+    chosen = selection.choose_start(config_of(start=start, shrinkage=0.4, weighting=0.5, total_share=0).head, dataset)
+    assert chosen.power == (1.0, 0.5)[int(np.argmax(scores))]
+
+
+def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
+    summed, scored = [], []
+    of_dataset, score = selection.closed_forms_of, selection.evaluate_retrieval
+    monkeypatch.setattr(selection, "closed_forms_of", lambda *args: summed.append(args[2]) or of_dataset(*args))
+    monkeypatch.setattr(selection, "evaluate_retrieval", lambda *args: scored.append(1) or score(*args))
+    folds = selection.HeldOutFolds(dataset)
+    heads = [config_of(start=start).head for start in ("auto", "lda", "nda", "auto")]
+    chosen = [selection.choose_start(head, dataset, folds) for head in heads]
+    assert chosen == [selection.choose_start(head, dataset) for head in heads]
+    assert chosen[0] == chosen[3]
+    alone = len(scored)
+    summed.clear(), scored.clear()
+    for head in heads:
+        selection.choose_start(head, dataset, folds)
+    assert alone > len(scored) == len(summed) == 0
+    selection.choose_start(config_of(start="nda", embedding_dim=4).head, dataset, folds)
+    assert not summed
+
+
+def test_few_classes_are_held_out_by_halves_and_many_by_one_fold(dataset, monkeypatch):
+    held_out = [fold.splits for fold in selection.HeldOutFolds(dataset).folds]
+    for splits, half in zip(held_out, halves(dataset), strict=True):
+        np.testing.assert_array_equal(splits.validation, np.sort(half))
+        np.testing.assert_array_equal(splits.train, np.setdiff1d(np.arange(54), half))
+    monkeypatch.setattr(selection, "ENOUGH_CLASSES", 3)
+    assert selection.HeldOutFolds(dataset).folds == [dataset]
+
+
+def test_large_folds_are_scored_by_some_of_their_classes(dataset, monkeypatch):
+    monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 12)
+    fold = dataset.splits.folds[0]
+    some = selection._some_classes(fold, dataset.labels)
+    assert len(some) == 12
+    assert set(some) < set(fold)
+    assert len(np.unique(dataset.labels[some])) == 2
+    monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 1000)
+    assert list(selection._some_classes(fold, dataset.labels)) == list(fold)
+
+
+def test_what_the_config_gives_stays(dataset):
+    chosen = selection.choose_start(config_of(start="lda", shrinkage=0.45, power=0.7).head, dataset)
+    assert (chosen.start, chosen.shrinkage, chosen.power) == ("lda", 0.45, 0.7)
+    assert selection.choose_start(config_of(start="pca").head, dataset).start == "pca"
+    assert selection.choose_start(config_of(start="random").head, dataset).power == 1
+
+
+@pytest.mark.parametrize("start", ["identity", "pca", "whiten", "lda", "nda"])
+def test_a_model_starts_at_its_closed_form(dataset, start):
+    train = dataset.splits.train
+    config = config_of(start=start, shrinkage=0.4, weighting=0.5, total_share=0.2, power=1)
+    model = phases.start_model(config, dataset, None, train)
+    unit = (dataset.features / np.linalg.norm(dataset.features, axis=1, keepdims=True))[train]
+    labels = dataset.labels[train]
+    if start == "identity":
+        z = unit[:, :6]
+    elif start == "pca":
+        kernel, bias = reference_starts.pca(unit, 6)
+        z = unit @ kernel + bias
+    else:
+        arguments = (0.4,) if start == "whiten" else (0.4, 0.5, 0.2)
+        kernel, bias = getattr(reference_starts, start)(unit, labels, 6, *arguments)
+        z = unit @ kernel + bias
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    embeddings = model.head(unit).numpy()
+    np.testing.assert_allclose(embeddings @ embeddings.T, z @ z.T, atol=1e-3)
+
+
+def test_the_rate_grows_by_a_constant_factor(dataset):
+    config = config_of()
+    model = phases.start_model(config, dataset, None, dataset.splits.train)
+    steps = config.training.epochs * 2  # 36 items of 6 classes: two batches of 6 x 4
+    rates = np.array([float(model.optimizer._learning_rate(step)) for step in range(steps + 1)])
+    assert rates[0] == pytest.approx(config.training.learning_rate / 30, rel=1e-4)
+    assert rates[-1] == pytest.approx(config.training.learning_rate, rel=1e-4)
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
+
+
+def test_folds_hold_out_other_items(dataset):
+    first, *others = selection.held_out(dataset, 4)
+    assert first is dataset
+    assert [list(fold.splits.validation) for fold in others] == [list(range(18)), list(range(18, 36))]
+    for fold in others:
+        assert sorted([*fold.splits.train, *fold.splits.validation]) == list(range(54))
+        assert fold.splits.test is dataset.splits.test
+    assert len(selection.held_out(dataset, 2)) == 2
+    assert selection.held_out(dataset, 1) == [dataset]
+
+
+def test_the_epoch_is_the_best_on_the_mean_over_folds():
+    assert selection.best_epoch([[0.5, 0.6, 0.4], [0.5, 0.3, 0.9]]) == 2
+    assert selection.best_epoch([[0.5, 0.6], [0.5, 0.5, 0.7, 0.4]]) == 2  # the first fold stays at 0.6
+    assert selection.best_epoch([[0.5, 0.5]]) == 0
+    assert selection.best_epoch([[]]) == 0

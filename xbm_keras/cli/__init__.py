@@ -1,0 +1,1 @@
+"""The commands: one file each. They look down on all other folders, and nothing imports them."""

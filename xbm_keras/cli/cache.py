@@ -1,0 +1,96 @@
+"""`xbm-keras cache`: list, check and delete feature caches."""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import filelock
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from xbm_keras.atomic_files import PREFIX
+from xbm_keras.data.errors import DataError
+from xbm_keras.feature_cache.shards import Shards, listings, number_of, read_listing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 1 where `check` found something wrong."""
+    parser = argparse.ArgumentParser(prog="xbm-keras cache", description="Feature caches on disk.")
+    parser.add_argument("--dir", default="~/.cache/xbm_keras", help="the folder of the caches (cache.dir)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what is there")
+    commands.add_parser("check", help="read every shard, and say which is damaged")
+    delete = commands.add_parser("delete", help="remove caches")
+    delete.add_argument("id", nargs="+", help="as `list` shows it, or 'all'")
+    options = parser.parse_args(arguments)
+    top = pathlib.Path(os.path.expanduser(options.dir))
+    folders = sorted(path.parent for path in top.glob("*/backbone.json"))
+    if options.command == "list":
+        show(folders)
+        return 0
+    if options.command == "check":
+        problems = [problem for folder in folders for problem in damage(folder)]
+        print("\n".join(problems) or f"{len(folders)} caches are whole.")
+        return 1 if problems else 0
+    unknown = set(options.id) - {folder.name for folder in folders} - {"all"}
+    if unknown:
+        print(f"Received {', '.join(sorted(unknown))}, which `list` does not show in {top}.", file=sys.stderr)
+        return 2
+    is_free = [remove(folder) for folder in folders if folder.name in options.id or "all" in options.id]
+    return 0 if all(is_free) else 2
+
+
+def remove(folder: pathlib.Path) -> bool:
+    """Remove a cache that no process is at work in; whether there was none."""
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            (folder / "backbone.json").unlink(missing_ok=True)  # with it goes what `list` and `check` know it by
+            shutil.rmtree(folder, ignore_errors=os.name == "nt")  # where an open lock cannot be removed
+    except filelock.Timeout:
+        print(f"Received {folder.name}, in which a process is at work; wait for its end.", file=sys.stderr)
+        return False
+    print(f"Deleted {folder}")
+    return True
+
+
+def show(folders: list[pathlib.Path]) -> None:
+    """A table, one line per cache."""
+    table = rich.table.Table(box=rich.box.SIMPLE)
+    for column in ("id", "network", "preprocessing", "image size", "dtype", "items", "MB", "last written"):
+        table.add_column(column, justify="right" if column in ("items", "MB") else "left")
+    for folder in folders:
+        try:
+            about = dict(json.loads((folder / "backbone.json").read_text("utf-8")))
+            items = f"{sum(map(len, map(read_listing, listings(folder)))):,}"
+        except (ValueError, TypeError):  # what is damaged can be deleted by its id
+            about, items = {}, "damaged"
+        # Not what a process at work there is about to rename.
+        files = [path.stat() for path in folder.iterdir() if not path.name.startswith(PREFIX)]
+        written = datetime.datetime.fromtimestamp(max(file.st_mtime for file in files))
+        size = "x".join(map(str, about.get("image_size") or ())) or "-"
+        megabytes = sum(file.st_size for file in files) / 1e6
+        table.add_row(
+            folder.name, about.get("network", "-"), about.get("preprocessing") or "-", size, about.get("dtype", "-"),
+            items, f"{megabytes:,.1f}", f"{written:%Y-%m-%d %H:%M}",
+        )  # fmt: skip
+    console = rich.console.Console()
+    rich.console.Console(width=None if console.is_terminal else 140).print(table)
+
+
+def damage(folder: pathlib.Path) -> list[str]:
+    """What is wrong with the shards of a cache, a line each."""
+    problems, shards = [], Shards(folder)
+    for listing in listings(folder):
+        shard = listing.with_suffix(".npy")
+        try:
+            if not np.isfinite(shards[number_of(listing)]).all():
+                problems.append(f"{shard}: values that are not finite; delete {folder.name}")
+        except (OSError, DataError) as error:
+            problems.append(f"{shard}: cannot be read ({error.__cause__ or error}); delete {folder.name}")
+    return problems

@@ -1,0 +1,29 @@
+"""`xbm-keras export`: export a finished run again, in another form."""
+
+import argparse
+import pathlib
+
+from xbm_keras.cli import terminal
+from xbm_keras.config.yaml_files import ConfigError, load_config
+from xbm_keras.experiment import run_folder, saved_run
+from xbm_keras.export.other_runtimes import export_to
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 2 where it cannot be done."""
+    parser = argparse.ArgumentParser(prog="xbm-keras export", description="Export a finished run again.")
+    parser.add_argument("--model", required=True, help="the workdir of the run")
+    parser.add_argument("--output", help="an .onnx or .tflite file; by default a SavedModel, the run's next version")
+    parser.add_argument("--set", action="append", default=[], metavar="export.key=value", help="over the run's config")
+    options = parser.parse_args(arguments)
+    terminal.set_up()
+    with terminal.readable_errors():
+        model, run = saved_run.load_model(options.model), pathlib.Path(options.model)
+        if options.output:
+            print(export_to(model, pathlib.Path(options.output)))
+            return 0
+        config = load_config(str(run / "config.yaml"), options.set)
+        if not (run / "metrics.json").is_file():
+            raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
+        print(run_folder.export_model(run, model, config, run_folder.read_record(run / "metrics.json")))
+    return 0

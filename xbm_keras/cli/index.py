@@ -1,0 +1,182 @@
+"""`xbm-keras index`: build a gallery, add and remove items, and search it."""
+
+import argparse
+import logging
+import pathlib
+
+import numpy as np
+
+from xbm_keras.atomic_files import latest_version, versions
+from xbm_keras.cli import terminal
+from xbm_keras.data.labels import printable
+from xbm_keras.experiment import saved_run
+from xbm_keras.index import galleries
+from xbm_keras.index.exported_model import ExportedModel, embed_folder, fingerprint, list_pictures, read, why_invalid
+from xbm_keras.index.roots import choose_root, id_of, place_of
+
+log = logging.getLogger("xbm_keras")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 2 where it cannot be done."""
+    options = _parser().parse_args(arguments)
+    terminal.set_up()
+    with terminal.readable_errors():
+        options.run(options)
+    return 0
+
+
+def build(options: argparse.Namespace) -> None:
+    """Embed the run's data, or a folder of pictures, and write a version of them alone."""
+    if options.pictures:
+        root = choose_root(options.pictures, options.root or "", {})
+        model = ExportedModel(_exported(options.model))
+        gallery = _embedded(model, options.pictures, root, list_pictures(pathlib.Path(options.pictures)))
+        model_print, roots = model.fingerprint, {root: place_of(options.pictures)}
+    else:
+        gallery, model_print, roots = _from_run(options)
+    folder = pathlib.Path(options.index)
+    former = versions(folder)
+    about = galleries.write_index(folder, gallery, model_print, approximate_search=options.approximate, roots=roots)
+    _report(options, about, f"; it takes the place of version {former[-1].name}, which stays there" if former else "")
+
+
+def add(options: argparse.Namespace) -> None:
+    """Embed a folder of pictures, and write a version with them. What is refused is so before anything is embedded."""
+    folder, pictures = pathlib.Path(options.index), pathlib.Path(options.pictures)
+    model, paths = ExportedModel(_exported(options.model)), list_pictures(pictures)
+    gallery, about, _ = galleries.read_index(folder)
+    known = about.get("roots")
+    root = choose_root(options.pictures, options.root, known or {})
+    if known is None and options.root is None and (shared := np.intersect1d(paths, gallery.ids)).size:
+        raise ValueError(
+            f"Received {len(shared)} picture(s) of paths that are ids of this index, such as {str(shared[0])!r}, and "
+            "an index that does not know its folders, as older versions wrote it; expected to be told whether this "
+            f"folder is that of these items. If so, say --root='' --replace, else --root={root}."
+        )
+    galleries.check_new(
+        gallery, about, np.array([id_of(root, path) for path in paths]), model.fingerprint, options.replace
+    )
+    roots = {root: place_of(options.pictures)}
+    if known and known.get(root, roots[root]) != roots[root]:
+        log.warning("The root %r was another folder up to now.", root)
+    more = _embedded(model, options.pictures, root, paths)
+    about = galleries.add_items(folder, more, model.fingerprint, replace=options.replace, roots=roots)
+    left_out = len(paths) - len(more.ids)
+    _report(
+        options,
+        about,
+        f"; {about['added']} added and {about['replaced']} replaced under the root {root!r}, {left_out} left out",
+    )
+
+
+def remove(options: argparse.Namespace) -> None:
+    """Write a version without some items."""
+    about = galleries.remove_items(pathlib.Path(options.index), np.array(options.id))
+    _report(options, about, f"; {len(set(options.id))} removed")
+
+
+def search(options: argparse.Namespace) -> None:
+    """Print the items nearest to each picture."""
+    model = ExportedModel(_exported(options.model))
+    gallery, about, approximate = galleries.read_index(pathlib.Path(options.index))
+    if about["model"] != model.fingerprint:
+        raise ValueError(
+            f"Received the model {model.fingerprint} for an index of the model {about['model']}; expected one model, "
+            "since vectors of two do not compare. Give the model that the index was built with."
+        )
+    vectors, valid = model.embed([read(pathlib.Path(path)) for path in options.picture])
+    if options.approximate and approximate is None:
+        raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
+    if options.approximate:
+        ids, similarities = galleries.search_approximately(gallery, approximate, vectors, options.k)
+    else:
+        ids, similarities = galleries.Search(gallery).find(vectors, options.k)
+    for path, is_valid, *answers in zip(options.picture, valid, ids, similarities, strict=True):
+        print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
+        for item, similarity in zip(*answers, strict=True) if is_valid else ():
+            print(f"  {similarity:.4f}  {item}")
+
+
+def _from_run(options) -> tuple[galleries.Gallery, str, dict[str, str]]:
+    """The items of a run's data, embedded by its head."""
+    head = saved_run.load_head(options.model)
+    dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
+    saved_run.check_width(head, dataset)
+    test = dataset.splits.test
+    vectors, ids = saved_run.embed_items(head, dataset, test), dataset.keys[test].astype(str)
+    gallery = galleries.Gallery(vectors, ids, dataset.names_of(test))
+    folder = getattr(dataset.source, "root", None)
+    roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
+    return gallery, fingerprint(_exported(options.model)), roots
+
+
+def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> galleries.Gallery:
+    """The pictures of a folder that can be read; the first folder of the path below the root is the label."""
+    found, vectors = [], []
+    for batch, embeddings, valid in embed_folder(model, pathlib.Path(pictures), paths):
+        for path in np.array(batch)[~valid]:
+            log.warning("Left out %s: %s.", printable(path), why_invalid(pathlib.Path(pictures) / path))
+        found += np.array(batch)[valid].tolist()
+        vectors.append(embeddings[valid])
+    labels = np.array([printable(path.split("/")[0]) if "/" in path else "" for path in found], dtype=str)
+    return galleries.Gallery(
+        np.concatenate(vectors), np.array([id_of(root, path) for path in found], dtype=str), labels
+    )
+
+
+def _exported(model: str) -> pathlib.Path:
+    """The SavedModel of a run's workdir, or the folder itself."""
+    folder = pathlib.Path(model)
+    return latest_version(folder / "export") if (folder / "export").is_dir() else folder
+
+
+def _report(options, about: dict, more: str = "") -> None:
+    version = latest_version(pathlib.Path(options.index))
+    recall = ", ".join(f"{name} {value:.4g}" for name, value in about.items() if isinstance(value, float))
+    recall = recall and f"; {recall}"
+    log.info("%s: %d items of width %d%s%s", version, about["items"], about["width"], more, recall)
+
+
+def _positive(text: str) -> int:
+    """A number of the command line, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"received {text}; expected at least 1")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xbm-keras index", description="A gallery to search.")
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, run, **kwargs) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, **kwargs)
+        made.set_defaults(run=run)
+        made.add_argument("--index", required=True, help="the folder of its versions")
+        return made
+
+    def model(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--model", required=True, help="the workdir of a run, or an exported model")
+
+    made = command("build", build, help="embed a run's data, or a folder of pictures")
+    model(made)
+    made.add_argument("--pictures", help="a folder; by default the run's data")
+    made.add_argument("--root", help="name of that folder, before the ids; by default none: ids are paths below it")
+    made.add_argument("--config", help="of other data than the run's own; they need no labels")
+    made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
+    made.add_argument("--approximate", action="store_true", help="also an approximate index; needs the extra [ann]")
+    made = command("add", add, help="embed a folder of pictures, and add them")
+    model(made)
+    made.add_argument("--pictures", required=True, help="the folder; ids are ROOT/path/below/it")
+    made.add_argument("--root", help="its name in the index; by default the one it has there, or the folder's own")
+    made.add_argument("--replace", action="store_true", help="items whose ids are there already")
+    made = command("remove", remove, help="remove items")
+    made.add_argument("id", nargs="+")
+    made = command("search", search, help="the items nearest to pictures")
+    model(made)
+    made.add_argument("--k", type=_positive, default=10)
+    made.add_argument("--approximate", action="store_true")
+    made.add_argument("picture", nargs="+")
+    return parser

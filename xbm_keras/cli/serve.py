@@ -1,0 +1,47 @@
+"""`xbm-keras serve`: embeddings and nearest items over HTTP. Needs the extra [serve]."""
+
+import argparse
+import pathlib
+
+import uvicorn
+
+from xbm_keras.serve.limits import WatchedConnection
+from xbm_keras.serve.server import MAX_PIXELS, make_app
+
+
+def _named(text: str) -> tuple[str, pathlib.Path]:
+    """Root and folder of "root=folder", or of a folder alone."""
+    root, sign, folder = text.partition("=")
+    is_folder = pathlib.Path(text).is_dir() or not sign or "/" in root
+    return ("", pathlib.Path(text)) if is_folder else (root, pathlib.Path(folder))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; serves until it is stopped."""
+    parser = argparse.ArgumentParser(prog="xbm-keras serve", description="Serve embeddings and nearest items.")
+    parser.add_argument("--model", type=pathlib.Path, required=True, help="the folder of the exported versions")
+    parser.add_argument("--index", type=pathlib.Path, help="the folder of the index's versions, to search")
+    parser.add_argument(
+        "--pictures",
+        nargs="+",
+        default=[],
+        metavar="[ROOT=]FOLDER",
+        help="folders of the items' pictures, to show them",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as browsers say"
+    )
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of all pictures of a request together")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds that a client may keep still")
+    options = parser.parse_args(arguments)
+    hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]
+    limits = {"max_pixels": options.max_pixels, "patience": options.patience}
+    folders = dict(map(_named, options.pictures))
+    app = make_app(options.model, options.index, folders, hosts=hosts, **limits)
+    WatchedConnection.patience = options.patience
+    uvicorn.run(
+        app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none", backlog=128
+    )
+    return 0

@@ -1,0 +1,119 @@
+"""What the entry points say."""
+
+import contextlib
+import logging
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+
+import absl.logging
+import rich.console
+import rich.logging
+import rich.table
+import tensorflow as tf
+
+from xbm_keras import progress
+from xbm_keras.config.yaml_files import ConfigError
+from xbm_keras.data.sources import DataError
+from xbm_keras.evaluation import wording
+from xbm_keras.experiment import devices
+from xbm_keras.model.non_finite import NonFiniteFeatures, NonFiniteLoss
+from xbm_keras.training.checkpoints import CheckpointError
+
+
+def set_up(verbose: bool = False) -> None:
+    """Our own messages plain, with progress; those of the libraries below only from warnings up, unless `verbose`.
+
+    The memory of GPUs is to grow, from here on.
+    """
+    devices.let_memory_grow()
+    absl.logging.set_verbosity(absl.logging.INFO if verbose else absl.logging.WARNING)
+    handler = rich.logging.RichHandler(show_time=False, show_level=False, show_path=False, highlighter=None)
+    ours = logging.getLogger("xbm_keras")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel("DEBUG" if verbose else "INFO")
+    progress.show()
+
+
+# All errors of ours begin so; Keras wraps those that a layer raises when it is called.
+OURS = re.compile(r"(?:Exception encountered when calling .*?\n\n\x1b\[1m)?(Received .*?)(?:\x1b\[0m.*)?$", re.DOTALL)
+
+
+@contextlib.contextmanager
+def readable_errors(*more: type[Exception]) -> Iterator[None]:
+    """What a user can mend, and these, ends as one message and exit code 2; Ctrl-C with 130. Neither as a traceback.
+
+    Whatever the package refuses is what a user gave: a ValueError of ours, which says what was received, too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            "Interrupted. The same command goes on from what is kept: features computed, epochs saved, trials done.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except OSError as error:
+        _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
+        sys.exit(2)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        _print_error(
+            f"Received a config that needs more memory than there is: {str(error).splitlines()[0]}; expected a smaller "
+            "training.batch_size, memory.memory_size, top_k or head. Lower what is large."
+        )
+        sys.exit(2)
+    except (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError, *more) as error:
+        _print_error(error)
+        sys.exit(2)
+    except ValueError as error:
+        ours = OURS.match(str(error))
+        if ours is None:  # a fault of the program
+            raise
+        _print_error(ours[1])
+        sys.exit(2)
+
+
+def _print_error(error: object) -> None:
+    rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/]", end=" ")
+    print(error, file=sys.stderr)
+
+
+def print_kept(workdir: pathlib.Path, epoch: int) -> None:
+    """What an interrupted run leaves."""
+    which = f"of epoch {epoch}" if epoch else "the untrained start"
+    kept = f"The best head so far, {which}, is in {workdir}/model.keras; it was not tested."
+    print(f"{kept} For a run that ends there: --set training.epochs={epoch} and another --workdir", file=sys.stderr)
+
+
+def print_scores(metrics: dict) -> None:
+    """The tables of `{protocol: {embedding: {metric: value}}}`."""
+    tables: dict[tuple[str, ...], rich.table.Table] = {}
+    for protocol, embeddings in metrics.items():
+        if protocol in wording.PROTOCOLS:
+            columns = wording.shown(protocol)
+            if tuple(columns) not in tables:
+                first = "" if tables else "Test items"
+                table = rich.table.Table("", box=rich.box.SIMPLE, title=first or None, title_justify="left")
+                for title in columns.values():
+                    table.add_column(title, justify="right", no_wrap=True)
+                tables[tuple(columns)] = table
+            table = tables[tuple(columns)]
+            table.add_row(f"[bold]{wording.PROTOCOLS[protocol]}[/bold]")
+            for name, values in embeddings.items():
+                table.add_row(f"  {wording.title(name)}", *(f"{values[metric]:.3f}" for metric in columns))
+    console = rich.console.Console(highlight=False)
+    for table in tables.values():
+        console.print(table)
+
+
+def print_results(workdir: pathlib.Path, metrics: dict) -> None:
+    """The table of `metrics.json`, the verdict and the paths."""
+    console = rich.console.Console(highlight=False)
+    print_scores(metrics)
+    console.print(wording.verdict(metrics), soft_wrap=True)
+    if (workdir / "report.html").exists():
+        console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
+    console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)
+    console.print(f"[bold]Numbers[/bold]  {workdir}/metrics.json, {workdir}/history.csv", soft_wrap=True)
+    console.print(f"[bold]Curves[/bold]   tensorboard --logdir {workdir}/tensorboard", soft_wrap=True)

@@ -1,0 +1,235 @@
+"""How a YAML file, overrides and environment become one checked `Config`, and what is said where they cannot."""
+
+import contextlib
+import difflib
+import math
+import pathlib
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import omegaconf
+import pydantic
+import yaml
+
+from xbm_keras.atomic_files import write_whole
+from xbm_keras.config import override_text
+from xbm_keras.config.data_schema import Section
+from xbm_keras.config.schema import Config
+
+SHOWN = ("data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export")  # sections
+# Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.
+NAMES = ("data.name", "backbone.name", "backbone.preprocessing", "backbone.layers", "export.license")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the key, what was received and what was expected."""
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides and `${oc.env:NAME,default}`, and check the result.
+
+    Overrides are read by the type that the schema gives their key, and to the letter.
+
+    Raises:
+        ConfigError: one message for all that is wrong, before any data is read.
+    """
+    return check_config(read_values(path, overrides), path)
+
+
+def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load_config` checks, nested. Raises ConfigError for what is no config at all."""
+    if not pathlib.Path(path).is_file():
+        near = ", ".join(str(p) for p in sorted(pathlib.Path("configs").glob("*.yaml")))
+        raise ConfigError(
+            f"Received --config {path!r}, which is no file; expected a YAML file{near and ', such as: '}{near}."
+        )
+    malformed = [override for override in overrides if not re.match(r"[^=.]+(\.[^=.]+)*=", override)]
+    if malformed:
+        raise ConfigError(
+            f"Received --set {malformed[0]!r}; expected section.key=value, such as --set training.epochs=5."
+        )
+    try:
+        # OmegaConf asserts, without a word, that a document is no single text.
+        if not isinstance(yaml.compose(pathlib.Path(path).read_text("utf-8"), yaml.SafeLoader), yaml.MappingNode):
+            raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
+        values: Any = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))
+        for keys, value in override_text.parse(overrides, values):
+            _put(values, keys, _escaped(value))
+        values = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(values), resolve=True)
+    except ConfigError:
+        raise
+    except Exception as error:  # YAML's constructors raise what they like, such as KeyError for `!!bool x`
+        about = f"{error}" or type(error).__name__
+        raise ConfigError(
+            f"Received {path}, which cannot be read as a config: {about}. Mend it, or put text in quotes."
+        ) from error
+    return values
+
+
+def check_config(values: dict[str, Any], origin: str) -> Config:
+    """Validate nested dicts. Raises ConfigError with one line per problem."""
+    unwritable = [text for text in _texts_in(values) if not _is_unicode(text)]
+    if unwritable:  # such as a path of other bytes on the command line; no YAML file could hold it
+        raise ConfigError(f"{origin} cannot be run:\n  received {unwritable[0]!r}; expected text that is valid Unicode")
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        # A union of plain types gives one error for each member: the first says it.
+        lines = {".".join(_locate(details["loc"])[1]): _explain(details) for details in reversed(error.errors())}
+        raise ConfigError(f"{origin} cannot be run:\n" + "\n".join(f"  {line}" for line in lines.values())) from error
+
+
+def save_config(config: Config, path: pathlib.Path) -> None:
+    """Write the resolved config; it runs again as it is."""
+    write_whole(path, to_yaml(config.model_dump(mode="json")))
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Values of a config as a document that `load_config` reads as the same values, whatever their texts are."""
+    return yaml.dump_all([_escaped(values)], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts_in(each)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that is no plain name: OmegaConf reads more of them as numbers than YAML 1.1 does."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_name = re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII)
+    style = None if is_name else "'" if text.isprintable() else '"'  # line breaks change in single quotes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
+
+
+def _escaped(value: Any) -> Any:
+    """The value, in whose texts nothing is interpolated when OmegaConf resolves them."""
+    if isinstance(value, dict):
+        return {key: _escaped(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_escaped(each) for each in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a nested value; mappings are merged."""
+    for key in keys[:-1]:
+        inside = values.get(key)
+        values[key] = inside if isinstance(inside, dict) else {}
+        values = values[key]
+    old = values.get(keys[-1])
+    if isinstance(old, dict) and isinstance(value, dict):
+        for key, each in value.items():
+            _put(old, [key], each)
+    else:
+        values[keys[-1]] = value
+
+
+def public_values(config: Config) -> dict[str, Any]:
+    """What of a config may be shown to others: its choices, numbers and switches.
+
+    Texts that a user is free to write are left out, but for a few names: they may be paths, or come from the
+    environment, and a reader has no use for them.
+    """
+    return {name: _public(getattr(config, name), name) for name in SHOWN}
+
+
+def _public(section: Section, prefix: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}.{name}"
+        if isinstance(value, Section):
+            shown[name] = _public(value, key)
+        elif key in NAMES or not _is_free_text(field.annotation):
+            shown[name] = value
+    return shown
+
+
+def _is_free_text(annotation) -> bool:
+    """Whether values of a type may hold any text: not where they are chosen from a list."""
+    if annotation is str or annotation is Any:
+        return True
+    is_choice = typing.get_origin(annotation) is typing.Literal
+    return not is_choice and any(map(_is_free_text, typing.get_args(annotation)))
+
+
+def _explain(details) -> str:
+    """One problem in one line: the key, what was received, what was expected."""
+    section, keys = _locate(details["loc"])
+    key = ".".join(keys)
+    kind, message = details["type"], details["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = sorted(section.model_fields)
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+    if kind == "missing":
+        return f"{key}: missing; it has no default"
+    if kind == "union_tag_not_found":
+        return f"{key}.{details['ctx']['discriminator'].strip(chr(39))}: missing; it has no default"
+    if kind == "union_tag_invalid":
+        tag, known = details["ctx"]["tag"], details["ctx"]["expected_tags"].replace("'", "")
+        near = difflib.get_close_matches(tag, known.split(", "), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return (
+            f"{key}.{details['ctx']['discriminator'].strip(chr(39))}: received {tag!r}; expected one of {known}{hint}"
+        )
+    if kind == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: received {details['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
+    """The section of the schema that an error lies in, and the keys as a user writes them.
+
+    Pydantic's location also holds the tag of a chosen member of a union, or the name of a member's type.
+    """
+    section: type[Section] = Config
+    members: dict[str, type[Section]] = {}
+    keys: list[str] = []
+    for part in map(str, location):
+        if part in members:
+            section, members = members[part], {}
+        elif part in section.model_fields:
+            field = section.model_fields[part]
+            sections = [t for t in (field.annotation, *typing.get_args(field.annotation)) if _is_section(t)]
+            if field.discriminator:
+                members = {typing.get_args(t.model_fields[field.discriminator].annotation)[0]: t for t in sections}
+            elif sections:
+                section = sections[0]
+            keys.append(part)
+        elif not keys or keys[-1] not in section.model_fields:  # below a plain value stand types, not keys
+            keys.append(part)
+    return section, keys
+
+
+def _is_section(annotation) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+@contextlib.contextmanager
+def blaming_config() -> Iterator[None]:
+    """What a stage refuses here, the config asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

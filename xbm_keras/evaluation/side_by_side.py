@@ -1,0 +1,91 @@
+"""Frozen features, closed form and trained head side by side, each nested width by itself."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.neighbors import FrozenNeighbors
+from xbm_keras.evaluation.quantization import decoded
+from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
+from xbm_keras.stages.head.fc_layer import Head
+
+log = logging.getLogger("xbm_keras")
+Scores = dict[str, dict[str, dict[str, float]]]
+"""`{protocol: {embedding: {metric: value}}}`."""
+
+
+def compare(
+    dataset: Dataset,
+    heads: dict[str, Head | None],
+    positions: np.ndarray,
+    with_neighbors: bool = False,
+    codes: Sequence[str] = (),
+) -> Scores:
+    """Metrics of the items at these positions under each head.
+
+    The protocols are `leave_one_out` and, for the test items of data that has them, `query_gallery`, each where a query
+    with a label has an item of its class to find; and `neighbors`, where neither is there or it was asked for. A
+    beginning of 64 dimensions of an embedding that is nested is called `<name>@64`, the int8 code of it
+    `<name>_int8@64`.
+
+    Args:
+        dataset: the items.
+        heads: what embeds them, by name; None for the frozen features themselves.
+        positions: [n].
+        with_neighbors: also hold the embeddings against the frozen features, by `FrozenNeighbors`.
+        codes: in which "trained" is scored as well, see `xbm_keras.evaluation.quantization`.
+    """
+    rows = UnitRows(dataset.features, positions)
+    protocols = _protocols(dataset, positions)
+    frozen = FrozenNeighbors(rows) if with_neighbors or not protocols else None
+    scores: Scores = {}
+    for name, head in heads.items():
+        vectors = np.asarray(rows) if head is None else embed(head, rows)
+        for width in [vectors.shape[1]] if head is None else head.widths:
+            at = "" if width == vectors.shape[1] else f"@{width}"
+            v = vectors[:, :width]
+            versions = {name + at: v}
+            if name == "trained":
+                versions |= {f"{name}_{code}{at}": decoded(code, v) for code in codes}
+            for full_name, each in versions.items():
+                for protocol, metrics in _score(each, dataset.labels[positions], protocols).items():
+                    scores.setdefault(protocol, {})[full_name] = metrics
+                if frozen is not None and head is not None:
+                    scores.setdefault("neighbors", {})[full_name] = frozen.score(each)
+    return scores
+
+
+Roles = tuple[np.ndarray, np.ndarray | None]
+"""Which items are queries, and which the gallery, both [n] bool; None where each queries all other queries."""
+
+
+def _protocols(dataset: Dataset, positions: np.ndarray) -> dict[str, Roles]:
+    """Those in which a query has something to find; the others are told."""
+    if not dataset.has_labels:
+        return {}
+    labels, splits = dataset.labels[positions], dataset.splits
+    protocols: dict[str, Roles] = {}
+    has_label = labels >= 0
+    if np.bincount(labels[has_label]).max(initial=0) > 1:
+        protocols["leave_one_out"] = has_label, None
+    else:
+        log.warning("No two of %d items share a class, so that retrieval by class is not scored.", len(labels))
+    if positions is splits.test and splits.is_query is not None and splits.is_gallery is not None:
+        q, g = splits.is_query & has_label, splits.is_gallery & has_label
+        if np.isin(labels[q], labels[g]).any():
+            protocols["query_gallery"] = q, g
+        else:
+            log.warning("No query has an item of its class in the gallery, so that query/gallery is not scored.")
+    return protocols
+
+
+def _score(vectors: np.ndarray, labels: np.ndarray, protocols: dict[str, Roles]) -> dict[str, dict[str, float]]:
+    """Retrieval metrics `{protocol: {metric: value}}` of vectors [n, E] with labels [n]."""
+    results = {}
+    for name, (q, g) in protocols.items():
+        gallery = () if g is None else (vectors[g], labels[g])
+        results[name] = evaluate_retrieval(vectors[q], labels[q], *gallery)
+    return results

@@ -1,0 +1,180 @@
+"""From a config to the objects that it names: the one place that wires the stages."""
+
+import logging
+import math
+import pathlib
+
+import keras
+import numpy as np
+
+from xbm_keras.config import data_schema, schema
+from xbm_keras.config.yaml_files import ConfigError, blaming_config
+from xbm_keras.data import arrays, glyphs, sources, texts, tfds
+from xbm_keras.data.batches import PKSampler, ShuffledSampler
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.stages.backbone import frozen
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.backbone.hub import HubBackbone
+from xbm_keras.stages.circular_memory.ring import CircularMemory
+from xbm_keras.stages.hard_top_k.by_label import HardTopK
+from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+from xbm_keras.stages.hard_top_k.sketch import Sketch
+from xbm_keras.stages.head.fc_layer import Head
+from xbm_keras.stages.pair_losses import (
+    CircleLoss,
+    ContrastiveLoss,
+    InfoNCELoss,
+    LiftedStructureLoss,
+    MarginLoss,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    RecallSurrogateLoss,
+    SimilarityAlignmentLoss,
+    SmoothAPLoss,
+    SupConLoss,
+    TripletLoss,
+    TupletLoss,
+)
+
+log = logging.getLogger("xbm_keras")
+GLYPH_NET = pathlib.Path(frozen.__file__).parent / "weights" / "glyph_net.keras"
+FIRST_RATE = 1 / 30  # of the learning rate, in the first step
+TOP_K = {"hard": HardTopK, "neighbors": NeighborTopK}
+MINING = ("mine_in", "key_refresh", "sketch_dim", "rerank")  # of top_k, what is an argument of the model
+LOSSES = {
+    "contrastive": ContrastiveLoss,
+    "margin": MarginLoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "supcon": SupConLoss,
+    "info_nce": InfoNCELoss,
+    "nt_xent": NTXentLoss,
+    "tuplet": TupletLoss,
+    "circle": CircleLoss,
+    "lifted_structure": LiftedStructureLoss,
+    "triplet": TripletLoss,
+    "smooth_ap": SmoothAPLoss,
+    "recall_surrogate": RecallSurrogateLoss,
+    "similarity_alignment": SimilarityAlignmentLoss,
+}
+
+
+def make_source(config: schema.Config) -> sources.Source | arrays.Features:
+    """The items."""
+    c = config.data
+    if isinstance(c, data_schema.ImageFolder):
+        return sources.ImageFolder(c.root)
+    if isinstance(c, data_schema.ImageTable):
+        return sources.ImageTable(c.root, c.table, c.path_column, c.label_column)
+    if isinstance(c, data_schema.ImageArray):
+        return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
+    if isinstance(c, data_schema.TFDS):
+        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key, c.text_key, c.allow_community)
+    if isinstance(c, data_schema.Text):
+        return texts.TextTable(c.path, c.text_column, c.label_column)
+    if isinstance(c, data_schema.Glyphs):
+        return glyphs.Glyphs(c.min_fonts, c.max_classes, c.drawings, c.rotation, c.noise, cache_dir=config.cache.dir)
+    return arrays.Features(c.path, c.features, c.labels)
+
+
+def make_backbone(config: schema.Config) -> Backbone | None:
+    """The frozen network; None where the data are vectors."""
+    c = config.backbone
+    if isinstance(c, data_schema.NoBackbone):
+        return None
+    if isinstance(c, data_schema.GlyphNet):
+        return Backbone.from_keras_file(str(GLYPH_NET))
+    size = (c.image_size[0], c.image_size[1]) if c.image_size else None
+    with blaming_config():
+        if isinstance(c, data_schema.KerasHub):
+            backbone = HubBackbone.from_preset(c.preset, c.max_length, c.pooling, size)
+            if backbone.modality != config.data.modality:
+                raise ValueError(
+                    f"Received data.source {config.data.source!r} with the preset {c.preset!r}, a network of "
+                    f"{backbone.modality}s; expected data of its kind. Change data.source or backbone.preset."
+                )
+            return backbone
+        if isinstance(c, data_schema.Application):
+            return Backbone.from_application(c.name, c.weights, size, c.pooling, c.layers)
+        if isinstance(c, data_schema.KerasFile):
+            return Backbone.from_keras_file(c.path, c.preprocessing, size, c.pooling, c.layers)
+        return Backbone.from_saved_model(c.path, c.endpoint, c.preprocessing, size, c.pooling)
+
+
+def check_head(config: schema.Config, backbone: Backbone | None) -> None:
+    """Raises ConfigError where a closed form cannot be as wide as the head, before a feature is computed."""
+    if backbone is None or config.head.start == "random":
+        return
+    shape = backbone.input_shape_per_item
+    inputs = {name: (None, *each) for name, each in shape.items()} if isinstance(shape, dict) else (None, *shape)
+    width = backbone.compute_output_shape(inputs)[-1]
+    if width is not None and config.head.embedding_dim > width:
+        raise ConfigError(
+            f"Received embedding_dim={config.head.embedding_dim} for features of width {width}; expected at most "
+            f"{width}. Lower head.embedding_dim, or use start: random."
+        )
+
+
+def make_model(config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray) -> XBMModel:
+    """The model, built for features of a width, with a memory that holds at most the items with these labels."""
+    num_rows = len(labels)
+    memory_size = min(config.memory.memory_size, num_rows)
+    if memory_size < config.memory.memory_size:
+        log.info(
+            "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
+        )
+    c, seed, dropout = config.head, config.training.seed, config.training.feature_dropout
+    picking = config.top_k.model_dump(exclude={"kind"})
+    mining = {name: picking.pop(name) for name in MINING if name in picking}
+    if mining and mining["mine_in"] == "sketch":
+        mining["sketch"] = Sketch(mining.pop("sketch_dim"))
+    mining.pop("sketch_dim", None)
+    nested = (c.widths, c.width_weights, c.nesting)
+    head = Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, *nested, dropout, name="head")
+    model = XBMModel(
+        backbone,
+        head,
+        CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
+        TOP_K[config.top_k.kind](**picking, seed=seed, name="top_k"),
+        LOSSES[config.loss.name](**config.loss.model_dump(exclude={"name"})),
+        # A prefilled memory that holds all training items has nothing to learn from a batch.
+        enqueue=not (config.memory.prefill and memory_size == num_rows),
+        start_alignment=config.training.start_alignment,
+        start_l2=config.training.start_l2,
+        **mining,
+        name="xbm",
+    )
+    model.build({"features": (None, width)})
+    steps_of_epoch = steps_per_epoch(config, make_sampler(config, labels))
+    num_steps = max(1, config.training.epochs * steps_of_epoch)
+    if c.nesting == "sequential":
+        num_steps = max(1, num_steps // len(model.head.widths))  # each width has a schedule of its own
+    rate = config.training.learning_rate
+    if config.training.schedule == "cosine":
+        rising = round(config.training.warmup * num_steps)
+        how = {"warmup_target": rate, "warmup_steps": rising} if rising else {}
+        schedule = keras.optimizers.schedules.CosineDecay(0.0 if rising else rate, num_steps - rising, **how)
+    else:
+        schedule = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, num_steps, 1 / FIRST_RATE)
+    averaging: dict = {}
+    if config.training.averaging is not None:
+        momentum = config.training.averaging
+        averaging = {"use_ema": True, "ema_momentum": momentum, "ema_overwrite_frequency": steps_of_epoch}
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=config.training.weight_decay, **averaging),
+        jit_compile=config.training.jit_compile,
+    )
+    model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
+    return model
+
+
+def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler | ShuffledSampler:
+    """Batches of items with these labels."""
+    c = config.training
+    if config.is_without_labels:
+        return ShuffledSampler(len(labels), min(c.batch_size, len(labels)), c.seed)
+    return PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
+
+
+def steps_per_epoch(config: schema.Config, sampler: PKSampler | ShuffledSampler) -> int:
+    """By default as many as draw the number of items once."""
+    return config.training.steps_per_epoch or math.ceil(sampler.num_items / sampler.batch_size)

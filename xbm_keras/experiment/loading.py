@@ -1,0 +1,189 @@
+"""From a config to the features of all items, and who of them does what: sources, cache, splits and views."""
+
+import dataclasses
+import logging
+
+import numpy as np
+
+from xbm_keras.config import schema
+from xbm_keras.data import arrays, sources, tfds
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.duplicates import contents_of, find_duplicates
+from xbm_keras.data.labels import Labels
+from xbm_keras.data.splits import (
+    Splits,
+    only_test,
+    require_neighbors,
+    require_pairs,
+    split_items,
+    with_neighborhoods_held_out,
+)
+from xbm_keras.data.unit_rows import ChosenRows
+from xbm_keras.data.views import QUARTERS, Chosen, augmented, turned
+from xbm_keras.experiment.build import make_source
+from xbm_keras.feature_cache.cache import ShardedRows, compute_features
+from xbm_keras.stages.backbone.frozen import Backbone
+
+log = logging.getLogger("xbm_keras")
+TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
+MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
+
+
+def load_dataset(
+    config: schema.Config, backbone: Backbone | None, all_test: bool = False, is_training: bool = True
+) -> Dataset:
+    """Features, labels and splits; the backbone sees each item once, ever.
+
+    Args:
+        config: of the data and the cache.
+        backbone: the frozen network.
+        all_test: whether all items are test items, instead of those that the config says.
+        is_training: whether the items are to be trained on. Else they need no labels: where a split by class finds
+            none, all items are test items.
+
+    Raises:
+        DataError: for data that cannot be used as they are.
+    """
+    source = make_source(config)
+    num_items, num_unlabelled = len(source.items.keys), _num_unlabelled(source.items)
+    if num_unlabelled == num_items and not is_training and config.data.split.by == "class" and not all_test:
+        log.info("The data has no labels to split by: all %d items are taken.", num_items)
+        all_test = True
+    chosen = np.arange(num_items) if all_test else _usable(config, source.items, is_training)
+    items = source.items.take(chosen)
+    # Whatever can be wrong without a feature is told before the network runs, which may take hours.
+    _split(config, items, all_test, is_training)
+    items.sample_ids()
+    if isinstance(source, arrays.Features):
+        features = source.features if len(chosen) == len(source.features) else ChosenRows(source.features, chosen)
+        contents, skipped, num_computed = None, {}, 0
+    else:
+        needed = source if len(chosen) == len(source.items.keys) else Chosen(source, chosen)
+        cached = compute_features(needed, backbone, config.cache.dir, **_options(config.cache))
+        items, chosen, features = items.take(cached.positions), chosen[cached.positions], cached.rows
+        # A place in the cache is of one content, but for TFDS, whose digests are of a place in its files.
+        contents = (
+            None
+            if isinstance(source, tfds.TFDS)
+            else (cached.rows.shard_of.astype(np.int64) << 32) + cached.rows.row_of
+        )
+        skipped, num_computed = cached.skipped, cached.num_computed
+    try:
+        splits = _split(config, items, all_test, is_training)
+    except sources.DataError as error:
+        if not skipped:
+            raise
+        key, reason = next(iter(skipped.items()))
+        raise sources.DataError(
+            f"{error} {len(skipped)} item(s) could not be used, such as {key} ({reason})."
+        ) from error
+    if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
+        splits = with_neighborhoods_held_out(
+            splits, features, config.data.split.seed, config.data.split.validation_fold
+        )
+    has_labels = items.labels is not None and items.labels.names
+    labels = items.labels if has_labels else Labels(np.zeros(len(items.keys), np.int64), [])
+    duplicates = {}
+    if is_training and not all_test:
+        contents = contents_of(features) if contents is None else contents
+        duplicates = find_duplicates(contents, labels.codes, splits, items.keys)
+    return Dataset(
+        features,
+        labels.codes,
+        labels.names,
+        items.sample_ids(),
+        items.keys,
+        splits,
+        skipped,
+        num_computed,
+        source,
+        chosen,
+        num_unlabelled=num_unlabelled,
+        duplicates=duplicates,
+    )
+
+
+def _usable(config: schema.Config, items: sources.Items, is_training: bool) -> np.ndarray:
+    """Positions of the items that take part: all, but those without a label where the loss needs one.
+
+    Raises DataError where none has a label, and the loss needs one.
+    """
+    num_items, num_unlabelled = len(items.keys), _num_unlabelled(items)
+    if is_training and config.is_without_labels:
+        if num_unlabelled < num_items:
+            log.info(
+                "Training uses no labels: those of %d items serve the evaluation alone.", num_items - num_unlabelled
+            )
+        elif items.columns:
+            log.info("The data has no labels to evaluate by; it has the columns %s.", ", ".join(items.columns))
+    if is_training and not config.is_without_labels and num_unlabelled == num_items:
+        raise sources.DataError(
+            f"Received data without labels; expected one per item, which the loss {config.loss.name!r} needs. Set the "
+            "column that holds them; or train without labels: --set loss.name=similarity_alignment."
+        )
+    if config.is_without_labels or num_unlabelled in (0, num_items) or items.labels is None:
+        return np.arange(num_items)
+    log.warning("%d of %d items have no label and are left out.", num_unlabelled, num_items)
+    return np.flatnonzero(items.labels.is_labelled)
+
+
+def _num_unlabelled(items: sources.Items) -> int:
+    return len(items.keys) if items.labels is None else int((~items.labels.is_labelled).sum())
+
+
+def _split(config: schema.Config, items: sources.Items, all_test: bool, is_training: bool) -> Splits:
+    """Who does what. Raises DataError where that leaves nothing to train on, to choose by or to test."""
+    split = config.data.split
+    if all_test:
+        return only_test(items, split.query_column)
+    splits = split_items(items, **split.model_dump())
+    if is_training and not config.is_without_labels and items.labels is not None:
+        require_pairs(items.labels.codes, splits)
+    if is_training and config.is_without_labels:
+        require_neighbors(splits)
+    return splits
+
+
+def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:
+    """The same data, and behind the items those views of training pictures that the config asks for, or is to try.
+
+    A view that the backbone has no features for is left out.
+    """
+    c, splits = config.cache, dataset.splits
+    train = np.union1d(splits.train, splits.validation)
+    is_tried = config.data.modality == "image" and not config.is_without_labels and len(train) <= MAX_TRIED
+    num_views = (TRIED_VIEWS if is_tried else 1) if c.views == "auto" else c.views
+    has_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
+    given = dataset.source, dataset.source_positions[train]
+    views = [(augmented(*given, number, c.flip), 0) for number in range(1, num_views)]
+    views += [(turned(*given, quarters), quarters) for quarters in QUARTERS if has_turned]
+    if not views:
+        return dataset
+    rows, labels, sample_ids, origins = [dataset.features], [dataset.labels], [dataset.sample_ids], []
+    num_computed = dataset.num_computed
+    for view, quarters in views:
+        cached = compute_features(view, backbone, c.dir, title=f"features, {view.name}", **_options(c))
+        items = train[cached.positions]
+        ids = dataset.sample_ids[items]
+        if c.views_as_positives and not quarters:
+            keys = np.char.add(dataset.keys[items].astype(str), f" {view.name}")
+            ids = sources.Items(keys, None, {}).sample_ids()
+        rows.append(cached.rows)
+        labels.append(dataset.labels[items] + quarters * len(dataset.label_names))
+        sample_ids.append(ids)
+        origins.append(items)
+        num_computed += cached.num_computed
+    view_origins = np.concatenate(origins)
+    return dataclasses.replace(
+        dataset,
+        features=ShardedRows.concatenate(rows),
+        labels=np.concatenate(labels),
+        sample_ids=np.concatenate(sample_ids),
+        num_computed=num_computed,
+        view_rows=len(dataset.keys) + np.arange(len(view_origins)),
+        view_origins=view_origins,
+    )
+
+
+def _options(c: schema.Cache) -> dict:
+    return c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error", "engine", "ray_workers"})

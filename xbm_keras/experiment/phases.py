@@ -1,0 +1,250 @@
+"""A run: select the start and the number of epochs on held-out items, refit on all of them, test once."""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from xbm_keras import progress
+from xbm_keras.config import schema
+from xbm_keras.config.yaml_files import blaming_config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.neighbors import NeighborEvaluation
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation
+from xbm_keras.evaluation.side_by_side import Scores, compare
+from xbm_keras.experiment import devices
+from xbm_keras.experiment.build import make_model, make_sampler, steps_per_epoch
+from xbm_keras.experiment.selection import (
+    PARAMETERS,
+    HeldOutFolds,
+    best_epoch,
+    choose,
+    choose_start,
+    closed_forms_of,
+    held_out,
+    make_start,
+)
+from xbm_keras.model import strategies
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.report.stage_costs import Costs
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+from xbm_keras.stages.hard_top_k.sketch import principal_directions
+from xbm_keras.stages.head.fc_layer import Head
+from xbm_keras.stages.head.starts import ClosedForms
+from xbm_keras.training.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
+from xbm_keras.training.checkpoints import Checkpoints
+from xbm_keras.training.memory_batches import prefill_order, training_batches
+
+log = logging.getLogger("xbm_keras")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C once training began: the model with the best head so far, and that head's epoch.
+
+    Until a refit is through, it is the best one on the validation classes.
+    """
+
+    def __init__(self, model: XBMModel, epoch: int):
+        super().__init__()
+        self.model = model
+        self.epoch = epoch
+
+
+def _with_start(config: schema.Config, dataset: Dataset) -> schema.Config:
+    """The config with what suits held-out training items best in place of "auto" in its head."""
+    folds = HeldOutFolds(dataset, not config.is_without_labels)
+    return config.model_copy(update={"head": choose_start(config.head, dataset, folds)})
+
+
+def start_model(
+    config: schema.Config,
+    dataset: Dataset,
+    backbone: Backbone | None,
+    positions: np.ndarray,
+    closed_forms: ClosedForms | None = None,
+) -> XBMModel:
+    """A model before its first step: the head at its closed form of these items, the memory prefilled with them.
+
+    Args:
+        config: of the run.
+        dataset: the items.
+        backbone: None for a model of features.
+        positions: of the training items.
+        closed_forms: of the same items, where they are known already.
+    """
+    labels = dataset.labels[positions]
+    config = _with_start(config, dataset)
+    strategy = devices.make_strategy(config.training)
+    if strategy.num_replicas_in_sync > 1:
+        log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
+    with strategies.scope(strategy):
+        model = make_model(config, backbone, dataset.features.shape[1], labels)
+    if config.head.start != "random":
+        closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
+        model.set_start(make_start(config.head, closed_forms).scaled())
+    if isinstance(model.top_k, NeighborTopK):
+        model.top_k.adapt(UnitRows(dataset.features, positions))
+    if model.sketch is not None:
+        rows = UnitRows(dataset.features, positions)
+        with blaming_config():
+            model.sketch.projection.assign(principal_directions(rows, config.top_k.sketch_dim))
+    if config.memory.prefill and model.memory.memory_size:
+        order = prefill_order(len(positions), config.training.seed)
+        shuffled = UnitRows(dataset.features, positions[order])
+        with progress.watch(shuffled, "prefill") as shuffled:
+            model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
+    return model
+
+
+def fit(
+    config: schema.Config,
+    dataset: Dataset,
+    model: XBMModel,
+    positions: np.ndarray,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    show_progress: bool = True,
+    first_epoch: int = 0,
+) -> None:
+    """Train on the items at these positions, for at most this number of epochs, of which some may be done."""
+    if not epochs:
+        return
+    rows, labels, ids = UnitRows(dataset.features, positions), dataset.labels[positions], dataset.sample_ids[positions]
+    sampler = make_sampler(config, labels)
+    steps = steps_per_epoch(config, sampler)
+    if config.head.nesting == "sequential":
+        callbacks = [*callbacks, NextWidth(config.training.epochs)]
+    batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
+    with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
+        all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
+        counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}
+        model.fit(batches, **counts, callbacks=all_callbacks, verbose=0, shuffle=False)
+
+
+def select(
+    config: schema.Config,
+    dataset: Dataset,
+    model: XBMModel,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    show_progress: bool = True,
+) -> KeepBestHead:
+    """Train on the training items, and end with the head of the epoch that is best on the validation items.
+
+    Raises Interrupted by Ctrl-C.
+    """
+    splits = dataset.splits
+    rows = UnitRows(dataset.features, splits.validation)
+    evaluation: RetrievalEvaluation | NeighborEvaluation
+    if config.is_without_labels:
+        evaluation, monitor = NeighborEvaluation(rows), "val_neighbor_overlap_at_10"
+    else:
+        evaluation, monitor = RetrievalEvaluation(rows, dataset.labels[splits.validation]), "val_map_at_r"
+    best = KeepBestHead(evaluation, config.training.patience, monitor)
+    train = dataset.with_views(splits.train)
+    callbacks = [evaluation, best, *callbacks, *([checkpoints] if checkpoints else [])]
+    done = checkpoints.restore(model, best) if checkpoints else 0
+    try:
+        fit(config, dataset, model, train, config.training.epochs, callbacks, show_progress, done)
+    except KeyboardInterrupt as interrupt:
+        best.on_train_end()
+        raise Interrupted(model, best.epoch) from interrupt
+    return best
+
+
+def _compare(config: schema.Config, dataset: Dataset, start: Head, trained: Head, positions: np.ndarray) -> Scores:
+    """Frozen, closed form and trained side by side."""
+    heads = {"frozen": None, "closed_form": start, "trained": trained}
+    if config.head.start == "random":
+        del heads["closed_form"]
+    return compare(dataset, heads, positions, config.is_without_labels, config.export.codes)
+
+
+def run(
+    config: schema.Config, dataset: Dataset, backbone: Backbone | None, workdir: pathlib.Path, costs: Costs
+) -> tuple[XBMModel, dict]:
+    """Choose views, start and the number of epochs on held-out classes, train on all training classes, and test once.
+
+    Writes `history.csv`, TensorBoard logs and `checkpoints/` on the way, from which it goes on where it was killed; and
+    the costs of its stages into `costs`.
+
+    Returns:
+        The trained model, and the contents of `metrics.json`. Its `validation` is of the first fold: the scores, on its
+        validation items, of the head that was trained on its training items for `epoch` epochs, the number that is best
+        on the mean over all folds; and what was chosen besides.
+
+    Raises:
+        Interrupted: by Ctrl-C, once training began.
+    """
+    splits = dataset.splits
+    costs.begin("select: training")
+    config, dataset = choose(config, dataset)
+    is_for_refit = config.training.refit and config.training.epochs > 0
+    first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
+    positions = first.with_views(first.splits.train)
+    model = start_model(config, first, backbone, positions)
+    start = copy_head(model.head)
+    counts = len(first.splits.train), len(first.splits.validation)
+    what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
+    log.info("Phase select: %d items train, %d %s choose the epoch.", *counts, what)
+    if other_folds:
+        log.info("So %d times, each time with others held out.", 1 + len(other_folds))
+    best = select(config, first, model, *_watch(config, workdir, "select"))
+    curves = [best.scores]
+    kept = best.epoch, model.head.get_weights()  # what Ctrl-C leaves from here on, an epoch and its head
+    try:
+        for number, fold in enumerate(other_folds, start=2):
+            fold_model = start_model(config, fold, backbone, fold.with_views(fold.splits.train))
+            curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)
+        epoch = best_epoch(curves)
+        if epoch != best.epoch:  # of the first fold alone another one is best, whose head `select` left
+            log.info("Over all folds epoch %d is best: the first one is trained to it again, for its score.", epoch)
+            model = start_model(config, first, backbone, positions)
+            fit(config, first, model, positions, epoch)
+            kept = epoch, model.head.get_weights()
+        costs.begin("select: validation")
+        validation = _compare(config, first, start, model.head, first.splits.validation)
+
+        if config.training.refit:
+            costs.begin("refit: training")
+            everything = dataset.with_views(np.union1d(splits.train, splits.validation))
+            log.info("Phase refit: all %d training items, %d epochs.", len(everything), epoch)
+            model = start_model(config, dataset, backbone, everything)
+            start = copy_head(model.head)
+            logs, checkpoints = _watch(config, workdir, "refit")
+            done = checkpoints.restore(model)
+            fit(config, dataset, model, everything, epoch, [*logs, checkpoints], first_epoch=done)
+            kept = epoch, model.head.get_weights()
+        costs.begin("test")
+        metrics = _compare(config, dataset, start, model.head, splits.test)
+    except KeyboardInterrupt as interrupt:
+        model.head.set_weights(kept[1])
+        raise Interrupted(model, kept[0]) from interrupt
+    phase = "refit" if config.training.refit else "select"
+    chosen = {
+        "epoch": epoch,
+        **config.cache.model_dump(include={"views", "turned_classes"}),
+        **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
+    }
+    return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
+
+
+def copy_head(head: Head) -> Head:
+    """A head with the same weights, which stay as they are."""
+    copy = Head.from_config(head.get_config())
+    copy.build((None, head.kernel.shape[0]))
+    copy.set_weights(head.get_weights())
+    return copy
+
+
+def _watch(
+    config: schema.Config, workdir: pathlib.Path, phase: str
+) -> tuple[list[keras.callbacks.Callback], Checkpoints]:
+    """What writes down how a phase goes, and what saves it."""
+    history = workdir / "history.csv"
+    logs = [HistoryCsv(history, phase), keras.callbacks.TensorBoard(workdir / "tensorboard" / phase, write_graph=False)]
+    return logs, Checkpoints(workdir / "checkpoints" / phase, config.training.checkpoint_every_seconds, history)

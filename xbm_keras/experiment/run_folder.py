@@ -1,0 +1,350 @@
+"""What a run leaves behind."""
+
+import contextlib
+import dataclasses
+import datetime
+import glob
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+
+import filelock
+import numpy as np
+import tensorflow as tf
+
+from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
+from xbm_keras.config.schema import Config, Neighbors
+from xbm_keras.config.yaml_files import ConfigError, load_config, public_values, save_config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.labels import printable
+from xbm_keras.data.listing import describe
+from xbm_keras.data.sources import DataError
+from xbm_keras.evaluation.wording import views
+from xbm_keras.export import model_card
+from xbm_keras.export.saved_model import describe_signatures, export_encoder
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.report.failures import REPORT_ERROR, kept_in
+from xbm_keras.report.projector import write_projector
+from xbm_keras.report.run_report import write_run_report
+from xbm_keras.report.stage_costs import Cost
+from xbm_keras.stages.backbone.hub import HubBackbone
+from xbm_keras.stages.head.fc_layer import Head
+
+log = logging.getLogger("xbm_keras")
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+FREE = ("training.checkpoint_every_seconds", "training.strategy")  # keys that decide nothing but how it is done
+TRAINED_BY = ("data", "backbone", "head", "memory", "top_k", "loss", "training")  # sections; the data say the rest
+
+
+@contextlib.contextmanager
+def claim(workdir: str | None, config_path: str, config: Config, resume: str = "auto") -> Iterator[pathlib.Path]:
+    """The folder of a run, which is this process' alone while the block lasts; with `config.yaml`, which runs again.
+
+    Until the block ends without an error the run counts as unfinished.
+
+    Args:
+        workdir: the folder. None is the newest one of `runs/<config>-<time>` that holds an unfinished run of this
+            config and that no process is at work in, else a new one.
+        config_path: names it.
+        config: the run.
+        resume: "auto" goes on with an unfinished run, "must" refuses to begin a new one, "never" to go on with one.
+
+    Raises:
+        ConfigError: if a finished run is there, or one of another config; if another process is at work in the folder,
+            or the folder cannot be written.
+    """
+    if workdir is None:
+        workdir = _unfinished_of(config, config_path) if resume != "never" else None
+        workdir = workdir or f"runs/{pathlib.Path(config_path).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = pathlib.Path(workdir)
+    if printable(str(workdir)) != str(workdir):  # TensorFlow could not write there
+        raise ConfigError(f"Received --workdir {printable(str(workdir))}, which is not UTF-8; expected a path that is.")
+    with _locked(folder):
+        try:
+            for each in (folder, folder / TENSORBOARD):
+                remove_leftovers(each)
+            _prepare(folder, config, resume)
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        yield folder
+        shutil.rmtree(folder / CHECKPOINTS)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """No other process gets the folder meanwhile. The system frees it where this one dies."""
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ConfigError(
+            f"Received --workdir {folder}, in which another process is at work; wait for its end, or give another "
+            "folder."
+        ) from error
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _not_writable(folder: pathlib.Path, error: OSError) -> ConfigError:
+    return ConfigError(f"Received --workdir {folder}, which cannot be written: {error}")
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a run in the folder came to its end, its report included."""
+    return (folder / "metrics.json").exists() and not _lacks_report(folder)
+
+
+def _lacks_report(folder: pathlib.Path) -> bool:
+    """Whether all that a run in the folder lacks is its report: it was killed while it wrote it, or could not."""
+    is_unfinished = (folder / CHECKPOINTS).is_dir() or (folder / REPORT_ERROR).exists()
+    return (folder / "metrics.json").exists() and is_unfinished
+
+
+def results_of(workdir: pathlib.Path) -> dict | None:
+    """The contents of `metrics.json`, where a run left all but its report; else None."""
+    file = workdir / "metrics.json"
+    return read_record(file) if file.exists() else None
+
+
+def read_record(file: pathlib.Path) -> dict:
+    """What a run wrote into a `.json` of its folder. Raises ConfigError where that is damaged."""
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"Received {file}, which is damaged: {error}; expected it as the run wrote it. Give another --workdir, and "
+            "the run is done anew."
+        ) from error
+
+
+def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
+    if (folder / "metrics.json").exists():
+        saved = folder / "config.yaml"
+        if not _lacks_report(folder) or resume == "never" or _differences(load_config(str(saved)), config):
+            raise ConfigError(
+                f"Received --workdir {folder}, which holds a finished run; give another folder, or remove it."
+            )
+        log.info("The run in %s lacks its report alone.", folder)
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        return
+    is_begun = (folder / CHECKPOINTS).is_dir()
+    if _has_checkpoint(folder) and resume != "never":
+        differences = _differences(load_config(str(folder / "config.yaml")), config)
+        if differences:
+            raise ConfigError(
+                f"Received --workdir {folder}, which holds an unfinished run of another config:\n"
+                + "".join(f"  {line}\n" for line in differences)
+                + "Go on with the same config, give another folder, or start anew with --resume=never."
+            )
+        log.info("Going on with the unfinished run in %s; --resume=never would start anew.", folder)
+    elif resume == "must":
+        raise ConfigError(
+            f"Received --resume=must with --workdir {folder}, which holds no checkpoint of an unfinished run; leave "
+            "--resume out to start one."
+        )
+    else:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for leftover in ("history.csv", "data.json", "report.html", REPORT_ERROR):
+            (folder / leftover).unlink(missing_ok=True)
+    if is_begun:  # by a process that was killed after the training
+        shutil.rmtree(folder / "export", ignore_errors=True)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    save_config(config, folder / "config.yaml")
+
+
+def _unfinished_of(config: Config, config_path: str) -> str | None:
+    """The newest unfinished run of this config that no process is at work in."""
+    name = glob.escape(pathlib.Path(config_path).stem)
+    for folder in sorted(pathlib.Path("runs").glob(f"{name}-*"), reverse=True):
+        with contextlib.suppress(ConfigError):
+            if _has_checkpoint(folder) and not _differences(load_config(str(folder / "config.yaml")), config):
+                with _locked(folder):
+                    return str(folder)
+    return None
+
+
+def _has_checkpoint(folder: pathlib.Path) -> bool:
+    return any((folder / CHECKPOINTS).glob("*/[0-9]*/about.json"))
+
+
+def _differences(saved: Config, config: Config) -> list[str]:
+    """Keys that decide what is trained, and their values there and here."""
+    there, here = (_flat(c.model_dump(include=set(TRAINED_BY))) for c in (saved, config))
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key) and key not in FREE
+    ]
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
+    """Write `data.json`: the labels by number, how many items do what, what was skipped and why.
+
+    Raises:
+        DataError: where an unfinished run in the folder was of other data.
+    """
+    file, digest = workdir / "data.json", _digest(dataset)
+    if file.exists() and read_record(file).get("digest") != digest:
+        raise DataError(
+            f"Received data that changed since the unfinished run in {workdir} began; expected the same items, labels "
+            "and features. Bring them back, or start anew with --resume=never."
+        )
+    splits = dataset.splits
+    everything = np.arange(len(dataset.keys))
+    counts = np.bincount(dataset.labels[dataset.labelled(everything)], minlength=len(dataset.label_names))
+    parts = (splits.train, splits.validation, splits.test)
+    about: dict = {
+        "labels": dataset.label_names,
+        "items": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+        "classes": {name: _num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
+        "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
+        "in_no_part": len(np.setdiff1d(everything, np.concatenate(parts))),
+        "unlabelled": dataset.num_unlabelled,
+        "same_content": {name: dataclasses.asdict(found) for name, found in dataset.duplicates.items()},
+        "skipped": dataset.skipped,
+        "ignored": getattr(dataset.source, "ignored", {}),
+        "folders_without_pictures": getattr(dataset.source, "without_pictures", []),
+        "read_for_backbone": dataset.num_computed,
+        "digest": digest,
+    }
+    write_whole(file, printable(json.dumps(about, indent=1, ensure_ascii=False)))  # names of files may be no UTF-8
+    for key, what in (("skipped", "item(s) skipped"), ("classes_with_one_item", "class(es) with one item")):
+        if about[key]:
+            log.warning("%d %s; see data.json.", len(about[key]), what)
+    if left_out := describe(about["ignored"], about["folders_without_pictures"]):
+        log.warning("Left out in data.root: %s.", left_out)
+    if about["in_no_part"]:
+        log.warning("%d item(s) neither train nor validate nor test, by data.split.", about["in_no_part"])
+    for name, found in dataset.duplicates.items():
+        if found.num_items:
+            such = " and ".join(found.examples[0][:2])
+            what = name.replace("_", " ")
+            log.warning(
+                "%d item(s) of the same %d content(s) are %s, such as %s; all are kept: see data.json.",
+                found.num_items,
+                found.num_contents,
+                what,
+                such,
+            )
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of items, labels, roles and some of the features."""
+    digest, splits = hashlib.sha256(), dataset.splits
+    some = np.linspace(0, len(dataset.labels) - 1, num=min(len(dataset.labels), 64), dtype=np.int64)
+    arrays = (splits.train, splits.validation, splits.test, dataset.labels, dataset.sample_ids, dataset.features[some])
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
+    """Write `model.keras`, and of a model of texts `tokenizer/`.
+
+    A backbone that is a SavedModel or of keras_hub is left out of `model.keras`: Keras files cannot hold the one, nor
+    the preprocessing of the other.
+    """
+    backbone = model.backbone
+    if isinstance(backbone, HubBackbone) and backbone.modality == "text":
+        backbone.save_tokenizer(workdir / "tokenizer")
+    if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
+        model = model.without_backbone()
+    with writing_whole(workdir / "model.keras") as side:
+        model.save(side)
+
+
+def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
+    """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
+    c = config.export
+    about = read_record(workdir / "data.json")
+
+    def describe(version: pathlib.Path) -> None:
+        values, recipe = config.model_dump(mode="json"), public_values(config)
+        card = model_card.render(values, recipe, about, metrics, describe_signatures(version))
+        write_whole(version / "model_card.md", card)
+        write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
+
+    folder = workdir / "export"
+    return export_encoder(model, folder, weights=c.weights, max_pixels=c.max_pixels, codes=c.codes, add_files=describe)
+
+
+def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:
+    """Write `metrics.json`, last of all but the report: it marks a run's results as complete."""
+    write_whole(workdir / "metrics.json", json.dumps(metrics, indent=1))
+
+
+def write_report(
+    workdir: pathlib.Path, config: Config, dataset: Dataset, head: Head, metrics: dict, costs: Sequence[Cost]
+) -> None:
+    """Write `report.html`, and the test embeddings for TensorBoard's projector; where they cannot be made, say why.
+
+    The run itself is finished by then. The same command makes the report alone anew.
+    """
+    with kept_in(workdir, f"To make it anew: the same command with --workdir {workdir}"):
+        write_run_report(
+            workdir / "report.html",
+            title=workdir.name,
+            command="python train.py --config config.yaml",  # not as given, which holds paths and what a shell put in
+            about=_about(config, dataset, head, metrics),
+            config=model_card.as_yaml(public_values(config)),
+            dataset=dataset,
+            head=head,
+            metrics=metrics,
+            costs=costs,
+        )
+        write_projector(workdir / TENSORBOARD, dataset, head)
+
+
+def _num_classes(dataset: Dataset, positions: np.ndarray) -> int:
+    return len(np.unique(dataset.labels[dataset.labelled(positions)]))
+
+
+def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:
+    """What was run, for people."""
+    c, splits = config, dataset.splits
+    counts = {
+        name: f"{len(rows):,} items" + (f", {_num_classes(dataset, rows):,} classes" if dataset.has_labels else "")
+        for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
+    }
+    chosen = metrics["validation"]
+    start = chosen.get("start", c.head.start)  # which one, where the config says "auto"
+    dataset = dataset.keeping_views(chosen.get("views", 1) > 1, bool(chosen.get("turned_classes")))
+    trained_on = np.union1d(splits.train, splits.validation) if c.training.refit else splits.train
+    memory_size = min(c.memory.memory_size, len(dataset.with_views(trained_on)))
+    widths = ", ".join(map(str, c.head.widths or [c.head.embedding_dim]))
+    if isinstance(c.top_k, Neighbors):
+        picked = f"{c.top_k.num_neighbors} neighbours, {c.top_k.num_random} random rows, without labels"
+    else:
+        picked = f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}"
+    devices = tf.config.list_physical_devices("GPU")
+    return {
+        "Data": model_card.data_of(c.data.model_dump()).replace("`", ""),
+        "Network": model_card.network_of(c.backbone.model_dump()).replace("`", ""),
+        "Training": counts["train"] + views(chosen),
+        "Validation": counts["validation"],
+        "Test": counts["test"],
+        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {widths} dimensions, start {start}",
+        "Memory": f"{memory_size:,} rows, {c.memory.storage_dtype}" if memory_size else "off: pairs within a batch",
+        "Top-k sample": picked,
+        "Loss": ", ".join(f"{name} {value}" for name, value in c.loss.model_dump().items()).removeprefix("name "),
+        "Epochs": f"{chosen['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
+        "Seed": str(c.training.seed),
+        "Device": "CPU" if not devices else str(tf.config.experimental.get_device_details(devices[0])["device_name"]),
+        "Versions": ", ".join(f"{name} {version}" for name, version in model_card.VERSIONS.items()),
+    }

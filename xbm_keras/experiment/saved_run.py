@@ -1,0 +1,90 @@
+"""A finished run, opened again: what its network and head make of any data."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from xbm_keras.config.yaml_files import ConfigError, blaming_config, check_config, load_config, read_values
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import embed
+from xbm_keras.experiment.build import make_backbone
+from xbm_keras.experiment.loading import load_dataset
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.stages.backbone.frozen import load_keras_file
+from xbm_keras.stages.head.fc_layer import Head
+
+
+def load_data(
+    run: str, config_path: str | None = None, overrides: Sequence[str] = (), all_test: bool = False
+) -> Dataset:
+    """The items that a config describes, with features of the network of a run.
+
+    Args:
+        run: the workdir of the run.
+        config_path: of the data, which need no labels, and the cache. By default the run's own. The network, and all
+            that was decided about it, is the run's: other sections do not matter, and may be left out.
+        overrides: `section.key=value`.
+        all_test: whether all items are test items, instead of those that the config says.
+
+    Raises:
+        ConfigError: where the folder holds no finished run, or the config cannot be used.
+        DataError: for data that cannot be used.
+    """
+    own = pathlib.Path(run) / "config.yaml"
+    if not own.is_file():
+        raise ConfigError(f"Received --model {run!r}, which holds no config.yaml; expected the workdir of a run.")
+    saved = load_config(str(own)).model_dump(mode="json")
+    path = config_path or str(own)
+    values = read_values(path, overrides)
+    given = {name: values[name] for name in values if name in ("data", "cache") or name not in saved}
+    cache = given.get("cache")
+    if isinstance(cache, dict):  # views are of training
+        given["cache"] = {**cache, "views": "auto", "turned_classes": "auto"}
+    given.setdefault("cache", {"dir": saved["cache"]["dir"]})
+    data = given.get("data")
+    if isinstance(data, dict) and data.get("source") == "features":
+        given["backbone"] = {"kind": "none"}
+    given.setdefault("data", {})
+    config = check_config({**saved, **given}, path)
+    return load_dataset(config, make_backbone(config), all_test, is_training=False)
+
+
+def load_head(run: str) -> Head:
+    """The trained head. Raises ConfigError where the folder holds no finished run."""
+    return _load(run).head
+
+
+def load_model(run: str) -> XBMModel:
+    """The whole model, with its backbone. Raises ConfigError where the folder holds no finished run."""
+    model = _load(run)
+    backbone = make_backbone(load_config(str(pathlib.Path(run) / "config.yaml")))
+    if backbone is None or model.backbone is not None:
+        return model
+    whole = XBMModel(backbone, model.head, model.memory, model.top_k, model.pair_loss)  # it was saved without
+    whole.build({"features": (None, model.memory.feature_dim)})
+    return whole
+
+
+def _load(run: str) -> XBMModel:
+    path = pathlib.Path(run) / "model.keras"
+    if not path.is_file():
+        raise ConfigError(f"Received --model {run!r}, which holds no model.keras; expected the workdir of a run.")
+    with blaming_config():
+        return load_keras_file(path)
+
+
+def check_width(head: Head, dataset: Dataset) -> None:
+    """Raises ConfigError where the features are of another width than the head's."""
+    width, expected = dataset.features.shape[1], head.kernel.shape[0]
+    if width != expected:
+        raise ConfigError(
+            f"Received features of width {width} for a head that takes {expected}; expected features of the network "
+            "that the head was trained on."
+        )
+
+
+def embed_items(head: Head, dataset: Dataset, positions: np.ndarray) -> np.ndarray:
+    """Embeddings [n, E] of items, float32 of unit length."""
+    return embed(head, UnitRows(dataset.features, positions))

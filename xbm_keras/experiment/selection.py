@@ -1,0 +1,214 @@
+"""What a run chooses on training items that it holds out: views, the start of the head, the number of epochs."""
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from xbm_keras import progress
+from xbm_keras.config import schema
+from xbm_keras.config.yaml_files import blaming_config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.neighbors import FrozenNeighbors
+from xbm_keras.evaluation.retrieval import evaluate_retrieval
+from xbm_keras.experiment.loading import TRIED_VIEWS
+from xbm_keras.stages.head.starts import ClosedForms, Start
+
+log = logging.getLogger("xbm_keras")
+AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
+PARAMETERS = {
+    "whiten": ("shrinkage",),
+    "local": ("shrinkage",),
+    "lda": ("total_share", "shrinkage", "weighting"),
+    "nda": ("total_share", "shrinkage", "weighting"),
+}
+TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0), "total_share": (0.0, 0.3)}  # where one is auto
+LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
+POWERS = (1.0, 0.5)  # that head.power: auto tries
+ENOUGH_CLASSES = 100  # to choose by
+RANK = 384  # of closed forms that are only compared: the time grows with its third power
+MAX_SCORED_ITEMS = 8192  # of a fold
+
+
+def closed_forms_of(
+    dataset: Dataset, positions: np.ndarray, power: float = 1.0, rank: int | None = None
+) -> ClosedForms:
+    """One pass over the features of these items, raised to the head's power."""
+    with progress.watch(UnitRows(dataset.features, positions, power), "closed form") as rows:
+        return ClosedForms(rows, dataset.labels[positions], rank)
+
+
+def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
+    """The closed form that the config names."""
+    with blaming_config():
+        parameters = {name: getattr(config, name) for name in PARAMETERS.get(config.start, ())}
+        return getattr(closed_forms, config.start)(config.embedding_dim, **parameters)
+
+
+class HeldOutFolds:
+    """Scores starts by folds of a dataset's training items; keeps closed forms and scores for the next head.
+
+    Args:
+        dataset: the items.
+        uses_labels: else scores are the overlap@10 with the frozen features among the validation items, the mean over
+            widths.
+    """
+
+    def __init__(self, dataset: Dataset, uses_labels: bool = True):
+        self.uses_labels = uses_labels
+        self.folds = held_out(dataset) if uses_labels else [dataset]
+        self._scores: dict[str, float] = {}
+        self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
+        self._frozen: FrozenNeighbors | None = None
+
+    def score(self, choice: schema.HeadConfig) -> float:
+        """Of a start in which nothing is "auto" on held-out items: MAP@R, the mean over folds."""
+        key = choice.model_dump_json()
+        if key not in self._scores:
+            self._scores[key] = float(np.mean([self._score_fold(i, choice) for i in range(len(self.folds))]))
+        return self._scores[key]
+
+    def _score_fold(self, i: int, choice: schema.HeadConfig) -> float:
+        dataset = self.folds[i]
+        rank = max(RANK, choice.embedding_dim)
+        key = (i, choice.power, rank)
+        if key not in self._closed_forms:
+            train = dataset.with_views(dataset.splits.train)
+            self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
+        scored = dataset.splits.validation
+        if self.uses_labels:
+            scored = _some_classes(scored, dataset.labels)
+        kernel, bias = make_start(choice, self._closed_forms[key])
+        embeddings = np.asarray(UnitRows(dataset.features, scored, choice.power)) @ kernel + bias
+        if not self.uses_labels:
+            self._frozen = self._frozen or FrozenNeighbors(UnitRows(dataset.features, scored))
+            widths = choice.widths or [choice.embedding_dim]
+            return self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
+        return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
+
+
+def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> schema.HeadConfig:
+    """The same config, with what suits held-out training items best in place of "auto".
+
+    Best is the highest mean score of the folds; the first one where several are. The power comes last, for the start
+    that is best with features as they are.
+
+    Args:
+        config: of the head.
+        dataset: the items.
+        folds: of the dataset, where several heads are chosen for, or where no labels are to be used.
+    """
+    powers = POWERS if config.power == "auto" else (config.power,)
+    if config.start == "random":
+        return config.model_copy(update={"power": powers[0]})
+    choices = []
+    for start in AUTO_STARTS if config.start == "auto" else (config.start,):
+        names = PARAMETERS.get(start, ())
+        given = [getattr(config, name) for name in names]
+        known = {**TRIED, "shrinkage": LOCAL_SHRINKAGES} if start == "local" else TRIED
+        tried = [known[name] if value == "auto" else (value,) for name, value in zip(names, given, strict=True)]
+        for values in itertools.product(*tried):
+            update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
+            choices.append(config.model_copy(update=update))
+    folds = folds or HeldOutFolds(dataset)
+    best = _best(choices, folds)
+    return _best([best.model_copy(update={"power": power}) for power in powers], folds)
+
+
+def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Dataset]:
+    """The same config, with what suits held-out training items best in place of "auto" in its head and its views.
+
+    First the head, by the items as they are; then the views, each kind that the data has and the config leaves open,
+    with and without, for that head; then the head once more, where it is to have views.
+
+    Args:
+        config: of the run.
+        dataset: its data, with all views that are to be tried.
+
+    Returns:
+        The config, and the data with those views alone that were chosen.
+    """
+    ways = _ways_to_view(config.cache, dataset)
+    folds = [HeldOutFolds(data, not config.is_without_labels) for _, data in ways]
+    head, best = choose_start(config.head, ways[0][1], folds[0]), 0
+    if len(ways) > 1 and head.start != "random":  # of which there is nothing to compare before it is trained
+        scores = [each.score(head) for each in folds]
+        told = [f"{score:.3f} {_described(way)}" for (way, _), score in zip(ways, scores, strict=True)]
+        log.info("MAP@R of held-out classes by views of training pictures: %s.", ", ".join(told))
+        best = int(np.argmax(scores))
+    cache, chosen = ways[best]
+    if best:
+        head = choose_start(config.head, chosen, folds[best])
+    return config.model_copy(update={"head": head, "cache": cache}), chosen
+
+
+def _described(cache: schema.Cache) -> str:
+    kinds = ["augmented ones"] * (cache.views != 1) + ["turned classes"] * bool(cache.turned_classes)
+    return f"with {' and '.join(kinds)}" if kinds else "without"
+
+
+def _ways_to_view(cache: schema.Cache, dataset: Dataset) -> list[tuple[schema.Cache, Dataset]]:
+    """The kinds of views that may train, of those that the data has: as few as the config allows come first."""
+    views, turns = [cache.views], [cache.turned_classes]
+    if cache.views == "auto":
+        views = [1, TRIED_VIEWS] if (~dataset.is_turned).any() else [1]
+    if cache.turned_classes == "auto":
+        turns = [False, True] if dataset.is_turned.any() else [False]
+    return [
+        (cache.model_copy(update={"views": v, "turned_classes": t}), dataset.keeping_views(v > 1, t))
+        for v, t in itertools.product(views, turns)
+    ]
+
+
+def _best(choices: list[schema.HeadConfig], folds: HeldOutFolds) -> schema.HeadConfig:
+    return choices[0] if len(choices) == 1 else max(choices, key=folds.score)
+
+
+def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:
+    """What choices are made on: the same data, each time with other training items held out for validation.
+
+    Args:
+        dataset: the items, with the validation items that come first.
+        count: of folds, at most as many as there are; or "auto": the data as it is, or, where its validation classes
+            are few, each half of the folds. A few classes say little of others, and what is best among a few is not
+            what is best among as many as there will be.
+    """
+    splits, folds = dataset.splits, dataset.splits.folds
+    if count != "auto":
+        others = [fold for fold in folds if not np.array_equal(fold, splits.validation)]
+        return [dataset, *(_holding_out(dataset, fold) for fold in others[: int(count) - 1])]
+    if len(folds) < 2 or len(np.unique(dataset.labels[splits.validation])) >= ENOUGH_CLASSES:
+        return [dataset]
+    middle = len(folds) // 2
+    return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
+
+
+def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads."""
+    names, counts = np.unique(labels[positions], return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), MAX_SCORED_ITEMS))
+    return positions[np.isin(labels[positions], names[order[:num_classes]])]
+
+
+def _holding_out(dataset: Dataset, positions: np.ndarray) -> Dataset:
+    """The same data, with these of all training items for validation."""
+    splits = dataset.splits
+    train = np.setdiff1d(np.union1d(splits.train, splits.validation), positions)
+    return dataclasses.replace(dataset, splits=dataclasses.replace(splits, train=train, validation=positions))
+
+
+def best_epoch(curves: Sequence[Sequence[float]]) -> int:
+    """The epoch of the highest mean score over folds.
+
+    Args:
+        curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score; none at
+            all leave epoch 0.
+    """
+    length = max(map(len, curves))
+    if not length:
+        return 0
+    return int(np.argmax(np.mean([[*curve, *[curve[-1]] * (length - len(curve))] for curve in curves], axis=0)))

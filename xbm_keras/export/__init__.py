@@ -1,0 +1,1 @@
+"""The SavedModel that serves, its card, and other runtimes."""

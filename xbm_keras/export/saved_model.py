@@ -1,0 +1,286 @@
+"""The SavedModel that serves: everything between what clients send and embeddings, and nothing else."""
+
+import functools
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from xbm_keras.atomic_files import latest_version, new_version, write_whole
+from xbm_keras.data.decoding import MAX_PIXELS, decode_all
+from xbm_keras.evaluation.quantization import CODES
+from xbm_keras.export.check import compare, in_float32
+from xbm_keras.export.serving_requests import write_requests
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.cosine_scores import l2_normalize
+
+# Requests to `serve_bytes`, `serve_uint8` or `serve_features` wait up to 2 ms for others to share a pass with.
+BATCHING = """\
+max_batch_size { value: 32 }
+batch_timeout_micros { value: 2000 }
+max_enqueued_batches { value: 64 }
+num_batch_threads { value: 2 }
+"""
+
+
+def export_encoder(
+    model: XBMModel,
+    folder: pathlib.Path,
+    *,
+    weights: str = "float32",
+    max_pixels: int = MAX_PIXELS,
+    codes: Sequence[str] = (),
+    add_files: Callable[[pathlib.Path], None] | None = None,
+) -> pathlib.Path:
+    """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.
+
+    The signatures, in all of which N is free, also 0, and `embeddings` are float32 [N, E] of unit length:
+
+    - `serving_default` takes what the model was made for: RGB images in 0..255, float32 [N, H, W, 3] of any one size
+      (`inputs`), backbone features [N, D] (`features`), or of texts `token_ids` and `padding_mask`, int32 [N, L].
+    - `serve_uint8`, of images: the same as uint8 (`inputs`).
+    - `serve_bytes`, of images: encoded ones, strings [N] (`bytes`): JPEG, PNG, GIF, WebP and BMP, each of any size,
+      decoded and resized as in training, which reads further formats. It also gives `valid`, bool [N]: a string that
+      is no such picture, is damaged, or has more than `max_pixels` gets a zero vector and false, and does not disturb
+      the others.
+    - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
+    - `serving_default_<width>` and so on, of a head with nested widths: the same, but embeddings [N, width].
+
+    With `codes` each signature also gives `embeddings_int8` or `embeddings_binary`, see
+    `xbm_keras.evaluation.quantization`.
+
+    It computes in float32 whatever the dtype policy of the model. The version gets its name once it was loaded again
+    and each signature has given the embeddings of the model.
+
+    Preprocessing is inside, except for the tokenizer, whose operations TensorFlow alone does not have. The memory, the
+    miner, the loss and the optimizer are not. In `assets.extra` lie requests with which TF Serving warms up, and beside
+    the versions `batching.config` for it.
+
+    Args:
+        model: a built model.
+        folder: of the versions.
+        weights: "float32"; or "float16" for half the size: matrices and kernels are kept in it and computed with in
+            float32, vectors and the insides of a SavedModel backbone stay as they are.
+        max_pixels: of an encoded picture, told by its header before it is decoded.
+        codes: "int8", "binary", or both.
+        add_files: given the folder that is to become the version, writes what else belongs into it.
+
+    Returns:
+        The folder of the new version.
+
+    Raises:
+        ValueError: for other weights or codes, weights that float16 cannot hold, or where what was written does not
+            run or gives other embeddings. There is no new version then.
+    """
+    unknown = set(codes) - set(CODES)
+    if unknown:
+        raise ValueError(f"Received codes={list(codes)}; expected some of {', '.join(CODES)}.")
+    if weights not in ("float32", "float16"):
+        raise ValueError(f"Received weights={weights!r}; expected 'float32' or 'float16'.")
+    stored = _half(model) if weights == "float16" else []
+
+    def embed(features):
+        return {"embeddings": model.head(model.unit_length(features))}
+
+    def embed_features(inputs):
+        return embed(inputs["features"])
+
+    features = {"features": tf.TensorSpec((None, model.memory.feature_dim), tf.float32)}
+    signatures: dict[str, Signature] = {"serve_features": (_with_weights(embed_features, stored), features)}
+    backbone = model.backbone
+    if backbone is None:
+        signatures["serving_default"] = signatures["serve_features"]
+    else:
+        embed_inputs = _with_weights(lambda inputs: embed(backbone(inputs)), stored)
+        signatures |= _of_inputs(backbone, embed_inputs, max_pixels)
+    signatures |= {
+        f"{name}_{width}": (_cut(function, width), inputs)
+        for name, (function, inputs) in signatures.items()
+        for width in model.head.widths[:-1]
+    }
+    if codes:
+        signatures = {name: (_with_codes(function, codes), inputs) for name, (function, inputs) in signatures.items()}
+    archive = keras.export.ExportArchive()
+    if backbone is not None and backbone.is_saved_model:
+        archive.track(backbone.network)  # its tables; variables are found by themselves
+    with in_float32(backbone, model.head), new_version(folder) as target:
+        for name, (function, inputs) in sorted(signatures.items()):
+            specs = {key: tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()}
+            archive.add_endpoint(name, function, [specs])
+        archive.write_out(str(target), verbose=False)
+        _compare(target, signatures, backbone)
+        requests = {name: _example(inputs, backbone) for name, (_, inputs) in sorted(signatures.items())}
+        write_requests(target / "assets.extra" / "tf_serving_warmup_requests", requests)
+        if add_files is not None:
+            add_files(target)
+        write_whole(folder / "batching.config", BATCHING)
+    return latest_version(folder)
+
+
+def _compare(version: pathlib.Path, signatures: dict, backbone: Backbone | None) -> None:
+    """Load a SavedModel, and compare what each of its signatures gives with what the model gives."""
+    saved = []
+
+    def load():
+        saved.append(tf.saved_model.load(str(version)))
+        return {}
+
+    compare("the SavedModel", load, {})
+    for name, (function, inputs) in signatures.items():
+        trial = {key: _noise(each) for key, each in _example(inputs, backbone).items()}
+        embeddings = {"embeddings": function(trial)["embeddings"]}
+        compare(f"the signature {name}", functools.partial(saved[0].signatures[name], **trial), embeddings)
+
+
+def _noise(tensor: tf.Tensor) -> tf.Tensor:
+    """Random pixels or features of the same form; encoded pictures and tokens as they are."""
+    if not (tensor.dtype.is_floating or tensor.dtype == tf.uint8):
+        return tensor
+    return tf.cast(tf.random.stateless_uniform(tf.shape(tensor), (0, 0), 0, 255), tensor.dtype)
+
+
+Signature = tuple[Callable, dict[str, tf.TensorSpec]]
+
+
+def _cut(function: Callable, width: int) -> Callable:
+    """The function, giving the beginnings of its embeddings, of unit length again."""
+
+    def cut(inputs):
+        outputs = function(inputs)
+        return {**outputs, "embeddings": l2_normalize(outputs["embeddings"][:, :width])}
+
+    return cut
+
+
+def _with_codes(function: Callable, codes: Sequence[str]) -> Callable:
+    """The function, also giving its embeddings in these codes."""
+
+    def coded(inputs):
+        outputs = function(inputs)
+        return {**outputs, **{f"embeddings_{name}": CODES[name](outputs["embeddings"]) for name in codes}}
+
+    return coded
+
+
+def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str, Signature]:
+    """The signatures that begin with the backbone's own inputs: functions of one dict, and what the dict holds."""
+    shape, dtype = backbone.input_shape_per_item, tf.as_dtype(backbone.input_dtype_per_item)
+    if isinstance(shape, dict):
+        return {"serving_default": (embed, {key: tf.TensorSpec((None, *each), dtype) for key, each in shape.items()})}
+    if not backbone.image_size:
+        return {
+            "serving_default": (
+                lambda inputs: embed(inputs["inputs"]),
+                {"inputs": tf.TensorSpec((None, *shape), dtype)},
+            )
+        }
+    # One graph of the network for all three.
+    prepared = tf.TensorSpec((None, *backbone.image_size, 3), tf.float32)
+    embed = tf.function(_never_empty(embed), input_signature=[prepared], autograph=False)
+
+    def from_images(inputs):
+        return embed(backbone.resize_batch(inputs["inputs"]))
+
+    def from_bytes(inputs):
+        data = inputs["bytes"]
+        positions, images = decode_all(data, backbone.resize, max_pixels)
+        size = tf.size(data, tf.int64)
+        embedded = {name: _scatter(values, positions, size) for name, values in embed(images).items()}
+        return {**embedded, "valid": _scatter(tf.ones_like(positions, tf.bool), positions, size)}
+
+    return {
+        "serving_default": (from_images, {"inputs": tf.TensorSpec((None, None, None, 3), tf.float32)}),
+        "serve_uint8": (from_images, {"inputs": tf.TensorSpec((None, None, None, 3), tf.uint8)}),
+        "serve_bytes": (from_bytes, {"bytes": tf.TensorSpec((None,), tf.string)}),
+    }
+
+
+def _never_empty(function: Callable) -> Callable:
+    """The function, which for an empty batch sees a blank picture: on some CPUs TensorFlow fails to convolve none."""
+
+    def call(images):
+        size = tf.shape(images)[0]
+        blank = tf.zeros((tf.cast(size == 0, tf.int32), *images.shape[1:]), images.dtype)
+        outputs = function(tf.concat([images, blank], axis=0))
+        return {name: values[:size] for name, values in outputs.items()}
+
+    return call
+
+
+def _scatter(values, positions, size):
+    """Rows at their positions among `size` rows, zeros or False at the others."""
+    shape = tf.concat([[size], tf.shape(values, tf.int64)[1:]], axis=0)
+    return tf.scatter_nd(positions[:, None], values, shape)
+
+
+def _half(model: XBMModel) -> list[tuple[keras.Variable, tf.Variable]]:
+    """Matrices and kernels of backbone and head, and each in float16. Statistics and biases need the range of float32.
+
+    Raises:
+        ValueError: for a weight that float16 cannot hold.
+    """
+    layers = [layer for layer in (model.backbone, model.head) if layer is not None and not _is_saved_model(layer)]
+    stored = []
+    for weight in (weight for layer in layers for weight in layer.weights):
+        if len(weight.shape) > 1:
+            half = tf.cast(weight.value, tf.float16)
+            if not np.isfinite(half).all():
+                raise ValueError(
+                    f"Received weights='float16' and the weight {weight.path}, whose values it cannot hold; expected "
+                    "finite ones within 65504. Use weights='float32'."
+                )
+            stored.append((weight, tf.Variable(half, trainable=False)))
+    return stored
+
+
+def _is_saved_model(layer: keras.Layer) -> bool:
+    return isinstance(layer, Backbone) and layer.is_saved_model
+
+
+def _with_weights(function: Callable, stored: list[tuple[keras.Variable, tf.Variable]]) -> Callable:
+    """The function, computing with these variables in place of the model's own."""
+
+    def with_weights(inputs):
+        with keras.StatelessScope(state_mapping=[(weight, tf.cast(half, weight.dtype)) for weight, half in stored]):
+            return function(inputs)
+
+    return with_weights if stored else function
+
+
+def _example(inputs: dict[str, tf.TensorSpec], backbone: Backbone | None) -> dict[str, tf.Tensor]:
+    """One item of a signature: black pictures, a token twice (Keras warns of attention to one), features of ones."""
+    size = (backbone.image_size if backbone is not None else None) or (2,)
+    if "bytes" in inputs:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (size[-1], size[0])).save(file, "JPEG")
+        return {"bytes": tf.constant([file.getvalue()])}
+    shapes = {
+        name: [1, *(each or size[i % len(size)] for i, each in enumerate(spec.shape[1:]))]
+        for name, spec in inputs.items()
+    }
+    return {name: tf.ones(shapes[name], spec.dtype) for name, spec in inputs.items()}
+
+
+def describe_signatures(version: pathlib.Path) -> dict[str, str]:
+    """What each signature of an exported model takes, such as "`inputs`: float32 [N, H, W, 3]"."""
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+
+    def shape(tensor):
+        sizes = [dim.size for dim in tensor.tensor_shape.dim]
+        letters = "NHW" if len(sizes) == 4 else "NL"
+        return ", ".join(letters[i] if size < 0 else str(size) for i, size in enumerate(sizes))
+
+    return {
+        name: ", ".join(
+            f"`{key}`: {tf.as_dtype(tensor.dtype).name} [{shape(tensor)}]"
+            for key, tensor in sorted(signature.inputs.items())
+        )
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+        if not name.startswith("__")
+    }

@@ -1,0 +1,1 @@
+"""The one pass through the backbone: each item once, ever."""

@@ -1,0 +1,1 @@
+"""Galleries to search."""

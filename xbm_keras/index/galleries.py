@@ -1,0 +1,294 @@
+"""A gallery to search: vectors, ids and labels, as an exact SavedModel and, if wanted, an approximate index beside it.
+
+Letters: Q queries, N gallery items, E embedding width, k answers.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import filelock
+import numpy as np
+import tensorflow as tf
+
+from xbm_keras.atomic_files import latest_version, new_version, write_whole, writing_whole
+from xbm_keras.data.sources import Items
+from xbm_keras.index import usearch_graph
+
+SCORES = 1 << 24  # held at a time by a search: 64 MB
+RECALL_AT = 10
+RECALL_QUERIES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Items that can be found. Their ids are unique."""
+
+    vectors: np.ndarray
+    """[N, E] float32 of unit length."""
+    ids: np.ndarray
+    """[N] str."""
+    labels: np.ndarray
+    """[N] str, empty where there is none."""
+
+    def __post_init__(self):
+        shapes = {"ids": self.ids.shape, "labels": self.labels.shape}
+        if self.vectors.ndim != 2 or set(shapes.values()) != {self.vectors.shape[:1]}:
+            raise ValueError(
+                f"Received vectors of shape {self.vectors.shape} with {shapes}; expected [N, E] with N ids and labels."
+            )
+        unique, counts = np.unique(self.ids, return_counts=True)
+        if len(unique) < len(self.ids):
+            raise ValueError(
+                f"Received the id {str(unique[counts.argmax()])!r} {counts.max()} times; expected it once. Give each "
+                "item an id of its own."
+            )
+
+    def with_items(self, more: "Gallery") -> "Gallery":
+        """These items and more; an item whose id is here already replaces the one that is here."""
+        if len(self.ids) and more.vectors.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"Received vectors of width {more.vectors.shape[1]} for a gallery of width {self.vectors.shape[1]}; "
+                "expected the same. Embed them with the model of the gallery."
+            )
+        kept = ~np.isin(self.ids, more.ids)
+        return Gallery(
+            np.concatenate([self.vectors[kept], more.vectors]),
+            np.concatenate([self.ids[kept], more.ids]),
+            np.concatenate([self.labels[kept], more.labels]),
+        )
+
+    def without(self, ids) -> "Gallery":
+        """The gallery without these items. Raises ValueError for an id that is not in it."""
+        unknown = np.setdiff1d(ids, self.ids)
+        if len(unknown):
+            raise ValueError(
+                f"Received {len(unknown)} id(s), such as {str(unknown[0])!r}, which the gallery does not hold; "
+                f"expected ids of its {len(self.ids)} items, such as {', '.join(map(repr, self.ids[:3].tolist()))}. "
+                "Nothing was removed."
+            )
+        kept = ~np.isin(self.ids, ids)
+        return Gallery(self.vectors[kept], self.ids[kept], self.labels[kept])
+
+
+class Search(tf.Module):
+    """Exact search as a SavedModel: the k items of highest cosine similarity, best first, ties by position."""
+
+    def __init__(self, gallery: Gallery):
+        super().__init__()
+        self.vectors = tf.Variable(gallery.vectors, trainable=False)
+        self.ids = tf.Variable(gallery.ids.tolist(), trainable=False, dtype=tf.string, shape=gallery.ids.shape)
+        self.labels = tf.Variable(gallery.labels.tolist(), trainable=False, dtype=tf.string, shape=gallery.ids.shape)
+        width = gallery.vectors.shape[1]
+        self.search = tf.function(
+            self._search,
+            input_signature=[
+                tf.TensorSpec((None, width), tf.float32, "embeddings"),
+                tf.TensorSpec((), tf.int32, "k"),
+            ],
+        )
+
+    def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and cosine similarities [Q, min(k, N)]."""
+        found = self.search(tf.constant(queries, tf.float32), tf.constant(k))
+        return np.char.decode(found["ids"].numpy().astype(bytes), "utf-8"), found["similarities"].numpy()
+
+    def _search(self, embeddings, k):
+        """Of queries [Q, E] `similarities` float32, `ids` and `labels`, all [Q, min(k, N)]."""
+        num_items = self.vectors.shape[0]
+        k = tf.minimum(k, num_items)
+        queries = tf.math.l2_normalize(embeddings, axis=1)
+        block = max(1, SCORES // max(num_items, 1))
+        num_queries = tf.shape(queries)[0]
+        similarities = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
+        positions = tf.TensorArray(tf.int64, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
+        for i in tf.range(tf.maximum(1, (num_queries + block - 1) // block)):  # once also where Q is 0
+            scores = tf.matmul(queries[i * block : (i + 1) * block], self.vectors, transpose_b=True)
+            best, place = tf.math.top_k(scores, k)
+            similarities, positions = similarities.write(i, best), positions.write(i, tf.cast(place, tf.int64))
+        places = tf.reshape(positions.concat(), [num_queries, k])
+        return {
+            "similarities": tf.reshape(similarities.concat(), [num_queries, k]),
+            "ids": tf.gather(self.ids, places),
+            "labels": tf.gather(self.labels, places),
+        }
+
+
+def write_index(
+    folder: pathlib.Path,
+    gallery: Gallery,
+    model: str,
+    *,
+    approximate_search: bool = False,
+    roots: dict[str, str] | None = None,
+) -> dict:
+    """Write a gallery as the next version `folder/<n>/`, whole or not at all.
+
+    The version is a SavedModel with the signature `search`: `embeddings` [Q, E] float32 and `k` int32 to `ids`,
+    `labels` and `similarities` [Q, min(k, N)]. Beside it lie the gallery itself (`vectors.npy`, `items.json`) and, with
+    `approximate_search`, a USearch index (`approximate.usearch`), whose recall is measured.
+
+    Args:
+        folder: of the versions.
+        gallery: the items.
+        model: fingerprint of the model that embedded them.
+        approximate_search: also build the approximate index; needs the extra [ann].
+        roots: of the items, name to place; None where that is not known.
+
+    Returns:
+        What `index.json` holds: `items`, `width`, `model`, `roots` and, of an approximate index, `recall_at_10`.
+    """
+    with _locked(folder):
+        index = usearch_graph.build(gallery.vectors, _keys(gallery)) if approximate_search else None
+        return _write(folder, gallery, model, index, roots)
+
+
+def add_items(
+    folder: pathlib.Path, more: Gallery, model: str, *, replace: bool = True, roots: dict[str, str] | None = None
+) -> dict:
+    """Write the newest version with more items as the next one.
+
+    Nothing that is there is embedded again, and the approximate index takes up the new items alone.
+
+    Args:
+        folder: of the versions.
+        more: the items.
+        model: fingerprint of the model that embedded them.
+        replace: whether an item may take the place of one whose id is there already.
+        roots: further ones.
+
+    Returns:
+        What `index.json` holds, and how many items were `added` and how many `replaced`.
+
+    Raises:
+        ValueError: where another model embedded the items that are there, or, without `replace`, an id is there.
+    """
+    with _locked(folder):
+        gallery, about, index = read_index(folder)
+        check_new(gallery, about, more.ids, model, replace)
+        is_replaced = np.isin(gallery.ids, more.ids)
+        if index is not None:
+            index.remove(_keys(gallery)[is_replaced])
+            index.add(_keys(more), more.vectors)
+        roots = {**(about.get("roots") or {}), **roots} if roots else about.get("roots")
+        num_replaced = int(is_replaced.sum())
+        written = _write(folder, gallery.with_items(more), model, index, roots)
+        return {**written, "added": len(more.ids) - num_replaced, "replaced": num_replaced}
+
+
+def check_new(gallery: Gallery, about: dict, ids, model: str, replace: bool) -> None:
+    """Raises ValueError where items of these ids, embedded by this model, may not be added to an index.
+
+    Args:
+        gallery: of the index.
+        about: what its `index.json` holds.
+        ids: of the items.
+        model: fingerprint of the model that embeds them.
+        replace: whether an item may take the place of one whose id is there already.
+    """
+    if model != about["model"]:
+        raise ValueError(
+            f"Received items embedded by the model {model} for an index of the model {about['model']}; expected "
+            "one model, since vectors of two do not compare. Build the index anew."
+        )
+    here = np.intersect1d(ids, gallery.ids)
+    if len(here) and not replace:
+        raise ValueError(
+            f"Received {len(here)} of {len(ids)} item(s) whose ids the index holds already, such as {str(here[0])!r}; "
+            "expected new ones. Replace those by --replace; or, where they are others, give their folder a name of its "
+            "own by --root. Nothing was added."
+        )
+
+
+def remove_items(folder: pathlib.Path, ids) -> dict:
+    """Write the newest version without these items as the next one. Raises ValueError for ids that are not there."""
+    with _locked(folder):
+        gallery, about, index = read_index(folder)
+        fewer = gallery.without(ids)
+        if index is not None:
+            index.remove(_keys(gallery)[np.isin(gallery.ids, ids)])
+        return _write(folder, fewer, about["model"], index, about.get("roots"))
+
+
+def read_index(folder: pathlib.Path):
+    """The newest version: its gallery, what `index.json` holds, and its approximate index, None where it has none.
+
+    Raises:
+        ValueError: where there is none, or its files are damaged.
+    """
+    version = latest_version(folder)
+    try:
+        items, about = (json.loads((version / name).read_text("utf-8")) for name in ("items.json", "index.json"))
+        ids, labels = (np.array(items[name], dtype=str) for name in ("ids", "labels"))
+        with (version / "vectors.npy").open("rb") as file:
+            gallery = Gallery(np.lib.format.read_array(file, allow_pickle=False), ids, labels)
+        about["model"]  # all that is needed of it
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"Received {version}, a version of an index whose files are damaged ({type(error).__name__}: {error}); "
+            "expected them as they were written. Build the index anew, or delete this folder, and the version before "
+            "it is the newest again."
+        ) from error
+    path = version / "approximate.usearch"
+    return gallery, about, usearch_graph.load(path) if path.exists() else None
+
+
+def search_approximately(gallery: Gallery, index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and cosine similarities [Q, min(k, N)] of near items, most of them the nearest."""
+    keys = _keys(gallery)
+    order = np.argsort(keys)
+    found, similarities = usearch_graph.search(index, queries, min(k, len(keys)))
+    return gallery.ids[order[np.searchsorted(keys, found, sorter=order)]], similarities
+
+
+def _locked(folder: pathlib.Path) -> filelock.BaseFileLock:
+    """Only one process at a time reads the newest version and writes the next one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / ".lock")
+
+
+def _keys(gallery: Gallery) -> np.ndarray:
+    """A number for each item that stays when others come and go: [N] int64, as sample ids are."""
+    return Items(gallery.ids, None, {}).sample_ids() if len(gallery.ids) else np.empty(0, np.int64)
+
+
+def _write(folder: pathlib.Path, gallery: Gallery, model: str, index, roots: dict[str, str] | None) -> dict:
+    about = {"items": len(gallery.ids), "width": gallery.vectors.shape[1], "model": model, "roots": roots}
+    if index is not None:
+        about |= _measure(gallery, index)
+    with new_version(folder) as target:
+        search = Search(gallery)
+        tf.saved_model.save(search, str(target), signatures={"search": search.search})
+        with writing_whole(target / "vectors.npy") as side:
+            np.save(side, gallery.vectors)
+        items = {"ids": gallery.ids.tolist(), "labels": gallery.labels.tolist()}
+        write_whole(target / "items.json", json.dumps(items, ensure_ascii=False))
+        if index is not None:
+            index.save(str(target / "approximate.usearch"))
+        write_whole(target / "index.json", json.dumps(about, indent=1))
+    return about
+
+
+def _measure(gallery: Gallery, index) -> dict:
+    """Share of the exact nearest 10 that the approximate index finds, and the time per query."""
+    queries = np.random.default_rng(0).permutation(len(gallery.ids))[:RECALL_QUERIES]
+    k = min(RECALL_AT, len(gallery.ids) - 1)
+    if k < 1:
+        return {}
+    exact = Search(gallery)
+    times = []
+    answers = []
+    for find in (
+        lambda q: exact.find(q, k + 1)[0],
+        lambda q: search_approximately(gallery, index, q, k + 1)[0],
+    ):
+        find(gallery.vectors[queries[:1]])  # traces
+        start = time.perf_counter()
+        answers.append(find(gallery.vectors[queries]))
+        times.append((time.perf_counter() - start) / len(queries) * 1e3)
+    own = gallery.ids[queries]
+    shared = [len((set(a) & set(b)) - {i}) for a, b, i in zip(*answers, own, strict=True)]
+    wanted = [len(set(a) - {i}) for a, i in zip(answers[0], own, strict=True)]
+    recall = float(np.sum(shared) / np.sum(wanted))
+    return {f"recall_at_{RECALL_AT}": recall, "exact_ms": times[0], "approximate_ms": times[1]}

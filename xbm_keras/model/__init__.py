@@ -1,0 +1,1 @@
+"""The pipeline as a Keras model, and what guards its steps."""

@@ -1,0 +1,1 @@
+"""The frozen network: from items to features."""

@@ -1,0 +1,307 @@
+"""Frozen pretrained network: inputs -> features [B, D], preprocessing inside."""
+
+import difflib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from xbm_keras.stages.backbone.pyramid import with_outputs
+from xbm_keras.stages.backbone.resizing import resize_by_products
+
+POOLINGS = ("avg", "max", "first")
+
+
+def load_keras_file(path: str | os.PathLike) -> keras.Model:
+    """A model saved as `.keras`, by Keras' safe mode: no code that the file holds is run, no other file is read.
+
+    Raises:
+        ValueError: where safe mode refuses the file, or it is damaged.
+    """
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # layers raise what they like where a file makes up their config
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__ or cause
+        raise ValueError(
+            f"Received {str(path)!r}, which cannot be loaded: {str(cause)[:500]}\nExpected a whole .keras file of "
+            "layers that need no code of the file. Save the model again, without Lambda layers and the like."
+        ) from error
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class Backbone(keras.layers.Layer):
+    """A frozen network with its own preprocessing, pooled to one feature vector per item.
+
+    Frozen means both: no weight is trainable, and the network always runs in inference mode, so the statistics of
+    BatchNormalization never move. `trainable` stays False whatever is assigned to it or to a model around it.
+
+    Args:
+        network: a built Keras model or layer from images (or other inputs) to features [B, D], or to maps
+            [B, H, W, D] or tokens [B, L, D], which are pooled. Several outputs are pooled each, brought to unit length
+            and put side by side.
+        preprocessing: the name of the `keras.applications` model whose `preprocess_input` comes first, such as
+            "MobileNetV2"; None where the network takes its inputs as they are.
+        image_size: (height, width) to which images of another size are resized; None for inputs that are no images.
+        pooling: "avg", "max" or "first" (the first token; of tokens only).
+
+    Raises:
+        ValueError: for an unknown preprocessing or pooling, or a network whose output cannot be pooled.
+
+    Example:
+        >>> network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3)])
+        >>> backbone = Backbone(network, image_size=(8, 8))
+        >>> backbone(tf.zeros([2, 20, 16, 3])).shape
+        TensorShape([2, 5])
+    """
+
+    def __init__(
+        self,
+        network: keras.Layer,
+        preprocessing: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        pooling: str = "avg",
+        **kwargs,
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"Received pooling={pooling!r}; expected one of {', '.join(POOLINGS)}.")
+        preprocess = _application(preprocessing)[1] if preprocessing else None
+        kwargs["trainable"] = False
+        super().__init__(autocast=False, **kwargs)
+        self.network = network
+        self.network.trainable = False
+        self.preprocessing = preprocessing
+        self.preprocess = preprocess
+        self.image_size = tuple(image_size) if image_size else None
+        self.pooling = pooling
+        self.built = True
+
+    @property
+    def trainable(self):
+        """Always False."""
+        return False
+
+    @trainable.setter
+    def trainable(self, value):
+        """Ignored: `model.trainable = True` thaws the head of a model, never its backbone."""
+
+    @property
+    def input_shape_per_item(self) -> tuple:
+        """Shape of one input: `(None, None, 3)` for images, else what the network says."""
+        if self.image_size:
+            return (None, None, 3)
+        return tuple(self._saved_model_input().shape[1:] if self.is_saved_model else self.network.input_shape[1:])
+
+    @property
+    def input_dtype_per_item(self) -> str:
+        """Dtype of the inputs: float32 for images, else what the network says, such as int32 for tokens."""
+        if self.image_size:
+            return "float32"
+        return self._saved_model_input().dtype.name if self.is_saved_model else self.network.inputs[0].dtype
+
+    def make_inputs(self):
+        """Symbolic inputs of a model that begins with this backbone: one, or a dict of them by name."""
+        shape, dtype = self.input_shape_per_item, self.input_dtype_per_item
+        if isinstance(shape, dict):
+            return {name: keras.Input(each, dtype=dtype, name=name) for name, each in shape.items()}
+        return keras.Input(shape, dtype=dtype, name="inputs")
+
+    def _saved_model_input(self) -> tf.TensorSpec:
+        """What the endpoint of a SavedModel takes, which `TFSMLayer` does not tell."""
+        endpoint = self.network.call_endpoint_fn
+        endpoint = getattr(endpoint, "concrete_functions", [endpoint])[0]
+        return tf.nest.flatten(endpoint.structured_input_signature)[0]
+
+    def call(self, inputs):
+        """Inputs, such as RGB images in 0..255 [B, H, W, 3], to features [B, D] float32."""
+        x = self.resize_batch(inputs) if self.image_size else inputs
+        if self.preprocess is not None:
+            x = self.preprocess(x)
+        outputs = _outputs(self.network(x, training=False))
+        pooled = [tf.cast(self._pool(y), tf.float32) for y in outputs]
+        if len(pooled) > 1:  # maps of different layers differ in scale
+            pooled = [tf.math.l2_normalize(y, axis=-1) for y in pooled]
+        return tf.stop_gradient(tf.concat(pooled, axis=-1))
+
+    def resize(self, image: tf.Tensor) -> tf.Tensor:
+        """A picture [H, W, 3] at `image_size`, float32: by an operation of the CPU, where pictures are decoded."""
+        if image.shape[-3:-1] == self.image_size:
+            return tf.cast(image, tf.float32)
+        return tf.image.resize(image, self.image_size, antialias=True)
+
+    def resize_batch(self, images: tf.Tensor) -> tf.Tensor:
+        """Pictures [B, H, W, 3] at `image_size`, float32: the same to rounding, on any device and under XLA."""
+        if images.shape[-3:-1] == self.image_size:
+            return tf.cast(images, tf.float32)
+        return resize_by_products(images, self.image_size)
+
+    def prepare(self, item: np.ndarray) -> np.ndarray:
+        """One item as `call` takes it in a batch: a picture at `image_size`, float32. Safe to call in threads."""
+        return self.resize(tf.constant(item)).numpy() if self.image_size else item
+
+    def as_function(self) -> Callable:
+        """`call` as a graph, for batches of prepared items."""
+        return tf.function(self)
+
+    def _pool(self, y):
+        rank = len(y.shape)
+        if rank == 2:
+            return y
+        if rank == 3 and self.pooling == "first":
+            return y[:, 0]
+        if rank in (3, 4) and self.pooling != "first":
+            axes = list(range(1, rank - 1))
+            return tf.reduce_mean(y, axes) if self.pooling == "avg" else tf.reduce_max(y, axes)
+        raise ValueError(
+            f"Received a network output of shape {tuple(y.shape)} with pooling={self.pooling!r}; expected [B, D], "
+            "[B, tokens, D] or, for 'avg' and 'max', [B, H, W, D]."
+        )
+
+    def compute_output_shape(self, input_shape):
+        """(batch, D)."""
+        item = (*self.image_size, 3) if self.image_size else tuple(input_shape[1:])
+        if self.is_saved_model:  # TFSMLayer does not tell: trace it
+            dtype = tf.float32 if self.image_size else self._saved_model_input().dtype
+            traced = tf.function(self.call).get_concrete_function(tf.TensorSpec((None, *item), dtype))
+            return (input_shape[0], traced.output_shapes[-1])
+        shapes = _outputs(self.network.compute_output_shape((None, *item)))
+        return (input_shape[0], sum(shape[-1] for shape in shapes))
+
+    @classmethod
+    def from_application(
+        cls,
+        name: str,
+        weights: str | None = "imagenet",
+        image_size: tuple[int, int] = (224, 224),
+        pooling: str = "avg",
+        layers: str | Sequence[str] = "pyramid",
+    ) -> "Backbone":
+        """A network of `keras.applications`, without its classifier.
+
+        Args:
+            name: such as "MobileNetV2" or "EfficientNetB0".
+            weights: "imagenet" (downloaded once by Keras), the path of a weights file, or None: random.
+            image_size: (height, width).
+            pooling: "avg" or "max".
+            layers: "pyramid", the last layer of each of the three lowest resolutions (see `with_outputs`); "last"; or
+                names of layers.
+
+        Raises:
+            ValueError: for an unknown name, pooling or layer, and for weights that are missing or do not fit.
+        """
+        constructor, _ = _application(name)
+        if pooling not in ("avg", "max"):  # Keras takes any other word for no pooling
+            raise ValueError(f"Received pooling={pooling!r}; expected 'avg' or 'max' for the maps of {name}.")
+        if weights not in (None, "imagenet") and not pathlib.Path(weights).is_file():
+            raise ValueError(
+                f"Received backbone weights {weights!r}, which is no file; expected 'imagenet', None or the path of a "
+                "weights file."
+            )
+        try:
+            network = constructor(include_top=False, input_shape=(*image_size, 3), weights=weights)
+        except Exception as error:  # Keras raises a bare Exception where a download fails, and h5py many kinds
+            raise ValueError(
+                f"Received backbone weights {weights!r}, which could not be loaded into {name} at "
+                f"{image_size[0]}x{image_size[1]}: {error}\nExpected weights of that network without its classifier. "
+                "Without a connection, give the path of a weights file."
+            ) from error
+        return cls(with_outputs(network, layers), name, image_size, pooling, name="backbone")
+
+    @classmethod
+    def from_keras_file(
+        cls,
+        path: str,
+        preprocessing: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        pooling: str = "avg",
+        layers: str | Sequence[str] = "last",
+    ) -> "Backbone":
+        """A network saved as `.keras`. Images in 0..255 reach it as they are unless `preprocessing` names one.
+
+        `layers` says which of its layers give the features, as for `from_application`; "last" are its own outputs.
+
+        Raises:
+            ValueError: if there is no such file, it needs code that safe mode refuses, or has no such layers.
+        """
+        if not pathlib.Path(path).is_file():
+            raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
+        network = load_keras_file(path)
+        if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
+            image_size = tuple(network.input_shape[1:3])
+        return cls(with_outputs(network, layers), preprocessing, image_size, pooling, name="backbone")
+
+    @classmethod
+    def from_saved_model(
+        cls,
+        path: str,
+        endpoint: str = "serving_default",
+        preprocessing: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        pooling: str = "avg",
+    ) -> "Backbone":
+        """A network saved as a TensorFlow SavedModel. Keras cannot put one into a `.keras` file; export holds it.
+
+        Raises:
+            ValueError: if there is no SavedModel, or it has no such endpoint.
+        """
+        if not (pathlib.Path(path) / "saved_model.pb").is_file():
+            raise ValueError(
+                f"Received backbone {path!r}, which holds no saved_model.pb; expected a SavedModel folder."
+            )
+        return cls(
+            keras.layers.TFSMLayer(path, call_endpoint=endpoint), preprocessing, image_size, pooling, name="backbone"
+        )
+
+    @property
+    def is_saved_model(self) -> bool:
+        """Whether the network is a SavedModel, which `.keras` files cannot hold."""
+        return isinstance(self.network, keras.layers.TFSMLayer)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {
+            **config,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "preprocessing": self.preprocessing,
+            "image_size": self.image_size,
+            "pooling": self.pooling,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """The layer that `get_config` described."""
+        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"])})
+
+
+def _outputs(outputs) -> list:
+    """The outputs, or the shapes (tuples), of a network that may give several in a list, or name its one output."""
+    if isinstance(outputs, list):
+        return outputs
+    if not isinstance(outputs, dict):
+        return [outputs]
+    if len(outputs) != 1:
+        raise ValueError(
+            f"Received a network with outputs {', '.join(sorted(outputs))}; expected a single one. Wrap it in a model "
+            "that returns the features."
+        )
+    return list(outputs.values())
+
+
+def _application(name: str):
+    """The constructor of a `keras.applications` model and its `preprocess_input`."""
+    names = [n for n in dir(keras.applications) if n[0].isupper()]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"Received {name!r}, which is no model of keras.applications. {hint}Expected one of {', '.join(names)}."
+        )
+    constructor = getattr(keras.applications, name)
+    return constructor, sys.modules[constructor.__module__].preprocess_input

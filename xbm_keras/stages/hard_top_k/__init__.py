@@ -1,0 +1,1 @@
+"""The top-k sample: which memory rows each anchor is paired with."""

@@ -1,0 +1,327 @@
+"""Top-k sample: which memory rows each anchor is paired with."""
+
+from typing import Literal, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.hard_top_k.random_rows import random_bits, random_rows
+from xbm_keras.stages.hard_top_k.streamed import LOWEST, KeyBlock, Keys, Search, streamed_top_k
+
+Count = int | Literal["all"]
+POSITIVES = ("hardest", "easiest", "random")
+
+
+class Picks(NamedTuple):
+    """The pairs of a step: per anchor T memory rows. See `HardTopK` and `PairLoss` for examples."""
+
+    indices: tf.Tensor
+    """[B, T] int64, rows of the memory. Where `is_valid` is False it is some row inside the memory."""
+    is_positive: tf.Tensor
+    """[B, T] bool: the pick has the anchor's label."""
+    is_valid: tf.Tensor
+    """[B, T] bool: there was such a row; False fills up where fewer than k were to be had."""
+    feature_scores: tf.Tensor
+    """[B, T] float32, cosine similarity of anchor and pick in the space of the frozen features."""
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class HardTopK(keras.layers.Layer):
+    """Per anchor the hardest negatives and a choice of positives, from the score matrix of batch against memory.
+
+    A row that carries the anchor's own sample id is masked before anything is picked, so a sample never meets itself,
+    nor the copy of itself that the last epoch left. k larger than what the memory holds is legal: the rest is masked.
+
+    The hardest negatives may be false ones: rows of the anchor's kind under another label. Guards refuse a negative
+    whose feature score, in the space that is not trained, is higher than
+
+    - `max_score`,
+    - `p - absolute_margin`,
+    - `p - relative_margin |p|`,
+
+    where p is the feature score of the anchor's hardest positive in the memory; an anchor without one has no margin.
+
+    Args:
+        num_negatives: rows of another label, those with the highest score; or "all".
+        num_positives: rows of the anchor's label; or "all".
+        positives: which positives: "hardest" (lowest score), "easiest" (highest score) or "random".
+        max_score: guard, a cosine; None is off.
+        absolute_margin: guard, 0 or more; None is off.
+        relative_margin: guard, 0 or more; None is off.
+        max_rows_for_all: "all" makes picks of the memory's width; above this many rows it is refused.
+        seed: of the random positives. The generator's state is saved with the model.
+
+    Raises:
+        ValueError: for negative counts, for nothing to pick, for an unknown `positives`, for a guard out of range.
+
+    Reference:
+        Hard negatives in SMEC's memory module, arXiv 2510.12474, section 3.3; guards by the score of the positive in
+        NV-Retriever, arXiv 2407.15831, section 3.2.
+
+    Example:
+        >>> features = tf.math.l2_normalize(tf.constant([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0]]), axis=1)
+        >>> labels, ids = tf.constant([0, 0, 1, 1], tf.int64), tf.range(4, dtype=tf.int64)
+        >>> picks = HardTopK(2, 1, "hardest")(features, batch_as_rows(features, labels, ids), labels, ids)
+        >>> picks.indices[0].numpy().tolist(), picks.is_positive[0].numpy().tolist()
+        ([1, 2, 3], [True, False, False])
+    """
+
+    def __init__(
+        self,
+        num_negatives: Count = 32,
+        num_positives: Count = 8,
+        positives: str = "random",
+        max_score: float | None = None,
+        absolute_margin: float | None = None,
+        relative_margin: float | None = None,
+        max_rows_for_all: int = 65_536,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        for name, count in (("num_negatives", num_negatives), ("num_positives", num_positives)):
+            if count != "all" and (not isinstance(count, int) or count < 0):
+                raise ValueError(f"Received {name}={count!r}; expected a whole number, 0 or more, or 'all'.")
+        if num_negatives == num_positives == 0:
+            raise ValueError(
+                "Received num_negatives=0 and num_positives=0, which leaves no pairs; make at least one of them 1."
+            )
+        if positives not in POSITIVES:
+            raise ValueError(f"Received positives={positives!r}; expected one of {', '.join(POSITIVES)}.")
+        if max_score is not None and not -1 <= max_score <= 1:
+            raise ValueError(f"Received max_score={max_score!r}; expected a cosine similarity, in -1..1, or None.")
+        for name, margin in (("absolute_margin", absolute_margin), ("relative_margin", relative_margin)):
+            if margin is not None and not margin >= 0:
+                raise ValueError(f"Received {name}={margin!r}; expected 0 or more, such as 0.05, or None.")
+        self.num_negatives = num_negatives
+        self.num_positives = num_positives
+        self.positives = positives
+        self.max_score = max_score
+        self.absolute_margin = absolute_margin
+        self.relative_margin = relative_margin
+        self.max_rows_for_all = max_rows_for_all
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def num_picks(self, num_rows: int) -> int:
+        """T for a memory of `num_rows` rows."""
+        if self.num_negatives == self.num_positives == "all":
+            return num_rows
+        return sum(num_rows if count == "all" else count for count in (self.num_negatives, self.num_positives))
+
+    def call(
+        self,
+        features: tf.Tensor,
+        rows: Rows,
+        labels: tf.Tensor,
+        sample_ids: tf.Tensor,
+        anchor_keys: tf.Tensor | None = None,
+        row_keys: KeyBlock | None = None,
+        rerank: int = 0,
+        *,
+        jit_compile: bool = False,
+    ) -> Picks:
+        """Pick T rows for each anchor: first the positives, then the negatives. No gradient passes.
+
+        The score matrix is never held whole, except for "all".
+
+        Args:
+            features: [B, D] unit vectors of the anchors.
+            rows: the memory.
+            labels: [B] int64 of the anchors.
+            sample_ids: [B] int64 of the anchors.
+            anchor_keys: [B, K] unit vectors in the space where hardness is measured, by default that of the features.
+            row_keys: from the first row and a number of rows W to their unit vectors [W, K] in that space.
+            rerank: c, where the keys merely approximate the features: of the best c k by key the best k by feature
+                score are picked. 0 takes the keys' order as it is.
+            jit_compile: say True where this is traced into an XLA-compiled function.
+        """
+        features = tf.stop_gradient(tf.cast(features, tf.float32))
+        in_features = Keys(features, rows.block)
+        among = Candidates.of(rows, labels, sample_ids)
+        ceilings = self._ceilings(in_features, among)
+        searches = {}
+        if self.num_positives not in (0, "all") and self.positives != "random":
+            sign = 1.0 if self.positives == "easiest" else -1.0
+            searches["positives"] = Search(self.num_positives, sign, among.own_class)
+        if self.num_negatives not in (0, "all"):
+            searches["negatives"] = Search(
+                self.num_negatives, 1.0, among.other_classes, ceilings, None if jit_compile else among.common_code
+            )
+        if anchor_keys is None or row_keys is None:
+            best = find_best(in_features, searches, among)
+        else:
+            keys = Keys(tf.stop_gradient(tf.cast(anchor_keys, tf.float32)), row_keys)
+            if rerank:
+                best = _search_again(keys, in_features, searches, among, rerank)
+            else:
+                best = find_best(keys, searches, among, guard=None if ceilings is None else in_features)
+        picked = {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
+        if self.num_positives not in (0, "all") and self.positives == "random":
+            picked["positives"] = self._random_positives(among)
+        if "all" in (self.num_negatives, self.num_positives):
+            return self._with_all(picked, features, among, labels, ceilings)
+        indices, is_positive, is_valid = _joined(picked)
+        scores = tf.einsum("bd,btd->bt", features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
+        return Picks(indices, is_positive, is_valid, scores)
+
+    def _ceilings(self, in_features, among):
+        """Highest feature score that a negative may have, [B]; None without guards."""
+        margins = self.absolute_margin, self.relative_margin
+        if self.max_score is None and margins == (None, None):
+            return None
+        ceilings = tf.fill(tf.shape(among.sample_ids), float("inf") if self.max_score is None else self.max_score)
+        if margins == (None, None):
+            return ceilings
+        values, _, is_valid = find_best(in_features, {"lowest": Search(1, -1.0, among.own_class)}, among)["lowest"]
+        hardest = -values[:, 0]
+        margin = tf.maximum(margins[0] or 0.0, (margins[1] or 0.0) * tf.abs(hardest))
+        return tf.where(is_valid[:, 0], tf.minimum(ceilings, hardest - margin), ceilings)
+
+    def _random_positives(self, among):
+        """Indices [B, k] and validity [B, k]."""
+        k, seeds = self.num_positives + 1, [self.seed_generator.next() for _ in range(2)]
+        num_codes = tf.shape(among.own_class, tf.int64)[0]
+        drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
+        # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.
+        any_one = random_bits(tf.size(among.sample_ids), 1, seeds[1])[:, 0] % k
+        any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
+        return _without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
+
+    def _with_all(self, picked, features, among, labels, ceilings):
+        """Picks with all rows on the positives' side, on the negatives', or on both, from the whole score matrix."""
+        rows = among.rows
+        self._refuse_all_of_many(rows)
+        scores = tf.matmul(features, tf.stop_gradient(rows.block(0, tf.shape(rows.labels)[0])), transpose_b=True)
+        every = tf.broadcast_to(tf.range(tf.shape(scores, tf.int64)[1])[None, :], tf.shape(scores))
+        is_positive = labels[:, None] == rows.labels[None, :]
+        is_valid = rows.is_valid[None, :] & (among.sample_ids[:, None] != rows.sample_ids[None, :])
+        if ceilings is not None:
+            is_valid &= is_positive | (scores <= ceilings[:, None])
+        if self.num_negatives == self.num_positives:
+            return Picks(every, is_positive, is_valid, scores)
+        if self.num_positives == "all":
+            picked["positives"] = every, is_valid & is_positive
+        else:
+            picked["negatives"] = every, is_valid & ~is_positive
+        indices, is_positive, is_valid = _joined(picked)
+        return Picks(indices, is_positive, is_valid, tf.gather(scores, indices, batch_dims=1))
+
+    def _refuse_all_of_many(self, rows):
+        num_rows = rows.features.shape[0]
+        if num_rows is not None and num_rows > self.max_rows_for_all:
+            raise ValueError(
+                f"Received 'all' with a memory of {num_rows} rows; expected at most {self.max_rows_for_all}. "
+                "Give a number of picks, such as num_negatives=32, or raise max_rows_for_all."
+            )
+
+    def save_own_variables(self, store):
+        """Weights, and the state of the random positives: Keras by itself does not save seed generators."""
+        super().save_own_variables(store)
+        store["seed_state"] = self.seed_generator.state.value.numpy()
+
+    def load_own_variables(self, store):
+        """What `save_own_variables` stored."""
+        self.seed_generator.state.assign(store["seed_state"])
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {
+            **config,
+            "num_negatives": self.num_negatives,
+            "num_positives": self.num_positives,
+            "positives": self.positives,
+            "max_score": self.max_score,
+            "absolute_margin": self.absolute_margin,
+            "relative_margin": self.relative_margin,
+            "max_rows_for_all": self.max_rows_for_all,
+            "seed": self.seed,
+        }
+
+
+class Candidates(NamedTuple):
+    """Which rows may be a pick of which anchor, in O(M + B^2) numbers rather than B M."""
+
+    rows: Rows
+    sample_ids: tf.Tensor
+    """[B] int64, of the anchors."""
+    common_code: tf.Tensor
+    """B, an int64: rows of another label than all anchors, nearly all of a large memory."""
+    codes: tf.Tensor
+    """[M] int64: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
+    row that is not valid."""
+    classes: tf.Tensor
+    """[B] int64, the code of the anchor's label."""
+    own_class: tf.Tensor
+    """[B + 2, B] float32, by code and anchor: 0 for rows of the anchor's label, else -inf."""
+    other_classes: tf.Tensor
+    """[B + 2, B] float32: 0 for rows of another label, else -inf."""
+
+    @classmethod
+    def of(cls, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> "Candidates":
+        """For anchors of these labels and ids, each [B]."""
+        ordered, num_anchors = tf.sort(labels), tf.size(labels, tf.int64)
+        codes = tf.searchsorted(ordered, rows.labels, out_type=tf.int64)
+        # A replica may have no anchors: the label behind the others is never looked at.
+        one_more = tf.concat([ordered, tf.zeros([1], labels.dtype)], axis=0)
+        is_in_batch = (codes < num_anchors) & (tf.gather(one_more, codes) == rows.labels)
+        codes = tf.where(is_in_batch, codes, num_anchors)
+        codes = tf.where(rows.is_valid, codes, num_anchors + 1)
+        is_same = tf.pad(ordered[:, None] == labels[None, :], [[0, 2], [0, 0]])
+        is_other = ~is_same & (tf.range(num_anchors + 2) <= num_anchors)[:, None]
+        own_class, other_classes = (tf.where(mask, 0.0, LOWEST) for mask in (is_same, is_other))
+        classes = tf.searchsorted(ordered, labels, out_type=tf.int64)
+        return cls(rows, sample_ids, num_anchors, codes, classes, own_class, other_classes)
+
+    def place_of_own(self, indices, is_valid, otherwise):
+        """Where in [B, k] the row with the anchor's own id stands, [B] int64; `otherwise` where it does not."""
+        is_own = is_valid & (tf.gather(self.rows.sample_ids, indices) == self.sample_ids[:, None])
+        place = tf.argmax(tf.cast(is_own, tf.float32), axis=1)  # a GPU has no argmax of integers
+        return tf.where(tf.reduce_any(is_own, axis=1), place, otherwise)
+
+
+def find_best(keys, searches, among, guard=None):
+    """For each search values, indices and validity of the best rows but the anchor's own, each [B, k]."""
+    if not searches:
+        return {}
+    one_more = [search._replace(k=search.k + 1) for search in searches.values()]  # the own row may be among them
+    best = {}
+    for name, (values, indices) in zip(searches, streamed_top_k(keys, among.codes, one_more, guard), strict=True):
+        is_valid = values > LOWEST
+        indices = tf.where(is_valid, indices, 0)
+        place = among.place_of_own(indices, is_valid, searches[name].k)
+        best[name] = _without(place, values, indices, is_valid)
+    return best
+
+
+def _search_again(keys, in_features, searches, among, rerank):
+    """The same by feature score among the `rerank` k best by key."""
+    wide = {name: search._replace(k=search.k * rerank, ceilings=None) for name, search in searches.items()}
+    best = {}
+    for name, (_, indices, is_valid) in find_best(keys, wide, among).items():
+        k, sign, _, ceilings, _ = searches[name]
+        scores = tf.einsum("bd,bkd->bk", in_features.anchors, tf.stop_gradient(among.rows.take(indices)))
+        if ceilings is not None:
+            is_valid &= scores <= ceilings[:, None]
+        values, place = tf.math.top_k(tf.where(is_valid, sign * scores, LOWEST), k)
+        best[name] = (values, *(tf.gather(each, place, batch_dims=1) for each in (indices, is_valid)))
+    return best
+
+
+def _joined(picked):
+    """Indices, is_positive and is_valid, each [B, T], of the positives and then of the negatives, where there are."""
+    names = [name for name in ("positives", "negatives") if name in picked]
+    indices, is_valid = (tf.concat([picked[name][i] for name in names], axis=1) for i in range(2))
+    parts = [tf.fill(tf.shape(picked[name][0]), name == "positives") for name in names]
+    return indices, tf.concat(parts, axis=1), is_valid
+
+
+def _without(place, *tensors):
+    """Each tensor [B, k] without the column `place` [B]."""
+    kept = tf.range(tensors[0].shape[1] - 1, dtype=tf.int64)[None, :]
+    kept += tf.cast(kept >= place[:, None], tf.int64)
+    return tuple(tf.gather(each, kept, batch_dims=1) for each in tensors)

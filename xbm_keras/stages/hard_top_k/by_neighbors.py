@@ -1,0 +1,153 @@
+"""Top-k sample without labels: the nearest memory rows of each anchor, and some at random."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.cosine_scores import l2_normalize
+from xbm_keras.stages.hard_top_k.by_label import Candidates, Picks, find_best
+from xbm_keras.stages.hard_top_k.streamed import Keys, Search
+
+BLOCK_ROWS = 8192  # of the pass over the features whose mean is taken
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class NeighborTopK(keras.layers.Layer):
+    """Per anchor the rows of highest feature score, and random rows, whatever their labels.
+
+    The neighbours alone say what is near, not what is far: a head that is trained on them keeps the near and loses the
+    far. The random rows stand for the rest. As in `HardTopK`, a row with the anchor's own sample id is masked before
+    anything is picked, and k larger than what the memory holds is legal.
+
+    With `centring` the scores are cosines of the features less that share of their mean, once `adapt` was called. The
+    features of many networks share one large component, which all similarities contain and which tells nothing apart;
+    without any of it the similarities would be of another space than the one that is searched today.
+
+    In the picks the neighbours come first and are `is_positive`; a random row that is among the neighbours is not
+    valid, so that each row is picked at most once.
+
+    Args:
+        num_neighbors: rows of highest feature score.
+        num_random: rows drawn at random, the same ones for all anchors of a batch, so that the head embeds each once.
+        centring: share of the mean feature that is taken off, in 0..1.
+        seed: of the random rows. The generator's state is saved with the model.
+
+    Raises:
+        ValueError: for counts that are no whole numbers, no neighbours, negative `num_random`, or a `centring` outside
+            0..1.
+
+    Example:
+        >>> features = tf.math.l2_normalize(tf.constant([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0]]), axis=1)
+        >>> labels, ids = tf.zeros([4], tf.int64), tf.range(4, dtype=tf.int64)
+        >>> rows = batch_as_rows(features, labels, ids)
+        >>> picks = NeighborTopK(num_neighbors=2, num_random=0, centring=0.0)(features, rows, labels, ids)
+        >>> picks.indices.numpy().tolist()
+        [[1, 2], [0, 2], [1, 0], [2, 1]]
+
+    Reference:
+        Neighbours from the memory in SMEC, arXiv 2510.12474, section 3.3; random pairs beside them as in
+        Matryoshka-Adaptor, arXiv 2407.20243, section 3.2.
+    """
+
+    def __init__(self, num_neighbors: int = 64, num_random: int = 256, centring: float = 0.5, seed: int = 0, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        for name, count, least in (("num_neighbors", num_neighbors, 1), ("num_random", num_random, 0)):
+            if not isinstance(count, int) or count < least:
+                raise ValueError(f"Received {name}={count!r}; expected a whole number, {least} or more.")
+        if not 0 <= centring <= 1:
+            raise ValueError(f"Received centring={centring!r}; expected a number in 0..1.")
+        self.num_neighbors = num_neighbors
+        self.num_random = num_random
+        self.centring = centring
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape):
+        """Create the offset for features of shape `(batch, D)`."""
+        shape = (input_shape[-1],)
+        self.offset = self.add_weight(name="offset", shape=shape, dtype="float32", initializer="zeros", trainable=False)
+        self.built = True
+
+    def adapt(self, features: np.ndarray) -> None:
+        """Take the mean of these features, [N, D] unit vectors, for the `centring`; they are read in blocks."""
+        if not self.built:
+            self.build(features.shape)
+        total = np.zeros(features.shape[1])
+        for start in range(0, len(features), BLOCK_ROWS):
+            total += np.asarray(features[start : start + BLOCK_ROWS], np.float64).sum(axis=0)
+        self.offset.assign(self.centring * total / len(features))
+
+    def num_picks(self, num_rows: int) -> int:
+        """T, for a memory of any number of rows."""
+        return self.num_neighbors + self.num_random
+
+    def call(
+        self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor, *, jit_compile: bool = False
+    ) -> Picks:
+        """Pick T rows for each anchor. No gradient passes.
+
+        Args:
+            features: [B, D] unit vectors of the anchors.
+            rows: the memory.
+            labels: not used.
+            sample_ids: [B] int64 of the anchors.
+            jit_compile: say True where this is traced into an XLA-compiled function.
+        """
+        features = tf.stop_gradient(self._centred(features))
+        # To `Candidates` all rows are of one class, the anchors'.
+        among = Candidates.of(
+            rows._replace(labels=tf.zeros_like(rows.sample_ids)), tf.zeros_like(sample_ids), sample_ids
+        )
+        keys = Keys(features, lambda start, width: self._centred(rows.block(start, width)))
+        common = None if jit_compile else tf.constant(0, tf.int64)  # all valid rows have this code
+        searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
+        scores, indices, is_valid = find_best(keys, searches, among)["neighbors"]
+        scores, is_neighbor = tf.where(is_valid, scores, 0.0), tf.ones_like(is_valid)
+        if self.num_random:
+            drawn, is_drawn = self._draw(rows)  # [random]
+            is_known = (drawn[None, :, None] == indices[:, None, :]) & is_valid[:, None, :]  # [B, random, neighbours]
+            is_own = tf.gather(rows.sample_ids, drawn)[None, :] == sample_ids[:, None]  # [B, random]
+            is_drawn = is_drawn[None, :] & ~is_own & ~tf.reduce_any(is_known, axis=2)
+            drawn_scores = tf.matmul(features, self._centred(rows.take(drawn)), transpose_b=True)  # [B, random]
+            indices = tf.concat([indices, tf.broadcast_to(drawn[None, :], tf.shape(is_drawn))], axis=1)
+            is_valid = tf.concat([is_valid, is_drawn], axis=1)
+            is_neighbor = tf.concat([is_neighbor, tf.zeros_like(is_drawn)], axis=1)
+            scores = tf.concat([scores, drawn_scores], axis=1)
+        return Picks(indices, is_neighbor, is_valid, tf.stop_gradient(scores))
+
+    def _centred(self, features):
+        """Features [..., D] less the offset, float32 of unit length."""
+        return l2_normalize(tf.cast(features, tf.float32) - self.offset)
+
+    def _draw(self, rows):
+        """Random valid rows without replacement, indices and validity, each [random]."""
+        # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
+        seed = tf.cast(self.seed_generator.next(), tf.int64)
+        bits = tf.random.stateless_uniform(tf.shape(rows.is_valid), seed, None, None, tf.uint32, alg="philox")
+        keys = tf.where(rows.is_valid, tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint32)), tf.int64), -1)
+        missing = tf.fill([self.num_random], tf.constant(-1, tf.int64))  # where the memory holds fewer rows
+        keys, drawn = tf.math.top_k(tf.concat([keys, missing], axis=0), self.num_random)
+        return tf.where(keys >= 0, tf.cast(drawn, tf.int64), 0), keys >= 0
+
+    def save_own_variables(self, store):
+        """The offset, and the state of the random rows: Keras by itself does not save seed generators."""
+        super().save_own_variables(store)
+        store["seed_state"] = self.seed_generator.state.value.numpy()
+
+    def load_own_variables(self, store):
+        """What `save_own_variables` stored."""
+        self.offset.assign(store["0"])
+        self.seed_generator.state.assign(store["seed_state"])
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {
+            **config,
+            "num_neighbors": self.num_neighbors,
+            "num_random": self.num_random,
+            "centring": self.centring,
+            "seed": self.seed,
+        }

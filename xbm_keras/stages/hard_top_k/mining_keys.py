@@ -1,0 +1,117 @@
+"""Mining keys: a vector per memory row, kept in another space than the features, in which hard rows are sought."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory import replicas
+from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
+from xbm_keras.stages.circular_memory.undo import Overwritten
+
+CHUNK = 4096  # rows of the pass over a memory that was filled before
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class MiningKeys(keras.layers.Layer):
+    """Stored keys [M, K] of the rows of a memory, made by a function that may change as training goes on.
+
+    Rows that were just enqueued get their keys in the same step. Of the others `num_refreshed` rows are done anew in
+    each step, in turn, so that no key is older than `ceil(M / num_refreshed)` steps. After a prefill the next update
+    makes all of them.
+
+    Args:
+        memory_size: rows M.
+        width: K.
+        num_refreshed: rows per step, beside those of the batch; 0 where the function never changes.
+
+    Raises:
+        ValueError: for a negative `num_refreshed`.
+    """
+
+    def __init__(self, memory_size: int, width: int, num_refreshed: int = 0, **kwargs):
+        kwargs.setdefault("trainable", False)
+        super().__init__(**kwargs)
+        if not isinstance(num_refreshed, int) or num_refreshed < 0:
+            raise ValueError(f"Received num_refreshed={num_refreshed!r}; expected a whole number of rows, 0 or more.")
+        self.memory_size = memory_size
+        self.width = width
+        self.num_refreshed = min(num_refreshed, memory_size)
+
+        def weight(name: str, shape: tuple, dtype: str) -> keras.Variable:
+            return self.add_weight(
+                name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False, autocast=False
+            )
+
+        self.keys = weight("keys", (memory_size, width), "float32")
+        self.next_row = weight("next_row", (), "int64")  # to be done anew
+        self.num_seen = weight("num_seen", (), "int64")  # rows that had been enqueued at the last update
+        self.built = True
+
+    def update(
+        self,
+        make_keys: Callable[[tf.Tensor], tf.Tensor],
+        memory: CircularMemory,
+        rows: Rows,
+        batch_size: tf.Tensor,
+        *,
+        jit_compile: bool = False,
+        overwritten: Overwritten | None = None,
+    ) -> None:
+        """Make the keys of the rows that the batch wrote, and of the next rows in turn.
+
+        Args:
+            make_keys: features [n, D] to keys [n, K].
+            memory: the memory, after the enqueue.
+            rows: what it holds.
+            batch_size: number of rows that were enqueued at most.
+            jit_compile: say True where this is traced into an XLA-compiled function.
+            overwritten: a list to which all is added that `put_back` needs to undo this. Where all keys are made, after
+                a prefill, those of the batch alone come back; the next update makes all of them again then.
+        """
+        num_enqueued = tf.convert_to_tensor(memory.num_enqueued.value)
+        batch_size = tf.cast(tf.minimum(batch_size, self.memory_size), tf.int64)
+        newest = (num_enqueued - batch_size + tf.range(batch_size)) % self.memory_size
+        if overwritten is not None:
+            overwritten += [(v, None, tf.identity(v.value)) for v in (self.next_row, self.num_seen)]
+            overwritten.append((self.keys, newest, tf.gather(self.keys.value, newest)))
+        self._write(newest, make_keys, rows, jit_compile)
+
+        num_new = num_enqueued - self.num_seen.value
+        is_unknown = (num_new < 0) | (num_new > batch_size)  # prefilled, or reset, since the last update
+        chunk = self.num_refreshed or min(CHUNK, self.memory_size)
+        num_chunks = tf.where(is_unknown, -(-self.memory_size // chunk), int(self.num_refreshed > 0))
+        first = self.next_row.value + tf.range(chunk, dtype=tf.int64)
+        if overwritten is not None and self.num_refreshed:
+            overwritten.append(
+                (self.keys, first % self.memory_size, tf.gather(self.keys.value, first % self.memory_size))
+            )
+
+        def step(i):
+            self._write((first + tf.cast(i * chunk, tf.int64)) % self.memory_size, make_keys, rows, jit_compile)
+            return (i + 1,)
+
+        tf.while_loop(lambda i: i < num_chunks, step, (tf.constant(0),), parallel_iterations=1)
+        self.next_row.value.assign((self.next_row.value + tf.cast(num_chunks * chunk, tf.int64)) % self.memory_size)
+        self.num_seen.value.assign(num_enqueued)
+
+    def _write(self, slots, make_keys, rows, jit_compile):
+        keys = tf.stop_gradient(tf.cast(make_keys(rows.take(slots)), tf.float32))
+        replicas.write_rows(self.keys.value, slots, keys, jit_compile=jit_compile)
+
+    def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
+        """Keys of `width` rows from `start` on, float32 [width, K]."""
+        return tf.slice(self.keys.value, [start, 0], [width, -1])
+
+    def call(self, *args, **kwargs):
+        """Not a layer to call: see `update` and `block`."""
+        raise TypeError("MiningKeys has no call(); use update(...) and block(start, width).")
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "memory_size": self.memory_size,
+            "width": self.width,
+            "num_refreshed": self.num_refreshed,
+        }

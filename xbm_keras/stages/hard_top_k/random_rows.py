@@ -1,0 +1,81 @@
+"""Random rows of a class, without replacement, and without a random number for each row of the memory.
+
+Letters: B anchors, M memory rows, C codes, k rows per anchor.
+"""
+
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory import replicas
+
+
+def random_rows(
+    codes: tf.Tensor, num_codes: tf.Tensor, wanted: tf.Tensor, k: int, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """For each anchor k of the rows that bear the wanted code, every set of k being equally likely.
+
+    A row is drawn by its rank among the rows of its code; counts per section of the memory tell where it stands. That
+    is O(M) additions, where a random number for each pair of anchor and row would be O(B M).
+
+    Args:
+        codes: [M] int64, below `num_codes`.
+        num_codes: C.
+        wanted: [B] int64, the code that each anchor asks for.
+        k: rows per anchor.
+        seed: [2]. The same seed draws the same rows, eager, in graphs and under XLA.
+
+    Returns:
+        Rows [B, k] int64, each at most once per anchor, and validity [B, k]: False, with row 0, in the first places
+        where fewer than k rows bear the code.
+
+    Reference:
+        The sets are drawn by Floyd's algorithm, Bentley and Floyd, CACM 30(9), 1987.
+    """
+    num_rows = codes.shape[0]
+    section = 1 << ((num_rows or 1024).bit_length() // 2)  # about sqrt(M) sections of about sqrt(M) rows
+    num_sections = -(-tf.shape(codes, tf.int64)[0] // section)
+    missing = num_sections * section - tf.shape(codes, tf.int64)[0]
+    codes = tf.concat([codes, tf.fill([missing], tf.constant(-1, tf.int64))], axis=0)  # a GPU pads no int64
+    codes = tf.reshape(codes, [num_sections, section])
+    cells = tf.where(codes >= 0, tf.range(num_sections)[:, None] * num_codes + codes, -1)
+    # In float32, which counts the rows of a section exactly, and of which a GPU sums segments, unlike int64.
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(cells, tf.float32), cells, num_sections * num_codes)
+    counts = tf.cast(tf.reshape(counts, [num_sections, num_codes]), tf.int64)
+    up_to = tf.cumsum(counts, axis=0)  # rows of a code up to a section's end
+    up_to = tf.gather(tf.transpose(up_to), wanted)  # [B, sections]
+
+    ranks = _random_ranks(up_to[:, -1], k, seed)  # [B, k]
+    is_before = up_to[:, None, :] <= ranks[:, :, None]  # [B, k, sections]
+    sections = tf.cast(tf.reduce_sum(tf.cast(is_before, tf.float32), axis=2), tf.int64)
+    within = ranks - tf.reduce_max(tf.where(is_before, up_to[:, None, :], 0), axis=2)
+    is_wanted = tf.gather(codes, sections) == wanted[:, None, None]  # [B, k, section]
+    up_to_row = tf.cumsum(tf.cast(is_wanted, tf.float32), axis=2)
+    is_before = up_to_row <= tf.cast(within, tf.float32)[:, :, None]
+    rows = sections * section + tf.cast(tf.reduce_sum(tf.cast(is_before, tf.float32), axis=2), tf.int64)
+    return tf.where(ranks >= 0, rows, 0), ranks >= 0
+
+
+def random_bits(num_anchors: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
+    """Random numbers below 2^32 for anchors of this replica, [B, k] int64: those of their places in the whole batch."""
+
+    def make(n):
+        # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
+        bits = tf.random.stateless_uniform([n, k], tf.cast(seed, tf.int64), None, None, tf.uint32, alg="philox")
+        return tf.cast(bits, tf.int64)
+
+    return replicas.of_whole_batch(make, num_anchors)
+
+
+def _random_ranks(counts: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
+    """k different numbers below each of `counts` [B], [B, k] int64; all of them, after -1s, where there are fewer."""
+    shape = [tf.shape(counts)[0], k]
+    bits = random_bits(shape[0], k, seed)
+
+    def draw(i, drawn):
+        highest = counts - k + tf.cast(i, tf.int64)  # [B]
+        rank = tf.bitwise.right_shift(tf.gather(bits, i, axis=1) * (highest + 1), tf.constant(32, tf.int64))
+        is_taken = tf.reduce_any(drawn == rank[:, None], axis=1)
+        rank = tf.where(highest < 0, tf.constant(-1, tf.int64), tf.where(is_taken, highest, rank))
+        return i + 1, tf.where(tf.range(k) == i, rank[:, None], drawn)
+
+    start = tf.constant(0), tf.fill(shape, tf.constant(-1, tf.int64))
+    return tf.while_loop(lambda i, _: i < k, draw, start, maximum_iterations=k)[1]

@@ -1,0 +1,1 @@
+"""The FC layer, the only trainable weights, and its closed-form starts."""

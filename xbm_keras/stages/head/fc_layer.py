@@ -1,0 +1,283 @@
+"""FC layer and L2 normalisation: the only trainable weights."""
+
+import functools
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory import replicas
+from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
+from xbm_keras.stages.hard_top_k.by_label import Picks
+from xbm_keras.stages.head.starts import Start
+
+NESTINGS = ("joint", "sequential")
+KINDS = ("linear", "residual", "mlp")
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class Head(keras.layers.Layer):
+    """FC layer from features to embeddings of unit length, float32 [B, E].
+
+    Kinds, each of which equals its start before the first step:
+
+    - "linear": `f W + b`
+    - "residual": `f W0 + b0 + f W`, where `W0`, `b0` is the start, frozen, and `W` begins at zero, so that weight decay
+      pulls toward the start
+    - "mlp": `f W + b + relu(f U + c) V`, where `V` begins at zero
+
+    Before, each feature is raised to a power and keeps its sign, and the row is made of unit length anew: 0.5, the
+    square root, keeps a few strong features from drowning the others.
+
+    With nested `widths` each of the embedding's beginnings of these widths, made unit length again, is compared and
+    trained beside the whole, so that a vector can be cut after training.
+
+    Args:
+        embedding_dim: E.
+        kind: one of the above.
+        hidden_dim: width of the "mlp" kind's hidden layer.
+        power: of the features; 1 leaves them as they are.
+        seed: of the random start and of `U`.
+        widths: nested ones, ascending, E the last. None is E alone.
+        width_weights: of the losses of the nested widths in their mean; by default the widths: a narrow beginning is
+            part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
+        nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
+            columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
+        dropout: share of the features that is left out, by chance, where it is called with `training=True`: for the
+            anchors of `XBMModel`, not for rows of the memory.
+
+    Raises:
+        ValueError: for an unknown kind or nesting, "mlp" with "sequential", a width below 1, nested widths that do not
+            ascend up to E, weights that do not fit them, or a power or dropout outside 0..1.
+
+    Reference:
+        Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
+        Nested widths: Kusupati et al., "Matryoshka Representation Learning", arXiv 2205.13147. Sequential: after SMEC,
+        arXiv 2510.12474, section 3.1, which goes from the widest to the narrowest by a cascade of FC layers.
+
+    Example:
+        >>> head = Head(2)
+        >>> head.build((None, 3))
+        >>> head.set_start(ClosedForms(np.eye(3, dtype="float32"), np.array([0, 0, 1])).pca(2))
+        >>> embeddings = head(tf.eye(3))
+        >>> embeddings.shape, tf.norm(embeddings, axis=1).numpy().round(3).tolist()
+        (TensorShape([3, 2]), [1.0, 1.0, 1.0])
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        kind: str = "linear",
+        hidden_dim: int = 512,
+        power: float = 1.0,
+        seed: int = 0,
+        widths: Sequence[int] | None = None,
+        width_weights: Sequence[float] | None = None,
+        nesting: str = "joint",
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise ValueError(f"Received kind={kind!r}; expected one of {', '.join(KINDS)}.")
+        for name, width in (("embedding_dim", embedding_dim), ("hidden_dim", hidden_dim)):
+            if not isinstance(width, int) or width < 1:
+                raise ValueError(f"Received {name}={width!r}; expected a whole number, 1 or more.")
+        if not 0 < power <= 1:
+            raise ValueError(f"Received power={power}; expected a number above 0, up to 1.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Received dropout={dropout}; expected a share, 0 or more and below 1.")
+        self.dropout = dropout
+        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy) if dropout else None
+        self.embedding_dim = embedding_dim
+        self.kind = kind
+        self.hidden_dim = hidden_dim
+        self.power = power
+        self.seed = seed
+        if width_weights is not None and (
+            not widths or len(width_weights) != len(widths) or not min(width_weights) > 0
+        ):
+            raise ValueError(
+                f"Received width_weights={width_weights} with widths={widths}; expected one above 0 for each width."
+            )
+        if nesting not in NESTINGS or (nesting == "sequential" and kind == "mlp"):
+            raise ValueError(
+                f"Received nesting={nesting!r} with kind={kind!r}; expected 'joint', or 'sequential' with a kind whose "
+                "dimensions share no weights, 'linear' or 'residual'."
+            )
+        self.nesting = nesting
+        self.widths = tuple(widths or (embedding_dim,))
+        """Ascending; the last one is E."""
+        self.width_weights = tuple(map(float, width_weights or self.widths))
+        is_ascending = list(self.widths) == sorted(set(self.widths)) and self.widths[0] >= 1
+        if not is_ascending or self.widths[-1] != embedding_dim:
+            raise ValueError(
+                f"Received widths={widths} with embedding_dim={embedding_dim}; expected ascending whole numbers, the "
+                f"last of which is {embedding_dim}, such as {[max(1, embedding_dim // 2), embedding_dim]}."
+            )
+
+    def build(self, input_shape):
+        """Create the weights for features of shape `(batch, D)`."""
+        d, e = input_shape[-1], self.embedding_dim
+        random = keras.initializers.GlorotUniform(self.seed)
+        trains_start = self.kind != "residual"
+        self.kernel = self.add_weight(name="kernel", shape=(d, e), initializer=random, trainable=trains_start)
+        self.bias = self.add_weight(name="bias", shape=(e,), initializer="zeros", trainable=trains_start)
+        if self.nesting == "sequential":
+            self.stage = self.add_weight(
+                name="stage", shape=(), dtype="int64", initializer="zeros", trainable=False, autocast=False
+            )
+        if self.kind == "residual":
+            self.delta = self.add_weight(name="delta", shape=(d, e), initializer="zeros")
+        elif self.kind == "mlp":
+            h = self.hidden_dim
+            hidden_random = keras.initializers.HeNormal(self.seed + 1)
+            self.hidden_kernel = self.add_weight(name="hidden_kernel", shape=(d, h), initializer=hidden_random)
+            self.hidden_bias = self.add_weight(name="hidden_bias", shape=(h,), initializer="zeros")
+            self.hidden_out = self.add_weight(name="hidden_out", shape=(h, e), initializer="zeros")
+        self.built = True
+
+    def set_start(self, start: Start) -> None:
+        """Start from a closed form. Raises ValueError where it was made for other widths."""
+        if start.kernel.shape != tuple(self.kernel.shape):
+            raise ValueError(
+                f"Received a start of shape {start.kernel.shape}; this head maps "
+                f"{self.kernel.shape[0]} to {self.kernel.shape[1]} dimensions. Compute it with these widths."
+            )
+        self.kernel.assign(start.kernel)
+        self.bias.assign(start.bias)
+
+    def call(self, features, training=False):
+        """Features [B, D] to embeddings [B, E] of unit length, float32; in training without those that are dropped."""
+        features = tf.cast(signed_power(features, self.power), self.compute_dtype)
+        if self.drop is not None:
+            features = self._dropped(features, training)
+        z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
+        if self.kind == "residual":
+            z += tf.matmul(features, self._in_training(self.delta))
+        elif self.kind == "mlp":
+            hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
+            z += tf.matmul(hidden, self.hidden_out)
+        return l2_normalize(z)
+
+    def _dropped(self, features, training):
+        if not (training and replicas.is_one_of_several()):
+            return self.drop(features, training=training)
+        # Each replica draws the same numbers: those of the whole batch, of which it takes its own.
+        ones = functools.partial(tf.ones, dtype=features.dtype)
+        kept = replicas.of_whole_batch(
+            lambda n: self.drop(ones([n, features.shape[-1]]), training=True), tf.shape(features)[0]
+        )
+        return features * kept
+
+    def _in_training(self, weight):
+        """The weight [..., E], with gradient for the columns of the stage alone.
+
+        Those behind them take no part in its loss, but rounding would give them a little, which Adam makes a lot of.
+        """
+        weight = tf.convert_to_tensor(weight)
+        if self.nesting == "joint":
+            return weight
+        columns, first = tf.range(self.embedding_dim), tf.gather([0, *self.widths[:-1]], self.stage.value)
+        is_in_stage = (columns >= first) & (columns < tf.gather(self.widths, self.stage.value))
+        return tf.where(is_in_stage, weight, tf.stop_gradient(weight))
+
+    def embed_rows(self, rows: Rows) -> tf.Tensor:
+        """Embeddings [M, E] of all memory rows, with gradient.
+
+        Slots that were never filled get the first row's features: a zero row would give NaN gradients through the
+        normalisation of some heads, though no pair uses it.
+        """
+        features = rows.block(0, tf.shape(rows.labels)[0])
+        return self(tf.where(rows.is_valid[:, None], features, features[:1]))
+
+    def compare(
+        self,
+        anchors: tf.Tensor,
+        rows: Rows,
+        picks: Picks,
+        row_embeddings: tf.Tensor | None = None,
+        *,
+        jit_compile: bool = False,
+    ) -> list[tf.Tensor]:
+        """Cosine similarities of anchors and their picks, under the current weights, gradient on both sides.
+
+        Args:
+            anchors: [B, E] embeddings of the batch.
+            rows: the memory.
+            picks: which rows, [B, T].
+            row_embeddings: [M, E], where all rows passed the head already. Else the picked rows pass it, each once
+                (under XLA, where `tf.unique` does not exist, once for each time that it was picked).
+            jit_compile: say True where this is traced into an XLA-compiled function.
+
+        Returns:
+            For each of `widths` [B, T] float32.
+        """
+        if row_embeddings is not None:
+            return [
+                tf.gather(cosine_scores(*each), picks.indices, batch_dims=1)
+                for each in zip(self.nested(anchors), self.nested(row_embeddings), strict=True)
+            ]
+        flat = tf.reshape(picks.indices, [-1])
+        if jit_compile:
+            picked, position = self(rows.take(flat)), None
+        else:
+            unique, position = tf.unique(flat, tf.int64)
+            picked = self(rows.take(unique))
+        similarities = []
+        for width, some_anchors, some_picked in zip(
+            self.widths, self.nested(anchors), self.nested(picked), strict=True
+        ):
+            if position is not None:
+                some_picked = tf.gather(some_picked, position)
+            shape = tf.concat([tf.shape(picks.indices), [width]], axis=0)
+            similarities.append(tf.einsum("be,bte->bt", some_anchors, tf.reshape(some_picked, shape)))
+        return similarities
+
+    def nested(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
+        """The beginnings of embeddings [N, E], for each of `widths` [N, width] of unit length."""
+        return [*(l2_normalize(embeddings[:, :width]) for width in self.widths[:-1]), embeddings]
+
+    def weighted_mean(self, losses: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The mean over the widths of losses per anchor, each [B], by their weights; in sequence the stage's alone."""
+        if self.nesting == "sequential":
+            return tf.gather(tf.stack(losses), self.stage.value)
+        weighted = [weight * loss for weight, loss in zip(self.width_weights, losses, strict=True)]
+        return tf.add_n(weighted) / sum(self.width_weights)
+
+    def save_own_variables(self, store):
+        """Weights, and the state of the dropout: Keras by itself does not save seed generators."""
+        super().save_own_variables(store)
+        if self.drop is not None:
+            store["seed_state"] = self.drop.seed_generator.state.value.numpy()
+
+    def load_own_variables(self, store):
+        """What `save_own_variables` stored; older files hold no state of the dropout, which then stays as it is."""
+        saved = {key: store[key] for key in store.keys()}  # noqa: SIM118
+        seed_state = saved.pop("seed_state", None)
+        super().load_own_variables(saved)
+        if self.drop is not None and seed_state is not None:
+            self.drop.seed_generator.state.assign(seed_state)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "embedding_dim": self.embedding_dim,
+            "kind": self.kind,
+            "hidden_dim": self.hidden_dim,
+            "power": self.power,
+            "seed": self.seed,
+            "widths": list(self.widths),
+            "width_weights": list(self.width_weights),
+            "nesting": self.nesting,
+            "dropout": self.dropout,
+        }
+
+
+def signed_power(features: tf.Tensor, power: float) -> tf.Tensor:
+    """Rows [B, D] of features to a power that keep their signs, of unit length; 1 leaves them as they are."""
+    if power == 1:
+        return features
+    return l2_normalize(tf.sign(features) * tf.abs(features) ** power)
