@@ -41,11 +41,13 @@ def main():
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4, 1e-3])
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options.add_argument("--power", type=float, help="of the features; by default what held-out classes choose")
     options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the config")
     options = options.parse_args()
     config = load_config(options.config, options.set)
     dataset = loading.load_dataset(config, build.make_backbone(config))
-    head = selection.choose_start(config.head, dataset)
+    head = selection.HeadChoice(**config.head.model_dump(), power=options.power or "auto")
+    head = selection.choose_start(head, dataset)
     config = config.model_copy(update={"head": head})
     start = phases.start_model(config, dataset, None, dataset.splits.train).head.get_weights()
     results = []
@@ -53,8 +55,8 @@ def main():
         result = {"name": loss}
         for way in options.ways:
             # The closed form is computed once, above.
-            overrides = [*options.set, *WAYS[way], f"loss.name={loss}", "head.start=random", f"head.power={head.power}"]
-            config = load_config(options.config, overrides)
+            config = load_config(options.config, [*options.set, *WAYS[way], f"loss.name={loss}"])
+            config = config.model_copy(update={"head": head.model_copy(update={"start": "random"})})
             trial = Trial(config, dataset, start)
             gains = {rate: trial.gain(rate, options.seeds[0]) for rate in options.rates}
             rate = max(gains, key=gains.get)

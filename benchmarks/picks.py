@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pathlib
+import unittest.mock
 
 import numpy as np
 import tensorflow as tf
@@ -32,13 +33,15 @@ WAYS = {
     "features, float16": [FEATURES, "memory.storage_dtype=float16"],
     "features, bfloat16": [FEATURES, "memory.storage_dtype=bfloat16"],
     "features, int8": [FEATURES, "memory.storage_dtype=int8"],
-    "sketch of 64, best 4 k again": [SKETCH, "top_k.sketch_dim=64"],
-    "sketch of 64, best 2 k again": [SKETCH, "top_k.sketch_dim=64", "top_k.rerank=2"],
-    "sketch of 32, best 4 k again": [SKETCH, "top_k.sketch_dim=32"],
+    "sketch of 64, best 4 k again": [SKETCH],
+    "sketch of 64, best 2 k again": [SKETCH],
+    "sketch of 32, best 4 k again": [SKETCH],
     "embeddings, exact": [],
     "embeddings, int8 rows": ["memory.storage_dtype=int8"],
     "embeddings, keys of M/64": ["top_k.key_refresh={}"],
 }
+SKETCHES = {"sketch of 64, best 2 k again": (64, 2), "sketch of 32, best 4 k again": (32, 4)}
+"""Dimensions, and of how many k the best are ranked again; else 64 and 4."""
 
 
 def main():
@@ -57,17 +60,20 @@ def main():
             runs = []
             for seed in range(options.seeds):
                 config = load_config(path, [*overrides, f"training.seed={seed}"]).model_copy(update={"head": head})
-                runs.append(run(config, dataset))
+                dim, rerank = SKETCHES.get(way, (64, 4))
+                with unittest.mock.patch.object(build, "SKETCH_DIM", dim):
+                    runs.append(run(config, dataset, rerank))
             recall, score = np.mean(runs, axis=0)
             results.append({"data": pathlib.Path(path).stem, "name": way, "recall": recall, "MAP@R": round(score, 4)})
             print(results[-1], flush=True)
     common.report(results, options)
 
 
-def run(config, dataset) -> tuple[float, float]:
+def run(config, dataset, rerank: int) -> tuple[float, float]:
     """Recall of the picks after an epoch, and MAP@R of the validation classes at the best one."""
     train, validation = dataset.splits.train, dataset.splits.validation
     model = phases.start_model(config, dataset, None, train)
+    model.rerank = rerank
     evaluation = RetrievalEvaluation(UnitRows(dataset.features, validation), dataset.labels[validation])
     best = KeepBestHead(evaluation, config.training.patience)
     phases.fit(config, dataset, model, train, 1, [evaluation, best], False)

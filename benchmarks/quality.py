@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from benchmarks import common
 from xbm_keras import XBMModel
-from xbm_keras.config.schema import HeadConfig
+from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
@@ -85,25 +85,23 @@ def main():
         draw(results, options.picture)
 
 
-def load(path: str) -> tuple[Dataset, Dataset, list[str]]:
-    """The items, the same with the views that the default recipe chooses, and what it chooses as overrides."""
+def load(path: str) -> tuple[Dataset, Dataset, Config]:
+    """The items, the same with the views that the default recipe chooses, and the config with what it chooses."""
     config = load_config(path)
     backbone = build.make_backbone(config)
     plain = loading.load_dataset(config, backbone)
     config, dataset = selection.choose(config, loading.with_training_views(config, plain, backbone))
-    chosen = {"cache.views": config.cache.views, "cache.turned_classes": config.cache.turned_classes}
-    chosen |= {f"head.{name}": value for name, value in parameters(config.head).items()}
-    return plain, dataset, [f"{name}={value}" for name, value in chosen.items()]
+    return plain, dataset, config
 
 
-def table(path: str, plain: Dataset, dataset: Dataset, chosen: list[str], options) -> list[dict]:
+def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) -> list[dict]:
     """One row for each way, the given features first."""
     rows = []
 
     def is_wanted(name: str) -> bool:
         return not options.only or name in options.only
 
-    def closed_form(name: str, head: HeadConfig, data: Dataset) -> dict:
+    def closed_form(name: str, head: selection.HeadChoice, data: Dataset) -> dict:
         everything = data.with_views(train)
         kernel, bias = selection.make_start(head, selection.closed_forms_of(data, everything, head.power))
         vectors = np.asarray(UnitRows(data.features, data.splits.test, head.power)) @ kernel + bias
@@ -121,10 +119,11 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: list[str], option
         head = selection.choose_start(load_config(path, [f"head.start={start}"]).head, plain, folds)
         rows.append(closed_form(start, head, plain))
     if is_wanted(START):
-        rows.append({**closed_form(START, load_config(path, chosen).head, dataset), "chosen": " ".join(chosen[:2])})
+        views = f"views.number={chosen.views.number} views.turned_classes={chosen.views.turned_classes}"
+        rows.append({**closed_form(START, chosen.head, dataset), "chosen": views})
     for name, overrides in filter(lambda each: is_wanted(each[0]), TRAINED.items()):
         kind = ClassicalXBM if name.startswith("classical") else XBMModel
-        rows.append(summary(name, trained(path, dataset, [*chosen, *overrides], options, kind)))
+        rows.append(summary(name, trained(path, dataset, chosen, overrides, options, kind)))
     for loss in PEER_LOSSES if options.peer_python else ():
         for given in (None, selection.choose_start(load_config(path).head, plain, folds)):
             name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
@@ -133,21 +132,23 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: list[str], option
     return rows
 
 
-def parameters(head: HeadConfig) -> dict:
+def parameters(head: selection.HeadChoice) -> dict:
     """The start of a head and its parameters."""
     return {name: getattr(head, name) for name in ("start", "power", *selection.PARAMETERS.get(head.start, ()))}
 
 
-def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: list[str], options) -> list[dict]:
+def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) -> list[dict]:
     """What memory size and k do, in batches of few classes."""
-    few = [*chosen, "training.classes_per_batch=8", "training.epochs=5"]
+    few = ["training.classes_per_batch=8", "training.epochs=5"]
     rows = []
     for size in (0, 64, 256, 1024, len(dataset.with_views(np.union1d(plain.splits.train, plain.splits.validation)))):
         overrides = [*few, f"memory.memory_size={size}"]
-        rows.append({**summary(f"memory {size}", trained(path, dataset, overrides, options)), "memory_size": size})
+        rows.append(
+            {**summary(f"memory {size}", trained(path, dataset, chosen, overrides, options)), "memory_size": size}
+        )
     for k in (1, 4, 16, 64, 256):
         overrides = [*few, f"top_k.num_negatives={k}"]
-        rows.append({**summary(f"k {k}", trained(path, dataset, overrides, options)), "k": k})
+        rows.append({**summary(f"k {k}", trained(path, dataset, chosen, overrides, options)), "k": k})
     return rows
 
 
@@ -169,9 +170,11 @@ def draw(results: list[dict], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBMModel) -> list[dict[str, float]]:
-    """Scores of each seed by the config and what differs from it."""
-    config = load_config(path, overrides)
+def trained(
+    path: str, dataset: Dataset, chosen: Config, overrides: list[str], options, kind=XBMModel
+) -> list[dict[str, float]]:
+    """Scores of each seed by the config, what was chosen for it, and what differs from it."""
+    config = load_config(path, overrides).model_copy(update={"head": chosen.head})
     splits = dataset.splits
     with unittest.mock.patch.object(phases, "XBMModel", kind):
         curves = []
@@ -183,6 +186,7 @@ def trained(path: str, dataset: Dataset, overrides: list[str], options, kind=XBM
         runs = []
         for seed in range(options.seeds if epoch else 1):  # without a step there is nothing random
             config = load_config(path, [*overrides, f"training.seed={seed}"])
+            config = config.model_copy(update={"head": chosen.head})
             model = phases.start_model(config, dataset, None, everything)
             phases.fit(config, dataset, model, everything, epoch, show_progress=False)
             vectors = embed(model.head, UnitRows(dataset.features, splits.test))
@@ -201,7 +205,7 @@ def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def peer(options, dataset: Dataset, loss: str, head: HeadConfig | None) -> list[dict[str, float]]:
+def peer(options, dataset: Dataset, loss: str, head: selection.HeadChoice | None) -> list[dict[str, float]]:
     """The same by pytorch-metric-learning, in a process of its own; from a closed form, or from a random start."""
     splits = dataset.splits
     power = head.power if head else 1.0

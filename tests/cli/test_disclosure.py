@@ -52,7 +52,8 @@ def config(request, tmp_path, monkeypatch):
             "split": {"test_classes": ["class 0", "class 1", "class 2"]},
         },
         "backbone": {"kind": request.param, "path": f"${{oc.env:XBM_TEST_TOP}}/{name}", "image_size": [12, 12]},
-        "cache": {"dir": "${oc.env:XBM_TEST_TOP}/cache", "views": 1, "turned_classes": False},
+        "cache": {"dir": "${oc.env:XBM_TEST_TOP}/cache"},
+        "views": {"number": 1, "turned_classes": False},
         "head": {"embedding_dim": 3},
         "training": {"epochs": 1, "folds": 1, "classes_per_batch": 2, "samples_per_class": 2},
     }
@@ -86,8 +87,8 @@ def test_choices_numbers_and_known_names_are_shown():
         "backbone": {"kind": "keras_applications", "name": "MobileNetV2", "weights": f"/{SECRET}.h5", "layers": ["a"]},
         "head": {"start": "lda", "shrinkage": 0.3},
         "loss": {"name": "triplet"},
-        "export": {"license": "Apache-2.0", "codes": ["int8"]},
-        "cache": {"dir": SECRET, "engine": "ray"},
+        "export": {"codes": ["int8"]},
+        "cache": {"dir": SECRET, "ray_workers": 3},
         "search": {"space": {"training.seed": {"values": [1, 2]}}},
     }
     shown = public_values(check_config(values, "x"))
@@ -99,8 +100,7 @@ def test_choices_numbers_and_known_names_are_shown():
     }  # fmt: skip
     assert shown["head"]["start"] == "lda"
     assert shown["loss"]["name"] == "triplet"
-    assert shown["export"]["license"] == "Apache-2.0"
-    assert (shown["cache"]["engine"], "dir" in shown["cache"]) == ("ray", False)
+    assert (shown["cache"]["ray_workers"], "dir" in shown["cache"]) == (3, False)
     assert "search" not in shown
 
 

@@ -70,7 +70,7 @@ WORDS += [
     "[4,1]",
     "[0]",
 ]
-SLOW = ("training.epochs", "training.steps_per_epoch", "training.jit_compile")  # in which more is longer alone
+SLOW = ("training.epochs", "training.steps_per_epoch")  # in which more is longer alone
 SETTINGS = st.tuples(
     st.sampled_from([f"{s}.{k}" for s, k in KEYS if s not in ("cache", "backbone", "search")] + ["data.split.by"]),
     st.sampled_from(NUMBERS) | st.sampled_from(WORDS),

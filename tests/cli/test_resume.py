@@ -61,7 +61,7 @@ def config(tmp_path_factory):
         "top_k": {"key_refresh": 7, "num_negatives": 3, "num_positives": 2},
         "training": {
             "epochs": 4, "classes_per_batch": 4, "learning_rate": 0.03, "steps_per_epoch": 5,
-            "checkpoint_every_seconds": 0.0, "feature_dropout": 0.1, "averaging": 0.9, "start_l2": 0.01,
+            "checkpoint_every_seconds": 0.0,
         },
     }  # fmt: skip
     (folder / "vectors.yaml").write_text(yaml.safe_dump(values))

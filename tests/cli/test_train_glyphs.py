@@ -18,7 +18,7 @@ CONFIG = ROOT / "configs/default.yaml"
 
 def test_the_default_experiment_with_few_characters(tmp_path):
     settings = [f"cache.dir={tmp_path}/cache", "data.max_classes=60", "training.epochs=2", "training.folds=1"]
-    settings += ["cache.views=1", "cache.turned_classes=false"]  # which so few characters would try
+    settings += ["views.number=1", "views.turned_classes=false"]  # which so few characters would try
     metrics = run(CONFIG, tmp_path / "run", *settings)
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
     about = json.loads((tmp_path / "run/data.json").read_text())

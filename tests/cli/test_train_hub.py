@@ -142,7 +142,7 @@ def test_without_keras_hub_the_extra_is_named(text_config, tmp_path, capsys, mon
 def test_what_texts_do_not_go_with(text_config, tmp_path, capsys):
     config = text_config("bert_tiny_en_uncased")
     for override, message in [
-        ("cache.views=2", "cache.views 2 does not go with data.source 'text'"),
+        ("views.number=2", "views.number 2 does not go with data.source 'text'"),
         ("backbone.max_length=2", "backbone.max_length: received 2"),
     ]:
         assert message in fails(config, tmp_path / "run", override, capsys=capsys)

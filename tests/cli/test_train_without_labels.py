@@ -15,7 +15,6 @@ from xbm_keras.data.errors import DataError
 from xbm_keras.evaluation.quantization import to_int8
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
 from xbm_keras.experiment import loading, saved_run
-from xbm_keras.training import callbacks
 
 WIDTHS = [2, 4]
 
@@ -190,7 +189,7 @@ def test_nested_widths_with_labels(vectors, tmp_path):
     config = {
         "data": {"source": "features", "path": str(tmp_path / "x.npz")},
         "backbone": {"kind": "none"},
-        "head": {"widths": WIDTHS, "width_weights": [1, 1]},
+        "head": {"widths": WIDTHS},
         "training": {"epochs": 1, "classes_per_batch": 4},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
@@ -198,24 +197,6 @@ def test_nested_widths_with_labels(vectors, tmp_path):
     names = {"frozen", "closed_form", "closed_form@2", "trained", "trained@2"}
     assert set(metrics["leave_one_out"]) == set(metrics["validation"]["leave_one_out"]) == names
     assert "trained, 2" in (tmp_path / "run/report.html").read_text("utf-8")
-
-
-def test_in_sequence_narrow_widths_are_left_alone_once_they_are_trained(vectors, tmp_path, monkeypatch):
-    seen = []
-    begin = callbacks.NextWidth.on_epoch_begin
-
-    def on_epoch_begin(self, epoch, logs=None):
-        begin(self, epoch, logs)
-        seen.append((int(self.model.head.stage.value), self.model.head.kernel.numpy()))
-
-    monkeypatch.setattr(callbacks.NextWidth, "on_epoch_begin", on_epoch_begin)
-    run(vectors, tmp_path / "run", "head.nesting=sequential")
-    assert [stage for stage, _ in seen] == [0, 0, 1, 1]
-    kernels = [kernel for _, kernel in seen]
-    assert (kernels[1][:, :2] != kernels[0][:, :2]).any()
-    np.testing.assert_array_equal(kernels[1][:, 2:], kernels[0][:, 2:])
-    np.testing.assert_array_equal(kernels[3][:, :2], kernels[2][:, :2])
-    assert (kernels[3][:, 2:] != kernels[2][:, 2:]).any()
 
 
 @pytest.mark.parametrize(
@@ -226,8 +207,7 @@ def test_in_sequence_narrow_widths_are_left_alone_once_they_are_trained(vectors,
         (["top_k.num_negatives=3"], "top_k.num_negatives: unknown key; did you mean 'num_neighbors'?"),
         (["data.split.by=class"], "without labels and split.by 'class'; set data.split.by=item"),
         (["head.widths=[4,2]"], "expected ascending widths, of which embedding_dim is the last"),
-        (["head.width_weights=[1]"], "expected one for each width"),
-        (["head.nesting=sequential", "training.weight_decay=0.1"], "head.nesting 'sequential' does not go with"),
+        (["head.nesting=sequential"], "head.nesting: received 'sequential'; this key left"),
         (["memory.memory_size=20"], "smaller than the batch of 30 (training.batch_size)"),
         (["export.codes=[int4]"], "export.codes"),
         (["head.widths=[2,17]"], "embedding_dim=17 for features of width 16"),

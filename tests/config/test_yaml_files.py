@@ -109,11 +109,8 @@ def test_any_config_comes_back_from_its_file(tmp_path_factory, text, other, text
         ("data.split.num_train_classes=12", 12),
         ("training.folds=auto", "auto"),
         ("training.folds=2", 2),
-        ("training.jit_compile=true", True),
-        ("training.jit_compile=auto", "auto"),
         ("training.learning_rate=1e-3", 0.001),
         ("training.learning_rate=1", 1.0),
-        ("training.averaging=null", None),
         ("top_k.num_negatives=all", "all"),
         ("top_k.num_negatives=12", 12),
         ("top_k.key_refresh=exact", "exact"),
@@ -124,8 +121,9 @@ def test_any_config_comes_back_from_its_file(tmp_path_factory, text, other, text
         ("head.widths=[16,128]", [16, 128]),
         ("head.start=local", "local"),
         ("export.codes=[int8]", ["int8"]),
-        ("cache.views=1", 1),
-        ("cache.flip=no", False),
+        ("views.number=1", 1),
+        ("views.flip=no", False),
+        ("views.turned_classes=auto", "auto"),
         ("search.folds=2", 2),
     ],
 )
@@ -156,7 +154,7 @@ def test_text_that_no_file_could_hold_is_told(path):
     [
         (["training.epoch=3"], "training.epoch: unknown key; did you mean 'epochs'?"),
         (["memori.memory_size=3"], "memori: unknown key; did you mean 'memory'?"),
-        (["training.qqqq=1"], "training.qqqq: unknown key; known here: averaging, batch_size, checkpoint_ev"),
+        (["training.qqqq=1"], "training.qqqq: unknown key; known here: batch_size, checkpoint_ev"),
         (["training.epochs=many"], "training.epochs: received 'many'; input should be a valid integer"),
         (["training.epochs=1.5"], "training.epochs: received 1.5"),
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),
@@ -176,10 +174,8 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["memory.memory_size=64"], "memory.memory_size 64 is smaller than the batch of 128"),
         (["memory.memory_size=-1"], "memory.memory_size: received -1"),
         (["backbone.kind=keras_file", "backbone.path=x"], "'features' does not go with backbone.kind 'keras_file'"),
-        (["training.warmup=0.1"], "training.warmup 0.1 does not go with training.schedule 'growing'"),
-        (["training.averaging=1"], "training.averaging: received 1"),
-        (["cache.views=2"], "cache.views 2 does not go with data.source 'features'"),
-        (["cache.turned_classes=true"], "cache.turned_classes does not go with data.source 'features'"),
+        (["views.number=2"], "views.number 2 does not go with data.source 'features'"),
+        (["views.turned_classes=true"], "views.turned_classes does not go with data.source 'features'"),
         (["training=5"], "training: received 5"),
         (["training.epochs"], "--set 'training.epochs'; expected section.key=value"),
         (["training.seed=-1"], "training.seed: received -1; input should be greater than or equal to 0"),
@@ -199,7 +195,7 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["training..epochs=3"], "--set 'training..epochs=3'; expected section.key=value"),
         (["training.epochs.x=3"], "training.epochs"),
         (["training.epochs=1e3"], "training.epochs: received 1000.0"),
-        (["training.jit_compile=maybe"], "training.jit_compile: received 'maybe'"),
+        (["views.flip=maybe"], "views.flip: received 'maybe'"),
     ],
 )
 def test_what_is_wrong_is_named(path, overrides, expected):
@@ -209,7 +205,7 @@ def test_what_is_wrong_is_named(path, overrides, expected):
 
 
 def test_turned_classes_need_classes():
-    settings = ["loss.name=similarity_alignment", "cache.turned_classes=true"]
+    settings = ["loss.name=similarity_alignment", "views.turned_classes=true"]
     with pytest.raises(ConfigError, match=r"and loss\.name 'similarity_alignment'; it takes pictures and labels"):
         load_config("configs/image_folder.yaml", ["data.root=x", *settings])
 
@@ -251,8 +247,8 @@ def test_an_override_that_is_no_yaml_is_told(path, text):
 
 def test_a_text_like_a_day_that_there_is_not(path):
     text = pathlib.Path(path).read_text()
-    pathlib.Path(path).write_text(text + "export: {license: 2024-02-30}\n")
-    assert load_config(path).export.license == "2024-02-30"
+    pathlib.Path(path).write_text(text + "cache: {dir: 2024-02-30}\n")
+    assert load_config(path).cache.dir == "2024-02-30"
 
 
 def test_a_missing_file_is_named():

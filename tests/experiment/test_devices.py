@@ -4,11 +4,10 @@ import types
 
 import pytest
 import tensorflow as tf
-from pydantic import ValidationError
 
 from tests.conftest import run_fresh
 from tests.model.test_replicas import TWO_DEVICES
-from xbm_keras.config.schema import Config, Training
+from xbm_keras.config.schema import Training
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.experiment import devices
 
@@ -35,7 +34,7 @@ config = {
     "top_k": {"num_negatives": 3, "num_positives": 2, "mine_in": "features"},
     "training": {
         "epochs": 3, "classes_per_batch": 3, "samples_per_class": 3, "steps_per_epoch": 3, "refit": False, "folds": 1,
-        "checkpoint_every_seconds": 0.0, "learning_rate": 0.03, "feature_dropout": 0.2, "patience": 9,
+        "checkpoint_every_seconds": 0.0, "learning_rate": 0.03, "patience": 9,
     },
 }
 (folder / "run.yaml").write_text(yaml.safe_dump(config))
@@ -114,7 +113,6 @@ def strategy_on(monkeypatch, num_gpus, num_cpus=1, **training):
         ({"num_gpus": 0, "num_cpus": 2}, "one device"),
         ({"num_gpus": 1}, "one device"),
         ({"num_gpus": 2}, ["GPU:0", "GPU:1"]),
-        ({"num_gpus": 2, "jit_compile": True}, "one device"),
         ({"num_gpus": 2, "strategy": "none"}, "one device"),
         ({"num_gpus": 3, "strategy": "mirrored"}, ["GPU:0", "GPU:1", "GPU:2"]),
         ({"num_gpus": 0, "num_cpus": 2, "strategy": "mirrored"}, ["CPU:0", "CPU:1"]),
@@ -130,12 +128,6 @@ def test_a_batch_that_cannot_be_split_is_told(monkeypatch, num_gpus):
         ConfigError, match=rf"Received training.strategy 'mirrored'.* {num_gpus} GPU.*; expected two .*'auto'"
     ):
         strategy_on(monkeypatch, num_gpus, strategy="mirrored")
-
-
-def test_xla_compiles_for_one_device():
-    training = {"strategy": "mirrored", "jit_compile": True}
-    with pytest.raises(ValidationError, match=r"jit_compile true does not go with training.strategy 'mirrored'"):
-        Config(data={"source": "features", "path": "x.npz"}, backbone={"kind": "none"}, training=training)
 
 
 def test_memory_of_gpus_grows_unless_they_are_divided(monkeypatch):

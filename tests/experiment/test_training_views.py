@@ -39,16 +39,16 @@ def values(tmp_path):
     }
 
 
-def load(values, **cache):
+def load(values, **views):
     """Config, items, and the items with the views that are to be tried."""
-    config = check_config({**values, "cache": {**values["cache"], **cache}}, "x.yaml")
+    config = check_config({**values, "views": views}, "x.yaml")
     backbone = build.make_backbone(config)
     dataset = loading.load_dataset(config, backbone)
     return config, dataset, loading.with_training_views(config, dataset, backbone)
 
 
 def test_views_are_of_training_pictures_and_turned_ones_are_classes_of_their_own(values):
-    _, plain, dataset = load(values, views=3, turned_classes=True)
+    _, plain, dataset = load(values, number=3, turned_classes=True)
     train = np.union1d(plain.splits.train, plain.splits.validation)
     assert len(train) == 40
     np.testing.assert_array_equal(dataset.view_origins, np.tile(train, 5))
@@ -63,11 +63,11 @@ def test_views_are_of_training_pictures_and_turned_ones_are_classes_of_their_own
         assert dataset.labels[row] == plain.labels[origin] + NUM_CLASSES * max(0, number - 1)
         assert dataset.sample_ids[row] == plain.sample_ids[origin]
     np.testing.assert_array_equal(dataset.features[np.arange(60)], plain.features[np.arange(60)])
-    assert load(values, views=3, turned_classes=True)[2].num_computed == 0
+    assert load(values, number=3, turned_classes=True)[2].num_computed == 0
 
 
 def test_views_train_beside_their_items(values):
-    _, plain, dataset = load(values, views=2, turned_classes=True)
+    _, plain, dataset = load(values, number=2, turned_classes=True)
     some = plain.splits.train[:3]
     of_some = dataset.with_views(some)
     assert len(of_some) == 3 * 5
@@ -81,18 +81,12 @@ def test_views_train_beside_their_items(values):
         assert (kept.labels[kept.with_views(some)] >= NUM_CLASSES).any() == turned
 
 
-def test_a_view_may_be_a_positive_of_its_picture(values):
-    _, plain, dataset = load(values, views=3, views_as_positives=True, turned_classes=True)
-    assert len(np.unique(dataset.sample_ids)) == 60 + 2 * 40
-    np.testing.assert_array_equal(dataset.sample_ids[140:], np.tile(plain.sample_ids[:40], 3))
-
-
 def test_a_view_without_features_is_left_out(values, tmp_path):
     with np.load(tmp_path / "pictures.npz") as data:
         arrays = dict(data)
     arrays["images"][7, 0, -1] = 99  # grey, and at the top left once it is turned
     np.savez(tmp_path / "pictures.npz", **arrays)
-    _, plain, dataset = load(values, views=1, turned_classes=True)
+    _, plain, dataset = load(values, number=1, turned_classes=True)
     assert len(plain.keys) == 60
     assert not dataset.skipped
     expected = np.setdiff1d(np.arange(120), [7])
@@ -101,19 +95,19 @@ def test_a_view_without_features_is_left_out(values, tmp_path):
 
 
 def test_what_auto_tries(values, monkeypatch):
-    def num_views(values, **cache):
-        return len(load(values, **cache)[2].view_rows) // 40
+    def num_views(values, **views):
+        return len(load(values, **views)[2].view_rows) // 40
 
     assert num_views(values) == 5
-    assert num_views(values, views=4) == 6
+    assert num_views(values, number=4) == 6
     assert num_views(values, turned_classes=False) == 2
-    assert num_views(values, views=1) == 3
+    assert num_views(values, number=1) == 3
     without = {**values, "loss": {"name": "similarity_alignment"}, "training": {"batch_size": 8}}
     assert num_views(without) == 0
-    assert num_views(without, views=2) == 1
+    assert num_views(without, number=2) == 1
     monkeypatch.setattr(loading, "MAX_TRIED", 39)
     assert num_views(values) == 0
-    assert num_views(values, views=2, turned_classes=True) == 4
+    assert num_views(values, number=2, turned_classes=True) == 4
 
 
 def made_up(seed):
@@ -134,12 +128,12 @@ def made_up(seed):
     return dataset.Dataset(features, all_labels, [*range(12)], np.append(ids, origins), ids.astype(str), *given)
 
 
-def config_of(head, **cache):
+def config_of(head, **views):
     values = {"source": "features", "path": "x.npz"}
     fixed = {"start": "lda", "shrinkage": 0.4, "weighting": 0.5, "total_share": 0, "power": 1, **head}
-    given = {"data": values, "backbone": {"kind": "none"}, "head": {"embedding_dim": 6, **fixed}}
-    config = check_config(given, "x.yaml")
-    return config.model_copy(update={"cache": config.cache.model_copy(update=cache)})
+    config = check_config({"data": values, "backbone": {"kind": "none"}}, "x.yaml")
+    head = selection.HeadChoice(embedding_dim=6, **fixed)
+    return config.model_copy(update={"head": head, "views": config.views.model_copy(update=views)})
 
 
 def scores_by_hand(dataset):
@@ -167,7 +161,7 @@ def test_held_out_classes_choose_the_views():
         dataset = made_up(seed)
         config, chosen = selection.choose(config_of({}), dataset)
         scores = scores_by_hand(dataset)
-        way = config.cache.views, config.cache.turned_classes
+        way = config.views.number, config.views.turned_classes
         assert scores[way] == pytest.approx(max(scores.values()))
         expected = dataset.keeping_views(way[0] > 1, way[1])
         np.testing.assert_array_equal(chosen.view_rows, expected.view_rows)
@@ -180,12 +174,12 @@ def test_what_is_given_is_not_chosen():
         dataset = made_up(seed)
         scores = scores_by_hand(dataset)
         for views, turned in scores:
-            config, chosen = selection.choose(config_of({}, views=views, turned_classes=turned), dataset)
-            assert (config.cache.views, config.cache.turned_classes) == (views, turned)
+            config, chosen = selection.choose(config_of({}, number=views, turned_classes=turned), dataset)
+            assert (config.views.number, config.views.turned_classes) == (views, turned)
             assert len(chosen.view_rows) == 108 * (views > 1) + 54 * turned
-        config, _ = selection.choose(config_of({}, views=1), dataset)
-        assert config.cache.views == 1
-        assert config.cache.turned_classes == (scores[1, True] > scores[1, False])
+        config, _ = selection.choose(config_of({}, number=1), dataset)
+        assert config.views.number == 1
+        assert config.views.turned_classes == (scores[1, True] > scores[1, False])
 
 
 def test_the_head_is_chosen_again_for_the_views():
@@ -194,7 +188,7 @@ def test_the_head_is_chosen_again_for_the_views():
     for seed in range(4):
         dataset = made_up(seed)
         head = config_of({"start": "auto", "shrinkage": "auto", "weighting": "auto", "total_share": "auto"}).head
-        config, chosen = selection.choose(config_of(head.model_dump()), dataset)
+        config, chosen = selection.choose(config_of(head.model_dump(exclude={"embedding_dim"})), dataset)
         assert config.head == selection.choose_start(head, chosen)
         differ += config.head != selection.choose_start(head, dataset.keeping_views(False, False))
     assert differ
@@ -202,7 +196,7 @@ def test_the_head_is_chosen_again_for_the_views():
 
 def test_a_random_start_has_no_views_to_choose():
     config, chosen = selection.choose(config_of({"start": "random"}), made_up(0))
-    assert (config.cache.views, config.cache.turned_classes) == (1, False)
+    assert (config.views.number, config.views.turned_classes) == (1, False)
     assert not len(chosen.view_rows)
 
 
@@ -210,7 +204,7 @@ def test_a_run_trains_on_views_and_tests_without(values, tmp_path):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
     metrics = {}
     for name, num_views, turned in (("plain", 1, False), ("views", 2, True)):
-        overrides = [f"cache.views={num_views}", f"cache.turned_classes={str(turned).lower()}"]
+        overrides = [f"views.number={num_views}", f"views.turned_classes={str(turned).lower()}"]
         metrics[name] = run(tmp_path / "x.yaml", tmp_path / name, *overrides, report=True)
         rows = keras.saving.load_model(tmp_path / name / "model.keras").memory.read()
         assert len(rows.sample_ids) == 40 * (5 if name == "views" else 1)
@@ -241,11 +235,11 @@ def test_what_is_said_of_views(num_views, turned, expected):
 def test_a_search_chooses_views_once(values):
     given = {**values, "search": {"folds": 2}}
     config, folds = load_folds(check_config(given, "x.yaml"), build.make_backbone(check_config(given, "x.yaml")))
-    assert config.cache.views in (1, 3)
-    assert config.cache.turned_classes in (True, False)
-    expected = 2 * (config.cache.views > 1) + 3 * config.cache.turned_classes
+    assert config.views.number in (1, 3)
+    assert config.views.turned_classes in (True, False)
+    expected = 2 * (config.views.number > 1) + 3 * config.views.turned_classes
     assert [len(fold.view_rows) for fold in folds] == [40 * expected] * 2
     assert set(folds[0].splits.validation) != set(folds[1].splits.validation)
     again, dataset = selection.choose(config, folds[0])
-    assert again.cache == config.cache
+    assert again.views == config.views
     np.testing.assert_array_equal(dataset.view_rows, folds[0].view_rows)

@@ -55,10 +55,12 @@ def photos(tmp_path):
 
 @pytest.fixture
 def compute(tmp_path, photos):
-    def run(engine="ray", source=None, backbone=None, cache="cache", **options):
+    def run(ray_workers=2, source=None, backbone=None, cache="cache", **options):
         source = source or ImageFolder(photos)
         options = {"batch_size": BATCH_SIZE, "shard_rows": SHARD_ROWS, **options}
-        return compute_features(source, backbone or small_backbone(), str(tmp_path / cache), engine=engine, **options)
+        return compute_features(
+            source, backbone or small_backbone(), str(tmp_path / cache), ray_workers=ray_workers, **options
+        )
 
     return run
 
@@ -216,7 +218,7 @@ def test_without_ray_the_extra_is_named(compute, monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(ray_extraction.importlib, "import_module", missing)
-    with pytest.raises(DataError, match=r"cache\.engine 'ray'.*pip install \"\.\[ray\]\".*cache\.engine=local"):
+    with pytest.raises(DataError, match=r"cache\.ray_workers 2, .*pip install \"\.\[ray\]\".*cache\.ray_workers=0"):
         compute()
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.output:
             print(export_to(model, pathlib.Path(options.output)))
             return 0
-        config = load_config(str(run / "config.yaml"), options.set)
+        config = load_config(str(run / "config.yaml"), options.set, is_finished=True)
         if not (run / "metrics.json").is_file():
             raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
         print(run_folder.export_model(run, model, config, run_folder.read_record(run / "metrics.json")))

@@ -251,21 +251,22 @@ class Cache(Section):
     dtype: Literal["float32", "float16"] = "float32"
     batch_size: Positive | None = None
     """Items per call of the backbone; by default 16 on a CPU, 128 on a GPU."""
-    shard_rows: Positive = 1024
-    views: Positive | Literal["auto"] = "auto"
+    on_error: Literal["skip", "raise"] = "skip"
+    """What to do with an item that cannot be read."""
+    ray_workers: Natural = 0
+    """At most so many workers of the Ray cluster at RAY_ADDRESS (without one: on this machine) compute, each of which
+    holds the backbone and uses all cores that its machine has free, or a GPU; 0: this process computes."""
+
+
+class Views(Section):
+    """What trains beside the pictures themselves."""
+
+    number: Positive | Literal["auto"] = "auto"
     """Of each training picture: 1 is the picture alone, more adds augmented ones, all with the picture's sample id.
     "auto" tries 3 where there are at most 8,192 training pictures with labels, and takes them where held-out training
     classes are told apart better for it."""
-    flip: bool = True
-    """Whether a view may be mirrored left to right."""
-    views_as_positives: bool = False
-    """Give each view a sample id of its own, so that two views of one picture can be a positive pair."""
     turned_classes: bool | Literal["auto"] = "auto"
     """Whether training pictures are turned by quarters, too, each turn of a class being a class of its own: for
     characters and other drawings, of which there are four times as many then. "auto" tries it as it tries views."""
-    on_error: Literal["skip", "raise"] = "skip"
-    """What to do with an item that cannot be read."""
-    engine: Literal["local", "ray"] = "local"
-    """Who computes: this process, or workers of the Ray cluster at RAY_ADDRESS (without one: on this machine)."""
-    ray_workers: Positive = 2
-    """At most so many; each holds the backbone and uses all cores that its machine has free, or a GPU."""
+    flip: bool = True
+    """Whether a view may be mirrored left to right: not where a mirrored thing is another one."""

@@ -39,9 +39,6 @@ class Search(Section):
 
     space: dict[str, list[Dimension]] | None = None
     """Key of the config to its values. By default memory size, k, loss, head and optimizer; see docs/tune.md."""
-    patience: Positive = 2
-    """Epochs without improvement after which a trial stops, where training.patience is not smaller: scores that fall
-    under a growing rate seldom come back, and most of a search is spent on those."""
     folds: Positive = 1
     """A trial's score is its mean over so many different choices of the validation classes."""
 

@@ -14,28 +14,29 @@ import pydantic
 import yaml
 
 from xbm_keras.atomic_files import write_whole
-from xbm_keras.config import override_text
+from xbm_keras.config import override_text, retired
 from xbm_keras.config.data_schema import Section
 from xbm_keras.config.schema import Config
 
-SHOWN = ("data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export")  # sections
+SHOWN = ("data", "backbone", "cache", "views", "head", "memory", "top_k", "loss", "training", "export")  # sections
 # Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.
-NAMES = ("data.name", "backbone.name", "backbone.preprocessing", "backbone.layers", "export.license")
+NAMES = ("data.name", "backbone.name", "backbone.preprocessing", "backbone.layers")
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key, what was received and what was expected."""
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str, overrides: Sequence[str] = (), is_finished: bool = False) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and `${oc.env:NAME,default}`, and check the result.
 
-    Overrides are read by the type that the schema gives their key, and to the letter.
+    Overrides are read by the type that the schema gives their key, and to the letter. For `is_finished` see
+    `check_config`.
 
     Raises:
         ConfigError: one message for all that is wrong, before any data is read.
     """
-    return check_config(read_values(path, overrides), path)
+    return check_config(read_values(path, overrides), path, is_finished)
 
 
 def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -68,17 +69,31 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
-def check_config(values: dict[str, Any], origin: str) -> Config:
-    """Validate nested dicts. Raises ConfigError with one line per problem."""
+def check_config(values: dict[str, Any], origin: str, is_finished: bool = False) -> Config:
+    """Validate nested dicts, in which keys may stand that there were once.
+
+    Args:
+        values: nested.
+        origin: what they are of, for the message.
+        is_finished: whether they are of a finished run, of which what trained it matters no more.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
     unwritable = [text for text in _texts_in(values) if not _is_unicode(text)]
     if unwritable:  # such as a path of other bytes on the command line; no YAML file could hold it
         raise ConfigError(f"{origin} cannot be run:\n  received {unwritable[0]!r}; expected text that is valid Unicode")
+    values, lines = retired.translated(values, is_finished)
+    cause = None
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except pydantic.ValidationError as error:
         # A union of plain types gives one error for each member: the first says it.
-        lines = {".".join(_locate(details["loc"])[1]): _explain(details) for details in reversed(error.errors())}
-        raise ConfigError(f"{origin} cannot be run:\n" + "\n".join(f"  {line}" for line in lines.values())) from error
+        told = {".".join(_locate(details["loc"])[1]): _explain(details) for details in reversed(error.errors())}
+        lines, cause = [*lines, *told.values()], error
+    if lines:
+        raise ConfigError(f"{origin} cannot be run:\n" + "\n".join(f"  {line}" for line in lines)) from cause
+    return config
 
 
 def save_config(config: Config, path: pathlib.Path) -> None:
@@ -211,8 +226,11 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
             section, members = members[part], {}
         elif part in section.model_fields:
             field = section.model_fields[part]
-            sections = [t for t in (field.annotation, *typing.get_args(field.annotation)) if _is_section(t)]
-            if field.discriminator:
+            members_of = (field.annotation, *typing.get_args(field.annotation))
+            sections = [t for t in members_of if _is_section(t)]
+            if isinstance(field.discriminator, pydantic.Discriminator):
+                members = {t.__metadata__[0].tag: t.__origin__ for t in members_of if hasattr(t, "__metadata__")}
+            elif field.discriminator:
                 members = {typing.get_args(t.model_fields[field.discriminator].annotation)[0]: t for t in sections}
             elif sections:
                 section = sections[0]

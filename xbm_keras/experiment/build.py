@@ -39,8 +39,8 @@ from xbm_keras.stages.pair_losses import (
 log = logging.getLogger("xbm_keras")
 GLYPH_NET = pathlib.Path(frozen.__file__).parent / "weights" / "glyph_net.keras"
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
-TOP_K = {"hard": HardTopK, "neighbors": NeighborTopK}
-MINING = ("mine_in", "key_refresh", "sketch_dim", "rerank")  # of top_k, what is an argument of the model
+MINING = ("mine_in", "key_refresh")  # of top_k, what is an argument of the model
+SKETCH_DIM = 64
 LOSSES = {
     "contrastive": ContrastiveLoss,
     "margin": MarginLoss,
@@ -122,47 +122,30 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
         log.info(
             "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
         )
-    c, seed, dropout = config.head, config.training.seed, config.training.feature_dropout
-    picking = config.top_k.model_dump(exclude={"kind"})
+    c, seed = config.head, config.training.seed
+    picking = config.top_k.model_dump()
     mining = {name: picking.pop(name) for name in MINING if name in picking}
     if mining and mining["mine_in"] == "sketch":
-        mining["sketch"] = Sketch(mining.pop("sketch_dim"))
-    mining.pop("sketch_dim", None)
-    nested = (c.widths, c.width_weights, c.nesting)
-    head = Head(c.embedding_dim, c.kind, c.hidden_dim, c.power, seed, *nested, dropout, name="head")
+        mining["sketch"] = Sketch(min(SKETCH_DIM, width))
+    pick = NeighborTopK if config.is_without_labels else HardTopK
+    head = Head(c.embedding_dim, c.kind, power=c.power, seed=seed, widths=c.widths, name="head")
     model = XBMModel(
         backbone,
         head,
         CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
-        TOP_K[config.top_k.kind](**picking, seed=seed, name="top_k"),
+        pick(**picking, seed=seed, name="top_k"),
         LOSSES[config.loss.name](**config.loss.model_dump(exclude={"name"})),
         # A prefilled memory that holds all training items has nothing to learn from a batch.
         enqueue=not (config.memory.prefill and memory_size == num_rows),
         start_alignment=config.training.start_alignment,
-        start_l2=config.training.start_l2,
         **mining,
         name="xbm",
     )
     model.build({"features": (None, width)})
-    steps_of_epoch = steps_per_epoch(config, make_sampler(config, labels))
-    num_steps = max(1, config.training.epochs * steps_of_epoch)
-    if c.nesting == "sequential":
-        num_steps = max(1, num_steps // len(model.head.widths))  # each width has a schedule of its own
+    num_steps = max(1, config.training.epochs * steps_per_epoch(config, make_sampler(config, labels)))
     rate = config.training.learning_rate
-    if config.training.schedule == "cosine":
-        rising = round(config.training.warmup * num_steps)
-        how = {"warmup_target": rate, "warmup_steps": rising} if rising else {}
-        schedule = keras.optimizers.schedules.CosineDecay(0.0 if rising else rate, num_steps - rising, **how)
-    else:
-        schedule = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, num_steps, 1 / FIRST_RATE)
-    averaging: dict = {}
-    if config.training.averaging is not None:
-        momentum = config.training.averaging
-        averaging = {"use_ema": True, "ema_momentum": momentum, "ema_overwrite_frequency": steps_of_epoch}
-    model.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=config.training.weight_decay, **averaging),
-        jit_compile=config.training.jit_compile,
-    )
+    growing = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, num_steps, 1 / FIRST_RATE)
+    model.compile(keras.optimizers.AdamW(growing, weight_decay=0.0))
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
 

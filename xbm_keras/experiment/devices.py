@@ -24,7 +24,7 @@ def make_strategy(training: Training) -> tf.distribute.Strategy:
     Raises:
         ConfigError: for "mirrored" on a machine with a single device.
     """
-    if training.strategy == "none" or (training.strategy == "auto" and training.jit_compile is True):
+    if training.strategy == "none":
         return tf.distribute.get_strategy()
     gpus = tf.config.list_logical_devices("GPU")
     devices = gpus or tf.config.list_logical_devices("CPU")

@@ -25,7 +25,7 @@ from xbm_keras.feature_cache.cache import ShardedRows, compute_features
 from xbm_keras.stages.backbone.frozen import Backbone
 
 log = logging.getLogger("xbm_keras")
-TRIED_VIEWS = 3  # of each training picture, where cache.views is auto
+TRIED_VIEWS = 3  # of each training picture, where views.number is auto
 MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
 
 
@@ -149,10 +149,10 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
 
     A view that the backbone has no features for is left out.
     """
-    c, splits = config.cache, dataset.splits
+    c, splits = config.views, dataset.splits
     train = np.union1d(splits.train, splits.validation)
     is_tried = config.data.modality == "image" and not config.is_without_labels and len(train) <= MAX_TRIED
-    num_views = (TRIED_VIEWS if is_tried else 1) if c.views == "auto" else c.views
+    num_views = (TRIED_VIEWS if is_tried else 1) if c.number == "auto" else c.number
     has_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
     given = dataset.source, dataset.source_positions[train]
     views = [(augmented(*given, number, c.flip), 0) for number in range(1, num_views)]
@@ -162,15 +162,13 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
     rows, labels, sample_ids, origins = [dataset.features], [dataset.labels], [dataset.sample_ids], []
     num_computed = dataset.num_computed
     for view, quarters in views:
-        cached = compute_features(view, backbone, c.dir, title=f"features, {view.name}", **_options(c))
+        cached = compute_features(
+            view, backbone, config.cache.dir, title=f"features, {view.name}", **_options(config.cache)
+        )
         items = train[cached.positions]
-        ids = dataset.sample_ids[items]
-        if c.views_as_positives and not quarters:
-            keys = np.char.add(dataset.keys[items].astype(str), f" {view.name}")
-            ids = sources.Items(keys, None, {}).sample_ids()
         rows.append(cached.rows)
         labels.append(dataset.labels[items] + quarters * len(dataset.label_names))
-        sample_ids.append(ids)
+        sample_ids.append(dataset.sample_ids[items])
         origins.append(items)
         num_computed += cached.num_computed
     view_origins = np.concatenate(origins)
@@ -186,4 +184,4 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
 
 
 def _options(c: schema.Cache) -> dict:
-    return c.model_dump(include={"dtype", "batch_size", "shard_rows", "on_error", "engine", "ray_workers"})
+    return c.model_dump(include={"dtype", "batch_size", "on_error", "ray_workers"})

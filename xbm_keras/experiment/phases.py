@@ -35,7 +35,7 @@ from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
 from xbm_keras.stages.hard_top_k.sketch import principal_directions
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import ClosedForms
-from xbm_keras.training.callbacks import HistoryCsv, KeepBestHead, NextWidth, TrainingProgress
+from xbm_keras.training.callbacks import HistoryCsv, KeepBestHead, TrainingProgress
 from xbm_keras.training.checkpoints import Checkpoints
 from xbm_keras.training.memory_batches import prefill_order, training_batches
 
@@ -91,7 +91,7 @@ def start_model(
     if model.sketch is not None:
         rows = UnitRows(dataset.features, positions)
         with blaming_config():
-            model.sketch.projection.assign(principal_directions(rows, config.top_k.sketch_dim))
+            model.sketch.projection.assign(principal_directions(rows, model.sketch.projection.shape[1]))
     if config.memory.prefill and model.memory.memory_size:
         order = prefill_order(len(positions), config.training.seed)
         shuffled = UnitRows(dataset.features, positions[order])
@@ -116,8 +116,6 @@ def fit(
     rows, labels, ids = UnitRows(dataset.features, positions), dataset.labels[positions], dataset.sample_ids[positions]
     sampler = make_sampler(config, labels)
     steps = steps_per_epoch(config, sampler)
-    if config.head.nesting == "sequential":
-        callbacks = [*callbacks, NextWidth(config.training.epochs)]
     batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
     with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
         all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
@@ -227,7 +225,8 @@ def run(
     phase = "refit" if config.training.refit else "select"
     chosen = {
         "epoch": epoch,
-        **config.cache.model_dump(include={"views", "turned_classes"}),
+        "views": config.views.number,
+        "turned_classes": config.views.turned_classes,
         **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
     }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}

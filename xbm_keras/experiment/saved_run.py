@@ -35,19 +35,17 @@ def load_data(
     own = pathlib.Path(run) / "config.yaml"
     if not own.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no config.yaml; expected the workdir of a run.")
-    saved = load_config(str(own)).model_dump(mode="json")
+    saved = load_config(str(own), is_finished=True).model_dump(mode="json")
     path = config_path or str(own)
     values = read_values(path, overrides)
     given = {name: values[name] for name in values if name in ("data", "cache") or name not in saved}
-    cache = given.get("cache")
-    if isinstance(cache, dict):  # views are of training
-        given["cache"] = {**cache, "views": "auto", "turned_classes": "auto"}
+    given["views"] = {}  # of training
     given.setdefault("cache", {"dir": saved["cache"]["dir"]})
     data = given.get("data")
     if isinstance(data, dict) and data.get("source") == "features":
         given["backbone"] = {"kind": "none"}
     given.setdefault("data", {})
-    config = check_config({**saved, **given}, path)
+    config = check_config({**saved, **given}, path, is_finished=True)
     return load_dataset(config, make_backbone(config), all_test, is_training=False)
 
 
@@ -59,7 +57,7 @@ def load_head(run: str) -> Head:
 def load_model(run: str) -> XBMModel:
     """The whole model, with its backbone. Raises ConfigError where the folder holds no finished run."""
     model = _load(run)
-    backbone = make_backbone(load_config(str(pathlib.Path(run) / "config.yaml")))
+    backbone = make_backbone(load_config(str(pathlib.Path(run) / "config.yaml"), is_finished=True))
     if backbone is None or model.backbone is not None:
         return model
     whole = XBMModel(backbone, model.head, model.memory, model.top_k, model.pair_loss)  # it was saved without

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -27,7 +28,7 @@ PARAMETERS = {
 }
 TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0), "total_share": (0.0, 0.3)}  # where one is auto
 LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
-POWERS = (1.0, 0.5)  # that head.power: auto tries
+POWERS = (1.0, 0.5)  # of the features before the head, that are tried
 ENOUGH_CLASSES = 100  # to choose by
 RANK = 384  # of closed forms that are only compared: the time grows with its third power
 MAX_SCORED_ITEMS = 8192  # of a fold
@@ -41,7 +42,19 @@ def closed_forms_of(
         return ClosedForms(rows, dataset.labels[positions], rank)
 
 
-def make_start(config: schema.HeadConfig, closed_forms: ClosedForms) -> Start:
+class HeadChoice(schema.HeadConfig):
+    """A head with all that a run chooses for it, which no config says."""
+
+    weighting: float | Literal["auto"] = "auto"
+    """For lda and nda: a direction whose variance between classes is v times that inside them is scaled by the root of
+    v / (v + weighting)."""
+    total_share: float | Literal["auto"] = "auto"
+    """For lda and nda: of the total covariance in the within-class one."""
+    power: float | Literal["auto"] = "auto"
+    """Of each feature before the FC layer, which keeps its sign."""
+
+
+def make_start(config: HeadChoice, closed_forms: ClosedForms) -> Start:
     """The closed form that the config names."""
     with blaming_config():
         parameters = {name: getattr(config, name) for name in PARAMETERS.get(config.start, ())}
@@ -64,14 +77,14 @@ class HeldOutFolds:
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
         self._frozen: FrozenNeighbors | None = None
 
-    def score(self, choice: schema.HeadConfig) -> float:
+    def score(self, choice: HeadChoice) -> float:
         """Of a start in which nothing is "auto" on held-out items: MAP@R, the mean over folds."""
         key = choice.model_dump_json()
         if key not in self._scores:
             self._scores[key] = float(np.mean([self._score_fold(i, choice) for i in range(len(self.folds))]))
         return self._scores[key]
 
-    def _score_fold(self, i: int, choice: schema.HeadConfig) -> float:
+    def _score_fold(self, i: int, choice: HeadChoice) -> float:
         dataset = self.folds[i]
         rank = max(RANK, choice.embedding_dim)
         key = (i, choice.power, rank)
@@ -90,18 +103,21 @@ class HeldOutFolds:
         return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
 
 
-def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> schema.HeadConfig:
-    """The same config, with what suits held-out training items best in place of "auto".
+def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> HeadChoice:
+    """The same head, with what suits held-out training items best in place of "auto".
 
     Best is the highest mean score of the folds; the first one where several are. The power comes last, for the start
     that is best with features as they are.
 
     Args:
-        config: of the head.
+        given: the head.
         dataset: the items.
         folds: of the dataset, where several heads are chosen for, or where no labels are to be used.
     """
-    powers = POWERS if config.power == "auto" else (config.power,)
+    config = given if isinstance(given, HeadChoice) else HeadChoice(**given.model_dump())
+    folds = folds or HeldOutFolds(dataset)
+    tried_powers = POWERS if folds.uses_labels else POWERS[:1]
+    powers = tried_powers if config.power == "auto" else (config.power,)
     if config.start == "random":
         return config.model_copy(update={"power": powers[0]})
     choices = []
@@ -113,7 +129,6 @@ def choose_start(config: schema.HeadConfig, dataset: Dataset, folds: HeldOutFold
         for values in itertools.product(*tried):
             update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
             choices.append(config.model_copy(update=update))
-    folds = folds or HeldOutFolds(dataset)
     best = _best(choices, folds)
     return _best([best.model_copy(update={"power": power}) for power in powers], folds)
 
@@ -131,7 +146,7 @@ def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Data
     Returns:
         The config, and the data with those views alone that were chosen.
     """
-    ways = _ways_to_view(config.cache, dataset)
+    ways = _ways_to_view(config.views, dataset)
     folds = [HeldOutFolds(data, not config.is_without_labels) for _, data in ways]
     head, best = choose_start(config.head, ways[0][1], folds[0]), 0
     if len(ways) > 1 and head.start != "random":  # of which there is nothing to compare before it is trained
@@ -139,31 +154,31 @@ def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Data
         told = [f"{score:.3f} {_described(way)}" for (way, _), score in zip(ways, scores, strict=True)]
         log.info("MAP@R of held-out classes by views of training pictures: %s.", ", ".join(told))
         best = int(np.argmax(scores))
-    cache, chosen = ways[best]
+    views, chosen = ways[best]
     if best:
         head = choose_start(config.head, chosen, folds[best])
-    return config.model_copy(update={"head": head, "cache": cache}), chosen
+    return config.model_copy(update={"head": head, "views": views}), chosen
 
 
-def _described(cache: schema.Cache) -> str:
-    kinds = ["augmented ones"] * (cache.views != 1) + ["turned classes"] * bool(cache.turned_classes)
+def _described(views: schema.Views) -> str:
+    kinds = ["augmented ones"] * (views.number != 1) + ["turned classes"] * bool(views.turned_classes)
     return f"with {' and '.join(kinds)}" if kinds else "without"
 
 
-def _ways_to_view(cache: schema.Cache, dataset: Dataset) -> list[tuple[schema.Cache, Dataset]]:
+def _ways_to_view(views: schema.Views, dataset: Dataset) -> list[tuple[schema.Views, Dataset]]:
     """The kinds of views that may train, of those that the data has: as few as the config allows come first."""
-    views, turns = [cache.views], [cache.turned_classes]
-    if cache.views == "auto":
-        views = [1, TRIED_VIEWS] if (~dataset.is_turned).any() else [1]
-    if cache.turned_classes == "auto":
+    numbers, turns = [views.number], [views.turned_classes]
+    if views.number == "auto":
+        numbers = [1, TRIED_VIEWS] if (~dataset.is_turned).any() else [1]
+    if views.turned_classes == "auto":
         turns = [False, True] if dataset.is_turned.any() else [False]
     return [
-        (cache.model_copy(update={"views": v, "turned_classes": t}), dataset.keeping_views(v > 1, t))
-        for v, t in itertools.product(views, turns)
+        (views.model_copy(update={"number": n, "turned_classes": t}), dataset.keeping_views(n > 1, t))
+        for n, t in itertools.product(numbers, turns)
     ]
 
 
-def _best(choices: list[schema.HeadConfig], folds: HeldOutFolds) -> schema.HeadConfig:
+def _best(choices: list[HeadChoice], folds: HeldOutFolds) -> HeadChoice:
     return choices[0] if len(choices) == 1 else max(choices, key=folds.score)
 
 

@@ -135,17 +135,14 @@ def _content_of(place: pathlib.Path) -> str:
 
 
 def _license(config: dict) -> str:
-    """What the config says; else the first line of a licence that lies beside the weights."""
-    stated = config.get("export", {}).get("license")
-    if stated:
-        return stated
+    """The first line of a licence that lies beside the weights."""
     weights = config["backbone"].get("weights") or config["backbone"].get("path") or config["backbone"].get("preset")
     if weights and pathlib.Path(weights).exists():
         place = pathlib.Path(weights)
         for path in sorted((place if place.is_dir() else place.parent).glob("LICENSE*")):
             first = next((line.strip() for line in path.read_text("utf-8", "replace").splitlines() if line.strip()), "")
             return f"{first} (from `{path.name}` beside them)"
-    return "not stated (set `export.license`); the exported model contains them"
+    return "not stated (no LICENSE file lies beside them); the exported model contains them"
 
 
 def _split(split: dict) -> str:

@@ -59,8 +59,7 @@ def compute_features(
     batch_size: int | None = None,
     shard_rows: int = 1024,
     on_error: str = "skip",
-    engine: str = "local",
-    ray_workers: int = 2,
+    ray_workers: int = 0,
     title: str = "features",
 ) -> CachedFeatures:
     """Features of all items of a source, from the cache where they are known.
@@ -76,8 +75,8 @@ def compute_features(
         batch_size: items per call of the network; by default 16 on a CPU, where more was measured slower, else 128.
         shard_rows: items per shard.
         on_error: "skip" (and report) an item that cannot be read or gives features that are not finite; or "raise".
-        engine: "local", or "ray": workers of a Ray cluster read and compute, this process writes. One cache for both.
-        ray_workers: at most so many workers, each with a copy of the network.
+        ray_workers: at most so many workers of a Ray cluster read and compute, each with a copy of the network, and
+            this process writes; 0: this process does all. One cache for both.
         title: of the progress bar.
 
     Raises:
@@ -99,7 +98,7 @@ def compute_features(
             missing = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest and digest not in places}
             wanted = sorted(missing.values())
             if wanted:
-                if engine == "ray":
+                if ray_workers:
                     compute = ray_extraction.engine(source, backbone, batch_size, ray_workers, identify)
                 else:
                     size = batch_size or default_batch_size(bool(tf.config.list_physical_devices("GPU")))

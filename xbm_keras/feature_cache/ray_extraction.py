@@ -54,8 +54,8 @@ def engine(
         importlib.import_module("ray.data")
     except ImportError as error:
         raise DataError(
-            f"Received cache.engine 'ray', and Ray Data cannot be imported ({error}); expected the extra [ray]. "
-            'Install it with: pip install ".[ray]", or use cache.engine=local.'
+            f"Received cache.ray_workers {num_workers}, and Ray Data cannot be imported ({error}); expected the extra "
+            '[ray]. Install it with: pip install ".[ray]", or use cache.ray_workers=0.'
         ) from error
     return functools.partial(_compute, ray, source, backbone, batch_size, num_workers, fingerprint)
 
@@ -100,9 +100,9 @@ def _compute(ray, source, backbone, batch_size, num_workers, fingerprint, shards
         except ray.exceptions.RayError as error:
             reason = next(line for line in reversed(str(error).splitlines()) if line.strip())
             raise DataError(
-                f"Received cache.engine 'ray', whose workers failed: {reason}. Expected workers that have this version "
-                "of the package and reach data and backbone under the same paths. Mend that and run the same command "
-                "again, which goes on after the finished shards, or use cache.engine=local."
+                f"Received cache.ray_workers {num_workers}, which failed: {reason}. Expected workers that have this "
+                "version of the package and reach data and backbone under the same paths. Mend that and run the same "
+                "command again, which goes on after the finished shards, or use cache.ray_workers=0."
             ) from error
 
 
@@ -135,7 +135,7 @@ def _pack(backbone: Backbone) -> Callable[[], Backbone]:
     if isinstance(backbone, HubBackbone):
         if backbone.remake is None:
             raise DataError(
-                "Received cache.engine 'ray' with a keras_hub backbone made from objects, which cannot be sent to "
+                "Received cache.ray_workers with a keras_hub backbone made from objects, which cannot be sent to "
                 "workers; expected one that HubBackbone.from_preset made. Use a preset, or cache.engine=local."
             )
         return backbone.remake

@@ -28,7 +28,7 @@ def check_strategy(strategy: tf.distribute.Strategy, jit_compile: bool = False) 
         raise ValueError(
             f"Received a model made under {name}; expected MirroredStrategy, for the devices of one "
             "machine, or no strategy. Keras 3 cannot fit on several machines with TensorFlow (keras#20585). Compute "
-            "the features on many machines (cache.engine=ray), and train on one: it has the backbone no more to run."
+            "the features on many machines (cache.ray_workers), and train on one: it has the backbone no more to run."
         )
 
 

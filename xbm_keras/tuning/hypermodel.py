@@ -38,7 +38,7 @@ def load_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config
     first = with_training_views(config, load_dataset(config, backbone), backbone)
     if len(first.view_rows):
         chosen, first = choose(config, first)
-        config = config.model_copy(update={"cache": chosen.cache})
+        config = config.model_copy(update={"views": chosen.views})
     folds = [first]
     for number in range(1, config.search.folds):
         values = overridden(config, {"data.split.validation_fold": number})

@@ -81,7 +81,7 @@ class Search:
             )
         if resume == "never":
             self._remove_old()
-        if file.exists() and yaml.safe_load(file.read_text("utf-8")) != json.loads(json.dumps(about)):
+        if file.exists() and _as_now(yaml.safe_load(file.read_text("utf-8")), file) != _as_now(about, file):
             raise ConfigError(
                 f"Received --workdir {self.workdir}, which holds a search of another config, space or tuner; to go on "
                 f"with that one give the same as in {file}, else another folder, or start anew with --resume=never."
@@ -272,6 +272,14 @@ class Search:
 
     def _config_file(self, trial: Trial) -> pathlib.Path:
         return self.workdir / "trials" / f"{number_of(trial)}.yaml"
+
+
+def _as_now(about: Any, file: pathlib.Path) -> tuple[str, Config] | None:
+    """What a search is of, in keys of today. Raises ConfigError where that cannot be said."""
+    if not isinstance(about, dict):
+        return None
+    values = dict(about)
+    return values.pop("tuner", None), check_config(values, str(file))
 
 
 def _axis(dimensions: list[Dimension]) -> Axis:

@@ -15,6 +15,9 @@ from xbm_keras.config.yaml_files import ConfigError, check_config
 
 Space = dict[str, list[Dimension]]
 SEARCHABLE = ("head", "memory", "top_k", "loss", "training")  # the others would change the features, or the data
+PATIENCE = (
+    2  # of a trial: scores that fall under a growing rate seldom come back, and most of a search is spent on those
+)
 TEMPERATURE = Dimension(min=0.02, max=0.5, log=True)
 LOSSES: dict[str, dict[str, Dimension]] = {
     "supcon": {"temperature": TEMPERATURE},
@@ -38,7 +41,7 @@ WITHOUT_LABELS: Space = {
 
 
 def default_space(config: Config, num_rows: int) -> Space:
-    """Memory size, k, loss, start and width of the head, learning rate, weight decay; without labels what there is.
+    """Memory size, k, loss, start and width of the head, learning rate; without labels what there is.
 
     Args:
         config: the embedding is never searched wider than its `head.embedding_dim`, since a wider one costs more to
@@ -58,13 +61,8 @@ def default_space(config: Config, num_rows: int) -> Space:
         # Random starts train longest, and end lowest. "auto" would be one value for all that the keys below do.
         "head.start": [Dimension(values=["nda", "lda", "whiten", "pca"])],
         "head.shrinkage": [Dimension(min=0.05, max=0.95, when={"head.start": ["nda", "lda", "whiten"]})],
-        "head.weighting": [Dimension(min=0.03, max=3.0, log=True, when={"head.start": ["nda", "lda"]})],
-        "head.total_share": [Dimension(values=[0.0, 0.15, 0.3, 0.45], when={"head.start": ["nda", "lda"]})],
-        # Few values: what the closed forms share is kept for each.
-        "head.power": [Dimension(values=[0.5, 0.65, 0.8, 1.0], when={"head.start": ["nda", "lda", "whiten", "pca"]})],
         "head.embedding_dim": [Dimension(values=[max(1, width // 2), width] if width > 1 else [1])],
         "training.learning_rate": [Dimension(min=1e-5, max=1e-2, log=True)],
-        "training.weight_decay": [Dimension(min=1e-6, max=1e-1, log=True)],
     }
     for loss, parameters in LOSSES.items():
         for name, dimension in parameters.items():
@@ -179,7 +177,7 @@ def to_overrides(space: Space, values: Mapping[str, Any]) -> dict[str, Value]:
 
 def trial_values(config: Config, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a trial with these values, as nested dicts, unchecked."""
-    patience = min(config.training.patience, config.search.patience)
+    patience = min(config.training.patience, PATIENCE)
     return overridden(config, {"training.patience": patience, **to_overrides(space, values)})
 
 

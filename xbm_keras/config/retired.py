@@ -1,0 +1,139 @@
+"""Keys that configs had once: those that have another name now, and those that left, with what became of them.
+
+So the `config.yaml` of an earlier run loads, and whoever writes an old key is told what to write in its place.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+RENAMED = {
+    "cache.views": "views.number",
+    "cache.turned_classes": "views.turned_classes",
+    "cache.flip": "views.flip",
+}
+"""An old key, and the one that now says the same."""
+
+
+class Left(NamedTuple):
+    """A key that left.
+
+    Attributes:
+        defaults: the values under which nothing is lost without it.
+        became: what became of it, and why.
+        instead: what to do now.
+        unlabelled: its default where the loss uses no labels, if another one.
+        decides_features: whether a finished run cannot be used without it, either. Else it was of the training alone.
+    """
+
+    defaults: tuple
+    became: str
+    instead: str = "leave it out"
+    unlabelled: Any = None
+    decides_features: bool = False
+
+
+NO_GAIN = "it gained nothing where it was measured (docs/quality.md)"
+CHOSEN = "each run chooses it on held-out classes (docs/quality.md)"
+UNMEASURED = "no measurement shows that it pays"
+LEFT = {
+    "cache.shard_rows": Left((1024,), "it is a constant: it decides nothing"),
+    "cache.views_as_positives": Left((False,), UNMEASURED),
+    "head.hidden_dim": Left((512,), UNMEASURED, "leave it out; in code Head takes hidden_dim"),
+    "head.weighting": Left(("auto",), CHOSEN),
+    "head.total_share": Left(("auto",), CHOSEN),
+    "head.power": Left(("auto",), CHOSEN, "leave it out; in code Head takes power", unlabelled=1.0),
+    "head.width_weights": Left((None,), UNMEASURED, "leave it out; in code Head takes width_weights"),
+    "head.nesting": Left(("joint",), UNMEASURED, "leave it out: all widths train at once"),
+    "top_k.kind": Left(("hard", "neighbors"), "it follows from loss.name"),
+    "top_k.sketch_dim": Left((64,), "other widths picked no better (docs/rows.md)"),
+    "top_k.rerank": Left((4,), "fewer candidates picked worse (docs/rows.md)"),
+    "top_k.max_score": Left((None,), UNMEASURED, "leave it out; in code HardTopK takes it"),
+    "top_k.absolute_margin": Left((None,), UNMEASURED, "leave it out; in code HardTopK takes it"),
+    "top_k.relative_margin": Left((None,), UNMEASURED, "leave it out; in code HardTopK takes it"),
+    "training.schedule": Left(("growing",), "the rate grows, so that the epoch chooses how far (docs/quality.md)"),
+    "training.warmup": Left((0.0,), "the rate rises all the way (docs/quality.md)"),
+    "training.weight_decay": Left((0.0,), UNMEASURED),
+    "training.feature_dropout": Left((0.0,), NO_GAIN),
+    "training.averaging": Left((None,), NO_GAIN),
+    "training.start_l2": Left((0.0,), NO_GAIN, "leave it out; training.start_alignment also holds on to the start"),
+    "training.jit_compile": Left(("auto",), "Keras chooses (docs/rows.md)", "leave it out; in code compile() takes it"),
+    "export.license": Left((None,), "the model card tells it", "put a LICENSE file beside the weights"),
+    "search.patience": Left((2,), "it is a constant", "leave it out; training.patience may be smaller"),
+}  # fmt: skip
+
+
+def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """Values of a config as they are written now, and what is wrong with their old keys: a line for each.
+
+    Args:
+        values: nested; unchecked, and left as they are.
+        is_finished: whether they are of a finished run, for which keys of the training decide nothing any more.
+    """
+    values, problems = copy.deepcopy(values), []
+    _merge_ray(values)
+    for old, new in RENAMED.items():
+        if (value := _take(values, old)) is not None:
+            _put(values, new, value)
+    loss = values.get("loss")
+    is_unlabelled = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
+    for key, left in LEFT.items():
+        if not _has(values, key):
+            continue
+        value = _take(values, key)
+        defaults = (left.unlabelled,) if is_unlabelled and left.unlabelled is not None else left.defaults
+        is_lost = not any(type(value) is type(each) and value == each for each in defaults)
+        if is_lost and (left.decides_features or not is_finished):
+            problems.append(f"{key}: received {value!r}; this key left, since {left.became}: {left.instead}")
+    search = values.get("search")
+    if isinstance(search, dict) and isinstance(search.get("space"), dict):
+        search["space"] = _space(search["space"], problems)
+    return values, problems
+
+
+def _merge_ray(values: dict[str, Any]) -> None:
+    """`cache.engine` and the number of its workers were two keys."""
+    engine = _take(values, "cache.engine")
+    if engine == "local":
+        _take(values, "cache.ray_workers")
+    elif engine == "ray" and not values["cache"].get("ray_workers"):
+        values["cache"]["ray_workers"] = 2
+    elif engine is not None and engine != "ray":
+        values["cache"]["engine"] = engine  # to be told of as any unknown key
+
+
+def _space(space: dict, problems: list[str]) -> dict:
+    """The keys of a search, and those of its conditions."""
+    now = {}
+    for key, given in space.items():
+        if key in LEFT:
+            left = LEFT[key]
+            problems.append(f"search.space with {key}: this key left, since {left.became}: take it out of the space")
+        now[RENAMED.get(key, key)] = given
+    return now
+
+
+def _inside(values: Any, key: str) -> tuple[Any, str]:
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.get(section) if isinstance(values, dict) else None
+    return values, name
+
+
+def _has(values: dict[str, Any], key: str) -> bool:
+    inside, name = _inside(values, key)
+    return isinstance(inside, dict) and name in inside
+
+
+def _take(values: dict[str, Any], key: str) -> Any:
+    """The value of a key, taken out; None where it is not there."""
+    inside, name = _inside(values, key)
+    return inside.pop(name, None) if isinstance(inside, dict) else None
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value, unless the new key is there too, which comes first."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    if isinstance(values, dict):
+        values.setdefault(name, value)
