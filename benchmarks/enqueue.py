@@ -43,7 +43,7 @@ def enqueue_of(name, num_rows, width):
 
     @tf.function(jit_compile=name == "xla")
     def enqueue(ids):
-        memory.enqueue(features, labels, ids, jit_compile=name == "xla")
+        memory.enqueue(features, labels, ids)
         return memory.num_enqueued.value + 0
 
     random = np.random.default_rng(1)

@@ -58,7 +58,7 @@ class ClassicalXBM(XBMModel):
         """Enqueue the batch's embeddings, and compare with what the memory holds."""
         labels, ids = self._labels_and_ids(x, y, y_pred)
         anchors = y_pred["embeddings"]  # [B, E]
-        rows = self.memory.enqueue(tf.stop_gradient(anchors), labels, ids, jit_compile=self.jit_compile)  # [M, E]
+        rows = self.memory.enqueue(tf.stop_gradient(anchors), labels, ids)  # [M, E]
         picks = self.top_k(anchors, rows, labels, ids)  # [B, T]
         similarities = tf.einsum("be,bte->bt", anchors, rows.take(picks.indices))
         is_valid = self.pair_loss.valid_anchors(picks)

@@ -3,16 +3,14 @@
 An assertion inside the step would be a silent no-op under XLA. So the step takes a note, which is read outside.
 """
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.item_arrays import MAX_REPORTED_IDS, non_finite_message
-from xbm_keras.stages.circular_memory.undo import Overwritten, put_back
+from xbm_keras.stages.circular_memory.writes import journal, put_back
 
 MAX_UNREAD_STEPS = 50
 
@@ -34,21 +32,6 @@ class Rejections:
         self.num_items = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.are_features = tf.Variable(False, trainable=False)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._tracing = threading.local()  # MirroredStrategy traces each replica in a thread of its own
-
-    @property
-    def overwritten(self) -> Overwritten | None:
-        """Of the step that is being traced, what it wrote over in the memory; None outside of one."""
-        return getattr(self._tracing, "overwritten", None)
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[Overwritten]:
-        """A step, and the list to which it adds what it writes over."""
-        self._tracing.overwritten = []
-        try:
-            yield self._tracing.overwritten
-        finally:
-            self._tracing.overwritten = None
 
     def note(self, is_bad: tf.Tensor, sample_ids: tf.Tensor, are_features: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Note the ids of the first bad items, if there are any; whether there are none.
@@ -128,7 +111,7 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
     state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables, *seeds_of(model))]
     before = [tf.identity(v) for v in state]
     num_steps, num_rejected = tf.identity(model.optimizer.iterations.value), tf.identity(model.rejections.count)
-    with model.rejections.recording() as overwritten:
+    with journal() as noted:
         logs = step()
     is_finite = tf.equal(num_rejected, model.rejections.count)
     overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in model.trainable_variables]
@@ -138,7 +121,7 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
     is_finite &= model.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), num_steps)
     for variable, value in zip(state, before, strict=True):
         variable.assign(tf.where(is_finite, variable, value))
-    put_back(overwritten, ~is_finite, jit_compile=model.jit_compile)
+    put_back(noted, ~is_finite)
     return logs
 
 

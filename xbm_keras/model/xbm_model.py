@@ -187,13 +187,13 @@ class XBMModel(strategies.ReplicatedModel):
         row_embeddings = self._embed_rows(rows, batch[0], anchors)  # [M, E]; None where the picks are fewer
         num_new = tf.shape(batch[0])[0] if training else None
         keys = self._mining_space(features, anchors, rows, row_embeddings, num_new)  # [B, K] and [M, K], in blocks
-        picks = self.top_k(features, rows, labels, ids, **keys, jit_compile=self.jit_compile)  # [B, T]
+        picks = self.top_k(features, rows, labels, ids, **keys)  # [B, T]
         # For each nested width of the embedding [B, T]; for most heads that is its full width alone.
-        similarities = self.head.compare(anchors, rows, picks, row_embeddings, jit_compile=self.jit_compile)
+        similarities = self.head.compare(anchors, rows, picks, row_embeddings)
         losses = [self.pair_loss(each, picks) for each in similarities]
         if self.start_alignment:
-            how = {"embeds_all": row_embeddings is not None, "jit_compile": self.jit_compile}
-            strays = divergence_from_start(similarities, self.start, features, rows, picks, **how)
+            embeds_all = row_embeddings is not None
+            strays = divergence_from_start(similarities, self.start, features, rows, picks, embeds_all=embeds_all)
             losses = [loss + self.start_alignment * stray for loss, stray in zip(losses, strays, strict=True)]
         per_anchor = self.head.weighted_mean(losses)  # [B]
         weights = None if sample_weight is None else read_weights(sample_weight, tf.shape(per_anchor)[0])  # [B]
@@ -207,8 +207,7 @@ class XBMModel(strategies.ReplicatedModel):
 
     def _enqueue(self, features, labels, ids) -> Rows:
         if self.enqueue:
-            how = {"jit_compile": self.jit_compile, "overwritten": self.rejections.overwritten}
-            return self.memory.enqueue(features, labels, ids, **how)
+            return self.memory.enqueue(features, labels, ids)
         return self.memory.read()
 
     def _embed_rows(self, rows, batch_features, anchors):
@@ -234,8 +233,7 @@ class XBMModel(strategies.ReplicatedModel):
             return {**how, "row_keys": lambda start, width: tf.slice(row_embeddings, [start, 0], [width, -1])}
         if self.mining_keys is None or num_new is None:
             return {**how, "row_keys": lambda start, width: make_keys(rows.block(start, width))}
-        undo = {"jit_compile": self.jit_compile, "overwritten": self.rejections.overwritten}
-        self.mining_keys.update(make_keys, self.memory, rows, num_new, **undo)
+        self.mining_keys.update(make_keys, self.memory, rows, num_new)
         return {**how, "row_keys": self.mining_keys.block}
 
     def _track(self, similarities, picks, is_valid):

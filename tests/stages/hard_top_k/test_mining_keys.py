@@ -23,8 +23,8 @@ def setup(memory_size, num_refreshed, mode="eager"):
 
     def step(features, ids):
         clock.assign_add(1.0)
-        rows = memory.enqueue(features, ids, ids, jit_compile=mode == "xla")
-        keys.update(make_keys, memory, rows, tf.size(ids), jit_compile=mode == "xla")
+        rows = memory.enqueue(features, ids, ids)
+        keys.update(make_keys, memory, rows, tf.size(ids))
         return keys.block(0, memory_size)
 
     return memory, keys, in_mode(step, mode)

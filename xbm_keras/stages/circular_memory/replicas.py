@@ -4,36 +4,9 @@ Each replica has its share of the batch as anchors, and the whole batch, in the 
 the memory: so all copies hold the same rows, and the result is that of one device with the whole batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
-
-
-def write_rows(variable: tf.Variable, at: tf.Tensor, rows: tf.Tensor, *, jit_compile: bool = False) -> None:
-    """Write rows in place: in a step into the replica's own copy of the variable, elsewhere into all copies.
-
-    Args:
-        variable: [M, ...].
-        at: [n] integer, which of its rows.
-        rows: [n, ...], in the variable's dtype.
-        jit_compile: say True where this is traced into an XLA-compiled function.
-    """
-    for copy in _copies(variable):
-        # A resource scatter is the one update whose cost does not grow with M outside XLA. By handle, because a
-        # variable of MirroredStrategy has no such method.
-        tf.raw_ops.ResourceScatterNdUpdate(ref=copy.handle, indices=at[:, None], updates=rows)
-        if not jit_compile:
-            # The scatter leaves the variable in copy-on-read mode: without this each read copies all M rows. XLA has no
-            # kernel for this op, and no such mode.
-            tf.raw_ops.DisableCopyOnRead(resource=copy.handle)
-
-
-def _copies(variable: tf.Variable) -> Sequence[tf.Variable]:
-    """Of a variable of several replicas all copies, but in a replica's step itself, whose handle is its own copy's."""
-    is_in_step = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
-    if is_in_step or not isinstance(variable, tf.distribute.DistributedValues):
-        return [variable]
-    return variable.distribute_strategy.experimental_local_results(variable)
 
 
 def _step() -> tf.distribute.ReplicaContext | None:

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.item_arrays import (
     check_features,
     non_finite_message,
@@ -19,7 +18,7 @@ from xbm_keras.stages.circular_memory.item_arrays import (
     unit_rows,
 )
 from xbm_keras.stages.circular_memory.newest_of_id import is_last_of_its_id, neighbours_in_bucket
-from xbm_keras.stages.circular_memory.undo import Overwritten
+from xbm_keras.stages.circular_memory.writes import write_rows, write_whole
 
 PREFILL_ROWS = 1024  # rows that one prefill step enqueues
 CHECKPOINT_ROWS = 65_536  # rows that are saved or restored at a time
@@ -144,15 +143,7 @@ class CircularMemory(keras.layers.Layer):
             name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False, autocast=False
         )
 
-    def enqueue(
-        self,
-        features: tf.Tensor,
-        labels: tf.Tensor,
-        sample_ids: tf.Tensor,
-        *,
-        jit_compile: bool = False,
-        overwritten: Overwritten | None = None,
-    ) -> Rows:
+    def enqueue(self, features: tf.Tensor, labels: tf.Tensor, sample_ids: tf.Tensor) -> Rows:
         """Write a batch over the oldest rows, in place, and read the memory.
 
         Any batch size works: of a batch larger than the memory the newest rows stay, an empty one changes nothing. A
@@ -163,8 +154,6 @@ class CircularMemory(keras.layers.Layer):
             features: [B, D] float, of unit length; they are kept as they are.
             labels: [B] integer.
             sample_ids: [B] integer.
-            jit_compile: say True where this is traced into an XLA-compiled function.
-            overwritten: a list to which all is added that `put_back` needs to undo this.
 
         Returns:
             The memory after the batch was written.
@@ -201,14 +190,8 @@ class CircularMemory(keras.layers.Layer):
             (self.previous_in_bucket, slots, tf.where(before > 0, before, in_bucket)),
             (self.newest_in_bucket, buckets, last),
         ):
-            before_it = tf.gather(variable.value, at)
-            if overwritten is not None:
-                overwritten.append((variable, at, before_it))
-            rows = tf.where(is_finite, tf.cast(rows, variable.dtype), before_it)
-            replicas.write_rows(variable.value, at, rows, jit_compile=jit_compile)
-        if overwritten is not None:
-            overwritten.append((self.num_enqueued, None, tf.identity(self.num_enqueued.value)))
-        self.num_enqueued.value.assign_add(tf.where(is_finite, n, 0))
+            write_rows(variable, at, rows, only_if=is_finite)
+        write_whole(self.num_enqueued, self.num_enqueued.value + tf.where(is_finite, n, 0))
         return self.read()
 
     def read(self) -> Rows:
@@ -332,7 +315,7 @@ class CircularMemory(keras.layers.Layer):
         for key, name, start in blocks:
             rows = tf.constant(np.asarray(store[key]).astype(weights[name].dtype))
             at = tf.range(int(start), int(start) + len(rows), dtype=tf.int64)
-            replicas.write_rows(weights[name].value, at, rows)
+            write_rows(weights[name], at, rows)
         self.num_enqueued.assign(np.asarray(store["num_enqueued"]))
 
     def call(self, features, *args, **kwargs):

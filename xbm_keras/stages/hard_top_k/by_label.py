@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.hard_top_k.random_rows import random_bits, random_rows
 from xbm_keras.stages.hard_top_k.streamed import LOWEST, KeyBlock, Keys, Search, streamed_top_k
 
@@ -120,8 +121,6 @@ class HardTopK(keras.layers.Layer):
         anchor_keys: tf.Tensor | None = None,
         row_keys: KeyBlock | None = None,
         rerank: int = 0,
-        *,
-        jit_compile: bool = False,
     ) -> Picks:
         """Pick T rows for each anchor: first the positives, then the negatives. No gradient passes.
 
@@ -136,7 +135,6 @@ class HardTopK(keras.layers.Layer):
             row_keys: from the first row and a number of rows W to their unit vectors [W, K] in that space.
             rerank: c, where the keys merely approximate the features: of the best c k by key the best k by feature
                 score are picked. 0 takes the keys' order as it is.
-            jit_compile: say True where this is traced into an XLA-compiled function.
         """
         features = tf.stop_gradient(tf.cast(features, tf.float32))
         in_features = Keys(features, rows.block)
@@ -148,7 +146,7 @@ class HardTopK(keras.layers.Layer):
             searches["positives"] = Search(self.num_positives, sign, among.own_class)
         if self.num_negatives not in (0, "all"):
             searches["negatives"] = Search(
-                self.num_negatives, 1.0, among.other_classes, ceilings, None if jit_compile else among.common_code
+                self.num_negatives, 1.0, among.other_classes, ceilings, None if is_under_xla() else among.common_code
             )
         if anchor_keys is None or row_keys is None:
             best = find_best(in_features, searches, among)

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import l2_normalize
 from xbm_keras.stages.hard_top_k.by_label import Candidates, Picks, find_best
 from xbm_keras.stages.hard_top_k.streamed import Keys, Search
@@ -82,9 +83,7 @@ class NeighborTopK(keras.layers.Layer):
         """T, for a memory of any number of rows."""
         return self.num_neighbors + self.num_random
 
-    def call(
-        self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor, *, jit_compile: bool = False
-    ) -> Picks:
+    def call(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Picks:
         """Pick T rows for each anchor. No gradient passes.
 
         Args:
@@ -92,7 +91,6 @@ class NeighborTopK(keras.layers.Layer):
             rows: the memory.
             labels: not used.
             sample_ids: [B] int64 of the anchors.
-            jit_compile: say True where this is traced into an XLA-compiled function.
         """
         features = tf.stop_gradient(self._centred(features))
         # To `Candidates` all rows are of one class, the anchors'.
@@ -100,7 +98,7 @@ class NeighborTopK(keras.layers.Layer):
             rows._replace(labels=tf.zeros_like(rows.sample_ids)), tf.zeros_like(sample_ids), sample_ids
         )
         keys = Keys(features, lambda start, width: self._centred(rows.block(start, width)))
-        common = None if jit_compile else tf.constant(0, tf.int64)  # all valid rows have this code
+        common = None if is_under_xla() else tf.constant(0, tf.int64)  # all valid rows have this code
         searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
         scores, indices, is_valid = find_best(keys, searches, among)["neighbors"]
         scores, is_neighbor = tf.where(is_valid, scores, 0.0), tf.ones_like(is_valid)

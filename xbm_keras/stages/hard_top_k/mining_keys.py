@@ -5,9 +5,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
-from xbm_keras.stages.circular_memory.undo import Overwritten
+from xbm_keras.stages.circular_memory.writes import without_journal, write_rows, write_whole
 
 CHUNK = 4096  # rows of the pass over a memory that was filled before
 
@@ -54,50 +53,43 @@ class MiningKeys(keras.layers.Layer):
         memory: CircularMemory,
         rows: Rows,
         batch_size: tf.Tensor,
-        *,
-        jit_compile: bool = False,
-        overwritten: Overwritten | None = None,
     ) -> None:
         """Make the keys of the rows that the batch wrote, and of the next rows in turn.
+
+        Where all keys are made, after a prefill, a step that is undone takes back those of the batch alone; the next
+        update makes all of them again then.
 
         Args:
             make_keys: features [n, D] to keys [n, K].
             memory: the memory, after the enqueue.
             rows: what it holds.
             batch_size: number of rows that were enqueued at most.
-            jit_compile: say True where this is traced into an XLA-compiled function.
-            overwritten: a list to which all is added that `put_back` needs to undo this. Where all keys are made, after
-                a prefill, those of the batch alone come back; the next update makes all of them again then.
         """
         num_enqueued = tf.convert_to_tensor(memory.num_enqueued.value)
         batch_size = tf.cast(tf.minimum(batch_size, self.memory_size), tf.int64)
         newest = (num_enqueued - batch_size + tf.range(batch_size)) % self.memory_size
-        if overwritten is not None:
-            overwritten += [(v, None, tf.identity(v.value)) for v in (self.next_row, self.num_seen)]
-            overwritten.append((self.keys, newest, tf.gather(self.keys.value, newest)))
-        self._write(newest, make_keys, rows, jit_compile)
+        self._write(newest, make_keys, rows)
 
         num_new = num_enqueued - self.num_seen.value
         is_unknown = (num_new < 0) | (num_new > batch_size)  # prefilled, or reset, since the last update
         chunk = self.num_refreshed or min(CHUNK, self.memory_size)
         num_chunks = tf.where(is_unknown, -(-self.memory_size // chunk), int(self.num_refreshed > 0))
         first = self.next_row.value + tf.range(chunk, dtype=tf.int64)
-        if overwritten is not None and self.num_refreshed:
-            overwritten.append(
-                (self.keys, first % self.memory_size, tf.gather(self.keys.value, first % self.memory_size))
-            )
+        if self.num_refreshed:
+            self._write(first % self.memory_size, make_keys, rows)
 
         def step(i):
-            self._write((first + tf.cast(i * chunk, tf.int64)) % self.memory_size, make_keys, rows, jit_compile)
+            with without_journal():
+                self._write((first + tf.cast(i * chunk, tf.int64)) % self.memory_size, make_keys, rows)
             return (i + 1,)
 
-        tf.while_loop(lambda i: i < num_chunks, step, (tf.constant(0),), parallel_iterations=1)
-        self.next_row.value.assign((self.next_row.value + tf.cast(num_chunks * chunk, tf.int64)) % self.memory_size)
-        self.num_seen.value.assign(num_enqueued)
+        done = tf.constant(int(self.num_refreshed > 0))
+        tf.while_loop(lambda i: i < num_chunks, step, (done,), parallel_iterations=1)
+        write_whole(self.next_row, (self.next_row.value + tf.cast(num_chunks * chunk, tf.int64)) % self.memory_size)
+        write_whole(self.num_seen, num_enqueued)
 
-    def _write(self, slots, make_keys, rows, jit_compile):
-        keys = tf.stop_gradient(tf.cast(make_keys(rows.take(slots)), tf.float32))
-        replicas.write_rows(self.keys.value, slots, keys, jit_compile=jit_compile)
+    def _write(self, slots, make_keys, rows):
+        write_rows(self.keys, slots, tf.stop_gradient(make_keys(rows.take(slots))))
 
     def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
         """Keys of `width` rows from `start` on, float32 [width, K]."""

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.starts import Start
@@ -198,8 +199,6 @@ class Head(keras.layers.Layer):
         rows: Rows,
         picks: Picks,
         row_embeddings: tf.Tensor | None = None,
-        *,
-        jit_compile: bool = False,
     ) -> list[tf.Tensor]:
         """Cosine similarities of anchors and their picks, under the current weights, gradient on both sides.
 
@@ -209,7 +208,6 @@ class Head(keras.layers.Layer):
             picks: which rows, [B, T].
             row_embeddings: [M, E], where all rows passed the head already. Else the picked rows pass it, each once
                 (under XLA, where `tf.unique` does not exist, once for each time that it was picked).
-            jit_compile: say True where this is traced into an XLA-compiled function.
 
         Returns:
             For each of `widths` [B, T] float32.
@@ -220,7 +218,7 @@ class Head(keras.layers.Layer):
                 for each in zip(self.nested(anchors), self.nested(row_embeddings), strict=True)
             ]
         flat = tf.reshape(picks.indices, [-1])
-        if jit_compile:
+        if is_under_xla():
             picked, position = self(rows.take(flat)), None
         else:
             unique, position = tf.unique(flat, tf.int64)

@@ -20,7 +20,6 @@ def divergence_from_start(
     picks: Picks,
     *,
     embeds_all: bool = False,
-    jit_compile: bool = False,
 ) -> list[tf.Tensor]:
     """The listwise similarity alignment, at a temperature of 0.1, with the similarities under the head at the start.
 
@@ -31,7 +30,6 @@ def divergence_from_start(
         rows: the memory.
         picks: which rows, [B, T].
         embeds_all: whether all rows pass the head, instead of the picks alone.
-        jit_compile: say True where this is traced into an XLA-compiled function.
 
     Returns:
         For each nested width a divergence per anchor, [B].
@@ -41,7 +39,7 @@ def divergence_from_start(
         similarities: Park et al., "Relational Knowledge Distillation", CVPR 2019.
     """
     row_embeddings = start.embed_rows(rows) if embeds_all else None
-    before = start.compare(start(features), rows, picks, row_embeddings, jit_compile=jit_compile)
+    before = start.compare(start(features), rows, picks, row_embeddings)
     temperatures = {"temperature": TEMPERATURE, "embedding_temperature": TEMPERATURE}
     return [
         similarity_alignment(now, picks._replace(feature_scores=then), **temperatures)
