@@ -158,7 +158,7 @@ assert expected["loss"][0] > 0
 
 FILLED = """
 def assert_holds(model, expected, enqueued=48):
-    assert all(np.isin(copy, [0, 1]).all() and copy.sum() == 48 for copy in copies(model.memory.is_newest))
+    assert all(np.isin(copy, [0, 1]).all() and copy.sum() == 48 for copy in copies(model.memory.newest_of_id.is_newest))
     for mine, other in zip(model.memory.weights, expected.memory.weights, strict=True):
         for copy in copies(mine):
             np.testing.assert_array_equal(copy, other.numpy(), err_msg=mine.path)
@@ -196,7 +196,7 @@ for call in (scoped, lambda function: function()):
     fill(two)
     call(two.memory.reset)
     assert [int(copy) for copy in copies(two.memory.num_enqueued)] == [0, 0]
-    assert not any(copy.any() for copy in copies(two.memory.newest_in_bucket))
+    assert not any(copy.any() for copy in copies(two.memory.newest_of_id.newest_in_bucket))
 fill(two)
 rows = [copy[:48] for copy in copies(two.memory.sample_ids)]
 for copy in rows:

@@ -38,7 +38,7 @@ class WarnOfRepeatedIds(keras.callbacks.Callback):
             return
         memory = self.model.memory
         num_held = int(memory.occupancy())
-        num_valid = np.count_nonzero(memory.is_newest.value[:num_held])
+        num_valid = np.count_nonzero(memory.newest_of_id.is_newest.value[:num_held])
         if (
             num_valid <= self.batch_size
             and min(num_held, self._num_enqueued() - self.num_before) >= 2 * self.batch_size

@@ -52,7 +52,7 @@ def valid_rows(rows):
 
 
 def state_of(memory):
-    return {name: getattr(memory, name).value.numpy() for name in STATE}
+    return {v.name: v.numpy() for v in memory.weights}
 
 
 def assert_same_state(a, b):
@@ -242,21 +242,6 @@ def test_enqueue_in_a_graph_scatters_in_place_and_leaves_copy_on_read_mode():
     assert ops.count("ResourceScatterNdUpdate") == ops.count("DisableCopyOnRead") == 7
     assert "TensorScatterUpdate" not in ops
     assert ops.count("AssignVariableOp") == 1  # the counter, not M elements
-
-
-def test_ids_whose_hashes_collide_are_told_apart(monkeypatch, mode):
-    """All in one bucket: the walk along it meets other ids, rows that have left, and rows of its own batch."""
-    monkeypatch.setattr(CircularMemory, "_buckets", lambda self, ids: tf.zeros_like(ids))
-    memory, queue = make_memory(7), DequeMemory(7)
-    enqueue = enqueue_in(memory, mode)
-    for batch in make_batches(9, 3, num_ids=6):
-        queue.enqueue(*batch)
-        assert valid_rows(enqueue(*map(tf.constant, batch))) == queue.valid_rows()
-    memory.reset()
-    queue = DequeMemory(7)
-    for batch in make_batches(4, 3, seed=1, num_ids=6):
-        queue.enqueue(*batch)
-        assert valid_rows(enqueue(*map(tf.constant, batch))) == queue.valid_rows()
 
 
 def test_enqueue_for_xla_leaves_out_the_op_that_has_no_kernel_there():
@@ -486,9 +471,9 @@ def test_keras_file_restores_it_exactly_also_in_a_fresh_process(trained, tmp_pat
     code = """
 import sys, keras, numpy, xbm_keras
 memory = keras.saving.load_model(sys.argv[1]).memory
-numpy.savez(sys.argv[2], **{name: getattr(memory, name).value.numpy() for name in sys.argv[3:]})
+numpy.savez(sys.argv[2], **{v.name: v.numpy() for v in memory.weights})
 """
-    run_fresh(code, tmp_path / "m.keras", tmp_path / "state.npz", *STATE)
+    run_fresh(code, tmp_path / "m.keras", tmp_path / "state.npz")
     with np.load(tmp_path / "state.npz") as fresh:
         assert_same_state(state_of(trained.memory), dict(fresh))
 

@@ -17,13 +17,12 @@ from xbm_keras.stages.circular_memory.item_arrays import (
     read_sample_ids,
     unit_rows,
 )
-from xbm_keras.stages.circular_memory.newest_of_id import is_last_of_its_id, neighbours_in_bucket
+from xbm_keras.stages.circular_memory.newest_of_id import NewestOfId, is_last_of_its_id
 from xbm_keras.stages.circular_memory.writes import write_rows, write_whole
 
 PREFILL_ROWS = 1024  # rows that one prefill step enqueues
 CHECKPOINT_ROWS = 65_536  # rows that are saved or restored at a time
 STORAGE_DTYPES = ("float32", "float16", "bfloat16", "int8")
-HASH_FACTOR = -7046029254386353131  # 2^64 over the golden ratio: Fibonacci hashing, Knuth, TAOCP 3, section 6.4
 
 
 class Rows(NamedTuple):
@@ -118,12 +117,7 @@ class CircularMemory(keras.layers.Layer):
                 self.scales = self._rows("scales", "float32")
             self.labels = self._rows("labels", "int64")
             self.sample_ids = self._rows("sample_ids", "int64")
-            self.is_newest = self._rows("is_newest", "int8")  # 0 or 1: a GPU scatters no bool
-            # Rows by hash of their id, so that an enqueue finds the older row of an id without a look at all M: the
-            # newest row of each bucket, and for each row the one before it in its bucket, as 1 + its number in the
-            # order of enqueues; 0 is none. Links lead to older rows only, so one to a row that has left ends the chain.
-            self.newest_in_bucket = self._rows("newest_in_bucket", "int64")
-            self.previous_in_bucket = self._rows("previous_in_bucket", "int64")
+            self.newest_of_id = NewestOfId(self.sample_ids, self._rows)
             self.num_enqueued = self.add_weight(
                 name="num_enqueued", shape=(), dtype="int64", initializer="zeros", trainable=False, autocast=False
             )
@@ -175,22 +169,10 @@ class CircularMemory(keras.layers.Layer):
         is_finite = tf.reduce_all(tf.math.is_finite(features))
 
         features, labels, sample_ids = features[skipped:], labels[skipped:], sample_ids[skipped:]
-        buckets = self._buckets(sample_ids)
-        in_bucket = tf.gather(self.newest_in_bucket.value, buckets)
-        superseded = self._find(sample_ids, in_bucket)
-        before, last = neighbours_in_bucket(buckets, numbers)
-        stored, scales = self._to_storage(features)
-        for variable, at, rows in (
-            (self.is_newest, tf.where(superseded < 0, slots, superseded), tf.zeros_like(slots)),
-            (self.is_newest, slots, is_last_of_its_id(sample_ids)),
-            (self.features, slots, stored),
-            *([(self.scales, slots, scales)] if scales is not None else []),
-            (self.labels, slots, labels),
-            (self.sample_ids, slots, sample_ids),
-            (self.previous_in_bucket, slots, tf.where(before > 0, before, in_bucket)),
-            (self.newest_in_bucket, buckets, last),
-        ):
-            write_rows(variable, at, rows, only_if=is_finite)
+        self.newest_of_id.enqueue(sample_ids, numbers, self.num_enqueued.value, only_if=is_finite)
+        columns = [*self._to_storage(features), (self.labels, labels), (self.sample_ids, sample_ids)]
+        for variable, rows in columns:
+            write_rows(variable, slots, rows, only_if=is_finite)
         write_whole(self.num_enqueued, self.num_enqueued.value + tf.where(is_finite, n, 0))
         return self.read()
 
@@ -203,7 +185,7 @@ class CircularMemory(keras.layers.Layer):
             tf.convert_to_tensor(self.features.value),
             tf.convert_to_tensor(self.labels.value),
             tf.convert_to_tensor(self.sample_ids.value),
-            is_filled & tf.cast(self.is_newest.value, tf.bool),
+            is_filled & tf.cast(self.newest_of_id.is_newest.value, tf.bool),
             tf.convert_to_tensor(self.scales.value) if self.storage_dtype == "int8" else None,
             self.features.value,
         )
@@ -214,31 +196,13 @@ class CircularMemory(keras.layers.Layer):
         return self.read().take(slots), labels, sample_ids
 
     def _to_storage(self, features):
-        """Features in the storage dtype, and their scales where that is int8."""
+        """The variables of the features, and what of these is to be written to each."""
         if self.storage_dtype != "int8":
-            return tf.cast(features, self.storage_dtype), None
+            return [(self.features, features)]
         features = tf.cast(features, tf.float32)
         scales = tf.reduce_max(tf.abs(features), axis=1) / 127.0
-        return tf.cast(tf.round(tf.math.divide_no_nan(features, scales[:, None])), tf.int8), scales
-
-    def _buckets(self, sample_ids):
-        """Hash of ids, [n] int64 below M."""
-        mixed = tf.bitwise.right_shift(sample_ids * HASH_FACTOR, tf.constant(32, tf.int64))
-        return tf.bitwise.bitwise_and(mixed, tf.constant(0x7FFFFFFF, tf.int64)) % self.memory_size
-
-    def _find(self, sample_ids, in_bucket):
-        """Slots [n] of the newest rows with these ids, -1 where there is none, in a walk along their buckets."""
-        oldest = tf.maximum(self.num_enqueued.value - self.memory_size, 0)  # links at most this are to rows that left
-
-        def step(links, found):
-            slots = (links - 1) % self.memory_size
-            is_left = links > oldest
-            is_here = is_left & (tf.gather(self.sample_ids.value, slots) == sample_ids)
-            before = tf.gather(self.previous_in_bucket.value, slots)
-            return tf.where(is_left & ~is_here, before, none), tf.where(is_here, slots, found)
-
-        none = tf.zeros_like(in_bucket)
-        return tf.while_loop(lambda links, _: tf.reduce_any(links > oldest), step, (in_bucket, none - 1))[1]
+        rounded = tf.round(tf.math.divide_no_nan(features, scales[:, None]))
+        return [(self.features, rounded), (self.scales, scales)]
 
     def occupancy(self) -> tf.Tensor:
         """Number of filled rows, a scalar int64."""
@@ -250,7 +214,7 @@ class CircularMemory(keras.layers.Layer):
         """Forget all rows."""
         if self.memory_size:
             self.num_enqueued.assign(0)
-            self.newest_in_bucket.assign(tf.zeros_like(self.newest_in_bucket.value))
+            self.newest_of_id.reset()
 
     def prefill(self, features: np.ndarray, labels: np.ndarray, sample_ids: np.ndarray) -> None:
         """Enqueue a whole data set before training, newest rows last; of more than M rows the last M stay.
