@@ -276,7 +276,7 @@ def test_the_score_matrix_is_never_held():
     code = """
         import resource
         import numpy as np
-        from xbm_keras.evaluation import evaluate_retrieval
+        from xbm_keras.evaluation.retrieval import evaluate_retrieval
 
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

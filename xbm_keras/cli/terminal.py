@@ -36,6 +36,7 @@ def set_up(verbose: bool = False) -> None:
     progress.show()
 
 
+TOLD = (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError)
 # All errors of ours begin so; Keras wraps those that a layer raises when it is called.
 OURS = re.compile(r"(?:Exception encountered when calling .*?\n\n\x1b\[1m)?(Received .*?)(?:\x1b\[0m.*)?$", re.DOTALL)
 
@@ -46,6 +47,7 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
 
     Whatever the package refuses is what a user gave: a ValueError of ours, which says what was received, too.
     """
+    told: tuple[type[Exception], ...] = (*TOLD, *more)
     try:
         yield
     except KeyboardInterrupt:
@@ -63,7 +65,7 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
             "training.batch_size, memory.memory_size, top_k or head. Lower what is large."
         )
         sys.exit(2)
-    except (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError, *more) as error:
+    except told as error:
         _print_error(error)
         sys.exit(2)
     except ValueError as error:

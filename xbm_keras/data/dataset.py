@@ -8,13 +8,14 @@ import numpy as np
 from xbm_keras.data import arrays, sources
 from xbm_keras.data.duplicates import Duplicates
 from xbm_keras.data.splits import Splits
+from xbm_keras.data.unit_rows import Rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Features of all usable items, and who does what."""
 
-    features: np.ndarray
+    features: Rows
     """[N + V, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
     views of training items."""
     labels: np.ndarray
@@ -63,9 +64,13 @@ class Dataset:
         """The same, where only items with a label test."""
         splits = self.splits
         is_labelled = np.isin(splits.test, self.labelled(splits.test))
-        roles = {"is_query": splits.is_query, "is_gallery": splits.is_gallery}
-        kept = {name: role if role is None else role[is_labelled] for name, role in roles.items()}
-        return dataclasses.replace(self, splits=dataclasses.replace(splits, test=splits.test[is_labelled], **kept))
+        is_query, is_gallery = (
+            None if role is None else role[is_labelled] for role in (splits.is_query, splits.is_gallery)
+        )
+        test = splits.test[is_labelled]
+        return dataclasses.replace(
+            self, splits=dataclasses.replace(splits, test=test, is_query=is_query, is_gallery=is_gallery)
+        )
 
     def with_views(self, positions: np.ndarray) -> np.ndarray:
         """Positions of these items, and rows of all their views."""

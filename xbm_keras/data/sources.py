@@ -88,7 +88,7 @@ class RandomAccess:
 
     decoder = ""
 
-    def load(self, position: int) -> np.ndarray:
+    def load(self, position: int) -> np.ndarray | str:
         """One item. Raises UnreadableItem."""
         raise TypeError(f"{type(self).__name__} must define load(position).")
 

@@ -1,12 +1,26 @@
 """Some items' features, as they are or as unit vectors, read when they are indexed."""
 
+from typing import Protocol
+
 import numpy as np
+
+
+class Rows(Protocol):
+    """Rows that are read when they are indexed: an array, a memory-mapped one, or a class that acts as one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, D]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index, /) -> np.ndarray: ...
 
 
 class ChosenRows:
     """Some rows [n, D] of a feature array, read when they are indexed, as if they were an array."""
 
-    def __init__(self, features, positions: np.ndarray):
+    def __init__(self, features: np.ndarray, positions: np.ndarray):
         self.features, self.positions = features, positions
         self.shape, self.dtype = (len(positions), features.shape[1]), features.dtype
 
@@ -24,12 +38,12 @@ class UnitRows:
     """Rows of a feature array, of unit length, float32 [n, D], as if they were an array.
 
     Args:
-        features: [N, D] of any float dtype: an array, a memory-mapped one, or anything that is indexed like one.
+        features: [N, D] of any float dtype.
         positions: [n] which rows, in which order.
         power: of each feature, which keeps its sign, before the row is made of unit length; 1 leaves them as they are.
     """
 
-    def __init__(self, features, positions: np.ndarray, power: float = 1.0):
+    def __init__(self, features: Rows, positions: np.ndarray, power: float = 1.0):
         self.features = features
         self.positions = positions
         self.power = power

@@ -22,7 +22,7 @@ def recall_at_k(hits: np.ndarray, k: int) -> np.ndarray:
     hits = _checked(hits)
     if k < 1:
         raise ValueError(f"Received k={k}; expected 1 or more. Recall@1 asks for the nearest item alone.")
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    return np.any(hits[:, :k], axis=1).astype(np.float64)
 
 
 def r_precision(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarray:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 
+from xbm_keras.data.unit_rows import Rows
 from xbm_keras.evaluation.exact_search import (
     CHUNK,
     MEMORY_MB,
@@ -47,12 +49,13 @@ class FrozenNeighbors:
 
     def __init__(
         self,
-        features: np.ndarray,
+        features: npt.ArrayLike,
         ks: Sequence[int] = (1, 10),
         max_queries: int = MAX_QUERIES,
         num_pairs: int = NUM_PAIRS,
         seed: int = 0,
     ):
+        features = np.asarray(features)
         num_items = len(features)
         if num_items < 3:
             raise ValueError(f"Received {num_items} items; expected at least 3, or there are no neighbours to compare.")
@@ -63,7 +66,6 @@ class FrozenNeighbors:
         first = rng.integers(num_items, size=num_pairs)
         second = (first + rng.integers(1, num_items, size=num_pairs)) % num_items
         self.pairs = first, second
-        features = np.asarray(features)
         self.nearest = self._nearest(features)
         self.similarities = self._similarities(features)
 
@@ -127,10 +129,10 @@ class NeighborEvaluation(keras.callbacks.Callback):
         ValueError: for fewer than 3 items.
     """
 
-    def __init__(self, features: np.ndarray, prefix: str = "val_"):
+    def __init__(self, features: Rows, prefix: str = "val_"):
         super().__init__()
         self.features = features
-        self.frozen = FrozenNeighbors(features, ks=(10, 100))
+        self.frozen = FrozenNeighbors(features[:], ks=(10, 100))
         self.prefix = prefix
         self.baseline: dict[str, float] = {}
 

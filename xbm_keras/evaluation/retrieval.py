@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from xbm_keras.data.unit_rows import Rows
 from xbm_keras.evaluation.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, without_own
 from xbm_keras.evaluation.metrics import map_at_r, r_precision, recall_at_k
 from xbm_keras.progress import track
@@ -65,7 +66,7 @@ def evaluate_retrieval(
         raise ValueError(f"Received {given} without {missing}; expected both, or neither for leave-one-out.")
     queries, query_labels = _checked("queries", queries, query_labels)
     is_leave_one_out = gallery is None
-    if is_leave_one_out:
+    if gallery is None or gallery_labels is None:
         gallery, gallery_labels = queries, query_labels
     else:
         gallery, gallery_labels = _checked("gallery", gallery, gallery_labels)
@@ -148,7 +149,7 @@ def _class_numbers(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tupl
     return numbers[: len(query_labels)], numbers[len(query_labels) :]
 
 
-def embed(head: Head, features: np.ndarray, batch_size: int = 4096) -> np.ndarray:
+def embed(head: Head, features: Rows, batch_size: int = 4096) -> np.ndarray:
     """Embeddings [N, E] float32 of features [N, D], as the model's encoder gives them.
 
     Args:
@@ -190,7 +191,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def __init__(
         self,
-        features: np.ndarray,
+        features: Rows,
         labels: np.ndarray,
         ks: Sequence[int] = (1, 5, 10),
         is_query: np.ndarray | None = None,

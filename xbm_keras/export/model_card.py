@@ -110,7 +110,7 @@ def network_of(backbone: dict) -> str:
     """The backbone in a few words: by the name that all know it by, files by their content."""
     if backbone["kind"] == "none":
         return "none: it takes vectors that another model gave"
-    origin = backbone.get("preset") or backbone.get("path") or backbone.get("weights")
+    origin = backbone.get("preset") or backbone.get("path") or backbone.get("weights") or ""
     is_name = origin == "imagenet" or ("preset" in backbone and not _is_path(origin))
     weights = f", weights {f'`{origin}`' if is_name else _content_of(pathlib.Path(origin))}" if origin else ""
     size = "x".join(map(str, backbone.get("image_size") or ()))
