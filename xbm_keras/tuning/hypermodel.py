@@ -208,7 +208,7 @@ def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
     batch_size = config.batch_size
     rows = min(config.memory.memory_size, num_rows) or batch_size
     k = config.top_k
-    counts = (k.num_neighbors, k.num_random) if k.kind == "neighbors" else (k.num_negatives, k.num_positives)
+    counts = (k.num_neighbors, k.num_random) if config.is_without_labels else (k.num_negatives, k.num_positives)
     num_picks = batch_size * sum(rows if count == "all" else count for count in counts)
     embedding_dim = config.head.embedding_dim
     elements = (
