@@ -24,6 +24,7 @@ from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation
 from xbm_keras.experiment import build, loading, phases, selection
+from xbm_keras.stages.pair_losses import LOSSES
 from xbm_keras.training.callbacks import KeepBestHead
 
 WAYS = {
@@ -36,7 +37,7 @@ WAYS = {
 def main():
     options = common.parser(__doc__)
     options.add_argument("--config", default="configs/clinc150.yaml")
-    losses = [name for name, loss in build.LOSSES.items() if loss().uses_labels]
+    losses = [name for name, loss in LOSSES.items() if loss.uses_labels]
     options.add_argument("--losses", nargs="+", default=losses, choices=losses)
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4, 1e-3])

@@ -64,6 +64,19 @@ def triplet(similarities, is_positive, is_valid, margin) -> float:
     return mean(terms)
 
 
+def semi_hard_triplet(similarities, is_positive, is_valid, margin, chosen_by=None) -> float:
+    """`chosen_by` are the similarities that the triplets are chosen by, where the choice is not to change."""
+    chosen_by = similarities if chosen_by is None else chosen_by
+    pairs = list(zip(similarities, chosen_by, is_positive, is_valid, strict=True))
+    terms = []
+    for s_p, chosen_p, positive, valid in pairs:
+        for s_n, chosen_n, other_positive, other_valid in pairs:
+            is_triplet = valid and positive and other_valid and not other_positive
+            if is_triplet and chosen_n < chosen_p < chosen_n + margin:
+                terms.append(max(0.0, float(s_n) - float(s_p) + margin))
+    return mean(terms)
+
+
 def supcon(similarities, is_positive, is_valid, temperature) -> float:
     positives, negatives = split(similarities, is_positive, is_valid)
     if not positives or not negatives:

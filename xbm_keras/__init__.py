@@ -18,14 +18,15 @@ from xbm_keras.stages.pair_losses import (
     MarginLoss,
     MultiSimilarityLoss,
     NTXentLoss,
-    PairLoss,
     RecallSurrogateLoss,
+    SemiHardTripletLoss,
     SimilarityAlignmentLoss,
     SmoothAPLoss,
     SupConLoss,
     TripletLoss,
     TupletLoss,
 )
+from xbm_keras.stages.pair_losses.base import PairLoss
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Picks",
     "RecallSurrogateLoss",
     "Rows",
+    "SemiHardTripletLoss",
     "SimilarityAlignmentLoss",
     "Sketch",
     "SmoothAPLoss",

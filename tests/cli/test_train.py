@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-import typing
 
 import keras
 import numpy as np
@@ -23,11 +22,10 @@ from absl.testing import flagsaver
 import xbm_keras
 from tests.conftest import ROOT
 from xbm_keras.cli import train
-from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
-from xbm_keras.experiment import build, phases, run_folder
+from xbm_keras.experiment import phases, run_folder
 from xbm_keras.feature_cache import cache
 
 flags.FLAGS.mark_as_parsed()
@@ -684,13 +682,3 @@ def test_the_scores_of_the_readme(data_dir, tmp_path):
     metrics = metrics_of("run")
     assert metrics["leave_one_out"]["trained"]["map_at_r"] >= 0.61
     assert metrics["query_gallery"]["trained"]["recall_at_1"] >= 0.85
-
-
-def test_every_loss_of_the_schema_has_a_class_with_the_same_name_and_defaults():
-    members = typing.get_args(typing.get_args(schema.LossConfig)[0])
-    sections = {typing.get_args(section.model_fields["name"].annotation)[0]: section for section in members}
-    assert sections.keys() == build.LOSSES.keys()
-    for name, section in sections.items():
-        loss = build.LOSSES[name]()
-        assert loss.name == name
-        assert loss.get_config() == section(name=name).model_dump(exclude={"name"})

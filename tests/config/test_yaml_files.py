@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from xbm_keras.config.schema import SupCon
 from xbm_keras.config.yaml_files import ConfigError, check_config, load_config, save_config
-from xbm_keras.experiment.build import LOSSES
+from xbm_keras.stages.pair_losses import LOSSES
 
 MINIMAL = "data: {source: features, path: x.npz}\nbackbone: {kind: none}\n"
 
@@ -31,7 +30,7 @@ def test_values_come_from_defaults_file_and_overrides_in_this_order(path):
 
 
 def test_parameters_without_a_name_are_those_of_the_default_loss(path):
-    assert load_config(path, ["loss.temperature=0.5"]).loss == SupCon(name="supcon", temperature=0.5)
+    assert load_config(path, ["loss.temperature=0.5"]).loss.model_dump() == {"name": "supcon", "temperature": 0.5}
 
 
 def test_every_loss_runs_again_as_it_is(path, tmp_path):
@@ -39,7 +38,9 @@ def test_every_loss_runs_again_as_it_is(path, tmp_path):
         config = load_config(path, [f"loss.name={name}"])
         save_config(config, tmp_path / "again.yaml")
         assert load_config(str(tmp_path / "again.yaml")) == config
-        LOSSES[name](**config.loss.model_dump(exclude={"name"}))
+        loss = config.loss.make()
+        assert (type(loss), loss.get_config()) == (LOSSES[name], LOSSES[name]().get_config())
+        assert config.is_without_labels == (name == "similarity_alignment")
     assert load_config(path, ["loss.name=recall_surrogate", "loss.ks=[1,3]"]).loss.ks == [1, 3]
 
 

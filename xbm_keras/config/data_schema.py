@@ -5,16 +5,12 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
+from xbm_keras.config.sections import Section
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(pydantic.BaseModel):
-    """Strict: no unknown keys, no silent conversions, no changes after loading."""
-
-    model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Split(Section):
@@ -180,7 +176,7 @@ Layers = Literal["last", "pyramid"] | Annotated[list[str], Field(min_length=1)]
 
 
 class _ImageBackbone(Section):
-    image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [224, 224]
+    image_size: list[Positive] = Field([224, 224], min_length=2, max_length=2)
 
 
 class Application(_ImageBackbone):

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from xbm_keras.config.data_schema import Section
 from xbm_keras.config.schema import Config
+from xbm_keras.config.sections import Section
 
 OPENING, CLOSING = "[{(", "]})"
 NULLS = ("null", "Null", "NULL", "~", "")

@@ -1,13 +1,14 @@
 """The schema of configs/*.yaml. Its defaults are the recipe: a file names the data, and what it wants otherwise."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Natural, Positive, Section, Seed, Views
-from xbm_keras.config.loss_schema import LossConfig, SupCon
+from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Natural, Positive, Seed, Views
 from xbm_keras.config.search_schema import Search
+from xbm_keras.config.sections import Section, one_of, section_of
+from xbm_keras.stages.pair_losses import LOSSES
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 MAX_BATCH = 1 << 20  # items
@@ -143,6 +144,7 @@ class Export(Section):
     ones; where clients send such, say how large."""
 
 
+DEFAULT_LOSS = "supcon"
 STARTS_WITHOUT_LABELS = ("random", "identity", "pca", "local")
 WITHOUT_LABELS = {
     "data": {"split": {"by": "item", "validation_fraction": 0.1}},
@@ -157,6 +159,12 @@ WITHOUT_LABELS = {
     },
 }
 """The defaults of a loss without labels, where they are others."""
+
+
+if TYPE_CHECKING:  # made of classes, which no type checker follows
+    LossConfig = Any
+else:
+    LossConfig = one_of((section_of(loss, name=name) for name, loss in LOSSES.items()), "name")
 
 
 class _OfNeighbors(dict):
@@ -180,7 +188,7 @@ class Config(Section):
         Annotated[TopK, pydantic.Tag("hard")] | Annotated[Neighbors, pydantic.Tag("neighbors")],
         Field(discriminator=pydantic.Discriminator(_kind_of)),
     ] = TopK()
-    loss: LossConfig = SupCon(name="supcon")
+    loss: LossConfig
     training: Training = Training()
     export: Export = Export()
     search: Search = Search()
@@ -188,7 +196,7 @@ class Config(Section):
     @property
     def is_without_labels(self) -> bool:
         """Whether training uses no labels."""
-        return self.loss.name == "similarity_alignment"
+        return not LOSSES[self.loss.name].uses_labels
 
     @property
     def batch_size(self) -> int:
@@ -202,8 +210,10 @@ class Config(Section):
         """The defaults that follow from the loss."""
         if not isinstance(values, dict):
             return values
-        loss = values.get("loss")
-        is_without = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
+        values = _merged({"loss": {"name": DEFAULT_LOSS}}, values)
+        loss = values["loss"]
+        named = LOSSES.get(str(loss.get("name"))) if isinstance(loss, dict) else None
+        is_without = named is not None and not named.uses_labels
         backbone = values.get("backbone")
         names = backbone if isinstance(backbone, dict) else {}
         if names.get("kind") == "keras_applications" and names.get("layers", "auto") == "auto":
@@ -214,12 +224,6 @@ class Config(Section):
         top_k = values.get("top_k", {})
         values = {**values, "top_k": _OfNeighbors(top_k) if isinstance(top_k, dict) else top_k}
         return _merged(WITHOUT_LABELS, values)
-
-    @pydantic.field_validator("loss", mode="before")
-    @classmethod
-    def _default_loss(cls, loss):
-        """Parameters without a name are those of the default loss."""
-        return {"name": "supcon", **loss} if isinstance(loss, dict) else loss
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):

@@ -5,7 +5,8 @@ from typing import Any
 import pydantic
 from pydantic import Field
 
-from xbm_keras.config.data_schema import Positive, Section
+from xbm_keras.config.data_schema import Positive
+from xbm_keras.config.sections import Section
 
 Value = bool | int | float | str | None
 FORMS = "[a, b, c], or {min: a, max: b, log: true}, or {values: [a, b, c], when: {other.key: [x]}}"

@@ -15,8 +15,8 @@ import yaml
 
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config import override_text, retired
-from xbm_keras.config.data_schema import Section
 from xbm_keras.config.schema import Config
+from xbm_keras.config.sections import Section
 
 SHOWN = ("data", "backbone", "cache", "views", "head", "memory", "top_k", "loss", "training", "export")  # sections
 # Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.

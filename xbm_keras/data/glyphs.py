@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import unicodedata
+from typing import Annotated
 
 import matplotlib
 import matplotlib.ft2font
@@ -19,11 +20,13 @@ import numpy as np
 import PIL
 import PIL.features
 import scipy.sparse.csgraph
+from annotated_types import Ge, Le
 from PIL import Image, ImageDraw, ImageFont
 
+from xbm_keras.arguments import Count, Share, checked
 from xbm_keras.atomic_files import DAY, remove_leftovers, write_whole
 from xbm_keras.data.labels import encode
-from xbm_keras.data.sources import DataError, Items, RandomAccess
+from xbm_keras.data.sources import Items, RandomAccess
 
 # The fonts of text. Those of Computer Modern number their characters as TeX does, not as Unicode does, and the other
 # STIX files hold parts of large symbols.
@@ -80,16 +83,17 @@ class Glyphs(RandomAccess):
         cache_dir: where `find_characters` may keep what it found.
 
     Raises:
-        DataError: where no character is in so many fonts.
+        ValueError: for a number out of bounds, such as more fonts than there are.
     """
 
+    @checked
     def __init__(
         self,
-        min_fonts: int = 8,
-        max_classes: int | None = None,
-        drawings: int = 1,
-        rotation: float = 10.0,
-        noise: float = 0.1,
+        min_fonts: Annotated[int, Ge(2), Le(len(FONTS))] = 8,
+        max_classes: Count | None = None,
+        drawings: Count = 1,
+        rotation: Annotated[float, Ge(0), Le(180)] = 10.0,
+        noise: Share = 0.1,
         pretraining: bool = False,
         cache_dir: str | None = None,
     ):
@@ -97,8 +101,6 @@ class Glyphs(RandomAccess):
             Glyphs, min_fonts, max_classes, drawings, rotation, noise, pretraining, cache_dir
         )
         chosen = [c for c in find_characters(min_fonts, cache_dir) if c.is_for_pretraining == pretraining]
-        if not chosen:
-            raise DataError(f"Received min_fonts={min_fonts}; expected at most {len(FONTS)}, the number of fonts.")
         if max_classes is not None and max_classes < len(chosen):
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, max_classes).astype(int)]
         self.rotation, self.noise = rotation, noise

@@ -20,42 +20,12 @@ from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
 from xbm_keras.stages.hard_top_k.sketch import Sketch
 from xbm_keras.stages.head.fc_layer import Head
-from xbm_keras.stages.pair_losses import (
-    CircleLoss,
-    ContrastiveLoss,
-    InfoNCELoss,
-    LiftedStructureLoss,
-    MarginLoss,
-    MultiSimilarityLoss,
-    NTXentLoss,
-    RecallSurrogateLoss,
-    SimilarityAlignmentLoss,
-    SmoothAPLoss,
-    SupConLoss,
-    TripletLoss,
-    TupletLoss,
-)
 
 log = logging.getLogger("xbm_keras")
 GLYPH_NET = pathlib.Path(frozen.__file__).parent / "weights" / "glyph_net.keras"
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
 MINING = ("mine_in", "key_refresh")  # of top_k, what is an argument of the model
 SKETCH_DIM = 64
-LOSSES = {
-    "contrastive": ContrastiveLoss,
-    "margin": MarginLoss,
-    "multi_similarity": MultiSimilarityLoss,
-    "supcon": SupConLoss,
-    "info_nce": InfoNCELoss,
-    "nt_xent": NTXentLoss,
-    "tuplet": TupletLoss,
-    "circle": CircleLoss,
-    "lifted_structure": LiftedStructureLoss,
-    "triplet": TripletLoss,
-    "smooth_ap": SmoothAPLoss,
-    "recall_surrogate": RecallSurrogateLoss,
-    "similarity_alignment": SimilarityAlignmentLoss,
-}
 
 
 def make_source(config: schema.Config) -> sources.Source | arrays.Features:
@@ -134,7 +104,7 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
         head,
         CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
         pick(**picking, seed=seed, name="top_k"),
-        LOSSES[config.loss.name](**config.loss.model_dump(exclude={"name"})),
+        config.loss.make(),
         # A prefilled memory that holds all training items has nothing to learn from a batch.
         enqueue=not (config.memory.prefill and memory_size == num_rows),
         start_alignment=config.training.start_alignment,

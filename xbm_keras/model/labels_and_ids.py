@@ -9,7 +9,7 @@ import tensorflow as tf
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.item_arrays import check_features, read_labels, read_sample_ids, read_slot_numbers
 from xbm_keras.stages.circular_memory.ring import CircularMemory
-from xbm_keras.stages.pair_losses import PairLoss
+from xbm_keras.stages.pair_losses.base import PairLoss
 
 
 class WarnOfRepeatedIds(keras.callbacks.Callback):

@@ -19,7 +19,7 @@ from xbm_keras.stages.hard_top_k.mining_keys import MiningKeys
 from xbm_keras.stages.hard_top_k.sketch import Sketch
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import Start
-from xbm_keras.stages.pair_losses import PairLoss
+from xbm_keras.stages.pair_losses.base import PairLoss
 from xbm_keras.stages.pair_losses.start_alignment import divergence_from_start, squared_distance
 
 STAGES = ("backbone", "head", "memory", "top_k", "pair_loss", "sketch")

@@ -100,8 +100,8 @@ def test_config_round_trip_and_what_is_refused():
     for loss in LOSSES.values():
         config = keras.saving.serialize_keras_object(loss)
         assert keras.saving.deserialize_keras_object(config).get_config() == loss.get_config()
-    with pytest.raises(ValueError, match="expected one of listwise"):
+    with pytest.raises(ValueError, match="expected one of 'listwise'"):
         SimilarityAlignmentLoss("pairwise")
     for temperatures in ((0.0, 0.1), (0.1, -1.0)):
-        with pytest.raises(ValueError, match="expected more than 0"):
+        with pytest.raises(ValueError, match="expected a number above 0"):
             SimilarityAlignmentLoss("listwise", *temperatures)

@@ -21,6 +21,7 @@ from xbm_keras import (
     PairLoss,
     Picks,
     RecallSurrogateLoss,
+    SemiHardTripletLoss,
     SmoothAPLoss,
     SupConLoss,
     TripletLoss,
@@ -33,6 +34,7 @@ LOSSES = {
     "contrastive": (ContrastiveLoss(0.8, 0.3), reference_pairs.contrastive, (0.8, 0.3)),
     "triplet": (TripletLoss(0.25), reference_pairs.triplet, (0.25,)),
     "triplet soft": (TripletLoss(None), reference_pairs.triplet, (None,)),
+    "semi_hard": (SemiHardTripletLoss(0.75), reference_pairs.semi_hard_triplet, (0.75,)),
     "supcon": (SupConLoss(0.2), reference_pairs.supcon, (0.2,)),
     "info_nce": (InfoNCELoss(0.2), reference_pairs.info_nce, (0.2,)),
     "nt_xent": (NTXentLoss(0.2), reference_pairs.nt_xent, (0.2,)),
@@ -58,7 +60,8 @@ LOSSES = {
     "recall steep": (RecallSurrogateLoss((1, 8), 0.01, 1.0), reference_pairs.recall_surrogate, ([1, 8], 0.01, 1.0)),
 }
 SIGMOID_OF_MINUS_1 = 1 / (1 + math.e)
-BLOCKED = ["triplet", "smooth_ap", "recall"]
+BLOCKED = ["triplet", "semi_hard", "smooth_ap", "recall"]
+CHOSEN = {reference_pairs.circle: "weights_of", reference_pairs.semi_hard_triplet: "chosen_by"}  # constant to the slope
 ONE_OF_EACH_CLASS = list({type(loss): name for name, (loss, _, _) in reversed(LOSSES.items())}.values())
 NEED_ANY_PICK = (ContrastiveLoss, MarginLoss)  # all others need a positive and a negative
 
@@ -104,8 +107,8 @@ def expected_of(each, similarities, is_positive, is_valid, start=None):
     """Of each anchor; `start` are the similarities from which what is constant to the gradient is computed."""
     _, oracle, parameters = each
     rows = list(zip(similarities, is_positive, is_valid, strict=True))
-    if oracle is reference_pairs.circle and start is not None:
-        return [oracle(*row, *parameters, weights_of=s) for row, s in zip(rows, start, strict=True)]
+    if oracle in CHOSEN and start is not None:
+        return [oracle(*row, *parameters, **{CHOSEN[oracle]: s}) for row, s in zip(rows, start, strict=True)]
     return [oracle(*row, *parameters) for row in rows]
 
 
@@ -135,9 +138,11 @@ def test_value_and_gradient_equal_the_oracle(each, mode):
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if not name.endswith("steep") and name != "circle"])
+@pytest.mark.parametrize(
+    "name", [name for name, each in LOSSES.items() if not name.endswith("steep") and each[1] not in CHOSEN]
+)
 def test_gradient_equals_its_own_differences(name):
-    """In float32, of the loss itself: independent of the oracle. Not of circle, whose weights are constants to it."""
+    """In float32, of the loss itself: independent of the oracle. Not where something is a constant to it."""
     each = LOSSES[name]
     similarities, is_positive, is_valid = make_case(num_picks=4, seed=3)
     _, slope = with_gradient(each[0], is_positive, is_valid, np.ones(9), "eager")(tf.constant(similarities))
@@ -266,6 +271,7 @@ def test_one_pair_by_hand():
     by_hand = {
         "contrastive": 0.2 + 0.2,
         "triplet": 0.15,
+        "semi_hard": 0.65,
         "triplet soft": math.log(1 + math.exp(-0.1)),
         "supcon": math.log(1 + math.exp(-0.5)),
         "info_nce": math.log(1 + math.exp(-0.5)),
@@ -360,34 +366,53 @@ def test_info_nce_leaves_the_other_positives_out_and_supcon_does_not():
     assert float(SupConLoss(0.2)(near, picks)[0]) == pytest.approx(math.log(2 + math.exp(-4.0)), abs=1e-6)
 
 
+def test_semi_hard_triplets_are_those_between_the_positive_and_the_margin():
+    """Of three negatives one is nearer than the positive and one is farther by more than the margin."""
+    similarities = tf.Variable([[0.5, 0.55, 0.47, 0.39], [0.5, 0.55, 0.51, 0.39]])
+    picks = make_picks([[True, False, False, False]] * 2, [[True] * 4] * 2)
+    loss = SemiHardTripletLoss(0.1)
+    with tf.GradientTape() as tape:
+        value = loss(similarities, picks)
+    np.testing.assert_allclose(value, [0.07, 0], atol=1e-6)
+    np.testing.assert_array_equal(tape.gradient(value, similarities), [[-1, 0, 1, 0], [0, 0, 0, 0]])
+    assert loss.valid_anchors(picks).numpy().tolist() == [True, True]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ContrastiveLoss(positive_margin=1.5), "positive_margin=1.5; expected a cosine"),
-        (lambda: ContrastiveLoss(negative_margin=-1.1), "negative_margin=-1.1; expected a cosine"),
-        (lambda: TripletLoss(-0.1), r"margin=-0.1; expected None"),
-        (lambda: TripletLoss(2.5), r"margin=2.5; expected None .*in 0..2"),
-        (lambda: SupConLoss(0.0), "temperature=0.0; expected more than 0"),
-        (lambda: InfoNCELoss(-1.0), "temperature=-1.0; expected more than 0"),
-        (lambda: InfoNCELoss(float("nan")), "temperature=nan; expected more than 0"),
-        (lambda: NTXentLoss(0), "temperature=0; expected more than 0"),
-        (lambda: MarginLoss(-0.1), "margin=-0.1; expected a distance"),
-        (lambda: MarginLoss(beta=2.1), "beta=2.1; expected a distance"),
-        (lambda: MultiSimilarityLoss(alpha=0), "alpha=0; expected more than 0"),
-        (lambda: MultiSimilarityLoss(beta=-1), "beta=-1; expected more than 0"),
-        (lambda: MultiSimilarityLoss(base=1.1), "base=1.1; expected a cosine"),
-        (lambda: MultiSimilarityLoss(epsilon=-0.1), "epsilon=-0.1; expected None, or"),
-        (lambda: TupletLoss(margin=5.73), "margin=5.73; expected an angle in radians"),
-        (lambda: TupletLoss(scale=0), "scale=0; expected more than 0"),
-        (lambda: CircleLoss(margin=1.5), "margin=1.5; expected a difference of cosines"),
-        (lambda: CircleLoss(gamma=0), "gamma=0; expected more than 0"),
-        (lambda: LiftedStructureLoss(margin=3), "margin=3; expected a distance"),
-        (lambda: LiftedStructureLoss(temperature=0), "temperature=0; expected more than 0"),
-        (lambda: SmoothAPLoss(0), "temperature=0; expected more than 0"),
-        (lambda: RecallSurrogateLoss(ks=()), r"ks=\(\); expected one or more"),
-        (lambda: RecallSurrogateLoss(ks=(0, 1)), r"ks=\(0, 1\); expected one or more"),
-        (lambda: RecallSurrogateLoss(temperature=0), "temperature=0; expected more than 0"),
-        (lambda: RecallSurrogateLoss(rank_temperature=0), "rank_temperature=0; expected more than 0"),
+        (lambda: ContrastiveLoss(positive_margin=1.5), r"positive_margin=1.5; expected a number in -1..1\. A cosine"),
+        (lambda: ContrastiveLoss(negative_margin=-1.1), "negative_margin=-1.1; expected a number in -1..1"),
+        (
+            lambda: TripletLoss(-0.1),
+            r"margin=-0.1; expected a number in 0..2, or None\. A difference of cosines; None is",
+        ),
+        (lambda: TripletLoss(2.5), r"margin=2.5; expected a number in 0..2"),
+        (lambda: SemiHardTripletLoss(0), r"margin=0; expected a number above 0, at most 2\. A difference of cosines"),
+        (lambda: SupConLoss(0.0), r"temperature=0.0; expected a number above 0\. T, of similarities; 0.05 to 0.2"),
+        (lambda: InfoNCELoss(-1.0), "temperature=-1.0; expected a number above 0"),
+        (lambda: InfoNCELoss(float("nan")), "temperature=nan; expected a number above 0"),
+        (lambda: NTXentLoss(0), "temperature=0; expected a number above 0"),
+        (lambda: MarginLoss(-0.1), "margin=-0.1; expected a number in 0..2. A distance"),
+        (lambda: MarginLoss(beta=2.1), "beta=2.1; expected a number in 0..2"),
+        (lambda: MultiSimilarityLoss(alpha=0), "alpha=0; expected a number above 0. Steepness"),
+        (lambda: MultiSimilarityLoss(beta=-1), "beta=-1; expected a number above 0"),
+        (lambda: MultiSimilarityLoss(base=1.1), "base=1.1; expected a number in -1..1"),
+        (lambda: MultiSimilarityLoss(epsilon=-0.1), "epsilon=-0.1; expected a number in 0..2, or None"),
+        (lambda: TupletLoss(margin=5.73), "margin=5.73; expected a number in 0..1.5708. An angle in radians"),
+        (lambda: TupletLoss(scale=0), "scale=0; expected a number above 0"),
+        (lambda: CircleLoss(margin=1.5), "margin=1.5; expected a number in 0..1. A difference of cosines"),
+        (lambda: CircleLoss(gamma=0), "gamma=0; expected a number above 0"),
+        (lambda: LiftedStructureLoss(margin=3), "margin=3; expected a number in 0..2. A distance"),
+        (lambda: LiftedStructureLoss(temperature=0), "temperature=0; expected a number above 0"),
+        (lambda: SmoothAPLoss(0), "temperature=0; expected a number above 0"),
+        (
+            lambda: RecallSurrogateLoss(ks=()),
+            r"ks=\(\); expected a list of 1 or more, each a whole number in 1..",
+        ),
+        (lambda: RecallSurrogateLoss(ks=(0, 1)), r"ks=\(0, 1\); expected a list.* such as \(1, 2, 4\)"),
+        (lambda: RecallSurrogateLoss(temperature=0), "temperature=0; expected a number above 0"),
+        (lambda: RecallSurrogateLoss(rank_temperature=0), "rank_temperature=0; expected a number above 0"),
     ],
 )
 def test_parameters_that_are_refused(make, message):

@@ -45,20 +45,6 @@ class PairLoss:
         return cls(**config)
 
 
-def require_positive(name: str, value: float, hint: str) -> float:
-    """The value, where it is more than 0. Raises ValueError otherwise, also for NaN."""
-    if not value > 0:
-        raise ValueError(f"Received {name}={value}; expected more than 0. {hint}")
-    return value
-
-
-def require_between(name: str, value: float, low: float, high: float, what: str) -> float:
-    """The value, where it lies in low..high. Raises ValueError otherwise, also for NaN."""
-    if not low <= value <= high:
-        raise ValueError(f"Received {name}={value}; expected {what}, in {low:g}..{high:g}.")
-    return value
-
-
 def split(picks: Picks) -> tuple[tf.Tensor, tf.Tensor]:
     """Masks [B, T] of the positive and of the negative pairs."""
     return picks.is_valid & picks.is_positive, picks.is_valid & ~picks.is_positive

@@ -4,74 +4,144 @@ They compare each positive with every other pick, which is done in blocks of pos
 """
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import keras
 import tensorflow as tf
+from annotated_types import Gt, Le, MinLen
 
+from xbm_keras.arguments import AboveZero, Count, UpTo2, checked
 from xbm_keras.stages.hard_top_k.by_label import Picks
-from xbm_keras.stages.pair_losses.base import PairLoss, count, has_both, require_between, require_positive, split
+from xbm_keras.stages.pair_losses.base import PairLoss, count, has_both, split
 
 BLOCK_ELEMENTS = 1 << 22  # of a block [B, b, T]
 
-Terms = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Terms = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor | float]]
 """From differences `s_j - s_p` [B, b, T] of each pick j and each positive p, and the masks of the other positives
-[B, b, T] and of the negatives [B, 1, T], to values [B, b] and their slopes by the differences [B, b, T]."""
+[B, b, T] and of the negatives [B, 1, T], to values [B, b], their slopes by the differences [B, b, T], and what each
+value weighs in the mean [B, b]: how many terms it is the sum of."""
 
 
-def triplet(similarities: tf.Tensor, picks: Picks, *, margin: float | None = 0.1) -> tf.Tensor:
-    """Triplet loss per anchor, [B]: the mean over all its (positive, negative) pairs.
+@keras.saving.register_keras_serializable("xbm_keras")
+class TripletLoss(PairLoss):
+    """Triplet loss: the mean over all (positive, negative) pairs of an anchor.
 
     With a margin `max(0, s_n - s_p + margin)`; with `margin=None` the soft form `softplus(s_n - s_p)`.
+
+    Args:
+        margin: a difference of cosines; None is the soft form.
+
+    Raises:
+        ValueError: for a margin outside 0..2.
 
     Reference:
         Hermans et al., arXiv 1703.07737, "batch all" and the soft margin of section 2.
     """
-    _, is_negative = split(picks)
-    num_negatives = tf.maximum(count(is_negative), 1.0)[:, None]  # [B, 1]
 
-    def terms(differences, is_positive, is_negative):
-        if margin is None:
-            values, slopes = tf.nn.softplus(differences), tf.nn.sigmoid(differences)
-        else:
-            values, slopes = tf.nn.relu(differences + margin), tf.cast(differences + margin > 0, tf.float32)
-        values = tf.reduce_sum(tf.where(is_negative, values, 0.0), axis=2)
-        return values / num_negatives, tf.where(is_negative, slopes, 0.0) / num_negatives[:, :, None]
+    name = "triplet"
 
-    return _mean_over_positives(similarities, picks, terms)
+    @checked
+    def __init__(self, margin: UpTo2 | None = 0.1):
+        self.margin = margin
+
+    def __call__(self, similarities, picks):
+        """Loss per anchor, [B]."""
+        _, is_negative = split(picks)
+        num_negatives = tf.maximum(count(is_negative), 1.0)[:, None]  # [B, 1]
+
+        def terms(differences, is_positive, is_negative):
+            if self.margin is None:
+                values, slopes = tf.nn.softplus(differences), tf.nn.sigmoid(differences)
+            else:
+                inside = differences + self.margin
+                values, slopes = tf.nn.relu(inside), tf.cast(inside > 0, tf.float32)
+            values = tf.reduce_sum(tf.where(is_negative, values, 0.0), axis=2)
+            return values / num_negatives, tf.where(is_negative, slopes, 0.0) / num_negatives[:, :, None], 1.0
+
+        return _mean_over_positives(similarities, picks, terms)
 
 
-def smooth_ap(similarities: tf.Tensor, picks: Picks, *, temperature: float = 0.01) -> tf.Tensor:
-    r"""Smooth-AP loss per anchor, [B]: 1 less the average precision, with a sigmoid in place of each comparison.
+@keras.saving.register_keras_serializable("xbm_keras")
+class SemiHardTripletLoss(PairLoss):
+    """Triplet loss on semi-hard triplets alone, whose negative is farther than the positive, but not by the margin.
+
+    The mean of `s_n - s_p + margin` over an anchor's (positive, negative) pairs with `0 < s_p - s_n < margin`. An
+    anchor without any has loss 0 and counts, as one whose triplets all keep the margin does.
+
+    On squared distances of unit vectors the margin is twice as much: the default is FaceNet's 0.2.
+
+    Args:
+        margin: a difference of cosines.
+
+    Raises:
+        ValueError: for a margin outside 0..2, or of 0.
+
+    Reference:
+        Schroff et al., "FaceNet", CVPR 2015, arXiv 1503.03832, section 3.2, with all the semi-hard negatives of a pair
+        (`TripletMarginMiner` of pytorch-metric-learning, "semihard") in place of one.
+    """
+
+    name = "semi_hard_triplet"
+
+    @checked
+    def __init__(self, margin: Annotated[float, Gt(0), Le(2)] = 0.1):
+        self.margin = margin
+
+    def __call__(self, similarities, picks):
+        """Loss per anchor, [B]."""
+
+        def terms(differences, is_positive, is_negative):
+            # Written so that a pair whose similarity is NaN stays, and shows.
+            is_semi_hard = is_negative & ~((differences >= 0) | (differences <= -self.margin))
+            values = tf.where(is_semi_hard, differences + self.margin, 0.0)
+            slopes = tf.cast(is_semi_hard, tf.float32)
+            return tf.reduce_sum(values, axis=2), slopes, tf.reduce_sum(slopes, axis=2)
+
+        return _mean_over_positives(similarities, picks, terms)
+
+
+@keras.saving.register_keras_serializable("xbm_keras")
+class SmoothAPLoss(PairLoss):
+    r"""Smooth-AP loss: 1 less the average precision, with a sigmoid in place of each comparison.
 
     `1 - mean over positives p of (1 + sum over other positives j of g(s_j - s_p)) / (1 + sum over other picks j of
     g(s_j - s_p))` with `g(x) = sigmoid(x / t)`
+
+    Args:
+        temperature: t, of similarities. The paper has 0.01.
+
+    Raises:
+        ValueError: for a temperature of 0 or less.
 
     Reference:
         Brown et al., ECCV 2020, arXiv 2007.12163, section 4.
     """
 
-    def terms(differences, is_positive, is_negative):
-        g = tf.nn.sigmoid(differences / temperature)
-        rank_among_positives = 1.0 + tf.reduce_sum(tf.where(is_positive, g, 0.0), axis=2)  # [B, b]
-        num_negatives_before = tf.reduce_sum(tf.where(is_negative, g, 0.0), axis=2)
-        rank = rank_among_positives + num_negatives_before
-        by_positive = (-num_negatives_before / tf.square(rank))[:, :, None]
-        by_negative = (rank_among_positives / tf.square(rank))[:, :, None]
-        slopes = tf.where(is_positive, by_positive, tf.where(is_negative, by_negative, 0.0))
-        return num_negatives_before / rank, slopes * g * (1.0 - g) / temperature
+    name = "smooth_ap"
 
-    return _mean_over_positives(similarities, picks, terms)
+    @checked
+    def __init__(self, temperature: AboveZero = 0.01):
+        self.temperature = temperature
+
+    def __call__(self, similarities, picks):
+        """Loss per anchor, [B]."""
+
+        def terms(differences, is_positive, is_negative):
+            g = tf.nn.sigmoid(differences / self.temperature)
+            rank_among_positives = 1.0 + tf.reduce_sum(tf.where(is_positive, g, 0.0), axis=2)  # [B, b]
+            num_negatives_before = tf.reduce_sum(tf.where(is_negative, g, 0.0), axis=2)
+            rank = rank_among_positives + num_negatives_before
+            by_positive = (-num_negatives_before / tf.square(rank))[:, :, None]
+            by_negative = (rank_among_positives / tf.square(rank))[:, :, None]
+            slopes = tf.where(is_positive, by_positive, tf.where(is_negative, by_negative, 0.0))
+            return num_negatives_before / rank, slopes * g * (1.0 - g) / self.temperature, 1.0
+
+        return _mean_over_positives(similarities, picks, terms)
 
 
-def recall_surrogate(
-    similarities: tf.Tensor,
-    picks: Picks,
-    *,
-    ks: Sequence[int] = (1, 2, 4, 8, 16),
-    temperature: float = 0.01,
-    rank_temperature: float = 1.0,
-) -> tf.Tensor:
-    r"""Recall@k surrogate per anchor, [B]: 1 less the mean over several k of a smooth Recall@k.
+@keras.saving.register_keras_serializable("xbm_keras")
+class RecallSurrogateLoss(PairLoss):
+    r"""Recall@k surrogate: 1 less the mean over several k of a smooth Recall@k.
 
     `1 - mean over k of (sum over positives p of sigmoid((k - rank_p) / rank_temperature)) / min(k, num_positives)`
     with `rank_p = 1 + sum over other picks j of sigmoid((s_j - s_p) / temperature)`
@@ -79,77 +149,53 @@ def recall_surrogate(
     Here Recall@k is the share of the positives, as far as k places can hold them, among the first k. The sum is not cut
     off at k, so that many positives of one rank can bring the loss slightly below 0.
 
+    Args:
+        ks: numbers of places, such as (1, 2, 4).
+        temperature: of similarities. The paper has 0.01.
+        rank_temperature: of ranks. The paper has 1.
+
+    Raises:
+        ValueError: for a temperature of 0 or less, no k, or a k below 1.
+
     Reference:
         Patel et al., CVPR 2022, arXiv 2108.11179, section 3.
     """
-    positives, _ = split(picks)
-    num_positives = tf.maximum(count(positives), 1.0)[:, None]  # [B, 1]
-
-    def terms(differences, is_positive, is_negative):
-        is_other = is_positive | is_negative
-        g = tf.nn.sigmoid(differences / temperature)
-        rank = 1.0 + tf.reduce_sum(tf.where(is_other, g, 0.0), axis=2)  # [B, b]
-        values, by_rank = tf.ones_like(rank), tf.zeros_like(rank)
-        for k in ks:
-            h = tf.nn.sigmoid((k - rank) / rank_temperature)
-            weight = num_positives / tf.minimum(num_positives, float(k)) / len(ks)
-            values -= weight * h
-            by_rank += weight * h * (1.0 - h) / rank_temperature
-        return values, by_rank[:, :, None] * tf.where(is_other, g * (1.0 - g), 0.0) / temperature
-
-    return _mean_over_positives(similarities, picks, terms)
-
-
-@keras.saving.register_keras_serializable("xbm_keras")
-class TripletLoss(PairLoss):
-    """See `triplet`. Raises ValueError for a margin outside 0..2."""
-
-    name = "triplet"
-
-    def __init__(self, margin: float | None = 0.1):
-        if margin is not None:
-            require_between("margin", margin, 0, 2, "None (the soft form), or a difference of cosines")
-        self.margin = margin
-
-    def __call__(self, similarities, picks):
-        """Loss per anchor, [B]."""
-        return triplet(similarities, picks, margin=self.margin)
-
-
-@keras.saving.register_keras_serializable("xbm_keras")
-class SmoothAPLoss(PairLoss):
-    """See `smooth_ap`. Raises ValueError for a temperature of 0 or less."""
-
-    name = "smooth_ap"
-
-    def __init__(self, temperature: float = 0.01):
-        self.temperature = require_positive("temperature", temperature, "The paper has 0.01.")
-
-    def __call__(self, similarities, picks):
-        """Loss per anchor, [B]."""
-        return smooth_ap(similarities, picks, temperature=self.temperature)
-
-
-@keras.saving.register_keras_serializable("xbm_keras")
-class RecallSurrogateLoss(PairLoss):
-    """See `recall_surrogate`. Raises ValueError for a temperature of 0 or less, no k, or a k below 1."""
 
     name = "recall_surrogate"
 
-    def __init__(self, ks: Sequence[int] = (1, 2, 4, 8, 16), temperature: float = 0.01, rank_temperature: float = 1.0):
-        if not ks or min(ks) < 1:
-            raise ValueError(f"Received ks={ks}; expected one or more whole numbers from 1 on, such as (1, 2, 4).")
+    @checked
+    def __init__(
+        self,
+        ks: Annotated[Sequence[Count], MinLen(1)] = (1, 2, 4, 8, 16),
+        temperature: AboveZero = 0.01,
+        rank_temperature: AboveZero = 1.0,
+    ):
         self.ks = list(ks)
-        self.temperature = require_positive("temperature", temperature, "The paper has 0.01.")
-        self.rank_temperature = require_positive("rank_temperature", rank_temperature, "The paper has 1.")
+        self.temperature = temperature
+        self.rank_temperature = rank_temperature
 
     def __call__(self, similarities, picks):
         """Loss per anchor, [B]."""
-        return recall_surrogate(similarities, picks, **self.get_config())
+        positives, _ = split(picks)
+        num_positives = tf.maximum(count(positives), 1.0)[:, None]  # [B, 1]
+
+        def terms(differences, is_positive, is_negative):
+            is_other = is_positive | is_negative
+            g = tf.nn.sigmoid(differences / self.temperature)
+            rank = 1.0 + tf.reduce_sum(tf.where(is_other, g, 0.0), axis=2)  # [B, b]
+            values, by_rank = tf.ones_like(rank), tf.zeros_like(rank)
+            for k in self.ks:
+                h = tf.nn.sigmoid((k - rank) / self.rank_temperature)
+                weight = num_positives / tf.minimum(num_positives, float(k)) / len(self.ks)
+                values -= weight * h
+                by_rank += weight * h * (1.0 - h) / self.rank_temperature
+            return values, by_rank[:, :, None] * tf.where(is_other, g * (1.0 - g), 0.0) / self.temperature, 1.0
+
+        return _mean_over_positives(similarities, picks, terms)
 
 
 def _mean_over_positives(similarities: tf.Tensor, picks: Picks, terms: Terms) -> tf.Tensor:
-    """Mean of each anchor's terms over its positives, [B]; 0 where it lacks a positive or a negative.
+    """Mean of each anchor's terms over its positives, [B]; 0 where it lacks a positive or a negative, or has no terms.
 
     The gradient is gathered on the way forward, so that nothing of a block is kept.
     """
@@ -172,29 +218,31 @@ def _mean_over_positives(similarities: tf.Tensor, picks: Picks, terms: Terms) ->
         )  # outside the loop: XLA wants the bounds of a range to be constants
         places = tf.range(tf.cast(num_picks, tf.int64))
 
-        def step(i, value, own, other):
+        def step(i, value, num_terms, own, other):
             columns = tf.cast(i * block, tf.int64) + offsets
             s_p, mask_p = tf.gather(s_padded, columns, axis=1), tf.gather(positive_padded, columns, axis=1)
             is_other_positive = is_positive[:, None, :] & (places[None, :] != columns[:, None])[None, :, :]
-            values, slopes = terms(s[:, None, :] - s_p[:, :, None], is_other_positive, is_negative[:, None, :])
+            values, slopes, weights = terms(s[:, None, :] - s_p[:, :, None], is_other_positive, is_negative[:, None, :])
             slopes = tf.where(mask_p[:, :, None], slopes, 0.0)
             value += tf.reduce_sum(tf.where(mask_p, values, 0.0), axis=1)
+            num_terms += tf.reduce_sum(tf.where(mask_p, weights, 0.0), axis=1)
             own = tf.tensor_scatter_nd_update(
                 own, columns[:, None], -tf.transpose(tf.reduce_sum(slopes, axis=2))
             )  # [T padded, B]
-            return i + 1, value, own, other + tf.reduce_sum(slopes, axis=1)
+            return i + 1, value, num_terms, own, other + tf.reduce_sum(slopes, axis=1)
 
-        _, value, own, other = tf.while_loop(
+        nothing = tf.zeros_like(s[:, 0])
+        _, value, num_terms, own, other = tf.while_loop(
             lambda i, *_: i * block < most_positives,
             step,
-            (0, tf.zeros_like(s[:, 0]), tf.zeros_like(tf.transpose(s_padded)), tf.zeros_like(s)),
+            (0, nothing, nothing, tf.zeros_like(tf.transpose(s_padded)), tf.zeros_like(s)),
         )
-        num_positives = tf.maximum(count(is_positive), 1.0)
+        num_terms = tf.maximum(num_terms, 1.0)
 
         def grad(upstream):
             slopes = other + tf.transpose(own)[:, :num_picks]
-            return tf.where(is_valid_anchor, upstream / num_positives, 0.0)[:, None] * slopes
+            return tf.where(is_valid_anchor, upstream / num_terms, 0.0)[:, None] * slopes
 
-        return tf.where(is_valid_anchor, value / num_positives, 0.0), grad
+        return tf.where(is_valid_anchor, value / num_terms, 0.0), grad
 
     return blocked(tf.gather(tf.cast(similarities, tf.float32), order, batch_dims=1))

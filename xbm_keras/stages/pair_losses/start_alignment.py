@@ -7,7 +7,7 @@ import tensorflow as tf
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.fc_layer import Head
-from xbm_keras.stages.pair_losses import similarity_alignment
+from xbm_keras.stages.pair_losses.alignment import SimilarityAlignmentLoss
 
 TEMPERATURE = 0.1  # wide, so that classes stay where they were, and the order of what is near may change
 
@@ -40,11 +40,8 @@ def divergence_from_start(
     """
     row_embeddings = start.embed_rows(rows) if embeds_all else None
     before = start.compare(start(features), rows, picks, row_embeddings)
-    temperatures = {"temperature": TEMPERATURE, "embedding_temperature": TEMPERATURE}
-    return [
-        similarity_alignment(now, picks._replace(feature_scores=then), **temperatures)
-        for now, then in zip(similarities, before, strict=True)
-    ]
+    loss = SimilarityAlignmentLoss("listwise", TEMPERATURE, TEMPERATURE)
+    return [loss(now, picks._replace(feature_scores=then)) for now, then in zip(similarities, before, strict=True)]
 
 
 def squared_distance(head: Head, start: Head) -> tf.Tensor:

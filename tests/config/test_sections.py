@@ -1,0 +1,88 @@
+"""A section is its constructor: the same keys, defaults, bounds and sentences."""
+
+import inspect
+import typing
+from typing import Annotated
+
+import pydantic
+import pytest
+
+from xbm_keras.arguments import AboveZero, Count, UpTo2, arguments_of, checked
+from xbm_keras.config.schema import Config
+from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
+from xbm_keras.stages.pair_losses import LOSSES
+
+
+class Stage:
+    """A stage.
+
+    Args:
+        width: of the rows.
+        margin: a difference of cosines.
+    """
+
+    @checked
+    def __init__(self, width: Count, margin: UpTo2 | None = 0.5, ks: typing.Sequence[Count] = (1, 2), seed: int = 0):
+        self.given = (width, margin, ks, seed)
+
+
+def test_keys_defaults_and_sentences_are_those_of_the_constructor():
+    section = section_of(Stage, without=["seed"], recipe={"margin": 0.25})
+    assert list(section.model_fields) == ["width", "margin", "ks"]
+    assert section.model_fields["width"].is_required()
+    assert section.model_fields["margin"].description == "a difference of cosines."
+    assert section(width=3).model_dump() == {"width": 3, "margin": 0.25, "ks": [1, 2]}
+    assert section.__doc__.startswith("A stage.")
+    made = section(width=3, margin=None, ks=[4]).make(seed=7)
+    assert made.given == (3, None, [4], 7)
+
+
+@pytest.mark.parametrize(
+    "given", [{"width": 0}, {"width": True}, {"width": "3"}, {"width": 1, "margin": 2.5}, {"width": 1, "ks": [0]},
+              {"width": 1, "seed": 2}, {}]
+)  # fmt: skip
+def test_bounds_are_those_of_the_constructor(given):
+    with pytest.raises(pydantic.ValidationError):
+        section_of(Stage, without=["seed"])(**given)
+
+
+def test_what_stands_beside_the_arguments():
+    class Base(ArgumentsSection):
+        start: str = "random"
+
+    section = section_of(Stage, base=Base)
+    assert section(width=2, start="pca").make().given == (2, 0.5, [1, 2], 0)
+
+
+def test_sections_are_told_apart_by_a_key():
+    def other(width: AboveZero = 1.5): ...
+
+    kinds = one_of([section_of(Stage, kind="stage"), section_of(other, kind="other")], "kind")
+    adapter = pydantic.TypeAdapter(Annotated[kinds, "x"])
+    assert adapter.validate_python({"kind": "other"}).width == 1.5
+    with pytest.raises(pydantic.ValidationError, match="kind"):
+        adapter.validate_python({"kind": "third"})
+
+
+def test_every_loss_has_a_section_of_its_arguments():
+    union = typing.get_args(Config.model_fields["loss"].annotation)
+    assert {section.model_fields["name"].default: section.constructor for section in union} == LOSSES
+    for name, loss in LOSSES.items():
+        assert loss.name == name
+        for argument in arguments_of(loss).values():
+            assert argument.description, name
+            assert argument.default is not inspect.Parameter.empty
+
+
+def test_every_key_of_a_section_of_arguments_is_described():
+    def sections_in(section):
+        yield section
+        for field in section.model_fields.values():
+            for each in (field.annotation, *typing.get_args(field.annotation)):
+                if isinstance(each, type) and issubclass(each, Section):
+                    yield from sections_in(each)
+
+    for section in sections_in(Config):
+        if issubclass(section, ArgumentsSection):
+            for name in arguments_of(section.constructor).keys() & section.model_fields:
+                assert section.model_fields[name].description, (section, name)

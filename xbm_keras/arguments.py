@@ -1,0 +1,167 @@
+"""What a constructor says of its arguments: types and bounds in annotations, a sentence for each in the docstring.
+
+They stand there alone. `checked` holds calls to them, and the sections of a config are made of them.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+AboveZero = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Cosine = Annotated[float, Ge(-1), Le(1)]
+UpTo2 = Annotated[float, Ge(0), Le(2)]
+"""A distance of unit vectors, or a difference of cosines."""
+COUNTS = {int: numbers.Integral, float: numbers.Real}
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+BOUNDS: dict[type, Callable[[Any, Any], bool]] = {
+    Ge: lambda value, bound: value >= bound.ge,
+    Gt: lambda value, bound: value > bound.gt,
+    Le: lambda value, bound: value <= bound.le,
+    Lt: lambda value, bound: value < bound.lt,
+    MinLen: lambda value, bound: len(value) >= bound.min_length,
+    MaxLen: lambda value, bound: len(value) <= bound.max_length,
+}
+WORDS = {
+    Ge: ", {} or more",
+    Gt: " above {}",
+    Le: ", at most {}",
+    Lt: " below {}",
+    MinLen: " of {} or more",
+    MaxLen: " of at most {}",
+}
+
+
+class Argument(NamedTuple):
+    """One argument of a constructor."""
+
+    annotation: Any
+    default: Any
+    """`inspect.Parameter.empty` where there is none."""
+    description: str
+    """Of the docstring; empty where it says nothing."""
+
+
+def arguments_of(constructor: Callable) -> dict[str, Argument]:
+    """The arguments of a class or function, without `self` and what is passed on as `**kwargs`."""
+    function = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc]
+    hints = typing.get_type_hints(function, include_extras=True)
+    described = _described(inspect.getdoc(constructor) or "")
+    return {
+        name: Argument(hints.get(name, Any), parameter.default, described.get(name, ""))
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+
+def checked(init: Callable) -> Callable:
+    """A constructor that refuses what its annotations do not allow; numbers of NumPy become Python's.
+
+    A bool is no number, a whole number is a number, and neither NaN nor infinity is one. Types other than numbers,
+    texts, lists of them, `Literal` and None are not looked at.
+
+    Raises:
+        ValueError: by the constructor, for an argument of another type or out of bounds.
+
+    Example:
+        >>> class Loss:
+        ...     @checked
+        ...     def __init__(self, margin: Annotated[float, Ge(0), Le(2)] | None = 0.1): ...
+        >>> Loss(3)
+        Traceback (most recent call last):
+        ValueError: Received margin=3; expected a number in 0..2, or None.
+    """
+    signature = inspect.signature(init)
+    hints = typing.get_type_hints(init, include_extras=True)
+
+    @functools.wraps(init)
+    def checking(self, *args, **kwargs):
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return init(self, *args, **kwargs)  # says whose arguments they are
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = value = _plain(value)
+            if name in hints and not _is(value, hints[name]):
+                owner = next(each for each in type(self).__mro__ if vars(each).get("__init__") is checking)
+                hint = _described(inspect.getdoc(owner) or "").get(name, "")
+                raise ValueError(
+                    f"Received {name}={value!r}; expected {_expected(hints[name])}."
+                    + (f" {hint[0].upper()}{hint[1:]}" if hint else "")
+                )
+        return init(*bound.args, **bound.kwargs)
+
+    return checking
+
+
+def members_of(annotation: Any) -> list[Any]:
+    """The types of a union, or the one that it is."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return [m for each in typing.get_args(annotation) for m in members_of(each)] if is_union else [annotation]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is(value: Any, annotation: Any) -> bool:
+    """Whether a value is of a type, and within its bounds."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, member) for member in inside)
+    if origin is Annotated:
+        return _is(value, inside[0]) and all(BOUNDS[type(b)](value, b) for b in inside[1:] if type(b) in BOUNDS)
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in inside)
+    if origin in (Sequence, list):
+        is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+        return is_list and all(_is(_plain(each), inside[0]) for each in value)
+    if annotation in COUNTS:
+        return isinstance(value, COUNTS[annotation]) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(annotation, type) or annotation not in NAMES or isinstance(value, annotation)
+
+
+def _expected(annotation: Any) -> str:
+    """What a type asks for, in words."""
+    members = [_expected_member(each) for each in members_of(annotation)]
+    return f"{', '.join(members[:-1])}, or {members[-1]}" if len(members) > 1 else members[0]
+
+
+def _expected_member(annotation: Any, bounds: Sequence[Any] = ()) -> str:
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _expected_member(inside[0], inside[1:])
+    if origin is Literal:
+        return ("one of " if len(inside) > 1 else "") + ", ".join(map(repr, inside))
+    within = {type(bound): dataclasses.astuple(bound)[0] for bound in bounds if type(bound) in BOUNDS}
+    if Ge in within and Le in within:
+        said = f" in {_short(within[Ge])}..{_short(within[Le])}"
+    else:
+        said = "".join(WORDS[kind].format(_short(value)) for kind, value in within.items())
+    if origin in (Sequence, list):
+        return f"a list{said}, each {_expected(inside[0])}"
+    return NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))) + said
+
+
+def _short(bound: float) -> str:
+    return f"{bound:.6g}" if isinstance(bound, float) else str(bound)
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """The sentences of a docstring's `Args:`, each on one line."""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    if not section:
+        return {}
+    parts = re.split(r"^ {4}(\w+): ", section[1], flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}

@@ -1,0 +1,82 @@
+"""What every section of a config is, and how one is made of the constructor that it feeds.
+
+So a default, a bound and the sentence that describes a key stand in one place, the constructor.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Union
+
+import pydantic
+from pydantic import Field
+
+from xbm_keras.arguments import arguments_of
+
+
+class Section(pydantic.BaseModel):
+    """Strict: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = pydantic.ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ArgumentsSection(Section):
+    """A section whose keys are arguments of a constructor."""
+
+    constructor: ClassVar[Callable]
+
+    def make(self, **others: Any) -> Any:
+        """What the constructor makes of the section, and of the arguments that are no keys of it."""
+        constructor = type(self).constructor
+        values = {name: getattr(self, name) for name in arguments_of(constructor) if name in type(self).model_fields}
+        return constructor(**{**values, **others})
+
+
+def section_of(
+    constructor: Callable,
+    base: type[ArgumentsSection] = ArgumentsSection,
+    without: Sequence[str] = (),
+    recipe: dict[str, Any] | None = None,
+    **tag: str,
+) -> Any:
+    """A section with a key for each argument of a constructor.
+
+    Args:
+        constructor: a class or function whose arguments are annotated; its docstring describes them.
+        base: of the section, with what goes beside the arguments.
+        without: arguments that are no keys.
+        recipe: defaults where they are others than the constructor's.
+        **tag: a key of one value, by which `one_of` tells sections apart, such as `name="triplet"`.
+    """
+    keys: dict[str, Any] = {key: (Literal[value], value) for key, value in tag.items()}
+    for name, argument in arguments_of(constructor).items():
+        if name not in without:
+            default = (recipe or {}).get(name, argument.default)
+            default = ... if default is inspect.Parameter.empty else list(default) if _is_list(default) else default
+            keys[name] = (_of_yaml(argument.annotation), Field(default, description=argument.description or None))
+    section = pydantic.create_model(
+        constructor.__name__, __base__=base, __doc__=inspect.getdoc(constructor), __module__=__name__, **keys
+    )
+    section.constructor = constructor
+    return section
+
+
+def one_of(sections: Iterable[type[Section]], key: str) -> Any:
+    """The type of a section that is one of several, by the value of a key."""
+    return Annotated[Union[tuple(sections)], Field(discriminator=key)]  # noqa: UP007
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _of_yaml(annotation: Any) -> Any:
+    """The type with lists in place of sequences, which YAML does not tell apart."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(_of_yaml(inside[0]), *inside[1:])]
+    if origin is Sequence:
+        return list.__class_getitem__(_of_yaml(inside[0]))
+    return annotation
