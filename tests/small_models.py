@@ -49,10 +49,17 @@ def make_model(memory_size=24, top_k=None, loss=None, head=None, backbone=None, 
     return XBMModel(backbone, head or Head(3), memory, top_k, loss or SupConLoss(), **options)
 
 
-def compiled(*args, optimizer=None, mode="eager", **options):
-    """Eager unless said otherwise: a handful of steps is done before a graph is traced."""
+def compiled(*args, optimizer=None, mode="eager", width=6, **options):
+    """Eager unless said otherwise: a handful of steps is done before a graph is traced.
+
+    A graph is traced twice where its first step makes variables, so they are made for features of this width, unless
+    it is None.
+    """
     model = make_model(*args, **options)
     model.compile(optimizer or keras.optimizers.SGD(0.1, momentum=0.9), **compile_arguments(mode))
+    if mode != "eager" and width and model.backbone is None:
+        model.build({"features": (None, width)})
+        model.optimizer.build(model.trainable_variables)
     return model
 
 

@@ -295,7 +295,7 @@ def test_hardness_is_measured_where_mine_in_says(mine_in, monkeypatch):
         np.testing.assert_allclose(picked[0].feature_scores[i], features[i] @ features[hardest].T, atol=1e-6)
 
 
-@pytest.mark.parametrize("key_refresh", [200, 30])
+@pytest.mark.parametrize(("key_refresh", "mode"), [(200, "eager"), (30, "eager"), (30, "graph"), (200, "xla")])
 def test_stored_keys_of_all_rows_train_like_exact_ones(key_refresh, mode):
     """Renewing all rows in each step is exact; some of them is a little stale in the mining, never in the loss."""
     x, y = dataset()
@@ -308,6 +308,7 @@ def test_stored_keys_of_all_rows_train_like_exact_ones(key_refresh, mode):
         assert_same_training(stored, exact, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_a_sketch_that_keeps_everything_mines_like_the_features(mode):
     x, y = dataset()
     features = compiled(200, HardTopK(4, 2, "hardest"), mode=mode)
@@ -510,7 +511,7 @@ def leave_one_out_recall(embeddings, y):
 def test_learns_from_a_random_start(mine_in):
     x, y = clusters()
     adam = keras.optimizers.Adam(0.02)
-    model = compiled(160, HardTopK(32, 8), head=Head(6), optimizer=adam, mine_in=mine_in, mode="graph")
+    model = compiled(160, HardTopK(32, 8), head=Head(6), optimizer=adam, mine_in=mine_in, mode="graph", width=16)
     model.build({name: values.shape for name, values in x.items()})
     before = leave_one_out_recall(model.encoder.predict(x["features"], verbose=0), y)
     history = model.fit(x, y, batch_size=32, epochs=15, verbose=0).history

@@ -17,7 +17,9 @@ def prefilled(storage_dtype="float32", memory_size=160, enqueue=False, mode="gra
     x, y = clusters()
     ids = x["sample_id"] // repeats + 2**60
     head = Head(4, dropout=0.2)
-    model = compiled(memory_size, HardTopK(8, 3), head=head, enqueue=enqueue, mode=mode, storage_dtype=storage_dtype)
+    model = compiled(
+        memory_size, HardTopK(8, 3), head=head, enqueue=enqueue, mode=mode, width=16, storage_dtype=storage_dtype
+    )
     model.build({"features": (None, 16)})
     model.optimizer.build(model.trainable_variables)
     rows, order = UnitRows(x["features"], np.arange(160)), prefill_order(160, SEED)
@@ -108,10 +110,10 @@ def test_other_slots_are_refused(slots, message):
         model.fit({"slot": slots}, batch_size=8, verbose=0)
 
 
-@pytest.mark.parametrize("slot", [160, -1, 100])
+@pytest.mark.parametrize(("slot", "mode"), [(160, "eager"), (-1, "eager"), (100, "eager"), (160, "graph"), (-1, "xla")])
 def test_a_slot_that_holds_no_row_is_not_trained(slot, mode):
     x, y = clusters()
-    model = compiled(160, HardTopK(8, 3), enqueue=False, mode=mode)
+    model = compiled(160, HardTopK(8, 3), enqueue=False, mode=mode, width=16)
     model.build({"features": (None, 16)})
     model.memory.prefill(x["features"][:100], y[:100], x["sample_id"][:100])
     before = model.head.kernel.numpy()
