@@ -4,6 +4,8 @@ from typing import Protocol
 
 import numpy as np
 
+from xbm_keras.geometry import signed_power, unit_rows
+
 
 class Rows(Protocol):
     """Rows that are read when they are indexed: an array, a memory-mapped one, or a class that acts as one."""
@@ -54,10 +56,7 @@ class UnitRows:
 
     def __getitem__(self, index) -> np.ndarray:
         rows = np.asarray(self.features[self.positions[index]], np.float32)
-        if self.power != 1:
-            rows = np.sign(rows) * np.abs(rows) ** self.power
-        norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-        return rows / np.maximum(norms, 1e-12)
+        return unit_rows(signed_power(rows, self.power))
 
     def __array__(self, dtype=None, copy=None):
         return self[:].astype(dtype or np.float32, copy=False)

@@ -6,6 +6,7 @@ Letters: Q queries, N gallery items, E embedding width.
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.geometry import unit_rows
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
 
 # Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
@@ -57,14 +58,6 @@ def nearest(
 def block_width(memory_mb: float) -> int:
     """Gallery items per block: float32 scores of two chunks of queries, about four arrays of them."""
     return int(memory_mb * (1 << 20) / (CHUNK * 32))
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float32. Zero rows stay zero. Scaled first, so that no length over- or underflows."""
-    rows = vectors.astype(np.float64)
-    rows /= np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return rows.astype(np.float32)
 
 
 def to_blocks(gallery: np.ndarray, width: int) -> tf.Tensor:

@@ -17,11 +17,11 @@ from xbm_keras.evaluation.exact_search import (
     block_width,
     search_blocks,
     to_blocks,
-    unit_rows,
     without_own,
 )
 from xbm_keras.evaluation.metrics import neighbor_overlap
 from xbm_keras.evaluation.retrieval import embed
+from xbm_keras.geometry import unit_rows
 from xbm_keras.progress import track
 
 MAX_QUERIES = 10_000

@@ -12,8 +12,9 @@ import numpy as np
 from xbm_keras.data.unit_rows import Rows
 from xbm_keras.evaluation.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, without_own
 from xbm_keras.evaluation.metrics import map_at_r, r_precision, recall_at_k
+from xbm_keras.geometry import unit_length
 from xbm_keras.progress import track
-from xbm_keras.stages.cosine_scores import all_bits_of_float32, l2_normalize
+from xbm_keras.stages.cosine_scores import all_bits_of_float32
 from xbm_keras.stages.head.fc_layer import Head
 
 MAX_NAMED_ROWS = 8
@@ -160,7 +161,7 @@ def embed(head: Head, features: Rows, batch_size: int = 4096) -> np.ndarray:
     embeddings = np.empty((len(features), head.embedding_dim), np.float32)
     for start in track(range(0, len(features), batch_size), "embedding", len(features)):
         rows = slice(start, start + batch_size)
-        embeddings[rows] = head(l2_normalize(features[rows]))
+        embeddings[rows] = head(unit_length(features[rows]))
     return embeddings
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from xbm_keras.atomic_files import writing_whole
 from xbm_keras.export.check import compare, in_float32
+from xbm_keras.geometry import UnitLength
 from xbm_keras.model.xbm_model import XBMModel
 
 FORMATS = {".onnx": "onnx", ".tflite": "litert"}
@@ -60,7 +61,7 @@ def _encoder(model: XBMModel) -> keras.Model:
         size = model.backbone.image_size
         inputs = keras.Input((*size, 3), name="inputs") if size else model.backbone.make_inputs()
         features = model.backbone(inputs)
-    return keras.Model(inputs, model.head(model.unit_length(features)), name="encoder")
+    return keras.Model(inputs, model.head(UnitLength(dtype="float32", name="unit_length")(features)), name="encoder")
 
 
 def _trial(tensor: keras.KerasTensor) -> np.ndarray:

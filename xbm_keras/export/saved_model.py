@@ -16,9 +16,9 @@ from xbm_keras.data.decoding import MAX_PIXELS, decode_all
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.export.check import compare, in_float32
 from xbm_keras.export.serving_requests import write_requests
+from xbm_keras.geometry import unit_length
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.stages.cosine_scores import l2_normalize
 
 # Requests to `serve_bytes`, `serve_uint8` or `serve_features` wait up to 2 ms for others to share a pass with.
 BATCHING = """\
@@ -86,7 +86,7 @@ def export_encoder(
     stored = _half(model) if weights == "float16" else []
 
     def embed(features):
-        return {"embeddings": model.head(model.unit_length(features))}
+        return {"embeddings": model.head(unit_length(features))}
 
     def embed_features(inputs):
         return embed(inputs["features"])
@@ -153,7 +153,7 @@ def _cut(function: Callable, width: int) -> Callable:
 
     def cut(inputs):
         outputs = function(inputs)
-        return {**outputs, "embeddings": l2_normalize(outputs["embeddings"][:, :width])}
+        return {**outputs, "embeddings": unit_length(outputs["embeddings"][:, :width])}
 
     return cut
 

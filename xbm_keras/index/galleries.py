@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version, new_version, write_whole, writing_whole
 from xbm_keras.data.sources import Items
+from xbm_keras.geometry import unit_length
 from xbm_keras.index import usearch_graph
 
 SCORES = 1 << 24  # held at a time by a search: 64 MB
@@ -98,7 +99,7 @@ class Search(tf.Module):
         """Of queries [Q, E] `similarities` float32, `ids` and `labels`, all [Q, min(k, N)]."""
         num_items = self.vectors.shape[0]
         k = tf.minimum(k, num_items)
-        queries = tf.math.l2_normalize(embeddings, axis=1)
+        queries = unit_length(embeddings)
         block = max(1, SCORES // max(num_items, 1))
         num_queries = tf.shape(queries)[0]
         similarities = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])

@@ -5,6 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from xbm_keras.geometry import UnitLength, unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.labels_and_ids import WarnOfRepeatedIds, check_inputs, check_texts, read_labels_and_ids, with_items
 from xbm_keras.model.non_finite import Rejections, StopOnNonFinite, note_batch, seeds_of, undone_unless_finite
@@ -124,7 +125,6 @@ class XBMModel(strategies.ReplicatedModel):
             self.mining_keys = MiningKeys(memory.memory_size, sketch.sketch_dim, name="mining_keys")
         elif mine_in == "embeddings" and key_refresh != "exact" and memory.memory_size:
             self.mining_keys = MiningKeys(memory.memory_size, head.embedding_dim, key_refresh, name="mining_keys")
-        self.unit_length = keras.layers.UnitNormalization(name="unit_length", dtype="float32")
         self.occupancy = keras.metrics.Mean(name="occupancy")
         self.valid_anchors = keras.metrics.Mean(name="valid_anchors")
         self.positive_sim = keras.metrics.Mean(name="positive_sim")
@@ -171,7 +171,7 @@ class XBMModel(strategies.ReplicatedModel):
             features = inputs.get("features", inputs.get("inputs"))
         else:
             features = self.backbone(inputs["inputs"])
-        features = self.unit_length(tf.cast(features, tf.float32))
+        features = unit_length(features)
         return {"features": features, "embeddings": self.head(features, training=training)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -301,7 +301,7 @@ class XBMModel(strategies.ReplicatedModel):
         """
         if not self.built:
             raise ValueError("This model has no weights yet; expected it to be built, by fit or by build, first.")
-        return self._encoder_of(self.backbone, self.unit_length, self.head, self.memory.feature_dim)
+        return self._encoder_of(self.backbone, self.head, self.memory.feature_dim)
 
     def without_backbone(self) -> "XBMModel":
         """The same model, same weights, for features as inputs."""
@@ -338,11 +338,11 @@ class XBMModel(strategies.ReplicatedModel):
         return cls(**{**config, **stages})
 
 
-def _make_encoder(backbone: Backbone | None, unit_length: keras.Layer, head: Head, feature_dim: int) -> keras.Model:
+def _make_encoder(backbone: Backbone | None, head: Head, feature_dim: int) -> keras.Model:
     """The plain model from inputs to embeddings."""
     if backbone is None:
         inputs = features = keras.Input((feature_dim,), name="features")
     else:
         inputs = backbone.make_inputs()
         features = backbone(inputs)
-    return keras.Model(inputs, head(unit_length(features)), name="encoder")
+    return keras.Model(inputs, head(UnitLength(dtype="float32", name="unit_length")(features)), name="encoder")

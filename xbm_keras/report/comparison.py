@@ -15,10 +15,10 @@ from xbm_keras.evaluation.exact_search import (
     block_width,
     search_blocks,
     to_blocks,
-    unit_rows,
     without_own,
 )
 from xbm_keras.evaluation.metrics import map_at_r
+from xbm_keras.geometry import unit_rows
 from xbm_keras.progress import track
 
 MAX_QUERIES = 2_000

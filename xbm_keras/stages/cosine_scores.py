@@ -6,11 +6,6 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 
-def l2_normalize(x: tf.Tensor) -> tf.Tensor:
-    """Rows of unit length, float32 [..., D]. A zero row stays zero, with a finite gradient, also under XLA."""
-    return tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1, epsilon=1e-12)
-
-
 def cosine_scores(anchors: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """Score matrix [B, M], float32.
 

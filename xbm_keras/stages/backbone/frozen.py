@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.geometry import unit_length
 from xbm_keras.stages.backbone.pyramid import with_outputs
 from xbm_keras.stages.backbone.resizing import resize_by_products
 
@@ -125,7 +126,7 @@ class Backbone(keras.layers.Layer):
         outputs = _outputs(self.network(x, training=False))
         pooled = [tf.cast(self._pool(y), tf.float32) for y in outputs]
         if len(pooled) > 1:  # maps of different layers differ in scale
-            pooled = [tf.math.l2_normalize(y, axis=-1) for y in pooled]
+            pooled = [unit_length(y) for y in pooled]
         return tf.stop_gradient(tf.concat(pooled, axis=-1))
 
     def resize(self, image: tf.Tensor) -> tf.Tensor:

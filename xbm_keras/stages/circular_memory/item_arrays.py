@@ -138,12 +138,3 @@ def non_finite_message(num_items: int, sample_ids: np.ndarray) -> str:
         f"Received NaN or infinite features for {num_items} item(s), with sample id {shown}; expected finite "
         "numbers. Remove or repair these items; they were not written to the memory."
     )
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, D] float32 of unit length; those that have it to rounding, and zero rows, as they are."""
-    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
-    scaled = rows / np.where(largest > 0, largest, 1)  # else squares overflow or vanish
-    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
-    is_unit = np.abs(largest * norms - 1) < 1e-5
-    return np.where(is_unit, rows, scaled / np.maximum(norms, 1)).astype(np.float32)

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.geometry import unit_rows
 from xbm_keras.stages.circular_memory.item_arrays import (
     check_features,
     non_finite_message,
     read_labels,
     read_sample_ids,
-    unit_rows,
 )
 from xbm_keras.stages.circular_memory.newest_of_id import NewestOfId, is_last_of_its_id
 from xbm_keras.stages.circular_memory.writes import write_rows, write_whole

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
-from xbm_keras.stages.cosine_scores import l2_normalize
 from xbm_keras.stages.hard_top_k.by_label import Candidates, Picks, find_best
 from xbm_keras.stages.hard_top_k.streamed import Keys, Search
 
@@ -116,7 +116,7 @@ class NeighborTopK(keras.layers.Layer):
 
     def _centred(self, features):
         """Features [..., D] less the offset, float32 of unit length."""
-        return l2_normalize(tf.cast(features, tf.float32) - self.offset)
+        return unit_length(tf.cast(features, tf.float32) - self.offset)
 
     def _draw(self, rows):
         """Random valid rows without replacement, indices and validity, each [random]."""

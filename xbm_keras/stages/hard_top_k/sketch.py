@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.stages.cosine_scores import l2_normalize
+from xbm_keras.geometry import unit_length
 
 BLOCK_ROWS = 8192  # of the pass over the features
 
@@ -48,7 +48,7 @@ class Sketch(keras.layers.Layer):
 
     def call(self, features):
         """Features [B, D] to sketches [B, K] of unit length, float32."""
-        return l2_normalize(tf.matmul(tf.cast(features, tf.float32), self.projection.value))
+        return unit_length(tf.matmul(tf.cast(features, tf.float32), self.projection.value))
 
     def get_config(self):
         """Arguments of the constructor."""

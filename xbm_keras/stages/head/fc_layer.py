@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from xbm_keras.geometry import signed_power, unit_length
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
-from xbm_keras.stages.cosine_scores import cosine_scores, l2_normalize
+from xbm_keras.stages.cosine_scores import cosine_scores
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.starts import Start
 
@@ -151,7 +152,9 @@ class Head(keras.layers.Layer):
 
     def call(self, features, training=False):
         """Features [B, D] to embeddings [B, E] of unit length, float32; in training without those that are dropped."""
-        features = tf.cast(signed_power(features, self.power), self.compute_dtype)
+        if self.power != 1:
+            features = unit_length(signed_power(features, self.power))
+        features = tf.cast(features, self.compute_dtype)
         if self.drop is not None:
             features = self._dropped(features, training)
         z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
@@ -160,7 +163,7 @@ class Head(keras.layers.Layer):
         elif self.kind == "mlp":
             hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
             z += tf.matmul(hidden, self.hidden_out)
-        return l2_normalize(z)
+        return unit_length(z)
 
     def _dropped(self, features, training):
         if not (training and replicas.is_one_of_several()):
@@ -235,7 +238,7 @@ class Head(keras.layers.Layer):
 
     def nested(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
         """The beginnings of embeddings [N, E], for each of `widths` [N, width] of unit length."""
-        return [*(l2_normalize(embeddings[:, :width]) for width in self.widths[:-1]), embeddings]
+        return [*(unit_length(embeddings[:, :width]) for width in self.widths[:-1]), embeddings]
 
     def weighted_mean(self, losses: Sequence[tf.Tensor]) -> tf.Tensor:
         """The mean over the widths of losses per anchor, each [B], by their weights; in sequence the stage's alone."""
@@ -272,10 +275,3 @@ class Head(keras.layers.Layer):
             "nesting": self.nesting,
             "dropout": self.dropout,
         }
-
-
-def signed_power(features: tf.Tensor, power: float) -> tf.Tensor:
-    """Rows [B, D] of features to a power that keep their signs, of unit length; 1 leaves them as they are."""
-    if power == 1:
-        return features
-    return l2_normalize(tf.sign(features) * tf.abs(features) ** power)

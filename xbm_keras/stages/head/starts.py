@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from xbm_keras.geometry import unit_rows
+
 BLOCK_ROWS = 8192  # of the pass over the training features
 NEIGHBORS = 4  # of other classes, of each item
 NEIGHBORHOOD = 16  # nearest items, whatever their classes, within which `local` whitens
@@ -219,8 +221,7 @@ class ClosedForms:
             raise ValueError("Received items of a single class; expected at least two. Use start: whiten.")
         projection = self.basis @ projection
         z = ((np.asarray(self.features[chosen], np.float64) - self.mean) @ projection).astype(np.float32)
-        z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-        return _scatter_to_nearest(z, labels, num_neighbors)
+        return _scatter_to_nearest(unit_rows(z), labels, num_neighbors)
 
     def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float, total_share: float) -> Start:
         """The leading directions of a between-class covariance, scaled by what they tell."""
