@@ -17,7 +17,7 @@ from xbm_keras.cli import evaluate, export, index
 from xbm_keras.config.yaml_files import load_config, save_config
 from xbm_keras.experiment import saved_run
 from xbm_keras.export import model_card
-from xbm_keras.index.exported_model import fingerprint
+from xbm_keras.index.exported_model import fingerprint_of
 from xbm_keras.index.galleries import read_index
 
 
@@ -94,7 +94,7 @@ def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):  # noqa: F8
         expected = keras.saving.load_model(finished / "model.keras").encoder.predict(data["features"], verbose=0)
         assert gallery.labels.tolist() == data["label"].tolist()
     np.testing.assert_allclose(gallery.vectors, expected, atol=1e-5)
-    assert about["model"] == fingerprint(finished / "export/1")
+    assert about["model"] == fingerprint_of(finished / "export/1")
     assert index.main([*command, "--items=test"]) == 0
     assert read_index(tmp_path / "index")[1]["items"] == 144
 
@@ -114,7 +114,7 @@ def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
 def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  # noqa: F811
     exports = shutil.copytree(finished, tmp_path / "run") / "export"
     whole = {path.relative_to(exports / "1") for path in (exports / "1").rglob("*")}
-    seen, render, sync = [], model_card.render, atomic_files.sync
+    seen, render, sync = [], model_card.render_card, atomic_files.sync
 
     def looked_at(function):
         def called(*args):
@@ -127,11 +127,11 @@ def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  #
         seen.append(atomic_files.versions(exports))
         raise RuntimeError("no card")
 
-    monkeypatch.setattr(model_card, "render", fails)
+    monkeypatch.setattr(model_card, "render_card", fails)
     with pytest.raises(RuntimeError, match="no card"):
         export.main([f"--model={tmp_path}/run"])
     assert {path.name for path in exports.iterdir()} == {"1", "batching.config"}
-    monkeypatch.setattr(model_card, "render", looked_at(render))
+    monkeypatch.setattr(model_card, "render_card", looked_at(render))
     monkeypatch.setattr(atomic_files, "sync", looked_at(sync))  # the last of them of the list of names
     assert export.main([f"--model={tmp_path}/run"]) == 0
     assert seen.pop() == [exports / "1", exports / "2"]

@@ -13,7 +13,7 @@ from xbm_keras.atomic_files import latest_version, new_version
 from xbm_keras.cli import index
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index import galleries
-from xbm_keras.index.galleries import Gallery, Search, add_items, read_index, remove_items, write_index
+from xbm_keras.index.galleries import ExactSearch, Gallery, add_items, read_index, remove_items, write_index
 
 
 def unit(*shape, seed=0):
@@ -55,7 +55,7 @@ def test_search_is_exact(monkeypatch, tmp_path, scores_at_a_time):
 
 def test_copies_rank_by_position():
     vectors = np.repeat(unit(3, 8), 5, axis=0)
-    ids, _ = Search(Gallery(vectors, np.arange(15).astype(str), np.full(15, ""))).find(vectors[7:8], 5)
+    ids, _ = ExactSearch(Gallery(vectors, np.arange(15).astype(str), np.full(15, ""))).find(vectors[7:8], 5)
     assert ids[0].tolist() == ["5", "6", "7", "8", "9"]
 
 
@@ -133,7 +133,7 @@ def test_approximate_search_finds_nearly_all(tmp_path):
     left, _, approximate = read_index(tmp_path)
     assert len(approximate) == len(left.ids) == 1700
     ids, similarities = galleries.search_approximately(left, approximate, more.vectors, 10)
-    exact_ids, exact_similarities = Search(left).find(more.vectors, 10)
+    exact_ids, exact_similarities = ExactSearch(left).find(more.vectors, 10)
     is_itself = ids[:, 0] == more.ids  # threads build the graph, each time another one
     assert is_itself.mean() > 0.97
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, exact_ids, strict=True)])

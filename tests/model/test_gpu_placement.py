@@ -108,7 +108,7 @@ def test_evaluation_search():
 
 def test_index_search():
     gallery = galleries.Gallery(np.ones((M, E), np.float32), np.arange(M).astype(str), np.array(["b"] * M))
-    assert misplaced(galleries.Search(gallery).search.get_concrete_function(), large=LARGE) == []
+    assert misplaced(galleries.ExactSearch(gallery).search.get_concrete_function(), large=LARGE) == []
 
 
 @pytest.mark.parametrize("name", CODES)

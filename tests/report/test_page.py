@@ -52,17 +52,17 @@ def everything():
     text, bare = page.Item("b", "7", text=evil), page.Item("c", "row " + evil)
     hits = [page.Hit(picture, True, 0.5), page.Hit(picture, False, 0.4)]
     blocks = [
-        page.Text(evil),
+        page.Paragraph(evil),
         page.Facts({evil: evil}),
         page.Code(evil),
         page.Heading(evil),
-        page.Table(["", evil], [evil, [evil, page.Cell(evil, bar=0.25, tone="bad", is_best=True)]], evil),
+        page.PageTable(["", evil], [evil, [evil, page.Cell(evil, bar=0.25, tone="bad", is_best=True)]], evil),
         page.Panels([page.Figure(drawn(), evil, evil, evil), page.Figure(drawn((5, 1)), "alt")]),
-        page.Details(evil, [page.Text("inside")]),
-        page.Searches([page.Search(picture, evil, {"frozen": hits, evil: hits[::-1]})]),
-        page.Searches([page.Search(text, "", {"frozen": [page.Hit(bare, True, 0.123)]})]),
+        page.Details(evil, [page.Paragraph("inside")]),
+        page.QueryResults([page.QueryResult(picture, evil, {"frozen": hits, evil: hits[::-1]})]),
+        page.QueryResults([page.QueryResult(text, "", {"frozen": [page.Hit(bare, True, 0.123)]})]),
     ]
-    return page.Page(evil, page.Verdict(evil, "good"), [page.Section(evil, blocks)], evil)
+    return page.Page(evil, page.Verdict(evil, "good"), [page.PageSection(evil, blocks)], evil)
 
 
 def test_texts_are_escaped_and_tags_match(everything):

@@ -18,7 +18,7 @@ from tests.tuning.conftest import save_vectors
 DRIVER = """
     import pathlib, sys
     from xbm_keras.config import load_config
-    from xbm_keras.tuning import HeadHyperModel, Search, gaussian_process, load_folds, take_role, tuner, work
+    from xbm_keras.tuning import HeadHyperModel, HeadSearch, gaussian_process, load_folds, take_role, tuner, work
     gaussian_process.INITIAL_POINTS = 2
     tuner.HEARTBEAT_SECONDS, tuner.WORKER_TIMEOUT_SECONDS = 0.5, 10
     folder, max_trials, chief, worker = sys.argv[1:]
@@ -28,7 +28,7 @@ DRIVER = """
     if role == "worker":
         work(hypermodel)
     else:
-        Search(hypermodel, pathlib.Path(folder), "bayesian", int(max_trials)).run(is_chief=role == "chief")
+        HeadSearch(hypermodel, pathlib.Path(folder), "bayesian", int(max_trials)).run(is_chief=role == "chief")
 """
 SPACE = {
     "memory.memory_size": [0, 64, 128],

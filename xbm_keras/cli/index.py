@@ -11,7 +11,14 @@ from xbm_keras.cli import terminal
 from xbm_keras.data.labels import printable
 from xbm_keras.experiment import saved_run
 from xbm_keras.index import galleries
-from xbm_keras.index.exported_model import ExportedModel, embed_folder, fingerprint, list_pictures, read, why_invalid
+from xbm_keras.index.exported_model import (
+    ExportedModel,
+    embed_folder,
+    fingerprint_of,
+    pictures_in,
+    read_bytes,
+    why_invalid,
+)
 from xbm_keras.index.roots import choose_root, id_of, place_of
 
 log = logging.getLogger("xbm_keras")
@@ -31,7 +38,7 @@ def build(options: argparse.Namespace) -> None:
     if options.pictures:
         root = choose_root(options.pictures, options.root or "", {})
         model = ExportedModel(_exported(options.model))
-        gallery = _embedded(model, options.pictures, root, list_pictures(pathlib.Path(options.pictures)))
+        gallery = _embedded(model, options.pictures, root, pictures_in(pathlib.Path(options.pictures)))
         model_print, roots = model.fingerprint, {root: place_of(options.pictures)}
     else:
         gallery, model_print, roots = _from_run(options)
@@ -44,7 +51,7 @@ def build(options: argparse.Namespace) -> None:
 def add(options: argparse.Namespace) -> None:
     """Embed a folder of pictures, and write a version with them. What is refused is so before anything is embedded."""
     folder, pictures = pathlib.Path(options.index), pathlib.Path(options.pictures)
-    model, paths = ExportedModel(_exported(options.model)), list_pictures(pictures)
+    model, paths = ExportedModel(_exported(options.model)), pictures_in(pictures)
     gallery, about, _ = galleries.read_index(folder)
     known = about.get("roots")
     root = choose_root(options.pictures, options.root, known or {})
@@ -85,13 +92,13 @@ def search(options: argparse.Namespace) -> None:
             f"Received the model {model.fingerprint} for an index of the model {about['model']}; expected one model, "
             "since vectors of two do not compare. Give the model that the index was built with."
         )
-    vectors, valid = model.embed([read(pathlib.Path(path)) for path in options.picture])
+    vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in options.picture])
     if options.approximate and approximate is None:
         raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
     if options.approximate:
         ids, similarities = galleries.search_approximately(gallery, approximate, vectors, options.k)
     else:
-        ids, similarities = galleries.Search(gallery).find(vectors, options.k)
+        ids, similarities = galleries.ExactSearch(gallery).find(vectors, options.k)
     for path, is_valid, *answers in zip(options.picture, valid, ids, similarities, strict=True):
         print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
         for item, similarity in zip(*answers, strict=True) if is_valid else ():
@@ -108,7 +115,7 @@ def _from_run(options) -> tuple[galleries.Gallery, str, dict[str, str]]:
     gallery = galleries.Gallery(vectors, ids, dataset.names_of(test))
     folder = getattr(dataset.source, "root", None)
     roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
-    return gallery, fingerprint(_exported(options.model)), roots
+    return gallery, fingerprint_of(_exported(options.model)), roots
 
 
 def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> galleries.Gallery:

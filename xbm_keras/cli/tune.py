@@ -11,7 +11,7 @@ from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build, devices, run_folder
 from xbm_keras.report.stage_costs import Costs
-from xbm_keras.tuning import HeadHyperModel, Search, SearchError, load_folds, local_workers, take_role, work
+from xbm_keras.tuning import HeadHyperModel, HeadSearch, SearchError, load_folds, local_workers, take_role, work
 
 MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
 TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
@@ -36,7 +36,7 @@ def main(argv):
         if role == "worker":
             work(hypermodel)
             return
-        search = Search(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
+        search = HeadSearch(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
         with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
             search.run(is_chief=role == "chief", workers=workers)
         train_once(search.default_config(), folds[0], backbone, workdir / "default")

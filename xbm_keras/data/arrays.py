@@ -144,7 +144,7 @@ class Features:
                 "floats [N, D]."
             )
         self.items = arrays.items(len(self.features), labels)
-        check_features(self.features, self.items.keys)
+        check_vectors(self.features, self.items.keys)
 
 
 class _Arrays:
@@ -258,7 +258,7 @@ def _stacked(values: np.ndarray, name: str) -> np.ndarray:
         raise DataError(f"Received lists in {name!r} that make no array: {error}; expected equal lengths.") from error
 
 
-def check_features(features: np.ndarray, keys: np.ndarray) -> None:
+def check_vectors(features: np.ndarray, keys: np.ndarray) -> None:
     """Raises DataError that names the items whose vectors have no direction in float32."""
     is_bad = np.zeros(len(features), bool)
     for start in range(0, len(features), 65_536):

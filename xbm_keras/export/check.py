@@ -26,7 +26,7 @@ def in_float32(*layers: keras.Layer | None) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
-def compare(what: str, run: Callable[[], Mapping[str, np.ndarray]], expected: Mapping[str, np.ndarray]) -> None:
+def require_same(what: str, run: Callable[[], Mapping[str, np.ndarray]], expected: Mapping[str, np.ndarray]) -> None:
     """Compare what a runtime computes with what the model computes from the same inputs.
 
     Args:

@@ -26,7 +26,7 @@ PROTOCOLS = {
 }
 
 
-def render(config: dict, recipe: dict, data: dict, metrics: dict, signatures: dict[str, str]) -> str:
+def render_card(config: dict, recipe: dict, data: dict, metrics: dict, signatures: dict[str, str]) -> str:
     """The card, Markdown. It goes where the model goes, so no path and nothing from the environment stands in it.
 
     Args:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from xbm_keras.atomic_files import writing_whole
-from xbm_keras.export.check import compare, in_float32
+from xbm_keras.export.check import in_float32, require_same
 from xbm_keras.geometry import UnitLength
 from xbm_keras.model.xbm_model import XBMModel
 
@@ -49,7 +49,7 @@ def export_to(model: XBMModel, path: pathlib.Path) -> pathlib.Path:
                     f'[{kind}]. Install it with: pip install ".[{kind}]"'
                 ) from error
             names = [tensor.name for tensor in keras.tree.flatten(encoder.input)]
-            compare(path.name, lambda: {"embeddings": run(dict(zip(names, trial, strict=True)))}, expected)
+            require_same(path.name, lambda: {"embeddings": run(dict(zip(names, trial, strict=True)))}, expected)
     return path
 
 

@@ -14,7 +14,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from xbm_keras.atomic_files import latest_version, new_version, write_whole
 from xbm_keras.data.decoding import MAX_PIXELS, decode_all
 from xbm_keras.evaluation.quantization import CODES
-from xbm_keras.export.check import compare, in_float32
+from xbm_keras.export.check import in_float32, require_same
 from xbm_keras.export.serving_requests import write_requests
 from xbm_keras.geometry import unit_length
 from xbm_keras.model.xbm_model import XBMModel
@@ -131,11 +131,11 @@ def _compare(version: pathlib.Path, signatures: dict, backbone: Backbone | None)
         saved.append(tf.saved_model.load(str(version)))
         return {}
 
-    compare("the SavedModel", load, {})
+    require_same("the SavedModel", load, {})
     for name, (function, inputs) in signatures.items():
         trial = {key: _noise(each) for key, each in _example(inputs, backbone).items()}
         embeddings = {"embeddings": function(trial)["embeddings"]}
-        compare(f"the signature {name}", functools.partial(saved[0].signatures[name], **trial), embeddings)
+        require_same(f"the signature {name}", functools.partial(saved[0].signatures[name], **trial), embeddings)
 
 
 def _noise(tensor: tf.Tensor) -> tf.Tensor:

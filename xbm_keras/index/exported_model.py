@@ -35,7 +35,7 @@ class ExportedModel:
                 f"Received {str(folder)!r}, which takes no pictures; it has the signatures "
                 f"{', '.join(sorted(self.loaded.signatures))}. Index the run's own data instead."
             )
-        self.fingerprint = fingerprint(folder)
+        self.fingerprint = fingerprint_of(folder)
 
     def embed(self, encoded: list[bytes], max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings [N, E] of encoded pictures, and which are valid [N] bool.
@@ -66,12 +66,12 @@ def why_invalid(path: pathlib.Path) -> str:
     return f"no picture that can be read{reason and ': '}{reason}"
 
 
-def fingerprint(folder: pathlib.Path) -> str:
+def fingerprint_of(folder: pathlib.Path) -> str:
     """What tells this exported model from others: its graph and its weights."""
     return tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint()
 
 
-def list_pictures(folder: pathlib.Path) -> list[str]:
+def pictures_in(folder: pathlib.Path) -> list[str]:
     """Paths of the pictures in a folder relative to it, in order: those that a source lists, the rest is counted.
 
     Raises:
@@ -96,10 +96,10 @@ def embed_folder(
     """Of pictures at these paths below a folder: paths, embeddings and validity, batch by batch."""
     for start in range(0, len(paths), BATCH_SIZE):
         batch = paths[start : start + BATCH_SIZE]
-        yield batch, *model.embed([read(folder / path) for path in batch])
+        yield batch, *model.embed([read_bytes(folder / path) for path in batch])
 
 
-def read(path: pathlib.Path) -> bytes:
+def read_bytes(path: pathlib.Path) -> bytes:
     """The file's bytes; none, which are no valid picture, where the disk does not give them."""
     try:
         return path.read_bytes()

@@ -73,7 +73,7 @@ class Gallery:
         return Gallery(self.vectors[kept], self.ids[kept], self.labels[kept])
 
 
-class Search(tf.Module):
+class ExactSearch(tf.Module):
     """Exact search as a SavedModel: the k items of highest cosine similarity, best first, ties by position."""
 
     def __init__(self, gallery: Gallery):
@@ -259,7 +259,7 @@ def _write(folder: pathlib.Path, gallery: Gallery, model: str, index, roots: dic
     if index is not None:
         about |= _measure(gallery, index)
     with new_version(folder) as target:
-        search = Search(gallery)
+        search = ExactSearch(gallery)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
         with writing_whole(target / "vectors.npy") as side:
             np.save(side, gallery.vectors)
@@ -277,7 +277,7 @@ def _measure(gallery: Gallery, index) -> dict:
     k = min(RECALL_AT, len(gallery.ids) - 1)
     if k < 1:
         return {}
-    exact = Search(gallery)
+    exact = ExactSearch(gallery)
     times = []
     answers = []
     for find in (

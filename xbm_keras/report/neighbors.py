@@ -6,7 +6,7 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.exact_search import nearest
 from xbm_keras.evaluation.retrieval import embed
-from xbm_keras.report.page import Block, Hit, Search, Searches, Text
+from xbm_keras.report.page import Block, Hit, Paragraph, QueryResult, QueryResults
 from xbm_keras.report.retrieval import preview_items
 from xbm_keras.stages.head.fc_layer import Head
 
@@ -38,9 +38,9 @@ def searches(dataset: Dataset, head: Head) -> list[Block]:
             hits = zip(positions[i, :NUM_FOUND].tolist(), is_kept.tolist(), similarities[i].tolist(), strict=False)
             title = name.capitalize() if name == "frozen" else f"Trained: {is_kept.sum()} of {NUM_FOUND} kept"
             rankings[title] = [Hit(items[position], kept, value) for position, kept, value in hits]
-        searched.append(Search(items[query], "", rankings))
-    about = Text(
+        searched.append(QueryResult(items[query], "", rankings))
+    about = Paragraph(
         f"Items drawn at random, each with its {NUM_FOUND} nearest ones, nearest first; \N{CHECK MARK} among the "
         f"{NUM_KEPT} nearest by the frozen features."
     )
-    return [about, Searches(searched)]
+    return [about, QueryResults(searched)]

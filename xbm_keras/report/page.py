@@ -2,7 +2,7 @@
 
 Every text is escaped, so class names and texts of items may hold anything. Light or dark is the reader's choice.
 
-    page = Page("Tuning of grocery", Verdict("Trial 17 is best.", "good"), [Section("Trials", [Table(...), figure])])
+    page = Page("Tuning", Verdict("Trial 17 is best.", "good"), [PageSection("Trials", [PageTable(...), figure])])
     write_page("report.html", page)
 """
 
@@ -33,7 +33,7 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Paragraph:
     """A paragraph; `is_note` sets it small and muted."""
 
     kind: ClassVar = "text"
@@ -78,7 +78,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table; wider than the page, it scrolls by itself.
 
     A row is a list of cells, the first of which heads the row, or one string, which heads the rows that follow. A cell
@@ -146,7 +146,7 @@ class Hit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class QueryResult:
     """A query and what each of several rankings finds for it, nearest first."""
 
     query: Item
@@ -156,18 +156,18 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Searches:
+class QueryResults:
     """Queries, one below the other, rankings side by side."""
 
     kind: ClassVar = "searches"
-    searches: Sequence[Search]
+    searches: Sequence[QueryResult]
 
 
-Block = Text | Heading | Facts | Code | Table | Figure | Panels | Details | Searches
+Block = Paragraph | Heading | Facts | Code | PageTable | Figure | Panels | Details | QueryResults
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading and what stands below it."""
 
     title: str
@@ -185,7 +185,7 @@ class Page:
 
     title: str
     verdict: Verdict
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     subtitle: str = ""
 
 

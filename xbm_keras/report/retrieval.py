@@ -17,11 +17,11 @@ from xbm_keras.report.page import (
     Heading,
     Hit,
     Item,
+    PageTable,
     Panels,
-    Search,
-    Searches,
-    Table,
-    Text,
+    Paragraph,
+    QueryResult,
+    QueryResults,
     Tone,
     picture_uri,
 )
@@ -52,7 +52,7 @@ class TestItems:
         return f"class {name}" if name.lstrip("-").isdigit() else name
 
 
-def compare(dataset: Dataset, head: Head, by_roles: bool = True) -> TestItems:
+def rank_test_items(dataset: Dataset, head: Head, by_roles: bool = True) -> TestItems:
     """The test items that have a label under the frozen features and the head, ranked by both.
 
     Args:
@@ -80,7 +80,7 @@ def searches(test: TestItems) -> list[Block]:
     wanted = np.unique([queries[rows], *before.nearest[rows].T, *after.nearest[rows].T])
     items = dict(zip(wanted.tolist(), _items(test, wanted), strict=True))
 
-    def search(row: int) -> Search:
+    def search(row: int) -> QueryResult:
         found = {}
         for name, ranking in test.rankings.items():
             positions = ranking.nearest[row]
@@ -90,20 +90,20 @@ def searches(test: TestItems) -> list[Block]:
             title = f"{name.capitalize()}: {ranking.hits[row].sum()} of {len(positions)} right"
             found[title] = [Hit(items[position], is_right, value) for position, is_right, value in hits]
         note = f"MAP@R {before.map_at_r[row]:.2f}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{after.map_at_r[row]:.2f}"
-        return Search(items[int(queries[row])], note, found)
+        return QueryResult(items[int(queries[row])], note, found)
 
     gained = int((after.map_at_r > before.map_at_r).sum())
     lost = int((after.map_at_r < before.map_at_r).sum())
     how = "leave-one-out" if test.protocol.gallery is None else "query/gallery"
     blocks: list[Block] = [
-        Text(
+        Paragraph(
             f"Of {len(queries):,} queries ({how}{_sampled(test)}) {gained:,} score higher in MAP@R with the head, "
             f"{lost:,} lower. Each query with its {NUM_FOUND} nearest items, nearest first; ✓ same class, ✗ another."
         )
     ]
     for kind, chosen in kinds.items():
         if chosen:
-            blocks += [Heading(kind), Searches([search(row) for row in chosen])]
+            blocks += [Heading(kind), QueryResults([search(row) for row in chosen])]
     return blocks
 
 
@@ -163,14 +163,14 @@ def classes(test: TestItems) -> list[Block]:
     columns = ["Class", "Queries", "Frozen", "Trained", "Change", "Most often mistaken for"]
     higher, lower = int((trained > frozen).sum()), int((trained < frozen).sum())
     blocks: list[Block] = [
-        Text(f"MAP@R by class, the worst first. {higher:,} of {len(present):,} classes gained, {lower:,} lost."),
-        Table(columns, rows[:NUM_CLASSES_SHOWN], text_columns=columns[-1:]),
+        Paragraph(f"MAP@R by class, the worst first. {higher:,} of {len(present):,} classes gained, {lower:,} lost."),
+        PageTable(columns, rows[:NUM_CLASSES_SHOWN], text_columns=columns[-1:]),
     ]
     if rows[NUM_CLASSES_SHOWN:]:
         more = f"{len(rows) - NUM_CLASSES_SHOWN} further classes"
         if len(present) > len(rows):
             more += f" of {len(present) - NUM_CLASSES_SHOWN:,}"
-        blocks.append(Details(more, [Table(columns, rows[NUM_CLASSES_SHOWN:], text_columns=columns[-1:])]))
+        blocks.append(Details(more, [PageTable(columns, rows[NUM_CLASSES_SHOWN:], text_columns=columns[-1:])]))
     return blocks
 
 
@@ -198,7 +198,7 @@ def embedding_space(test: TestItems) -> list[Block]:
         rates = {name: comparison.order_rate(*parts) for name, parts in similarities.items()}
         blocks += [
             Heading("Similarities"),
-            Text(
+            Paragraph(
                 "Pairs of test items. The less the two curves overlap, the better a threshold tells the classes apart."
             ),
             Panels(charts.histograms(similarities, rates)),
@@ -210,7 +210,7 @@ def embedding_space(test: TestItems) -> list[Block]:
     return [
         *blocks,
         Heading("Map"),
-        Text(
+        Paragraph(
             f"{len(rows):,} test items of {len(labels)} classes, from the worst to the best: their first two "
             "principal components. TensorBoard's projector shows all of them, in 3-D, or by t-SNE or UMAP.",
         ),

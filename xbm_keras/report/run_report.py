@@ -18,10 +18,10 @@ from xbm_keras.report.page import (
     Details,
     Facts,
     Page,
+    PageSection,
+    PageTable,
     Panels,
-    Section,
-    Table,
-    Text,
+    Paragraph,
     Tone,
     Verdict,
     write_page,
@@ -64,19 +64,19 @@ def write_run_report(
         OSError: where the file cannot be written.
     """
     history = pathlib.Path(path).with_name("history.csv")
-    sections = [Section("Results", _results(metrics, dataset, head.embedding_dim))]
+    sections = [PageSection("Results", _results(metrics, dataset, head.embedding_dim))]
     if "leave_one_out" in metrics:
-        test = retrieval.compare(dataset, head, by_roles="query_gallery" in metrics)
+        test = retrieval.rank_test_items(dataset, head, by_roles="query_gallery" in metrics)
         sections += [
-            Section("What it finds", retrieval.searches(test)),
-            Section("Classes", retrieval.classes(test)),
-            Section("Embedding space", retrieval.embedding_space(test)),
+            PageSection("What it finds", retrieval.searches(test)),
+            PageSection("Classes", retrieval.classes(test)),
+            PageSection("Embedding space", retrieval.embedding_space(test)),
         ]
     else:
-        sections.append(Section("What it keeps", neighbors.searches(dataset, head)))
+        sections.append(PageSection("What it keeps", neighbors.searches(dataset, head)))
     sections += [
-        Section("Training", _training(pd.read_csv(history) if history.exists() else None, metrics["validation"])),
-        Section("The run", _the_run(command, about, config, dataset, costs)),
+        PageSection("Training", _training(pd.read_csv(history) if history.exists() else None, metrics["validation"])),
+        PageSection("The run", _the_run(command, about, config, dataset, costs)),
     ]
     verdict = wording.verdict(metrics)
     tone = TONES[wording.outcome(metrics)]
@@ -114,12 +114,12 @@ def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Blo
     chose = f"the number of epochs ({validation['epoch']})"
     return [
         Panels([*figures, *tables] if is_nested else [*tables, *figures]),
-        Text(" ".join(notes), is_note=True),
+        Paragraph(" ".join(notes), is_note=True),
         Details(f"The same for the held-out training items that chose {chose}", _scores_tables(validation, "")),
     ]
 
 
-def _scores_tables(metrics: Mapping, caption: str) -> list[Table]:
+def _scores_tables(metrics: Mapping, caption: str) -> list[PageTable]:
     """A table for protocols of the same metrics."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for protocol in wording.PROTOCOLS:
@@ -138,13 +138,13 @@ def _scores_tables(metrics: Mapping, caption: str) -> list[Table]:
                     bar = values[metric] if metric in BARS else None
                     cells.append(Cell(f"{values[metric]:.3f}", bar, is_best=f"{values[metric]:.3f}" == f"{best:.3f}"))
                 rows.append(cells)
-        tables.append(Table(["", *wording.shown(protocols[0]).values()], rows, caption))
+        tables.append(PageTable(["", *wording.shown(protocols[0]).values()], rows, caption))
     return tables
 
 
 def _training(history: pd.DataFrame | None, validation: Mapping) -> list[Block]:
     if history is None:
-        return [Text("No epoch was trained: the head is its start.")]
+        return [Paragraph("No epoch was trained: the head is its start.")]
     return [Panels(charts.curves(history, validation.get("leave_one_out", {}), validation["epoch"]))]
 
 
@@ -160,17 +160,17 @@ def _the_run(
     blocks: list[Block] = [
         Code(command),
         Facts(about),
-        Table([*columns, *["GPU memory"] * has_gpu], rows, "Peak memory is the process's so far."),
+        PageTable([*columns, *["GPU memory"] * has_gpu], rows, "Peak memory is the process's so far."),
     ]
     if dataset.skipped:
         listed = list(dataset.skipped.items())[:NUM_SKIPPED_LISTED]
         reasons = collections.Counter(dataset.skipped.values()).most_common(3)
         said = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
-        table = Table(["Item", "Why"], [[key, reason] for key, reason in listed], text_columns=["Why"])
+        table = PageTable(["Item", "Why"], [[key, reason] for key, reason in listed], text_columns=["Why"])
         more = f" The first {len(listed)}:" if len(listed) < len(dataset.skipped) else ""
         blocks.append(Details(f"{len(dataset.skipped):,} item(s) were skipped: {said}.{more}", [table]))
     else:
-        blocks.append(Text("No item was skipped."))
+        blocks.append(Paragraph("No item was skipped."))
     return [*blocks, Details("The config, without paths", [Code(config)])]
 
 

@@ -2,13 +2,13 @@
 
 from xbm_keras.tuning.hypermodel import HeadHyperModel, load_folds
 from xbm_keras.tuning.local_workers import local_workers
-from xbm_keras.tuning.search import Search, SearchError
+from xbm_keras.tuning.search import HeadSearch, SearchError
 from xbm_keras.tuning.tuner import HeadTuner, take_role, work
 
 __all__ = [
     "HeadHyperModel",
+    "HeadSearch",
     "HeadTuner",
-    "Search",
     "SearchError",
     "load_folds",
     "local_workers",

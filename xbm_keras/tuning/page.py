@@ -14,7 +14,19 @@ from sklearn.inspection import permutation_importance
 
 from xbm_keras.evaluation.wording import SCORES
 from xbm_keras.report.figures import GOOD, INK, MUTED, SERIES, drawing, to_svg
-from xbm_keras.report.page import Cell, Code, Details, Facts, Figure, Page, Panels, Section, Table, Text, Verdict
+from xbm_keras.report.page import (
+    Cell,
+    Code,
+    Details,
+    Facts,
+    Figure,
+    Page,
+    PageSection,
+    PageTable,
+    Panels,
+    Paragraph,
+    Verdict,
+)
 
 MEMORY = "memory.memory_size"
 MIN_TRIALS_FOR_IMPORTANCE = 10
@@ -77,7 +89,7 @@ def search_page(findings: Findings, title: str) -> Page:
     finished, sections = findings.finished, []
     if len(finished):
         sections = [_best(findings), _memory_and_k(findings), _importance(findings), _keys(findings)]
-        sections.append(Section("How the search went", [_history(findings)]))
+        sections.append(PageSection("How the search went", [_history(findings)]))
     sections.append(_all_trials(findings))
     num_failed = int((findings.trials.status == "failed").sum())
     score = " on ".join(SCORES[findings.score])
@@ -101,7 +113,7 @@ def _verdict(findings: Findings) -> Verdict:
     return Verdict(f"{use}: {scores} (trial {best.trial}).", "good")
 
 
-def _best(findings: Findings) -> Section:
+def _best(findings: Findings) -> PageSection:
     best, default = findings.finished.iloc[0], findings.default
     rows: list[Any] = ["Score"]
     validation = {"default": default[findings.score], "best": best[findings.score]}
@@ -118,11 +130,11 @@ def _best(findings: Findings) -> Section:
         f"The best of many trials looks a little better on {SCORES[findings.score][1]} than it is; what tests was "
         "looked at after the search, for these two configs only."
     )
-    table = Table(["", "default", f"best, trial {best.trial}"], rows)
-    return Section("Default and best", [table, Text(note, is_note=True), Code(findings.command)])
+    table = PageTable(["", "default", f"best, trial {best.trial}"], rows)
+    return PageSection("Default and best", [table, Paragraph(note, is_note=True), Code(findings.command)])
 
 
-def _memory_and_k(findings: Findings) -> Section:
+def _memory_and_k(findings: Findings) -> PageSection:
     axes = findings.axes
     blocks: list[Any] = []
     maps = [
@@ -135,7 +147,7 @@ def _memory_and_k(findings: Findings) -> Section:
     for key in NAMES:
         if key in axes and axes[key].values:
             blocks.append(_by_value(findings, key))
-    return Section("Memory size and k", blocks)
+    return PageSection("Memory size and k", blocks)
 
 
 def _heat_map(findings: Findings, x: str, y: str) -> Figure:
@@ -172,7 +184,7 @@ def _heat_map(findings: Findings, x: str, y: str) -> Figure:
     return Figure(svg, alt, f"{NAMES[x].capitalize()} and {NAMES[y]}", caption)
 
 
-def _by_value(findings: Findings, key: str) -> Table:
+def _by_value(findings: Findings, key: str) -> PageTable:
     finished = findings.finished
     rows: list[Any] = []
     best_of = {
@@ -187,15 +199,15 @@ def _by_value(findings: Findings, key: str) -> Table:
             rows.append([_text(value), str(len(scores)), cell, f"{scores.median():.4f}"])
         else:
             rows.append([_text(value), "0", "", ""])
-    return Table([NAMES[key], "trials", "best", "median"], rows)
+    return PageTable([NAMES[key], "trials", "best", "median"], rows)
 
 
-def _importance(findings: Findings) -> Section:
+def _importance(findings: Findings) -> PageSection:
     finished = findings.finished
     columns = {key: _as_numbers(finished[key], axis) for key, axis in findings.axes.items() if key in finished}
     columns = {key: values for key, values in columns.items() if len(np.unique(values)) > 1}
     if len(finished) < MIN_TRIALS_FOR_IMPORTANCE or not columns:
-        return Section("What mattered", [])
+        return PageSection("What mattered", [])
     x, y = np.stack(list(columns.values()), axis=1), finished[findings.score].to_numpy()
     forest = RandomForestRegressor(100, min_samples_leaf=2, oob_score=True, random_state=0).fit(x, y)
     drops = permutation_importance(forest, x, y, n_repeats=10, random_state=0).importances_mean
@@ -215,16 +227,16 @@ def _importance(findings: Findings) -> Section:
         f"shuffled. The forest explains {explained:.0%} of the differences between trials that it was not fitted to; "
         "the lower that is, the less the shares say."
     )
-    return Section("What mattered", [Figure(svg, f"Importance: {ranking}.", caption=caption)])
+    return PageSection("What mattered", [Figure(svg, f"Importance: {ranking}.", caption=caption)])
 
 
-def _keys(findings: Findings) -> Section:
+def _keys(findings: Findings) -> PageSection:
     shown = [_key_figure(findings, key) for key in findings.axes if key in findings.finished]
     caption = (
         "Each point is a trial; the star is the best, the dashed line the default's score. Scores far below the others "
         "are at the lower edge."
     )
-    return Section("Each key", [Text(caption, is_note=True), Panels(shown)])
+    return PageSection("Each key", [Paragraph(caption, is_note=True), Panels(shown)])
 
 
 def _key_figure(findings: Findings, key: str) -> Figure:
@@ -272,7 +284,7 @@ def _history(findings: Findings) -> Figure:
     return Figure(svg, f"Score of each trial in order; the best came at trial {first:04d} of {len(trials)}.")
 
 
-def _all_trials(findings: Findings) -> Section:
+def _all_trials(findings: Findings) -> PageSection:
     keys = [key for key in findings.axes if key in findings.trials]
     rows = [
         [row.trial, Cell(f"{row[findings.score]:.4f}", is_best=i == 0), *(_text(row[key]) for key in keys)]
@@ -280,14 +292,14 @@ def _all_trials(findings: Findings) -> Section:
     ]
     blocks: list[Any] = [Facts(findings.about)]
     if rows:
-        blocks.append(Details(f"All {len(rows)} finished trials", [Table(["trial", "score", *keys], rows)]))
+        blocks.append(Details(f"All {len(rows)} finished trials", [PageTable(["trial", "score", *keys], rows)]))
     failed = findings.trials[findings.trials.status == "failed"]
     if len(failed):
         reasons = [[row.trial, row.reason] for _, row in failed.iterrows()]
         blocks.append(
-            Details(f"{len(failed)} failed trials", [Table(["trial", "reason"], reasons, text_columns=["reason"])])
+            Details(f"{len(failed)} failed trials", [PageTable(["trial", "reason"], reasons, text_columns=["reason"])])
         )
-    return Section("Trials", blocks)
+    return PageSection("Trials", blocks)
 
 
 def _limits(findings: Findings) -> tuple[float, float]:

@@ -34,7 +34,7 @@ log = logging.getLogger("xbm_keras.tuning")
 LEFT = ("search.yaml", "trials", "trials.csv", "keras_tuner", "workers", "default", "best", "best.yaml", "search.html")
 
 
-class Search:
+class HeadSearch:
     """Trials of a hypermodel, kept in a folder. The same arguments go on where an earlier process stopped.
 
     Writes `search.yaml` (what is searched), `trials/<number>.yaml` (configs for train.py), `trials.csv`, `best.yaml`,
@@ -173,10 +173,10 @@ class Search:
         left = (self.max_trials - num_done) * sum(self._seconds) / len(self._seconds)
         left /= max(1, len(self.oracle.ongoing_trials))
         best = self.best_trial()
-        best_so_far = f"best {best.score:.4f} ({number_of(best)})" if best else "none finished"
+        best_so_far = f"best {best.score:.4f} ({trial_number(best)})" if best else "none finished"
         result = f"{trial.score:.4f}" if trial.status == TrialStatus.COMPLETED else f"failed: {reason_of(trial)}"
         rest = f"{best_so_far}, default {self.default[self.score]:.4f}, {_minutes(left)} left"
-        log.info("%s/%d  %s  %s  %s", num_done, self.max_trials, number_of(trial), result, rest)
+        log.info("%s/%d  %s  %s  %s", num_done, self.max_trials, trial_number(trial), result, rest)
         self.bar.update(self.task, completed=num_done, description=rest)
 
     def best_trial(self) -> Trial | None:
@@ -252,7 +252,7 @@ class Search:
         """One row per trial: number, status, metrics, seconds, the values of all keys, and why it failed."""
         rows = [
             {
-                "trial": number_of(trial),
+                "trial": trial_number(trial),
                 "status": trial.status.lower(),
                 **{name: trial.metrics.get_last_value(name) for name in trial.metrics.metrics},
                 **to_overrides(self.hypermodel.space, trial.hyperparameters.values),
@@ -271,7 +271,7 @@ class Search:
         return trial_values(self.hypermodel.config, self.hypermodel.space, trial.hyperparameters.values)
 
     def _config_file(self, trial: Trial) -> pathlib.Path:
-        return self.workdir / "trials" / f"{number_of(trial)}.yaml"
+        return self.workdir / "trials" / f"{trial_number(trial)}.yaml"
 
 
 def _as_now(about: Any, file: pathlib.Path) -> tuple[str, Config] | None:
@@ -290,7 +290,7 @@ def _axis(dimensions: list[Dimension]) -> Axis:
     return Axis(list(dict.fromkeys(values)))
 
 
-def number_of(trial: Trial) -> str:
+def trial_number(trial: Trial) -> str:
     """Four digits."""
     return f"{int(trial.trial_id):04d}"
 
