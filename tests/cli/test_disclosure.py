@@ -49,7 +49,7 @@ def config(request, tmp_path, monkeypatch):
         "data": {
             "source": "image_folder",
             "root": "${oc.env:XBM_TEST_ROOT}",
-            "split": {"test_classes": ["class 0", "class 1", "class 2"]},
+            "split": {"test": ["class 0", "class 1", "class 2"]},
         },
         "backbone": {"kind": request.param, "path": f"${{oc.env:XBM_TEST_TOP}}/{name}", "image_size": [12, 12]},
         "cache": {"dir": "${oc.env:XBM_TEST_TOP}/cache"},
@@ -63,7 +63,7 @@ def config(request, tmp_path, monkeypatch):
 
 def test_nothing_that_is_given_away_holds_a_path_or_what_the_environment_says(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    override = "data.split.validation_fraction=0.4"
+    override = "data.split.seed=4"
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config={config}", f"--workdir={workdir}", f"--set={override}"])
     run(config, workdir, override, report=True)
     assert export.main([f"--model={workdir}"]) == 0
@@ -75,15 +75,15 @@ def test_nothing_that_is_given_away_holds_a_path_or_what_the_environment_says(co
             assert hidden.encode() not in content, (name, hidden)
     for page in ("report.html", "export/1/model_card.md", "export/2/model_card.md"):
         text = told[page].decode("utf-8")
-        assert "validation_fraction: 0.4" in text
-        assert "test_classes" not in text
+        assert "seed: 4" in text
+        assert "class 0" not in text.split("image_folder")[-1]
         assert "image_folder" in text
         assert "SHA-256" in text
 
 
 def test_choices_numbers_and_known_names_are_shown():
     values = {
-        "data": {"source": "tfds", "name": "cars196", "data_dir": f"/{SECRET}", "label_key": SECRET},
+        "data": {"source": "tfds", "name": "cars196", "data_dir": f"/{SECRET}", "labels": SECRET},
         "backbone": {"kind": "keras_applications", "name": "MobileNetV2", "weights": f"/{SECRET}.h5", "layers": ["a"]},
         "head": {"start": "lda", "shrinkage": 0.3},
         "loss": {"name": "triplet"},
@@ -94,9 +94,9 @@ def test_choices_numbers_and_known_names_are_shown():
     shown = public_values(check_config(values, "x"))
     assert SECRET not in str(shown)
     assert shown["data"]["name"] == "cars196"
-    assert shown["data"]["split"]["test_fraction"] == 0.5
+    assert shown["data"]["split"]["seed"] == 0
     assert shown["backbone"] == {
-        "kind": "keras_applications", "name": "MobileNetV2", "pooling": "avg", "layers": ["a"], "image_size": [224, 224]
+        "kind": "keras_applications", "name": "MobileNetV2", "layers": ["a"], "image_size": [224, 224]
     }  # fmt: skip
     assert shown["head"]["start"] == "lda"
     assert shown["loss"]["name"] == "triplet"
@@ -140,8 +140,8 @@ def test_files_are_told_by_their_content(tmp_path, monkeypatch):
     folder = tmp_path / "all_minilm_l6_v2_en"
     (folder / "inner").mkdir(parents=True)
     (folder / "inner/a").write_bytes(b"abc")
-    of_file = model_card.network_of({"kind": "keras_file", "path": "net.keras"})
-    assert of_file == "`keras_file`, weights of a file with SHA-256 ba7816bf8f01cfea"  # of "abc", FIPS 180-2
+    of_file = model_card.network_of({"kind": "file", "path": "net.keras"})
+    assert of_file == "`file`, weights of a file with SHA-256 ba7816bf8f01cfea"  # of "abc", FIPS 180-2
     of_folder = model_card.network_of({"kind": "keras_hub", "preset": "all_minilm_l6_v2_en"})
     assert of_folder.startswith("`keras_hub`, weights of a folder with SHA-256 ")
     (folder / "inner/a").rename(folder / "inner/b")

@@ -169,14 +169,18 @@ def test_vectors_without_labels_are_embedded_and_indexed_by_a_run_with_labels(
 @pytest.mark.parametrize("other_loss", ["supcon", "similarity_alignment"])
 @pytest.mark.parametrize("saved", ["now", "before layers were saved resolved"])
 def test_the_network_is_the_runs_whatever_the_data_are(tmp_path, monkeypatch, run_loss, layers, other_loss, saved):
-    network = {"kind": "keras_applications", "name": "MobileNetV2", "weights": None, "pooling": "max"}
+    network = {"kind": "keras_applications", "name": "MobileNetV2", "weights": None, "image_size": [96, 96]}
     data = {"source": "image_folder", "root": "x"}
     own = {"data": data, "backbone": network, "loss": {"name": run_loss}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
     if saved == "now":
         save_config(load_config(str(tmp_path / "config.yaml")), tmp_path / "config.yaml")
         assert yaml.safe_load((tmp_path / "config.yaml").read_text())["backbone"]["layers"] == layers
-    other = {"data": {**data, "root": "y"}, "backbone": {**network, "pooling": "avg"}, "loss": {"name": other_loss}}
+    other = {
+        "data": {**data, "root": "y"},
+        "backbone": {**network, "image_size": [64, 64]},
+        "loss": {"name": other_loss},
+    }
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     seen = []
     monkeypatch.setattr(saved_run, "make_backbone", lambda config: seen.append(config.backbone))
@@ -184,7 +188,7 @@ def test_the_network_is_the_runs_whatever_the_data_are(tmp_path, monkeypatch, ru
     saved_run.load_data(str(tmp_path), str(tmp_path / "other.yaml"))
     saved_run.load_data(str(tmp_path), overrides=["data.root=z", f"loss.name={other_loss}"])
     assert seen[1::2] == ["y", "z"]
-    assert [(each.layers, each.pooling) for each in seen[::2]] == [(layers, "max")] * 2
+    assert [(each.layers, each.image_size) for each in seen[::2]] == [(layers, [96, 96])] * 2
 
 
 def test_a_key_of_the_data_that_does_not_exist_is_told(finished, capsys):  # noqa: F811

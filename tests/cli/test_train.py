@@ -361,14 +361,14 @@ def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["memory.memory_size=0", "loss.name=multi_similarity", "loss.epsilon=null"],
+        ["memory.memory_size=0", "loss.name=multi_similarity", "loss.base=0.4"],
         ["memory.memory_size=64", "memory.prefill=false", "memory.storage_dtype=float16", "loss.name=nt_xent"],
-        ["top_k.mine_in=features", "top_k.positives=hardest", "training.refit=false", "loss.name=circle"],
+        ["top_k.mine_in=features", "training.refit=false", "loss.name=circle"],
         ["top_k.num_negatives=all", "top_k.num_positives=all", "head.start=random", "loss.name=smooth_ap"],
         ["loss.name=contrastive", "head.kind=residual"],
         ["loss.name=triplet", "head.kind=mlp"],
         ["loss.name=info_nce", "top_k.mine_in=sketch", "head.embedding_dim=4"],
-        ["data.split.by=item", "loss.name=recall_surrogate", "loss.ks=[1,4]"],
+        ["data.split.by=item", "loss.name=recall_surrogate"],
     ],
     ids=lambda overrides: ",".join(overrides),
 )
@@ -389,7 +389,7 @@ def test_recipes_run(vectors, tmp_path, overrides):
         (["head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
         (["head.embedding_dim=25", "head.kind=residual"], "embedding_dim=25 for features of width 24"),
         (["head.widths=[8,25]", "head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
-        (["data.split.by=item", "data.split.test_classes=[a]"], "does not go with by 'item'"),
+        (["data.split.by=item", "data.split.test=[a]"], "does not go with by 'item'"),
         (["training.seed=-1"], "training.seed: received -1"),
         (["memory.memory_size=8"], "smaller than the batch"),
     ],
@@ -469,8 +469,8 @@ def test_a_workdir_that_cannot_be_made(vectors, tmp_path, capsys):
     [
         ({"kind": "keras_applications", "name": "MobileNetv2"}, "Did you mean 'MobileNetV2'"),
         ({"kind": "keras_applications", "name": "MobileNetV2", "weights": "nope.h5"}, "'nope.h5', which is no file"),
-        ({"kind": "keras_file", "path": "nope.keras"}, "'nope.keras', which is no file"),
-        ({"kind": "saved_model", "path": "nope"}, "holds no saved_model.pb"),
+        ({"kind": "file", "path": "nope.keras"}, "'nope.keras', which is no file"),
+        ({"kind": "file", "path": "."}, "holds no saved_model.pb"),
     ],
 )
 def test_backbones_that_cannot_be_had(tmp_path, capsys, backbone, message):
@@ -506,7 +506,7 @@ def test_what_is_left_out_or_doubtful_is_counted(vectors, tmp_path, capsys):
 def test_empty_folders_are_told(tmp_path, capsys):
     network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D()])
     network.save(tmp_path / "net.keras")
-    backbone = {"kind": "keras_file", "path": str(tmp_path / "net.keras"), "image_size": [8, 8]}
+    backbone = {"kind": "file", "path": str(tmp_path / "net.keras"), "image_size": [8, 8]}
     (tmp_path / "x.yaml").write_text(
         yaml.safe_dump({"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": backbone})
     )
@@ -533,8 +533,8 @@ def photos(tmp_path):
     )
     network.save(tmp_path / "net.keras")
     config = {
-        "data": {"source": "image_folder", "root": str(tmp_path / "my photos"), "split": {"test_fraction": 0.4}},
-        "backbone": {"kind": "keras_file", "path": str(tmp_path / "net.keras"), "image_size": [12, 12]},
+        "data": {"source": "image_folder", "root": str(tmp_path / "my photos"), "split": {"test": 0.4}},
+        "backbone": {"kind": "file", "path": str(tmp_path / "net.keras"), "image_size": [12, 12]},
         "cache": {"dir": str(tmp_path / "cache")},
         "views": {"number": 1, "turned_classes": False},
         "head": {"embedding_dim": 4},
@@ -596,7 +596,7 @@ def test_tables_and_tfds_names_that_do_not_exist_are_told(photos, tmp_path, caps
 
 def test_a_saved_model_as_backbone(photos, tmp_path):
     keras.saving.load_model(tmp_path / "net.keras").export(tmp_path / "saved", verbose=False)
-    backbone = {"kind": "saved_model", "path": str(tmp_path / "saved"), "image_size": [12, 12]}
+    backbone = {"kind": "file", "path": str(tmp_path / "saved"), "image_size": [12, 12]}
     config = yaml.safe_load(photos.read_text()) | {"backbone": backbone}
     (tmp_path / "saved.yaml").write_text(yaml.safe_dump(config))
     metrics = run(tmp_path / "saved.yaml", tmp_path / "run")

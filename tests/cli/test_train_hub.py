@@ -126,8 +126,8 @@ def test_presets_and_texts_that_cannot_be_had(keras_hub, text_config, tmp_path, 
         (f"backbone.preset={tmp_path}", "of which keras_hub cannot load the Backbone"),
         ("backbone.max_length=129", "takes at most 128 tokens"),
         ("data.path=nope.jsonl", "'nope.jsonl', which is no file"),
-        ("data.label_column=lable", "did you mean 'label'"),
-        ("data.text_column=id", "no text but int"),
+        ("data.labels=lable", "did you mean 'label'"),
+        ("data.texts=id", "no text but int"),
         ("cache.on_error=raise", "60: an empty text"),
     ]:
         assert message in fails(config, tmp_path / "run", override, capsys=capsys)
@@ -146,5 +146,5 @@ def test_what_texts_do_not_go_with(text_config, tmp_path, capsys):
         ("backbone.max_length=2", "backbone.max_length: received 2"),
     ]:
         assert message in fails(config, tmp_path / "run", override, capsys=capsys)
-    config = config_of(tmp_path, {"source": "text", "path": "x.jsonl"}, {"kind": "keras_file", "path": "x.keras"})
+    config = config_of(tmp_path, {"source": "text", "path": "x.jsonl"}, {"kind": "file", "path": "x.keras"})
     assert "texts take keras_hub" in fails(config, tmp_path / "run", capsys=capsys)

@@ -241,6 +241,7 @@ def test_too_few_items_to_compare_neighbours_among_are_told_before_the_network_r
         "loss": {"name": "similarity_alignment"},
     }
     if part == "test":
-        config["data"]["split"] = {"test_fraction": 0.2, "validation_fraction": 0.5}
-    with pytest.raises(DataError, match=f"items; expected at least 3.*data.split.{part}_fraction"):
+        config["data"]["split"] = {"test": 0.2}
+        monkeypatch.setattr(loading, "VALIDATION_WITHOUT_LABELS", 0.5)
+    with pytest.raises(DataError, match=f"{part} items; expected at least 3.*data.split.test"):
         loading.load_dataset(check_config(config, "x"), None)

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from xbm_keras.config import retired
-from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, check_config, load_config
 
 EARLIER = sorted((pathlib.Path(__file__).parent / "earlier").glob("*.yaml"))
+PICTURES = {"data": {"source": "image_folder", "root": "x"}, "backbone": {"kind": "glyph_net"}}
 MINIMAL = {"data": {"source": "features", "path": "x.npz"}, "backbone": {"kind": "none"}}
 
 
@@ -35,22 +35,42 @@ def test_the_config_of_an_earlier_run_is_that_of_the_same_run_today(path):
     assert load_config(str(path)) == own[path.stem]
 
 
+def with_key(values, key, value):
+    """Values with a nested one set."""
+    name, *rest = key.split(".", 1)
+    inside = with_key(values.get(name, {}), rest[0], value) if rest else value
+    return {**values, name: inside}
+
+
+BASES = {
+    "data.image_key": {"data": {"source": "tfds", "name": "x"}, "backbone": {"kind": "glyph_net"}},
+    "data.": {"data": {"source": "glyphs"}, "backbone": {"kind": "glyph_net"}},
+    "backbone.pooling": {**PICTURES, "backbone": {"kind": "keras_applications", "name": "MobileNetV2"}},
+    "backbone.": {**PICTURES, "backbone": {"kind": "keras_file", "path": "x"}},
+    "": MINIMAL,
+}
+
+
 @pytest.mark.parametrize("key", retired.LEFT)
 def test_a_key_that_left_is_dropped_at_its_default_and_told_else(key):
-    section, name = key.rsplit(".", 1)
     left = retired.LEFT[key]
-    for value in (*left.defaults, "else"):
-        values = {**MINIMAL, section: {name: value}}
-        if value != "else":
-            assert check_config(values, "x") == check_config(MINIMAL, "x")
-            continue
-        with pytest.raises(ConfigError) as raised:
-            check_config(values, "x")
-        assert f"{key}: received 'else'; this key left, since {left.became}: {left.instead}" in str(raised.value)
-        if not left.decides_features:
-            assert check_config(values, "x", is_finished=True) == check_config(MINIMAL, "x")
+    base = next(values for start, values in BASES.items() if key.startswith(start))
+    if key.startswith("loss."):
+        base = with_key(base, *left.where)
+    now = check_config(base, "x")
+    for value in left.defaults:
+        assert check_config(with_key(base, key, value), "x") == now
+    with pytest.raises(ConfigError) as raised:
+        check_config(with_key(base, key, "else"), "x")
+    assert f"{key}: received 'else'; this key left, since {left.became}: {left.instead}" in str(raised.value)
+    if left.decides_features:
+        with pytest.raises(ConfigError, match="this key left"):
+            check_config(with_key(base, key, "else"), "x", is_finished=True)
+    else:
+        assert check_config(with_key(base, key, "else"), "x", is_finished=True) == now
+    if not left.where:
         with pytest.raises(ConfigError, match=f"search.space with {key}: this key left"):
-            check_config({**MINIMAL, "search": {"space": {key: [1, 2]}}}, "x")
+            check_config({**base, "search": {"space": {key: [1, 2]}}}, "x")
 
 
 def test_one_is_not_true():
@@ -77,14 +97,39 @@ def test_without_labels_the_power_was_one():
     ],
 )
 def test_a_renamed_key_says_the_same(given, expected):
-    pictures = {"data": {"source": "image_folder", "root": "x"}, "backbone": {"kind": "glyph_net"}}
-    assert check_config({**pictures, **given}, "x") == check_config({**pictures, **expected}, "x")
+    assert check_config({**PICTURES, **given}, "x") == check_config({**PICTURES, **expected}, "x")
 
 
-def test_no_retired_key_is_one_of_today():
-    for key in (*retired.RENAMED, *retired.LEFT):
-        section, name = key.split(".")[0], key.split(".")[-1]
-        assert name not in Config.model_fields[section].default.__class__.model_fields, key
+TABLE = {"source": "image_table", "root": "x", "table": "y"}
+TFDS = {"source": "tfds", "name": "x"}
+NETWORK = {"kind": "glyph_net"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({**TABLE, "path_column": "p", "label_column": None}, {**TABLE, "images": "p", "labels": None}),
+        ({**TFDS, "label_key": "k", "text_key": None}, {**TFDS, "labels": "k"}),
+        ({**TABLE, "split": {"test_classes": ["a"], "test_fraction": 0.3}}, {**TABLE, "split": {"test": ["a"]}}),
+        ({**TABLE, "split": {"test_classes": None, "test_fraction": 0.3}}, {**TABLE, "split": {"test": 0.3}}),
+    ],
+)
+def test_a_renamed_key_of_the_data_says_the_same(given, expected):
+    now = check_config({"data": given, "backbone": NETWORK}, "x")
+    assert now == check_config({"data": expected, "backbone": NETWORK}, "x")
+
+
+def test_a_text_feature_keeps_its_name():
+    network = {"kind": "keras_hub", "preset": "x"}
+    texts = {"source": "text", "path": "x.csv", "text_column": "t", "label_column": "l"}
+    assert check_config({"data": texts, "backbone": network}, "x").data.texts == "t"
+    assert check_config({"data": {**TFDS, "text_key": "t"}, "backbone": network}, "x").data.texts == "t"
+
+
+@pytest.mark.parametrize("kind", ["keras_file", "saved_model"])
+def test_a_path_tells_a_file_from_a_folder(kind):
+    config = check_config({**PICTURES, "backbone": {"kind": kind, "path": "x"}}, "x")
+    assert config.backbone.kind == "file"
 
 
 def test_what_is_given_stays_as_it_was():

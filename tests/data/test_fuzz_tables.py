@@ -95,7 +95,7 @@ SOURCES = {
     "jsonl": [lambda path: ImageTable(str(path.parent), path.name), lambda path: TextTable(str(path))],
     "parquet": [
         lambda path: ImageTable(str(path.parent), path.name),
-        lambda path: TextTable(str(path), label_column="number"),
+        lambda path: TextTable(str(path), labels="number"),
         lambda path: Features(str(path)),
     ],
     "npy": [lambda path: Features(str(path)), lambda path: Features(str(path), labels=str(path))],
@@ -111,7 +111,7 @@ def use(source):
         for read in (source.digest, source.load, source.stamp):
             with contextlib.suppress(UnreadableItem):
                 read(position)
-    split_items(source.items, by="item", test_fraction=0.3)
+    split_items(source.items, by="item", test=0.3)
     split_items(source.items, column="split")
 
 

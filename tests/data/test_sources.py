@@ -115,7 +115,7 @@ def test_image_table_errors(folder):
     with pytest.raises(DataError, match=r"'a\.jpg' twice"):
         sources.ImageTable(str(folder), "items.csv")
     with pytest.raises(DataError, match=r"column 'lable', which items\.csv does not have; did you mean 'label'"):
-        sources.ImageTable(str(folder), "items.csv", label_column="lable")
+        sources.ImageTable(str(folder), "items.csv", labels="lable")
     (folder / "items.csv").write_text("path,label\n")
     with pytest.raises(DataError, match="without items"):
         sources.ImageTable(str(folder), "items.csv")

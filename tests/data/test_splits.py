@@ -12,7 +12,7 @@ from xbm_keras.data.arrays import Features
 from xbm_keras.data.labels import Labels
 from xbm_keras.data.sources import DataError, ImageTable, Items
 from xbm_keras.data.splits import Splits, split_items, with_neighborhoods_held_out
-from xbm_keras.experiment import build
+from xbm_keras.experiment import build, loading
 
 LABELS = np.repeat([f"c{i:02d}" for i in range(20)], 3)
 
@@ -33,12 +33,12 @@ def assert_apart(splits):
 
 
 def test_by_fraction_and_seed():
-    splits = split_items(items(), test_fraction=0.5, validation_fraction=0.2, seed=1)
+    splits = split_items(items(), test=0.5, validation_fraction=0.2, seed=1)
     assert_apart(splits)
     assert [len(classes(p)) for p in (splits.train, splits.validation, splits.test)] == [8, 2, 10]
-    again = split_items(items(), test_fraction=0.5, validation_fraction=0.2, seed=1)
+    again = split_items(items(), test=0.5, validation_fraction=0.2, seed=1)
     np.testing.assert_array_equal(splits.test, again.test)
-    other = split_items(items(), test_fraction=0.5, validation_fraction=0.2, seed=2)
+    other = split_items(items(), test=0.5, validation_fraction=0.2, seed=2)
     assert classes(other.test) != classes(splits.test)
 
 
@@ -51,7 +51,7 @@ def test_by_column():
 
 
 def test_by_list_and_by_number_of_training_classes():
-    splits = split_items(items(), test_classes=["c03", "c07"])
+    splits = split_items(items(), test=["c03", "c07"])
     assert classes(splits.test) == {"c03", "c07"}
     splits = split_items(items(), num_train_classes=15)
     assert classes(splits.test) == {f"c{i}" for i in range(15, 20)}
@@ -66,7 +66,7 @@ def test_validation_does_not_depend_on_the_test_items():
 
 
 def test_by_item():
-    splits = split_items(items(), by="item", test_fraction=0.5)
+    splits = split_items(items(), by="item", test=0.5)
     assert len(splits.test) == 30
     assert classes(splits.test) & classes(splits.train)
 
@@ -85,11 +85,11 @@ def test_query_and_gallery():
         ({}, {"column": "part"}, "column 'part', which the data does not have"),
         ({"parts": LABELS}, {"column": "part"}, "did you mean 'parts'"),
         ({"part": LABELS}, {"column": "part"}, "expected both 'train' and 'test'"),
-        ({}, {"test_classes": ["nope"]}, "'nope', which is no label"),
+        ({}, {"test": ["nope"]}, "'nope', which is no label"),
         ({}, {"num_train_classes": 2}, "2 training and 18 test classes"),
         ({}, {"num_train_classes": 20}, "20 training and 0 test classes"),
         ({"role": LABELS}, {"query_column": "role"}, "expected one of query, test"),
-        ({}, {"test_classes": ["c033"]}, "'c033', which is no label of the data; did you mean 'c03'"),
+        ({}, {"test": ["c033"]}, "'c033', which is no label of the data; did you mean 'c03'"),
         (
             {"part": np.where(np.arange(60) < 31, "train", "test")},
             {"column": "part"},
@@ -136,7 +136,7 @@ def test_named_classes_are_chosen_by_name_or_number():
     labels = Labels(codes, [f"c{i:02d}" for i in range(20)], list(range(100, 120)))
     numbered = Items(np.arange(60).astype(str), labels, {})
     for chosen in (["c03", "c07"], [103, "107"]):
-        assert classes(split_items(numbered, test_classes=chosen).test) == {"c03", "c07"}
+        assert classes(split_items(numbered, test=chosen).test) == {"c03", "c07"}
 
 
 def digest(splits):
@@ -161,6 +161,8 @@ def test_configs_are_split_as_ever(data_dir, monkeypatch, name, by_column, by_se
     config = load_config(str(ROOT / f"configs/{name}.yaml"))
     found = build.make_source(config).items
     arguments = config.data.split.model_dump()
+    if config.is_without_labels:
+        arguments["validation_fraction"] = loading.VALIDATION_WITHOUT_LABELS
     assert digest(split_items(found, **arguments)) == by_column
     assert digest(split_items(found, **{**arguments, "column": None, "query_column": None})) == by_seed
 

@@ -53,7 +53,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(prepared):
-    return TFDS("tiny_things", prepared[0], label_key="class_id")
+    return TFDS("tiny_things", prepared[0], labels="class_id")
 
 
 def test_items_are_those_of_the_builder(prepared, source):
@@ -70,7 +70,7 @@ def test_items_are_those_of_the_builder(prepared, source):
 
 
 def test_classes_have_their_names_in_the_order_of_their_numbers(prepared):
-    labels = TFDS("tiny_things", prepared[0], label_key="kind").items.labels
+    labels = TFDS("tiny_things", prepared[0], labels="kind").items.labels
     assert labels.names == ["pear", "apple", "fig"]
     assert labels.numbers == [0, 1, 2]
     kinds = ["pear", "apple", "fig"]
@@ -82,8 +82,8 @@ def test_classes_have_their_names_in_the_order_of_their_numbers(prepared):
 
 
 def test_numbers_and_texts_as_labels(prepared):
-    assert TFDS("tiny_things", prepared[0], label_key="super_class_id").items.labels.names == [7]
-    texts = TFDS("tiny_things", prepared[0], label_key="name").items.labels
+    assert TFDS("tiny_things", prepared[0], labels="super_class_id").items.labels.names == [7]
+    texts = TFDS("tiny_things", prepared[0], labels="name").items.labels
     assert texts.names == [f"n{i}" for i in range(10)]
 
 
@@ -103,7 +103,7 @@ def test_pictures_are_read_where_they_are_wanted(prepared, source, positions):
 def test_digests_tell_items_and_versions_apart(prepared, source):
     digests = [source.digest(i) for i in range(20)]
     assert len(set(digests)) == 20
-    assert [TFDS("tiny_things", prepared[0], label_key="class_id").digest(i) for i in range(20)] == digests
+    assert [TFDS("tiny_things", prepared[0], labels="class_id").digest(i) for i in range(20)] == digests
 
 
 def test_a_process_without_the_builder_reads_it(prepared):
@@ -117,7 +117,7 @@ def test_a_process_without_the_builder_reads_it(prepared):
 
 
 def test_texts_are_read_where_they_are_wanted(prepared):
-    texts = TFDS("tiny_things", prepared[0], label_key="class_id", text_key="name")
+    texts = TFDS("tiny_things", prepared[0], labels="class_id", texts="name")
     assert set(texts.items.columns) == {"tfds_split", "super_class_id", "kind"}
     expected = [
         example["name"].decode()
@@ -128,7 +128,7 @@ def test_texts_are_read_where_they_are_wanted(prepared):
 
 
 def test_texts_that_say_nothing_are_named(prepared, monkeypatch):
-    texts = TFDS("tiny_things", prepared[0], label_key="class_id", text_key="name")
+    texts = TFDS("tiny_things", prepared[0], labels="class_id", texts="name")
     examples = texts._examples
     broken = {"n0": b" ", "n1": b"\xff\xfe"}
     monkeypatch.setattr(
@@ -143,11 +143,11 @@ def test_texts_that_say_nothing_are_named(prepared, monkeypatch):
     ("arguments", "message"),
     [
         ({"name": "no_such_things"}, "'no_such_things', which TFDS cannot give"),
-        ({"label_key": "label"}, "column 'label', which tiny_things does not have"),
-        ({"label_key": "class_idd"}, "did you mean 'class_id'"),
-        ({"label_key": "box"}, "expected a scalar"),
-        ({"label_key": "class_id", "image_key": "name"}, "expected an image"),
-        ({"label_key": "class_id", "text_key": "image"}, "expected a text"),
+        ({"labels": "label"}, "column 'label', which tiny_things does not have"),
+        ({"labels": "class_idd"}, "did you mean 'class_id'"),
+        ({"labels": "box"}, "expected a scalar"),
+        ({"labels": "class_id", "images": "name"}, "expected an image"),
+        ({"labels": "class_id", "texts": "image"}, "expected a text"),
     ],
 )
 def test_errors(prepared, arguments, message):

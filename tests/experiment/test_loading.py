@@ -29,7 +29,7 @@ def values(tmp_path):
     write(tmp_path, LABELS)
     return {
         "data": {"source": "image_table", "root": str(tmp_path), "table": "items.csv"},
-        "backbone": {"kind": "keras_file", "path": f"{tmp_path}/net.keras", "image_size": [8, 8]},
+        "backbone": {"kind": "file", "path": f"{tmp_path}/net.keras", "image_size": [8, 8]},
         "cache": {"dir": f"{tmp_path}/cache"},
     }
 
@@ -66,9 +66,9 @@ def test_items_without_a_label_are_left_out_and_counted(values, tmp_path, caplog
     np.testing.assert_array_equal(shown, np.asarray(PIL.Image.open(tmp_path / "004.png")))
 
 
-def test_where_labels_are_not_needed_all_items_stay(values, tmp_path, caplog):
+def test_where_labels_are_not_needed_all_items_stay(values, tmp_path, caplog, monkeypatch):
     write(tmp_path, ["" if i in (3, 17) else label for i, label in enumerate(LABELS)])
-    values["data"]["split"] = {**values["data"].get("split", {}), "validation_fraction": 0.5}  # 3 items or more
+    monkeypatch.setattr(loading, "VALIDATION_WITHOUT_LABELS", 0.5)  # 3 items or more
     for dataset in (load(values, **WITHOUT), load(values, all_test=True)):
         assert len(dataset.keys) == 32
         assert dataset.num_unlabelled == 2
@@ -106,10 +106,9 @@ def never(*args, **kwargs):
         (LABELS, "train", {"column": "part"}, "expected both 'train' and 'test'"),
         (LABELS, "train", {"query_column": "roles"}, "column 'roles', which the data does not have"),
         (LABELS, "train", {"query_column": "role"}, "expected one of query, test and one of gallery, train"),
-        (LABELS, "train", {"test_classes": ["C1"]}, "'C1', which is no label"),
+        (LABELS, "train", {"test": ["C1"]}, "'C1', which is no label"),
         (["a", "b"] * 16, "train", {}, "1 training and 1 test classes; expected at least 4"),
         ([str(i) for i in range(32)], "train", {}, "train items that are each alone in their class"),
-        (LABELS, "train", {"validation_fold": 9}, "validation_fold=9"),
         ([*LABELS[:30], "", ""], "train", {"num_train_classes": 3}, "3 training and 5 test classes"),
     ],
 )

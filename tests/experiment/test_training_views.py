@@ -32,7 +32,7 @@ def values(tmp_path):
     network.save(tmp_path / "net.keras")
     return {
         "data": {"source": "image_array", "path": f"{tmp_path}/pictures.npz", "split": {"column": "split"}},
-        "backbone": {"kind": "keras_file", "path": f"{tmp_path}/net.keras", "image_size": [SIZE, SIZE]},
+        "backbone": {"kind": "file", "path": f"{tmp_path}/net.keras", "image_size": [SIZE, SIZE]},
         "cache": {"dir": f"{tmp_path}/cache"},
         "head": {"embedding_dim": 2},
         "training": {"epochs": 1, "classes_per_batch": 4, "samples_per_class": 2},

@@ -20,15 +20,11 @@ class Split(Section):
     column: str | None = None
     """Column that says "train" or "test" (items with another value are left out); by class, no class may be in both.
     Comes before the other ways."""
-    test_classes: list[str | int] | None = None
     num_train_classes: Positive | None = None
-    """The first classes, in sorted order, train; the rest test: the standard split of many retrieval data sets."""
-    test_fraction: Fraction = 0.5
-    """Of the classes (or items), drawn with `seed`; used when nothing above is given."""
-    validation_fraction: Fraction = 0.25
-    """Of the training classes (or items), held out to choose the number of epochs."""
-    validation_fold: Natural = 0
-    """Which part of them, where `validation_fraction` cuts them into several."""
+    """The first classes, in sorted order, train; the rest test: the standard split of many retrieval data sets. Comes
+    before `test`."""
+    test: Fraction | list[str | int] = 0.5
+    """The share of the classes (or items) that test, drawn with `seed`; or the classes."""
     query_column: str | None = None
     """Column that says which test items are queries ("query" or "test") and which are the gallery ("gallery" or
     "train") of the query/gallery protocol; items with another value take part in neither."""
@@ -36,10 +32,10 @@ class Split(Section):
 
     @pydantic.model_validator(mode="after")
     def _has_one_unit(self):
-        if self.by == "item" and self.test_classes is not None:
+        if self.by == "item" and isinstance(self.test, list):
             raise ValueError(
-                f"test_classes {self.test_classes} does not go with by 'item', which tells no classes apart; use by: "
-                "class, or leave test_classes out"
+                f"test {self.test} does not go with by 'item', which tells no classes apart; use by: class, or give a "
+                "share"
             )
         return self
 
@@ -67,9 +63,10 @@ class ImageTable(_Data):
     root: str
     table: str
     """Relative to `root`, or absolute."""
-    path_column: str = "path"
-    label_column: str | None = "label"
-    """Null for no labels. An item whose cell is empty (or null) has none."""
+    images: str = "path"
+    """Name of the column of their paths, relative to `root`."""
+    labels: str | None = "label"
+    """Name of the column; null for no labels. An item whose cell is empty (or null) has none."""
 
 
 class ImageArray(_Data):
@@ -95,18 +92,17 @@ class TFDS(_Data):
     source: Literal["tfds"]
     name: str
     data_dir: str | None = None
-    image_key: str = "image"
-    text_key: str | None = None
+    texts: str | None = None
     """Name of a text feature, for texts instead of pictures; it takes a backbone of keras_hub."""
-    label_key: str = "label"
-    """Items of -1, as in a split that is not labelled, have no label."""
+    labels: str = "label"
+    """Name of the feature. Items of -1, as in a split that is not labelled, have no label."""
     allow_community: bool = False
     """Also take a name with a namespace, such as "huggingface:mnist": a program of others, which is then run."""
 
     @property
     def modality(self):
         """A picture or a text."""
-        return "text" if self.text_key else "image"
+        return "text" if self.texts else "image"
 
 
 class Features(_Data):
@@ -132,9 +128,10 @@ class Text(_Data):
 
     source: Literal["text"]
     path: str
-    text_column: str = "text"
-    label_column: str | None = "label"
-    """Null for no labels. An item whose cell is empty (or null) has none."""
+    texts: str = "text"
+    """Name of the column."""
+    labels: str | None = "label"
+    """Name of the column; null for no labels. An item whose cell is empty (or null) has none."""
 
     @property
     def modality(self):
@@ -149,16 +146,8 @@ class Glyphs(_Data):
     """
 
     source: Literal["glyphs"]
-    min_fonts: Annotated[int, Field(ge=2, le=16)] = 8
-    """A character must be in so many of the 16 fonts."""
     max_classes: Positive | None = None
     """At most so many characters, spread evenly over Unicode."""
-    drawings: Positive = 1
-    """Items for each character and font."""
-    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
-    """Degrees; each item is turned by at most so much."""
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Standard deviation of the noise on each pixel, where black to white is 1."""
 
 
 DataConfig = Annotated[
@@ -186,33 +175,21 @@ class Application(_ImageBackbone):
     name: str
     weights: str | None = "imagenet"
     """Or the path of a weights file."""
-    pooling: Literal["avg", "max"] = "avg"
     layers: Layers | Literal["auto"] = "auto"
     """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names. "auto" is
     "last" where the loss needs no labels, so that what is kept are the neighbours in the network's own output; else
     "pyramid"."""
 
 
-class KerasFile(_ImageBackbone):
-    """A model saved as `.keras`."""
+class ModelFile(_ImageBackbone):
+    """A network of yours: a model saved as `.keras`, or the folder of a TensorFlow SavedModel."""
 
-    kind: Literal["keras_file"]
+    kind: Literal["file"]
     path: str
     preprocessing: str | None = None
     """The `keras.applications` model whose `preprocess_input` comes first, if any."""
     pooling: Literal["avg", "max", "first"] = "avg"
-    layers: Layers = "last"
-    """Whose outputs are pooled: "last", the network's own; or as for `keras_applications`."""
-
-
-class SavedModel(_ImageBackbone):
-    """A model saved as a TensorFlow SavedModel."""
-
-    kind: Literal["saved_model"]
-    path: str
-    endpoint: str = "serving_default"
-    preprocessing: str | None = None
-    pooling: Literal["avg", "max", "first"] = "avg"
+    """Of the maps or tokens that it gives."""
 
 
 class GlyphNet(Section):
@@ -235,9 +212,7 @@ class KerasHub(Section):
     """By default what the network was made for."""
 
 
-BackboneConfig = Annotated[
-    NoBackbone | Application | KerasFile | SavedModel | GlyphNet | KerasHub, Field(discriminator="kind")
-]
+BackboneConfig = Annotated[NoBackbone | Application | ModelFile | GlyphNet | KerasHub, Field(discriminator="kind")]
 
 
 class Cache(Section):

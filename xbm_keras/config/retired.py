@@ -7,11 +7,20 @@ import copy
 from typing import Any, NamedTuple
 
 RENAMED = {
+    "data.path_column": "data.images",
+    "data.label_column": "data.labels",
+    "data.text_column": "data.texts",
+    "data.text_key": "data.texts",
+    "data.label_key": "data.labels",
+    "data.split.test_classes": "data.split.test",
+    "data.split.test_fraction": "data.split.test",
     "cache.views": "views.number",
     "cache.turned_classes": "views.turned_classes",
     "cache.flip": "views.flip",
 }
-"""An old key, and the one that now says the same."""
+"""An old key, and the one that now says the same; of two that came to one, the first one comes first."""
+FILES = ("keras_file", "saved_model")
+"""Kinds of a backbone that the path tells apart."""
 
 
 class Left(NamedTuple):
@@ -22,6 +31,7 @@ class Left(NamedTuple):
         became: what became of it, and why.
         instead: what to do now.
         unlabelled: its default where the loss uses no labels, if another one.
+        where: a key and its value with which alone the key left.
         decides_features: whether a finished run cannot be used without it, either. Else it was of the training alone.
     """
 
@@ -29,34 +39,77 @@ class Left(NamedTuple):
     became: str
     instead: str = "leave it out"
     unlabelled: Any = None
+    where: tuple[str, str] | None = None
     decides_features: bool = False
 
 
 NO_GAIN = "it gained nothing where it was measured (docs/quality.md)"
 CHOSEN = "each run chooses it on held-out classes (docs/quality.md)"
 UNMEASURED = "no measurement shows that it pays"
+IN_CODE = "leave it out; in code {} takes it"
 LEFT = {
+    "data.split.validation_fraction": Left((0.25,), "it is a quarter, or without labels a tenth", unlabelled=0.1),
+    "data.split.validation_fold": Left((0,), "training.folds holds out one after another (docs/quality.md)"),
+    "data.image_key": Left(("image",), "it is the feature image, or the only image", decides_features=True),
+    "data.min_fonts": Left((8,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
+    "data.drawings": Left((1,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
+    "data.rotation": Left((10.0,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
+    "data.noise": Left((0.1,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
+    "backbone.pooling": Left(
+        ("avg",),
+        "maxima found no more than means (docs/quality.md)",
+        IN_CODE.format("Backbone.from_application"),
+        where=("backbone.kind", "keras_applications"),
+        decides_features=True,
+    ),
+    "backbone.layers": Left(
+        ("last",),
+        UNMEASURED,
+        IN_CODE.format("Backbone.from_keras_file"),
+        where=("backbone.kind", "file"),
+        decides_features=True,
+    ),
+    "backbone.endpoint": Left(
+        ("serving_default",), UNMEASURED, IN_CODE.format("Backbone.from_saved_model"), decides_features=True
+    ),
+    "top_k.positives": Left(("random",), UNMEASURED, IN_CODE.format("HardTopK")),
     "cache.shard_rows": Left((1024,), "it is a constant: it decides nothing"),
     "cache.views_as_positives": Left((False,), UNMEASURED),
-    "head.hidden_dim": Left((512,), UNMEASURED, "leave it out; in code Head takes hidden_dim"),
+    "head.hidden_dim": Left((512,), UNMEASURED, IN_CODE.format("Head")),
     "head.weighting": Left(("auto",), CHOSEN),
     "head.total_share": Left(("auto",), CHOSEN),
-    "head.power": Left(("auto",), CHOSEN, "leave it out; in code Head takes power", unlabelled=1.0),
-    "head.width_weights": Left((None,), UNMEASURED, "leave it out; in code Head takes width_weights"),
+    "head.power": Left(("auto",), CHOSEN, IN_CODE.format("Head"), unlabelled=1.0),
+    "head.width_weights": Left((None,), UNMEASURED, IN_CODE.format("Head")),
     "head.nesting": Left(("joint",), UNMEASURED, "leave it out: all widths train at once"),
     "top_k.kind": Left(("hard", "neighbors"), "it follows from loss.name"),
     "top_k.sketch_dim": Left((64,), "other widths picked no better (docs/rows.md)"),
     "top_k.rerank": Left((4,), "fewer candidates picked worse (docs/rows.md)"),
-    "top_k.max_score": Left((None,), UNMEASURED, "leave it out; in code HardTopK takes it"),
-    "top_k.absolute_margin": Left((None,), UNMEASURED, "leave it out; in code HardTopK takes it"),
-    "top_k.relative_margin": Left((None,), UNMEASURED, "leave it out; in code HardTopK takes it"),
+    "top_k.max_score": Left((None,), UNMEASURED, IN_CODE.format("HardTopK")),
+    "top_k.absolute_margin": Left((None,), UNMEASURED, IN_CODE.format("HardTopK")),
+    "top_k.relative_margin": Left((None,), UNMEASURED, IN_CODE.format("HardTopK")),
+    "loss.alpha": Left((2.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "multi_similarity")),
+    "loss.epsilon": Left((0.1,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "multi_similarity")),
+    "loss.scale": Left((64.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "tuplet")),
+    "loss.temperature": Left((1.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "lifted_structure")),
+    "loss.ks": Left(
+        ([1, 2, 4, 8, 16],), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "recall_surrogate")
+    ),
+    "loss.rank_temperature": Left(
+        (1.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "recall_surrogate")
+    ),
+    "loss.form": Left(
+        ("listwise",),
+        "the other forms spend the few dimensions on what is far (docs/compress.md)",
+        IN_CODE.format("the loss"),
+        where=("loss.name", "similarity_alignment"),
+    ),
     "training.schedule": Left(("growing",), "the rate grows, so that the epoch chooses how far (docs/quality.md)"),
     "training.warmup": Left((0.0,), "the rate rises all the way (docs/quality.md)"),
     "training.weight_decay": Left((0.0,), UNMEASURED),
     "training.feature_dropout": Left((0.0,), NO_GAIN),
     "training.averaging": Left((None,), NO_GAIN),
     "training.start_l2": Left((0.0,), NO_GAIN, "leave it out; training.start_alignment also holds on to the start"),
-    "training.jit_compile": Left(("auto",), "Keras chooses (docs/rows.md)", "leave it out; in code compile() takes it"),
+    "training.jit_compile": Left(("auto",), "Keras chooses (docs/rows.md)", IN_CODE.format("compile()")),
     "export.license": Left((None,), "the model card tells it", "put a LICENSE file beside the weights"),
     "search.patience": Left((2,), "it is a constant", "leave it out; training.patience may be smaller"),
 }  # fmt: skip
@@ -71,17 +124,21 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     """
     values, problems = copy.deepcopy(values), []
     _merge_ray(values)
+    if (backbone := values.get("backbone")) and isinstance(backbone, dict) and backbone.get("kind") in FILES:
+        backbone["kind"] = "file"
     for old, new in RENAMED.items():
-        if (value := _take(values, old)) is not None:
-            _put(values, new, value)
+        if _has(values, old):
+            value = _take(values, old)
+            if value is not None or new != "data.split.test":  # null was its default
+                _put(values, new, value)
     loss = values.get("loss")
     is_unlabelled = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
     for key, left in LEFT.items():
-        if not _has(values, key):
+        if not _has(values, key) or (left.where and _get(values, left.where[0]) != left.where[1]):
             continue
         value = _take(values, key)
         defaults = (left.unlabelled,) if is_unlabelled and left.unlabelled is not None else left.defaults
-        is_lost = not any(type(value) is type(each) and value == each for each in defaults)
+        is_lost = not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in defaults)
         if is_lost and (left.decides_features or not is_finished):
             problems.append(f"{key}: received {value!r}; this key left, since {left.became}: {left.instead}")
     search = values.get("search")
@@ -105,8 +162,8 @@ def _space(space: dict, problems: list[str]) -> dict:
     """The keys of a search, and those of its conditions."""
     now = {}
     for key, given in space.items():
-        if key in LEFT:
-            left = LEFT[key]
+        left = LEFT.get(key)
+        if left and not left.where:
             problems.append(f"search.space with {key}: this key left, since {left.became}: take it out of the space")
         now[RENAMED.get(key, key)] = given
     return now
@@ -122,6 +179,11 @@ def _inside(values: Any, key: str) -> tuple[Any, str]:
 def _has(values: dict[str, Any], key: str) -> bool:
     inside, name = _inside(values, key)
     return isinstance(inside, dict) and name in inside
+
+
+def _get(values: dict[str, Any], key: str) -> Any:
+    inside, name = _inside(values, key)
+    return inside.get(name) if isinstance(inside, dict) else None
 
 
 def _take(values: dict[str, Any], key: str) -> Any:

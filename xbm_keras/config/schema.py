@@ -12,6 +12,14 @@ from xbm_keras.stages.pair_losses import LOSSES
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 MAX_BATCH = 1 << 20  # items
+IN_CODE_ALONE = {
+    "multi_similarity": ("alpha", "epsilon"),
+    "tuplet": ("scale",),
+    "lifted_structure": ("temperature",),
+    "recall_surrogate": ("ks", "rank_temperature"),
+    "similarity_alignment": ("form",),
+}
+"""Arguments of losses of which no measurement shows another value to pay."""
 Picks = Annotated[int, Field(ge=0, le=1 << 20)]
 
 
@@ -65,7 +73,6 @@ class TopK(Section):
 
     num_negatives: Picks | Literal["all"] = 32
     num_positives: Picks | Literal["all"] = 8
-    positives: Literal["hardest", "easiest", "random"] = "random"
     mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
     """Where hardness is measured; "sketch" is a short frozen code of the features."""
     key_refresh: Positive | Literal["exact"] = "exact"
@@ -100,9 +107,9 @@ class Training(Section):
     epochs: Natural = 10
     """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
     folds: Positive | Literal["auto"] = "auto"
-    """How many times other training classes are held out to choose the epoch by the mean; at most as many as
-    data.split.validation_fraction leaves room for. "auto" holds out each half of the training classes, where
-    validation_fraction gives less than a hundred classes: to choose by a few is left to chance."""
+    """How many times other training classes are held out to choose the epoch by the mean; at most four, for each
+    holds out a quarter of the training classes. "auto" holds out each half of them, where a quarter is less than a
+    hundred classes: to choose by a few is left to chance."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32
@@ -147,7 +154,7 @@ class Export(Section):
 DEFAULT_LOSS = "supcon"
 STARTS_WITHOUT_LABELS = ("random", "identity", "pca", "local")
 WITHOUT_LABELS = {
-    "data": {"split": {"by": "item", "validation_fraction": 0.1}},
+    "data": {"split": {"by": "item"}},
     "head": {"start": "local"},
     "training": {
         "steps_per_epoch": 50,
@@ -164,7 +171,9 @@ WITHOUT_LABELS = {
 if TYPE_CHECKING:  # made of classes, which no type checker follows
     LossConfig = Any
 else:
-    LossConfig = one_of((section_of(loss, name=name) for name, loss in LOSSES.items()), "name")
+    LossConfig = one_of(
+        (section_of(loss, without=IN_CODE_ALONE.get(name, ()), name=name) for name, loss in LOSSES.items()), "name"
+    )
 
 
 class _OfNeighbors(dict):

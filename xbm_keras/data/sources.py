@@ -185,15 +185,15 @@ class ImageTable(_Files):
         DataError: if the folder, the table or a column does not exist, or a path is missing or listed twice.
     """
 
-    def __init__(self, root: str, table: str, path_column: str = "path", label_column: str | None = "label"):
+    def __init__(self, root: str, table: str, images: str = "path", labels: str | None = "label"):
         top = _existing_folder(root)
         rows = Table(top / table, table)
-        paths = rows.texts(path_column)
-        labels = None if label_column is None else rows.labels(label_column)
+        paths = rows.texts(images)
+        found = None if labels is None else rows.labels(labels)
         twice = [path for path, count in collections.Counter(paths).items() if count > 1]
         if twice:
             raise DataError(f"Received {table}, which lists {twice[0]!r} twice; list each picture once.")
-        super().__init__(top, paths, labels, rows.others(None))
+        super().__init__(top, paths, found, rows.others(None))
 
 
 def _existing_folder(root: str) -> pathlib.Path:

@@ -36,18 +36,18 @@ def split_items(
     *,
     by: str = "class",
     column: str | None = None,
-    test_classes: list | None = None,
     num_train_classes: int | None = None,
-    test_fraction: float = 0.5,
+    test: float | list = 0.5,
     validation_fraction: float = 0.25,
     validation_fold: int = 0,
     query_column: str | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Split items into train, validation and test; see `schema.Split` for the arguments.
+    """Split items into train, validation and test; see docs/config.md, `data.split`, for the arguments.
 
-    Validation is carved from what trains, with the same unit (classes or items). By class, items without a label are
-    in none of the three.
+    Validation is carved from what trains, with the same unit (classes or items): `validation_fraction` of them, which
+    cuts them into several parts, and `validation_fold` says which. By class, items without a label are in none of the
+    three.
 
     Raises:
         DataError: for a column that does not exist, never says "train" or "test", or says both of one class; for
@@ -75,12 +75,12 @@ def split_items(
             )
         _require_apart([names[unit] for unit in np.intersect1d(units[is_train], units[is_test])], column)
     else:
-        if test_classes is not None:
-            is_test = np.isin(units, _chosen(test_classes, names, items.labels))
-        elif num_train_classes is not None:
+        if num_train_classes is not None:
             is_test = units >= num_train_classes
+        elif isinstance(test, list):
+            is_test = np.isin(units, _chosen(test, names, items.labels))
         else:
-            is_test = np.isin(units, shuffled[: max(1, round(test_fraction * len(names)))])
+            is_test = np.isin(units, shuffled[: max(1, round(test * len(names)))])
         is_train = is_known & ~is_test
     train_names = shuffled[np.isin(shuffled, units[is_train])]
     num_validation = max(2, round(validation_fraction * len(train_names)))
@@ -92,9 +92,8 @@ def split_items(
     num_folds = len(train_names) // num_validation
     if validation_fold >= num_folds:
         raise DataError(
-            f"Received data.split.validation_fold={validation_fold} with {len(train_names)} training {_plural(by)}, "
-            f"{num_validation} of which validate; expected less than {num_folds} (a search: "
-            "at most so many folds). Lower it, or data.split.validation_fraction."
+            f"Received {validation_fold + 1} folds or more of {len(train_names)} training {_plural(by)}, "
+            f"{num_validation} of which validate; expected at most {num_folds}. Lower search.folds."
         )
     names_of_folds = train_names[: num_folds * num_validation].reshape(num_folds, num_validation)
     folds = tuple(np.flatnonzero(is_train & np.isin(units, fold)) for fold in names_of_folds)
@@ -152,7 +151,7 @@ def require_neighbors(splits: Splits) -> None:
         if count < MIN_COMPARED:
             raise DataError(
                 f"Received {count} {name} items; expected at least {MIN_COMPARED}, or there are no neighbours to "
-                f"compare. Raise data.split.{name}_fraction, or add data."
+                "compare. Add data, or change data.split.test."
             )
 
 
@@ -179,7 +178,7 @@ def _chosen(wanted: list, names: list, labels: Labels | None) -> list[int]:
         if str(name) not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise DataError(f"Received split.test_classes with {str(name)!r}, which is no label of the data{hint}")
+            raise DataError(f"Received data.split.test with {str(name)!r}, which is no label of the data{hint}")
     return [known[str(name)] for name in wanted]
 
 

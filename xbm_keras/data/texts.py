@@ -18,14 +18,14 @@ class TextTable(RandomAccess):
 
     Args:
         path: of the table; in JSONL each line is an object.
-        text_column: its name.
-        label_column: its name; None for no labels.
+        texts: name of their column.
+        labels: name of theirs; None for no labels.
 
     Raises:
         DataError: if the table or a column does not exist, or the table cannot be read as such.
     """
 
-    def __init__(self, path: str, text_column: str = "text", label_column: str | None = "label"):
+    def __init__(self, path: str, texts: str = "text", labels: str | None = "label"):
         file = pathlib.Path(os.path.expanduser(path))
         if not file.is_file() or file.suffix not in SUFFIXES:
             raise DataError(
@@ -35,9 +35,9 @@ class TextTable(RandomAccess):
         table = Table(file)
         if not len(table):
             raise DataError(f"Received data.path {path!r}, which holds no rows; expected at least one.")
-        self.texts = table[text_column].tolist()
-        labels = None if label_column is None else table.labels(label_column)
-        self.items = Items(np.arange(len(table)).astype(str), labels, table.others(text_column))
+        self.texts = table[texts].tolist()
+        found = None if labels is None else table.labels(labels)
+        self.items = Items(np.arange(len(table)).astype(str), found, table.others(texts))
 
     def stamp(self, position: int) -> None:
         """None: the text is at hand, hashing is cheap."""

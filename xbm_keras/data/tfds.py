@@ -22,10 +22,10 @@ class TFDS:
     Args:
         name: such as "cars196" or "my_dataset/config:1.0.0".
         data_dir: where TFDS keeps its data; None for its default.
-        image_key: name of the image feature.
-        text_key: name of a text feature, which makes the items texts instead of pictures.
-        label_key: name of the label feature. Its classes have the names that the builder gives, in the order of its
+        images: name of the image feature; by default "image", or that of the only one.
+        labels: name of the label feature. Its classes have the names that the builder gives, in the order of its
             numbers; items of -1, as in a split that is not labelled, have no label.
+        texts: name of a text feature, which makes the items texts instead of pictures.
         allow_community: also take names with a namespace, such as "huggingface:mnist" or "user:things". Their builders
             are programs that anybody may have written, and that are downloaded and run.
 
@@ -37,9 +37,9 @@ class TFDS:
         self,
         name: str,
         data_dir: str | None = None,
-        image_key: str = "image",
-        label_key: str = "label",
-        text_key: str | None = None,
+        images: str | None = None,
+        labels: str = "label",
+        texts: str | None = None,
         allow_community: bool = False,
     ):
         if not allow_community:
@@ -53,13 +53,13 @@ class TFDS:
                 f"Received data.name {name!r}, which TFDS cannot give: {error}\nExpected a data set prepared in "
                 f"data.data_dir (now {data_dir!r}), or that can be downloaded."
             ) from error
-        self.is_text = text_key is not None
+        self.is_text = texts is not None
         self.decoder = "" if self.is_text else DECODER
-        self.item_key = text_key or image_key
         features = self.builder.info.features
-        for key in (self.item_key, label_key):
+        self.item_key = texts or images or _image_of(features)
+        for key in (self.item_key, labels):
             require_column(key, features, name)
-        wanted, kind = ("text_key", tfds.features.Text) if self.is_text else ("image_key", tfds.features.Image)
+        wanted, kind = ("texts", tfds.features.Text) if self.is_text else ("images", tfds.features.Image)
         if not isinstance(features[self.item_key], kind):
             raise DataError(
                 f"Received {wanted} {self.item_key!r}, which is {features[self.item_key]} in {name}; expected "
@@ -70,10 +70,8 @@ class TFDS:
             for key, feature in features.items()
             if key != self.item_key and feature.shape == () and feature.dtype
         }
-        if label_key not in scalars:
-            raise DataError(
-                f"Received label_key {label_key!r}, which is {features[label_key]} in {name}; expected a scalar."
-            )
+        if labels not in scalars:
+            raise DataError(f"Received labels {labels!r}, which is {features[labels]} in {name}; expected a scalar.")
         self.splits = sorted(self.builder.info.splits)
         rows: dict[str, list] = {key: [] for key in scalars}
         keys, of_split = [], []
@@ -86,11 +84,11 @@ class TFDS:
                     value = example[key]
                     rows[key].append(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value)
         columns = {key: np.array(values) for key, values in rows.items()}
-        labels = encode(columns.pop(label_key), f"{name}, whose {label_key!r}", none=-1)
-        names = getattr(features[label_key], "names", None)  # of the classes, where the builder gives them
+        found = encode(columns.pop(labels), f"{name}, whose {labels!r}", none=-1)
+        names = getattr(features[labels], "names", None)  # of the classes, where the builder gives them
         if names is not None:
-            labels = named(labels, names, f"{name}, whose {label_key!r}", by_number=True)
-        self.items = Items(np.array(keys), labels, {**columns, "tfds_split": np.array(of_split)})
+            found = named(found, names, f"{name}, whose {labels!r}", by_number=True)
+        self.items = Items(np.array(keys), found, {**columns, "tfds_split": np.array(of_split)})
 
     def __getstate__(self):
         """What a worker needs: the builder as a folder, which is read without the builder's own code."""
@@ -145,6 +143,12 @@ class TFDS:
 
         decode = _decode_text if self.is_text else decode_picture
         return map_in_threads(lambda data: prepare(decode(data)), wanted())
+
+
+def _image_of(features) -> str:
+    """The feature "image", or the only image; else "image", which is told to be missing."""
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    return images[0] if len(images) == 1 else "image"
 
 
 def _decode_text(data: bytes) -> str:

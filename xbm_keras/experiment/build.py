@@ -34,15 +34,15 @@ def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     if isinstance(c, data_schema.ImageFolder):
         return sources.ImageFolder(c.root)
     if isinstance(c, data_schema.ImageTable):
-        return sources.ImageTable(c.root, c.table, c.path_column, c.label_column)
+        return sources.ImageTable(c.root, c.table, c.images, c.labels)
     if isinstance(c, data_schema.ImageArray):
         return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
     if isinstance(c, data_schema.TFDS):
-        return tfds.TFDS(c.name, c.data_dir, c.image_key, c.label_key, c.text_key, c.allow_community)
+        return tfds.TFDS(c.name, c.data_dir, labels=c.labels, texts=c.texts, allow_community=c.allow_community)
     if isinstance(c, data_schema.Text):
-        return texts.TextTable(c.path, c.text_column, c.label_column)
+        return texts.TextTable(c.path, c.texts, c.labels)
     if isinstance(c, data_schema.Glyphs):
-        return glyphs.Glyphs(c.min_fonts, c.max_classes, c.drawings, c.rotation, c.noise, cache_dir=config.cache.dir)
+        return glyphs.Glyphs(max_classes=c.max_classes, cache_dir=config.cache.dir)
     return arrays.Features(c.path, c.features, c.labels)
 
 
@@ -64,10 +64,10 @@ def make_backbone(config: schema.Config) -> Backbone | None:
                 )
             return backbone
         if isinstance(c, data_schema.Application):
-            return Backbone.from_application(c.name, c.weights, size, c.pooling, c.layers)
-        if isinstance(c, data_schema.KerasFile):
-            return Backbone.from_keras_file(c.path, c.preprocessing, size, c.pooling, c.layers)
-        return Backbone.from_saved_model(c.path, c.endpoint, c.preprocessing, size, c.pooling)
+            return Backbone.from_application(c.name, c.weights, size, layers=c.layers)
+        if pathlib.Path(c.path).expanduser().is_dir():
+            return Backbone.from_saved_model(c.path, preprocessing=c.preprocessing, image_size=size, pooling=c.pooling)
+        return Backbone.from_keras_file(c.path, c.preprocessing, size, c.pooling)
 
 
 def check_head(config: schema.Config, backbone: Backbone | None) -> None:

@@ -26,11 +26,16 @@ from xbm_keras.stages.backbone.frozen import Backbone
 
 log = logging.getLogger("xbm_keras")
 TRIED_VIEWS = 3  # of each training picture, where views.number is auto
+VALIDATION, VALIDATION_WITHOUT_LABELS = 0.25, 0.1  # of the training classes, or items, held out to choose the epoch
 MAX_TRIED = 8192  # training pictures, of which a run may view each five times more without being asked
 
 
 def load_dataset(
-    config: schema.Config, backbone: Backbone | None, all_test: bool = False, is_training: bool = True
+    config: schema.Config,
+    backbone: Backbone | None,
+    all_test: bool = False,
+    is_training: bool = True,
+    fold: int = 0,
 ) -> Dataset:
     """Features, labels and splits; the backbone sees each item once, ever.
 
@@ -40,6 +45,7 @@ def load_dataset(
         all_test: whether all items are test items, instead of those that the config says.
         is_training: whether the items are to be trained on. Else they need no labels: where a split by class finds
             none, all items are test items.
+        fold: of the parts into which validation cuts the training classes, the one that validates.
 
     Raises:
         DataError: for data that cannot be used as they are.
@@ -52,7 +58,7 @@ def load_dataset(
     chosen = np.arange(num_items) if all_test else _usable(config, source.items, is_training)
     items = source.items.take(chosen)
     # Whatever can be wrong without a feature is told before the network runs, which may take hours.
-    _split(config, items, all_test, is_training)
+    _split(config, items, all_test, is_training, fold)
     items.sample_ids()
     if isinstance(source, arrays.Features):
         features = source.features if len(chosen) == len(source.features) else ChosenRows(source.features, chosen)
@@ -69,7 +75,7 @@ def load_dataset(
         )
         skipped, num_computed = cached.skipped, cached.num_computed
     try:
-        splits = _split(config, items, all_test, is_training)
+        splits = _split(config, items, all_test, is_training, fold)
     except sources.DataError as error:
         if not skipped:
             raise
@@ -78,9 +84,7 @@ def load_dataset(
             f"{error} {len(skipped)} item(s) could not be used, such as {key} ({reason})."
         ) from error
     if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
-        splits = with_neighborhoods_held_out(
-            splits, features, config.data.split.seed, config.data.split.validation_fold
-        )
+        splits = with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)
     has_labels = items.labels is not None and items.labels.names
     labels = items.labels if has_labels else Labels(np.zeros(len(items.keys), np.int64), [])
     duplicates = {}
@@ -131,12 +135,13 @@ def _num_unlabelled(items: sources.Items) -> int:
     return len(items.keys) if items.labels is None else int((~items.labels.is_labelled).sum())
 
 
-def _split(config: schema.Config, items: sources.Items, all_test: bool, is_training: bool) -> Splits:
+def _split(config: schema.Config, items: sources.Items, all_test: bool, is_training: bool, fold: int) -> Splits:
     """Who does what. Raises DataError where that leaves nothing to train on, to choose by or to test."""
     split = config.data.split
     if all_test:
         return only_test(items, split.query_column)
-    splits = split_items(items, **split.model_dump())
+    fraction = VALIDATION_WITHOUT_LABELS if config.is_without_labels else VALIDATION
+    splits = split_items(items, **split.model_dump(), validation_fraction=fraction, validation_fold=fold)
     if is_training and not config.is_without_labels and items.labels is not None:
         require_pairs(items.labels.codes, splits)
     if is_training and config.is_without_labels:

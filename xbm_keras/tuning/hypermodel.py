@@ -23,7 +23,7 @@ from xbm_keras.experiment.selection import HeldOutFolds, choose, choose_start, c
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.starts import ClosedForms
-from xbm_keras.tuning.space import check_space, declare, default_space, overridden, trial_values
+from xbm_keras.tuning.space import check_space, declare, default_space, trial_values
 
 
 def load_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config, list[Dataset]]:
@@ -41,8 +41,7 @@ def load_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config
         config = config.model_copy(update={"views": chosen.views})
     folds = [first]
     for number in range(1, config.search.folds):
-        values = overridden(config, {"data.split.validation_fold": number})
-        other = load_dataset(check_config(values, f"fold {number}"), backbone)
+        other = load_dataset(config, backbone, fold=number)
         folds.append(dataclasses.replace(first, splits=other.splits))
     return config, folds
 

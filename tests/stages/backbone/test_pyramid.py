@@ -103,9 +103,9 @@ def test_real_network_with_its_weights(data_dir):
     ("overrides", "width"),
     [
         ([], 2048),
-        (["loss.name=similarity_alignment", "data.label_column=null"], 1280),
+        (["loss.name=similarity_alignment", "data.labels=null"], 1280),
         (["backbone.layers=last"], 1280),
-        (["backbone.layers=pyramid", "loss.name=similarity_alignment", "data.label_column=null"], 2048),
+        (["backbone.layers=pyramid", "loss.name=similarity_alignment", "data.labels=null"], 2048),
         (["backbone.layers=[block_6_expand_relu,out_relu]"], 1472),
     ],
 )
