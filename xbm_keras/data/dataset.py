@@ -8,14 +8,14 @@ import numpy as np
 from xbm_keras.data import arrays, sources
 from xbm_keras.data.duplicates import Duplicates
 from xbm_keras.data.splits import Splits
-from xbm_keras.data.unit_rows import Rows
+from xbm_keras.data.unit_rows import FeatureRows
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Features of all usable items, and who does what."""
 
-    features: Rows
+    features: FeatureRows
     """[N + V, D], as the backbone or the user gave them; may be read from disk when indexed. First all N items, then
     views of training items."""
     labels: np.ndarray

@@ -9,7 +9,7 @@ from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, as_text
 from xbm_keras.data.sources import Items
 from xbm_keras.data.tables import require_column
-from xbm_keras.data.unit_rows import Rows, UnitRows
+from xbm_keras.data.unit_rows import FeatureRows, UnitRows
 
 NEIGHBORHOODS, MIN_NEIGHBORHOOD = 8, 20  # that are held out, at most; items of one, where there are as many
 BLOCK_ROWS = 8192
@@ -102,7 +102,7 @@ def split_items(
     return Splits(train, validation, test, *_roles(items, test, query_column), folds)
 
 
-def with_neighborhoods_held_out(splits: Splits, features: Rows, seed: int, fold: int = 0) -> Splits:
+def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int, fold: int = 0) -> Splits:
     """As many items validate, but those nearest to a few that are drawn at random: their kind is not trained on.
 
     Neighbours of training items are kept too well to tell how new ones will fare.

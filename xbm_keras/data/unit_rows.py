@@ -7,7 +7,7 @@ import numpy as np
 from xbm_keras.geometry import signed_power, unit_rows
 
 
-class Rows(Protocol):
+class FeatureRows(Protocol):
     """Rows that are read when they are indexed: an array, a memory-mapped one, or a class that acts as one."""
 
     @property
@@ -45,7 +45,7 @@ class UnitRows:
         power: of each feature, which keeps its sign, before the row is made of unit length; 1 leaves them as they are.
     """
 
-    def __init__(self, features: Rows, positions: np.ndarray, power: float = 1.0):
+    def __init__(self, features: FeatureRows, positions: np.ndarray, power: float = 1.0):
         self.features = features
         self.positions = positions
         self.power = power

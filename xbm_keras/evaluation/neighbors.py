@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from xbm_keras.data.unit_rows import Rows
+from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.evaluation.exact_search import (
     CHUNK,
     MEMORY_MB,
@@ -129,7 +129,7 @@ class NeighborEvaluation(keras.callbacks.Callback):
         ValueError: for fewer than 3 items.
     """
 
-    def __init__(self, features: Rows, prefix: str = "val_"):
+    def __init__(self, features: FeatureRows, prefix: str = "val_"):
         super().__init__()
         self.features = features
         self.frozen = FrozenNeighbors(features[:], ks=(10, 100))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from xbm_keras.data.unit_rows import Rows
+from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.evaluation.exact_search import CHUNK, MEMORY_MB, block_width, search_blocks, to_blocks, without_own
 from xbm_keras.evaluation.metrics import map_at_r, r_precision, recall_at_k
 from xbm_keras.geometry import unit_length
@@ -150,7 +150,7 @@ def _class_numbers(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tupl
     return numbers[: len(query_labels)], numbers[len(query_labels) :]
 
 
-def embed(head: Head, features: Rows, batch_size: int = 4096) -> np.ndarray:
+def embed(head: Head, features: FeatureRows, batch_size: int = 4096) -> np.ndarray:
     """Embeddings [N, E] float32 of features [N, D], as the model's encoder gives them.
 
     Args:
@@ -192,7 +192,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def __init__(
         self,
-        features: Rows,
+        features: FeatureRows,
         labels: np.ndarray,
         ks: Sequence[int] = (1, 5, 10),
         is_query: np.ndarray | None = None,

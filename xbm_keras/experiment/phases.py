@@ -89,14 +89,14 @@ def start_model(
     if isinstance(model.top_k, NeighborTopK):
         model.top_k.adapt(UnitRows(dataset.features, positions))
     if model.sketch is not None:
-        rows = UnitRows(dataset.features, positions)
         with blaming_config():
-            model.sketch.projection.assign(principal_directions(rows, model.sketch.projection.shape[1]))
+            items = UnitRows(dataset.features, positions)
+            model.sketch.projection.assign(principal_directions(items, model.sketch.projection.shape[1]))
     if config.memory.prefill and model.memory.memory_size:
         order = prefill_order(len(positions), config.training.seed)
         shuffled = UnitRows(dataset.features, positions[order])
-        with progress.watch(shuffled, "prefill") as shuffled:
-            model.memory.prefill(shuffled, labels[order], dataset.sample_ids[positions][order])
+        with progress.watch(shuffled, "prefill") as rows:
+            model.memory.prefill(rows, labels[order], dataset.sample_ids[positions][order])
     return model
 
 

@@ -125,7 +125,7 @@ def check_texts(inputs, labels) -> None:
     """
     ids = inputs.get("sample_id") if isinstance(inputs, dict) else None
     for values, read in ((labels, read_labels), (ids, read_sample_ids)):
-        if isinstance(values, list | tuple) or hasattr(values, "dtype"):
+        if values is not None and (isinstance(values, list | tuple) or hasattr(values, "dtype")):
             first = np.asarray(values[:1])
             if first.dtype.kind in "USO":
                 read(first, len(first))

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
 from xbm_keras.stages.circular_memory.item_arrays import (
     check_features,
@@ -216,7 +217,7 @@ class CircularMemory(keras.layers.Layer):
             self.num_enqueued.assign(0)
             self.newest_of_id.reset()
 
-    def prefill(self, features: np.ndarray, labels: np.ndarray, sample_ids: np.ndarray) -> None:
+    def prefill(self, features: FeatureRows, labels: np.ndarray, sample_ids: np.ndarray) -> None:
         """Enqueue a whole data set before training, newest rows last; of more than M rows the last M stay.
 
         Rows are made of unit length, as a step's are; those that have it already, to rounding, stay bit by bit as they

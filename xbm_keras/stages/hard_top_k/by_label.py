@@ -141,10 +141,10 @@ class HardTopK(keras.layers.Layer):
         among = Candidates.of(rows, labels, sample_ids)
         ceilings = self._ceilings(in_features, among)
         searches = {}
-        if self.num_positives not in (0, "all") and self.positives != "random":
+        if isinstance(self.num_positives, int) and self.num_positives and self.positives != "random":
             sign = 1.0 if self.positives == "easiest" else -1.0
             searches["positives"] = Search(self.num_positives, sign, among.own_class)
-        if self.num_negatives not in (0, "all"):
+        if isinstance(self.num_negatives, int) and self.num_negatives:
             searches["negatives"] = Search(
                 self.num_negatives, 1.0, among.other_classes, ceilings, None if is_under_xla() else among.common_code
             )
@@ -157,8 +157,8 @@ class HardTopK(keras.layers.Layer):
             else:
                 best = find_best(keys, searches, among, guard=None if ceilings is None else in_features)
         picked = {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
-        if self.num_positives not in (0, "all") and self.positives == "random":
-            picked["positives"] = self._random_positives(among)
+        if isinstance(self.num_positives, int) and self.num_positives and self.positives == "random":
+            picked["positives"] = self._random_positives(among, self.num_positives + 1)
         if "all" in (self.num_negatives, self.num_positives):
             return self._with_all(picked, features, among, labels, ceilings)
         indices, is_positive, is_valid = _joined(picked)
@@ -178,9 +178,9 @@ class HardTopK(keras.layers.Layer):
         margin = tf.maximum(margins[0] or 0.0, (margins[1] or 0.0) * tf.abs(hardest))
         return tf.where(is_valid[:, 0], tf.minimum(ceilings, hardest - margin), ceilings)
 
-    def _random_positives(self, among):
-        """Indices [B, k] and validity [B, k]."""
-        k, seeds = self.num_positives + 1, [self.seed_generator.next() for _ in range(2)]
+    def _random_positives(self, among, k):
+        """Indices [B, k - 1] and validity [B, k - 1]."""
+        seeds = [self.seed_generator.next() for _ in range(2)]
         num_codes = tf.shape(among.own_class, tf.int64)[0]
         drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
         # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
@@ -70,7 +71,7 @@ class NeighborTopK(keras.layers.Layer):
         self.offset = self.add_weight(name="offset", shape=shape, dtype="float32", initializer="zeros", trainable=False)
         self.built = True
 
-    def adapt(self, features: np.ndarray) -> None:
+    def adapt(self, features: FeatureRows) -> None:
         """Take the mean of these features, [N, D] unit vectors, for the `centring`; they are read in blocks."""
         if not self.built:
             self.build(features.shape)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 
 BLOCK_ROWS = 8192  # of the pass over the features
@@ -57,11 +58,11 @@ class Sketch(keras.layers.Layer):
         return {**config, "sketch_dim": self.sketch_dim, "seed": self.seed}
 
 
-def principal_directions(features: np.ndarray, sketch_dim: int) -> np.ndarray:
+def principal_directions(features: FeatureRows, sketch_dim: int) -> np.ndarray:
     """The projection [D, K] that keeps most of the inner products of these features: not centred, as cosines are not.
 
     Args:
-        features: [N, D], unit vectors; read in blocks, so anything that is sliced like an array will do.
+        features: [N, D], unit vectors; read in blocks.
         sketch_dim: K, at most D.
 
     Raises:

@@ -110,7 +110,7 @@ def block_rows(width: int, num_anchors: int | tf.Tensor) -> int | tf.Tensor:
     return tf.maximum(tf.minimum(size.keys // width, in_scores) // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
 
 
-def _scores(keys, guard, start, width):
+def _scores(keys, guard, start, width) -> tuple[tf.Tensor, tf.Tensor]:
     """Scores and guard scores of a block of rows, [W, B]."""
     # [W, B] rather than [B, W]: this product is the faster one, and maxima over groups of rows then run along the
     # anchors, which lie side by side.
@@ -119,7 +119,7 @@ def _scores(keys, guard, start, width):
         for each in (keys, guard)
         if each is not None
     )
-    return scores, *(guard_scores or [scores])
+    return scores, guard_scores[0] if guard_scores else scores
 
 
 def _merge(scores, guard_scores, codes, start, searches, state, least):

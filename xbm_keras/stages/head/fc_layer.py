@@ -156,7 +156,7 @@ class Head(keras.layers.Layer):
             features = unit_length(signed_power(features, self.power))
         features = tf.cast(features, self.compute_dtype)
         if self.drop is not None:
-            features = self._dropped(features, training)
+            features = _dropped(self.drop, features, training)
         z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
         if self.kind == "residual":
             z += tf.matmul(features, self._in_training(self.delta))
@@ -164,16 +164,6 @@ class Head(keras.layers.Layer):
             hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
             z += tf.matmul(hidden, self.hidden_out)
         return unit_length(z)
-
-    def _dropped(self, features, training):
-        if not (training and replicas.is_one_of_several()):
-            return self.drop(features, training=training)
-        # Each replica draws the same numbers: those of the whole batch, of which it takes its own.
-        ones = functools.partial(tf.ones, dtype=features.dtype)
-        kept = replicas.of_whole_batch(
-            lambda n: self.drop(ones([n, features.shape[-1]]), training=True), tf.shape(features)[0]
-        )
-        return features * kept
 
     def _in_training(self, weight):
         """The weight [..., E], with gradient for the columns of the stage alone.
@@ -275,3 +265,13 @@ class Head(keras.layers.Layer):
             "nesting": self.nesting,
             "dropout": self.dropout,
         }
+
+
+def _dropped(drop: keras.layers.Layer, features: tf.Tensor, training: bool) -> tf.Tensor:
+    """Features [B, D] of which some are left out, in training."""
+    if not (training and replicas.is_one_of_several()):
+        return drop(features, training=training)
+    # Each replica draws the same numbers: those of the whole batch, of which it takes its own.
+    ones = functools.partial(tf.ones, dtype=features.dtype)
+    kept = replicas.of_whole_batch(lambda n: drop(ones([n, features.shape[-1]]), training=True), tf.shape(features)[0])
+    return features * kept

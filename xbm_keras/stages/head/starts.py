@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
 
 BLOCK_ROWS = 8192  # of the pass over the training features
@@ -52,7 +53,7 @@ class ClosedForms:
         True
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, rank: int | None = None):
+    def __init__(self, features: FeatureRows, labels: np.ndarray, rank: int | None = None):
         self.features, self.labels = features, np.asarray(labels)
         self.num_items, self.width = features.shape
         self.rank = min(rank or self.width, self.width)
@@ -139,7 +140,8 @@ class ClosedForms:
                 f"Received {self.num_items} items with no differences between nearest ones; expected items that "
                 "differ. Use start: pca or random."
             )
-        projection = _inverse_root(*scipy.linalg.eigh(covariance), variance, shrinkage)
+        variances, directions = scipy.linalg.eigh(covariance)
+        projection = _inverse_root(variances, directions, variance, shrinkage)
         _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
         start = self._centred(self.basis @ (projection @ axes))
         return start._replace(bias=np.float32(centring) * start.bias)
@@ -205,7 +207,8 @@ class ClosedForms:
             total = np.trace(self.within) / np.trace(self.total) * self.total
             return scipy.linalg.eigh((1 - total_share) * self.within + total_share * total)
 
-        return _inverse_root(*_kept(self._eigh, total_share, decompose), self.within_variance, shrinkage)
+        variances, directions = _kept(self._eigh, total_share, decompose)
+        return _inverse_root(variances, directions, self.within_variance, shrinkage)
 
     def _between(self, projection: np.ndarray) -> np.ndarray:
         """Between-class covariance [rank, rank] of the projected features, with a little of the total covariance."""
