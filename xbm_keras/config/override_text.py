@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from xbm_keras.config.schema import Config
-from xbm_keras.config.sections import Section
+from xbm_keras.config.sections import Section, is_section
 
 OPENING, CLOSING = "[{(", "]})"
 NULLS = ("null", "Null", "NULL", "~", "")
@@ -37,7 +37,7 @@ def _types_of(keys: list[str], texts: Mapping[str, str], values: Any) -> list[An
     """The plain types of a key, sections and lists among them; of several sections' where their name is not known."""
     kinds: list[Any] = [Config]
     for depth, key in enumerate(keys):
-        sections = [kind for kind in kinds if _is_section(kind)]
+        sections = [kind for kind in kinds if is_section(kind)]
         named = [each for each in sections if _is_named(each, keys[:depth], texts, values)]
         fields = [each.model_fields[key] for each in named or sections if key in each.model_fields]
         kinds = list(dict.fromkeys(kind for field in fields for kind in _members(field.annotation)))
@@ -64,10 +64,6 @@ def _members(annotation: Any) -> list[Any]:
     if origin in (typing.Union, types.UnionType):
         return [member for each in typing.get_args(annotation) for member in _members(each)]
     return [annotation]
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def _parsed(text: str, kinds: Sequence[Any]) -> Any:

@@ -22,6 +22,11 @@ class Section(pydantic.BaseModel):
     )
 
 
+def is_section(annotation: Any) -> bool:
+    """Whether a key of this type is a section."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
 class ArgumentsSection(Section):
     """A section whose keys are arguments of a constructor."""
 

@@ -16,7 +16,7 @@ import yaml
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config import override_text, retired
 from xbm_keras.config.schema import Config
-from xbm_keras.config.sections import Section
+from xbm_keras.config.sections import Section, is_section
 
 SHOWN = ("data", "backbone", "cache", "views", "head", "memory", "top_k", "loss", "training", "export")  # sections
 # Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.
@@ -227,7 +227,7 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
         elif part in section.model_fields:
             field = section.model_fields[part]
             members_of = (field.annotation, *typing.get_args(field.annotation))
-            sections = [t for t in members_of if _is_section(t)]
+            sections = [t for t in members_of if is_section(t)]
             if isinstance(field.discriminator, pydantic.Discriminator):
                 members = {t.__metadata__[0].tag: t.__origin__ for t in members_of if hasattr(t, "__metadata__")}
             elif field.discriminator:
@@ -238,10 +238,6 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
         elif not keys or keys[-1] not in section.model_fields:  # below a plain value stand types, not keys
             keys.append(part)
     return section, keys
-
-
-def _is_section(annotation) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 @contextlib.contextmanager

@@ -152,10 +152,10 @@ def _decode(kind, still, around, orientation):
     decoders = {
         b"JPEG": lambda: tf.io.decode_jpeg(still, channels=3),
         b"PNG": lambda: tf.io.decode_png(still, channels=3),
-        b"PNG with alpha": lambda: _over_white(tf.io.decode_png(still, channels=4)),
+        b"PNG with alpha": lambda: over_white(tf.io.decode_png(still, channels=4)),
         b"GIF": lambda: tf.io.decode_gif(still)[0],
         b"BMP": lambda: _decode_bmp(still),
-        b"WebP": lambda: _over_white(tf.io.decode_image(still, channels=0, expand_animations=False)),
+        b"WebP": lambda: over_white(tf.io.decode_image(still, channels=0, expand_animations=False)),
     }
     branch = tf.argmax(tf.cast(tf.constant(list(decoders)) == kind, tf.int32), output_type=tf.int32)
     picture = tf.switch_case(branch, list(decoders.values()))
@@ -172,7 +172,7 @@ def _decode_bmp(encoded):
     return picture
 
 
-def _over_white(picture):
+def over_white(picture):
     """A picture, uint8 [H, W, 3 or 4], seen on a white page, uint8 [H, W, 3]."""
     colors = picture[..., :3]
     if tf.shape(picture)[2] == 4:

@@ -84,7 +84,7 @@ def encode(values, what: str, *, none: int | None = None, in_numeric_order: bool
     Raises:
         DataError: for another shape, for names and numbers in one, or for what is neither.
     """
-    array = values if isinstance(values, np.ndarray) else _objects(values)
+    array = values if isinstance(values, np.ndarray) else as_objects(values)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -157,7 +157,8 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _objects(values) -> np.ndarray:
+def as_objects(values: Sequence) -> np.ndarray:
+    """An array [N] of the values as they are, also where these are lists."""
     array = np.empty(len(values), object)
     array[:] = list(values)
     return array

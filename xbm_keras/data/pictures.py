@@ -139,7 +139,5 @@ def _as_seen(picture: PIL.Image.Image) -> np.ndarray:
             raise ValueError("pixels beyond 16 bits")
         return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if picture.has_transparency_data:
-        pixels = np.asarray(picture.convert("RGBA")).astype(np.uint16)
-        colors, alpha = pixels[..., :3], pixels[..., 3:]
-        return ((colors * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return decoding.over_white(tf.constant(np.asarray(picture.convert("RGBA")))).numpy()
     return np.asarray(picture.convert("RGB"))

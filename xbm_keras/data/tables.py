@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from xbm_keras.data.errors import DataError
-from xbm_keras.data.labels import Labels, as_text, encode
+from xbm_keras.data.labels import Labels, as_objects, as_text, encode
 
 MAX_FIELD = 1 << 30  # characters of a cell
 
@@ -125,7 +125,7 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
         csv.field_size_limit(limit)
     if not columns:
         raise DataError(f"Received table {str(path)!r}, which cannot be read: it is empty; expected names of columns.")
-    return [(column[0] or "").strip() for column in columns], [_objects(column[1:]) for column in columns]
+    return [(column[0] or "").strip() for column in columns], [as_objects(column[1:]) for column in columns]
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
@@ -152,7 +152,7 @@ def read_jsonl(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
         ) from error
     twice = sorted({key for row in rows for key in row.twice})
     names = dict.fromkeys(name for row in rows for name in row)
-    return [*names, *twice], [_objects([row.get(name) for row in rows]) for name in (*names, *twice)]
+    return [*names, *twice], [as_objects([row.get(name) for row in rows]) for name in (*names, *twice)]
 
 
 def read_parquet(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
@@ -174,9 +174,3 @@ def _of_arrow(column: pyarrow.ChunkedArray) -> np.ndarray:
     if pyarrow.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.to_pandas(integer_object_nulls=True).to_numpy()
-
-
-def _objects(values: list) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
