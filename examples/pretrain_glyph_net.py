@@ -1,6 +1,6 @@
 """Makes the small network that ships with the package: a classifier of Latin and Cyrillic characters, cut short.
 
-python examples/pretrain_glyph_net.py --output xbm_keras/weights/glyph_net.keras
+python examples/pretrain_glyph_net.py --output xbm_keras/stages/backbone/weights/glyph_net.keras
 """
 
 import os

@@ -1,7 +1,9 @@
 """Where a file goes, and who may import whom: each sentence of CONTRIBUTING.md's rule is a test here."""
 
 import ast
+import collections
 import pathlib
+import re
 
 import pytest
 
@@ -109,6 +111,25 @@ def test_the_tests_mirror_the_folders():
             or (PACKAGE / folder).is_dir()
             or (PACKAGE / folder.parent / f"{folder.name}.py").exists()
         ), path
+
+
+def test_one_name_is_one_class():
+    """A section of the config may bear the name of the class that it feeds."""
+    places = collections.defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(module)
+    feeds = {name for name, where in places.items() if len(where) == 2 and "config" in map(folder_of, where)}
+    assert not {name: where for name, where in places.items() if len(where) > 1 and name not in feeds}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_lists_its_files(folder):
+    """In the order in which to read them, each by the name of its module."""
+    listed = re.findall(r"\w+", ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())))
+    files = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__", "__main__"}
+    assert not files - set(listed)
 
 
 def test_files_are_read_in_a_sitting():

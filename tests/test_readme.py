@@ -49,6 +49,12 @@ def test_links_lead_somewhere(path):
     assert (ROOT / path).exists()
 
 
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_files_that_are_named_are_there(page):
+    named = re.findall(r"\b(?:tests|xbm_keras|benchmarks|examples)/[\w/]+\.\w+", (ROOT / page).read_text("utf-8"))
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 @pytest.mark.slow
 def test_the_readme_runs(data_dir, tmp_path):
     for name in ("train.py", "configs", "examples"):

@@ -1,1 +1,7 @@
-"""The commands: one file each. They look down on all other folders, and nothing imports them."""
+"""The commands: one file each. They look down on all other folders, and nothing imports them.
+
+- train: a config becomes an exported model
+- tune: a search, and its best config from training to export
+- evaluate, index, export, cache, serve: what is done with a finished run
+- terminal: what the commands say
+"""

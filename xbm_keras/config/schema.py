@@ -20,7 +20,7 @@ IN_CODE_ALONE = {
     "similarity_alignment": ("form",),
 }
 """Arguments of losses of which no measurement shows another value to pay."""
-Picks = Annotated[int, Field(ge=0, le=1 << 20)]
+NumPicks = Annotated[int, Field(ge=0, le=1 << 20)]
 
 
 class HeadConfig(Section):
@@ -71,8 +71,8 @@ class Memory(Section):
 class TopK(Section):
     """The top-k sample, by labels."""
 
-    num_negatives: Picks | Literal["all"] = 32
-    num_positives: Picks | Literal["all"] = 8
+    num_negatives: NumPicks | Literal["all"] = 32
+    num_positives: NumPicks | Literal["all"] = 8
     mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
     """Where hardness is measured; "sketch" is a short frozen code of the features."""
     key_refresh: Positive | Literal["exact"] = "exact"
@@ -93,9 +93,9 @@ class TopK(Section):
 class Neighbors(Section):
     """The top-k sample without labels."""
 
-    num_neighbors: Annotated[Picks, Field(ge=1)] = 64
+    num_neighbors: Annotated[NumPicks, Field(ge=1)] = 64
     """Rows of highest feature score."""
-    num_random: Picks = 256
+    num_random: NumPicks = 256
     """Rows at random beside them."""
     centring: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the mean feature that is taken off before similarities are measured."""

@@ -8,7 +8,7 @@ from xbm_keras.geometry import signed_power, unit_rows
 
 
 class FeatureRows(Protocol):
-    """Rows that are read when they are indexed: an array, a memory-mapped one, or a class that acts as one."""
+    """Features of any length, read when they are indexed: an array, memory-mapped or not, or what acts as one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,7 +37,9 @@ class ChosenRows:
 
 
 class UnitRows:
-    """Rows of a feature array, of unit length, float32 [n, D], as if they were an array.
+    """Rows of a feature array that have unit length, float32 [n, D], as if they were an array.
+
+    The type that promises unit length, which `FeatureRows` does not.
 
     Args:
         features: [N, D] of any float dtype.

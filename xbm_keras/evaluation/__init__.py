@@ -1,1 +1,10 @@
-"""How good embeddings are: retrieval, neighbours that are kept, exact search, and fewer bits."""
+"""How good embeddings are: retrieval, neighbours that are kept, exact search, and fewer bits.
+
+- metrics: of ranked lists, one value per query
+- retrieval: over a whole set, and after each epoch
+- exact_search: the nearest items
+- neighbors, near_duplicates: what needs no labels, and which labels may be wrong
+- quantization: int8 and binary codes
+- side_by_side: frozen features, closed form and trained head, as metrics.json has them
+- wording: what these are called in tables and sentences
+"""

@@ -1,1 +1,8 @@
-"""The recipe: from a config to stages, from stages to results, and what a run leaves behind."""
+"""The recipe: from a config to stages, from stages to results, and what a run leaves behind.
+
+- phases: a run from above: select, refit, test
+- selection: what is chosen on held-out classes, by `training.folds` of them
+- build, loading: from a config to stages, and to the features of all items
+- devices: which of this machine train
+- run_folder, saved_run: what a run leaves, and how it is opened again
+"""

@@ -1,1 +1,7 @@
-"""The SavedModel that serves, its card, and other runtimes."""
+"""The SavedModel that serves, its card, and other runtimes.
+
+- saved_model: the signatures, with decoding inside
+- serving_requests, model_card: what lies beside it
+- other_runtimes: ONNX and LiteRT
+- check: what was written is run before it gets its name
+"""

@@ -1,1 +1,7 @@
-"""The one pass through the backbone: each item once, ever."""
+"""The one pass through the backbone: each item once, ever.
+
+- cache: the features of a source, and the key that they are kept under
+- digests: which item is which, by its content
+- extraction, ray_extraction: the pass, here or on a Ray cluster
+- shards: the files
+"""

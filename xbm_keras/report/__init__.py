@@ -1,1 +1,6 @@
-"""Pages that people look at: one self-contained HTML file each."""
+"""Pages that people look at: one self-contained HTML file each.
+
+- run_report: report.html of a run; retrieval, neighbors, stage_costs: its sections; comparison: what they show
+- page, figures, charts: how pages look; failures: what becomes of a page that fails
+- projector: vectors for TensorBoard
+"""

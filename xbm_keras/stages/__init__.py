@@ -1,1 +1,1 @@
-"""One file per box of the pipeline; alphabetical order is data-flow order."""
+"""The boxes of the picture, a folder each, and `cosine_scores`; alphabetical order is data-flow order."""

@@ -1,1 +1,6 @@
-"""What happens between steps and between epochs."""
+"""What happens between steps and between epochs.
+
+- callbacks: the choice of the epoch, and what nested widths need
+- checkpoints: a run that is killed goes on
+- memory_batches: training from the rows of a prefilled memory
+"""

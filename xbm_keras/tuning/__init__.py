@@ -1,4 +1,10 @@
-"""Search for the best memory size, k, loss and head, on features that are computed once, with KerasTuner."""
+"""Search for the best memory size, k, loss and head, on features that are computed once, with KerasTuner.
+
+- search: a search in a folder; tuner, local_workers: its loop, in one process or several
+- hypermodel, space: what a trial is, and which keys vary
+- oracles, gaussian_process: which trial comes next
+- page: search.html
+"""
 
 from xbm_keras.tuning.hypermodel import HeadHyperModel, load_folds
 from xbm_keras.tuning.local_workers import local_workers

@@ -26,7 +26,7 @@ REASON = "tuner/reason"
 TRIAL_STATE = ("trial_id", "status", "message", "score", "best_step")
 
 
-class Journal(Protocol):
+class TrialJournal(Protocol):
     """Who is told of trials, in the process that holds the oracle."""
 
     def on_trial_begin(self, trial: Trial) -> None:
@@ -47,7 +47,7 @@ class ResumableOracle(keras_tuner.Oracle):
         worker_timeout: seconds after which the trial of a silent worker is given to another one.
     """
 
-    journal: Journal | None = None
+    journal: TrialJournal | None = None
     max_failures = 5
     worker_timeout = math.inf
     stop_reason = ""
