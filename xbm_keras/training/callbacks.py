@@ -64,30 +64,6 @@ class KeepBestHead(keras.callbacks.Callback):
             self.model.head.set_weights(self.weights)
 
 
-class NextWidth(keras.callbacks.Callback):
-    """Takes a head with `nesting="sequential"` from stage to stage, each with an equal part of the epochs.
-
-    The optimizer begins anew with each stage, its schedule included: what it has gathered would move weights that are
-    to stay.
-
-    Args:
-        epochs: in all; with fewer than there are widths the last ones are left out.
-    """
-
-    def __init__(self, epochs: int):
-        super().__init__()
-        self.epochs = epochs
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """The stage of this epoch."""
-        head = self.model.head
-        stage = epoch * len(head.widths) // max(self.epochs, len(head.widths))
-        if stage != int(head.stage.value):
-            head.stage.assign(stage)
-            for variable in self.model.optimizer.variables:
-                variable.assign(keras.ops.zeros_like(variable))
-
-
 class HistoryCsv(keras.callbacks.Callback):
     """Appends each epoch's logs to a CSV file, written anew each time, so that an interrupted run keeps its history."""
 
