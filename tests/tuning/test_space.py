@@ -5,7 +5,7 @@ import itertools
 import keras_tuner
 import pytest
 
-from xbm_keras.config.search_schema import Dimension, Search
+from xbm_keras.config.search_schema import Dimension, SearchSection
 from xbm_keras.config.yaml_files import ConfigError, check_config
 from xbm_keras.tuning.space import LOSSES, check_space, declare, default_space, overridden, to_overrides, trial_values
 
@@ -16,7 +16,7 @@ def config():
 
 
 def with_space(config, space):
-    return Search.model_validate({"space": space}).space
+    return SearchSection.model_validate({"space": space}).space
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def with_space(config, space):
     ],
 )
 def test_forms_of_a_dimension(given, expected):
-    space = Search.model_validate({"space": {"a.c": given}}).space
+    space = SearchSection.model_validate({"space": {"a.c": given}}).space
     assert space == {"a.c": expected}
-    assert Search.model_validate({"space": space}).space == space
+    assert SearchSection.model_validate({"space": space}).space == space
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pydantic
 from pydantic import Field
 
 from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Natural, Positive, Seed, Views
-from xbm_keras.config.search_schema import Search
+from xbm_keras.config.search_schema import SearchSection
 from xbm_keras.config.sections import Section, one_of, section_of
 from xbm_keras.stages.pair_losses import LOSSES
 
@@ -200,7 +200,7 @@ class Config(Section):
     loss: LossConfig
     training: Training = Training()
     export: Export = Export()
-    search: Search = Search()
+    search: SearchSection = SearchSection()
 
     @property
     def is_without_labels(self) -> bool:

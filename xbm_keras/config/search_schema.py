@@ -35,7 +35,7 @@ class Dimension(Section):
         return self
 
 
-class Search(Section):
+class SearchSection(Section):
     """What tune.py searches."""
 
     space: dict[str, list[Dimension]] | None = None
