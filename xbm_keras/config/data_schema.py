@@ -17,6 +17,7 @@ class Split(Section):
     """Which items train and which test. By class, unless said otherwise: test classes are never seen in training."""
 
     by: Literal["class", "item"] = "class"
+    """What is kept apart: classes, or single items."""
     column: str | None = None
     """Column that says "train" or "test" (items with another value are left out); by class, no class may be in both.
     Comes before the other ways."""
@@ -29,6 +30,7 @@ class Split(Section):
     """Column that says which test items are queries ("query" or "test") and which are the gallery ("gallery" or
     "train") of the query/gallery protocol; items with another value take part in neither."""
     seed: Seed = 0
+    """Of the draw."""
 
     @pydantic.model_validator(mode="after")
     def _has_one_unit(self):
@@ -54,6 +56,7 @@ class ImageFolder(_Data):
 
     source: Literal["image_folder"]
     root: str
+    """The folder; `root/<class>/<picture>`."""
 
 
 class ImageTable(_Data):
@@ -61,6 +64,7 @@ class ImageTable(_Data):
 
     source: Literal["image_table"]
     root: str
+    """The folder of the pictures."""
     table: str
     """Relative to `root`, or absolute."""
     images: str = "path"
@@ -74,11 +78,13 @@ class ImageArray(_Data):
 
     source: Literal["image_array"]
     path: str
+    """The file."""
     test_path: str | None = None
     """A second file; its items have "test" in the column `split`, those of the first "train"."""
     label_names: str | None = None
     """Name of an array of names that the labels number, from 0 on."""
     invert: bool = False
+    """Black for white."""
     images: str = "images"
     """Name of the array inside an `.npz`."""
     labels: str | None = "label"
@@ -91,7 +97,9 @@ class TFDS(_Data):
 
     source: Literal["tfds"]
     name: str
+    """Such as cars196, or my_dataset/config:1.0.0."""
     data_dir: str | None = None
+    """Where TFDS keeps its data; by default where TFDS says."""
     texts: str | None = None
     """Name of a text feature, for texts instead of pictures; it takes a backbone of keras_hub."""
     labels: str = "label"
@@ -128,6 +136,7 @@ class Text(_Data):
 
     source: Literal["text"]
     path: str
+    """The table."""
     texts: str = "text"
     """Name of the column."""
     labels: str | None = "label"
@@ -166,6 +175,7 @@ Layers = Literal["last", "pyramid"] | Annotated[list[str], Field(min_length=1)]
 
 class _ImageBackbone(Section):
     image_size: list[Positive] = Field([224, 224], min_length=2, max_length=2)
+    """Height and width that pictures are resized to."""
 
 
 class Application(_ImageBackbone):
@@ -173,6 +183,7 @@ class Application(_ImageBackbone):
 
     kind: Literal["keras_applications"]
     name: str
+    """Such as MobileNetV2."""
     weights: str | None = "imagenet"
     """Or the path of a weights file."""
     layers: Layers | Literal["auto"] = "auto"
@@ -186,6 +197,7 @@ class ModelFile(_ImageBackbone):
 
     kind: Literal["file"]
     path: str
+    """Of the file, or the folder."""
     preprocessing: str | None = None
     """The `keras.applications` model whose `preprocess_input` comes first, if any."""
     pooling: Literal["avg", "max", "first"] = "avg"
@@ -219,7 +231,9 @@ class Cache(Section):
     """Where and how backbone outputs are kept."""
 
     dir: str = "~/.cache/xbm_keras"
+    """The folder of all caches."""
     dtype: Literal["float32", "float16"] = "float32"
+    """Of the rows on disk."""
     batch_size: Positive | None = None
     """Items per call of the backbone; by default 16 on a CPU, 128 on a GPU."""
     on_error: Literal["skip", "raise"] = "skip"

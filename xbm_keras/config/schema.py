@@ -27,7 +27,9 @@ class HeadConfig(Section):
     """The FC layer."""
 
     embedding_dim: Width = 128
+    """Dimensions of an embedding."""
     kind: Literal["linear", "residual", "mlp"] = "linear"
+    """One matrix; the start and a matrix beside it; or the start and a layer of 512 hidden units beside it."""
     start: Literal["auto", "random", "identity", "pca", "whiten", "local", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
     whichever is better on held-out training classes."""
@@ -64,6 +66,7 @@ class Memory(Section):
     memory_size: Natural = 65_536
     """Rows; 0 trains on in-batch pairs. More than there are training items is cut to their number."""
     storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """Of its rows."""
     prefill: bool = True
     """Fill the memory with training items before the first step."""
 
@@ -72,7 +75,9 @@ class TopK(Section):
     """The top-k sample, by labels."""
 
     num_negatives: NumPicks | Literal["all"] = 32
+    """k: the hardest rows of other classes, for each anchor."""
     num_positives: NumPicks | Literal["all"] = 8
+    """Rows of its own class, at random."""
     mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
     """Where hardness is measured; "sketch" is a short frozen code of the features."""
     key_refresh: Positive | Literal["exact"] = "exact"
@@ -113,7 +118,9 @@ class Training(Section):
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     classes_per_batch: Positive = 32
+    """Of training with labels."""
     samples_per_class: Positive = 4
+    """Items of each class in a batch."""
     batch_size: Positive = 256
     """Of training without labels."""
     steps_per_epoch: Positive | None = None
@@ -137,6 +144,7 @@ class Training(Section):
     """A killed run goes on from its last checkpoint. One is written at the end of an epoch, at most so often, and at
     the end of each phase."""
     seed: Seed = 0
+    """Of batches, picks and random starts."""
 
 
 class Export(Section):

@@ -1,0 +1,38 @@
+"""docs/config.md says what the schema says, and each key is shown in another page."""
+
+from tests.conftest import ROOT
+from xbm_keras.config import reference
+
+DOCS = ROOT / "docs"
+
+
+def test_the_page_is_that_of_the_schema():
+    """Else: python -m xbm_keras.config.reference"""
+    assert (DOCS / "config.md").read_text("utf-8") == reference.page(DOCS)
+
+
+def test_each_key_is_described_and_shown_in_a_page():
+    keys = list(reference.keys_of())
+    assert len(keys) > 80
+    assert not {key.name for key in keys if not reference.pages_of(key.name, DOCS)}
+    assert not {key.name for key in keys if not key.field.description and not reference.is_tag(key)}
+
+
+def test_a_row_says_what_a_key_takes():
+    page = reference.page(DOCS)
+    assert "| `data.name` | text |  | Such as cars196, or my_dataset/config:1.0.0. | [data](data.md) |" in page
+    assert (
+        "| `head.shrinkage` | number, 0 or more, at most 1, or `auto` | `auto` | Of the within-class covariance,"
+        in page
+    )
+    assert "| `training.refit` | true, false | `true` |" in page
+    assert page.count("`data.split.by`") == 1
+    assert "## `loss`, `name: triplet`" in page
+
+
+def test_a_page_names_a_key_as_a_whole(tmp_path):
+    (tmp_path / "a.md").write_text("`memory.memory_size=0` and data.path_column")
+    (tmp_path / "config.md").write_text("`data.path`")
+    assert reference.pages_of("memory.memory_size", tmp_path) == ["a.md"]
+    assert not reference.pages_of("data.path", tmp_path)
+    assert not reference.pages_of("memory.memory", tmp_path)
