@@ -58,7 +58,7 @@ def served(tmp_path_factory):
 
 def check(served, folder, number, monkeypatch):
     """So many damaged files through a source's reading and `serve_bytes`."""
-    monkeypatch.setattr(pictures, "MAX_PIXELS", MAX_PIXELS)
+    monkeypatch.setattr(pictures, "TRAINING_PIXELS", MAX_PIXELS)
     files, rng = whole_files(), np.random.default_rng(0)
     names = list(files)
     (model, loaded), num_read = served, 0

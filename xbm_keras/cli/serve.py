@@ -6,7 +6,7 @@ import pathlib
 import uvicorn
 
 from xbm_keras.serve.limits import WatchedConnection
-from xbm_keras.serve.server import MAX_PIXELS, make_app
+from xbm_keras.serve.server import REQUEST_PIXELS, make_app
 
 
 def _named(text: str) -> tuple[str, pathlib.Path]:
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as browsers say"
     )
-    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of all pictures of a request together")
+    parser.add_argument("--max_pixels", type=int, default=REQUEST_PIXELS, help="of all pictures of a request together")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds that a client may keep still")
     options = parser.parse_args(arguments)
     hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]

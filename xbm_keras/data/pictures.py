@@ -18,7 +18,7 @@ with contextlib.suppress(ImportError):  # the extra [heif]
 
     pillow_heif.register_heif_opener()
 
-MAX_PIXELS = 1 << 27  # 134 megapixels, more than cameras of large format give
+TRAINING_PIXELS = 1 << 27  # 134 megapixels, more than cameras of large format give
 # A part of the key of cached features. Count it up wherever the pixels of any picture change.
 DECODER = "pictures 2"
 # What Pillow decodes where TensorFlow does not. A list, since others start programs (EPS), hold no photographs, or
@@ -58,9 +58,9 @@ def decode_picture(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     HEIC with the extra [heif]).
 
     Raises:
-        UnreadableItem: where neither can, or there are more than `max_pixels`, by default `MAX_PIXELS`.
+        UnreadableItem: where neither can, or there are more than `max_pixels`, by default `TRAINING_PIXELS`.
     """
-    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+    max_pixels = TRAINING_PIXELS if max_pixels is None else max_pixels
     try:
         pixels, picture = decoding.decode_one(tf.constant(data), tf.constant(max_pixels, tf.int64))
     except tf.errors.ResourceExhaustedError as error:

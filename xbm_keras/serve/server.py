@@ -21,7 +21,7 @@ from xbm_keras.index.exported_model import ExportedModel
 from xbm_keras.serve.limits import Gate
 
 MAX_PICTURES = 32  # per request
-MAX_PIXELS = 4 * (12 << 20)  # of all pictures of a request: four of a telephone; half a gigabyte while they are decoded
+REQUEST_PIXELS = 4 * decoding.MAX_PIXELS  # of all its pictures; half a gigabyte while they are decoded
 MAX_K = 100
 RELOAD_SECONDS = 1.0
 IMAGE_TYPES = {
@@ -84,7 +84,7 @@ def make_app(
     folders: dict[str, pathlib.Path],
     *,
     hosts: Sequence[str] = (),
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = REQUEST_PIXELS,
     patience: float = 10.0,
 ) -> Gate:
     """The service, an ASGI app.
