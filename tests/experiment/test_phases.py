@@ -30,7 +30,8 @@ def dataset():
 
 def config_of(**head):
     data = {"source": "features", "path": "x.npz"}
-    return Config.model_validate({"data": data, "backbone": {"kind": "none"}, "head": {"embedding_dim": 6, **head}})
+    config = Config.model_validate({"data": data, "backbone": {"kind": "none"}})
+    return config.model_copy(update={"head": selection.HeadChoice(**{"embedding_dim": 6, **head})})
 
 
 def halves(dataset):

@@ -97,9 +97,9 @@ def split_items(
         )
     names_of_folds = train_names[: num_folds * num_validation].reshape(num_folds, num_validation)
     folds = tuple(np.flatnonzero(is_train & np.isin(units, fold)) for fold in names_of_folds)
-    validation, test = folds[validation_fold], np.flatnonzero(is_test)
+    validation, tested = folds[validation_fold], np.flatnonzero(is_test)
     train = np.setdiff1d(np.flatnonzero(is_train), validation)
-    return Splits(train, validation, test, *_roles(items, test, query_column), folds)
+    return Splits(train, validation, tested, *_roles(items, tested, query_column), folds)
 
 
 def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int, fold: int = 0) -> Splits:

@@ -84,8 +84,10 @@ def check_head(config: schema.Config, backbone: Backbone | None) -> None:
         )
 
 
-def make_model(config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray) -> XBMModel:
-    """The model, built for features of a width, with a memory that holds at most the items with these labels."""
+def make_model(
+    config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray, power: float
+) -> XBMModel:
+    """The model for features of a width, raised to a power; its memory holds at most the items with these labels."""
     num_rows = len(labels)
     memory_size = min(config.memory.memory_size, num_rows)
     if memory_size < config.memory.memory_size:
@@ -98,7 +100,7 @@ def make_model(config: schema.Config, backbone: Backbone | None, width: int, lab
     if mining and mining["mine_in"] == "sketch":
         mining["sketch"] = Sketch(min(SKETCH_DIM, width))
     pick = NeighborTopK if config.is_without_labels else HardTopK
-    head = Head(c.embedding_dim, c.kind, power=c.power, seed=seed, widths=c.widths, name="head")
+    head = Head(c.embedding_dim, c.kind, power=power, seed=seed, widths=c.widths, name="head")
     model = XBMModel(
         backbone,
         head,

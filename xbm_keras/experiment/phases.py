@@ -54,12 +54,6 @@ class Interrupted(KeyboardInterrupt):
         self.epoch = epoch
 
 
-def _with_start(config: schema.Config, dataset: Dataset) -> schema.Config:
-    """The config with what suits held-out training items best in place of "auto" in its head."""
-    folds = HeldOutFolds(dataset, not config.is_without_labels)
-    return config.model_copy(update={"head": choose_start(config.head, dataset, folds)})
-
-
 def start_model(
     config: schema.Config,
     dataset: Dataset,
@@ -77,15 +71,16 @@ def start_model(
         closed_forms: of the same items, where they are known already.
     """
     labels = dataset.labels[positions]
-    config = _with_start(config, dataset)
+    head = choose_start(config.head, dataset, HeldOutFolds(dataset, not config.is_without_labels))
+    config = config.model_copy(update={"head": head})
     strategy = devices.make_strategy(config.training)
     if strategy.num_replicas_in_sync > 1:
         log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
     with strategies.scope(strategy):
-        model = make_model(config, backbone, dataset.features.shape[1], labels)
-    if config.head.start != "random":
-        closed_forms = closed_forms or closed_forms_of(dataset, positions, config.head.power)
-        model.set_start(make_start(config.head, closed_forms).scaled())
+        model = make_model(config, backbone, dataset.features.shape[1], labels, head.power)
+    if head.start != "random":
+        closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power)
+        model.set_start(make_start(head, closed_forms).scaled())
     if isinstance(model.top_k, NeighborTopK):
         model.top_k.adapt(UnitRows(dataset.features, positions))
     if model.sketch is not None:

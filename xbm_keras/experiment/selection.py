@@ -54,7 +54,15 @@ class HeadChoice(schema.HeadConfig):
     """Of each feature before the FC layer, which keeps its sign."""
 
 
-def make_start(config: HeadChoice, closed_forms: ClosedForms) -> Start:
+class ChosenHead(HeadChoice):
+    """A head of which nothing is left to choose."""
+
+    weighting: float = TRIED["weighting"][0]
+    total_share: float = TRIED["total_share"][0]
+    power: float = POWERS[0]
+
+
+def make_start(config: ChosenHead, closed_forms: ClosedForms) -> Start:
     """The closed form that the config names."""
     with blaming_config():
         parameters = {name: getattr(config, name) for name in PARAMETERS.get(config.start, ())}
@@ -77,14 +85,14 @@ class HeldOutFolds:
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
         self._frozen: FrozenNeighbors | None = None
 
-    def score(self, choice: HeadChoice) -> float:
-        """Of a start in which nothing is "auto" on held-out items: MAP@R, the mean over folds."""
+    def score(self, choice: ChosenHead) -> float:
+        """Of a start on held-out items: MAP@R, the mean over folds."""
         key = choice.model_dump_json()
         if key not in self._scores:
             self._scores[key] = float(np.mean([self._score_fold(i, choice) for i in range(len(self.folds))]))
         return self._scores[key]
 
-    def _score_fold(self, i: int, choice: HeadChoice) -> float:
+    def _score_fold(self, i: int, choice: ChosenHead) -> float:
         dataset = self.folds[i]
         rank = max(RANK, choice.embedding_dim)
         key = (i, choice.power, rank)
@@ -103,7 +111,7 @@ class HeldOutFolds:
         return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
 
 
-def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> HeadChoice:
+def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> ChosenHead:
     """The same head, with what suits held-out training items best in place of "auto".
 
     Best is the highest mean score of the folds; the first one where several are. The power comes last, for the start
@@ -118,17 +126,17 @@ def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds
     folds = folds or HeldOutFolds(dataset)
     tried_powers = POWERS if folds.uses_labels else POWERS[:1]
     powers = tried_powers if config.power == "auto" else (config.power,)
+    fixed = config.model_dump(exclude={"power", "weighting", "total_share"})
     if config.start == "random":
-        return config.model_copy(update={"power": powers[0]})
+        return ChosenHead(**fixed, power=powers[0])
     choices = []
     for start in AUTO_STARTS if config.start == "auto" else (config.start,):
         names = PARAMETERS.get(start, ())
-        given = [getattr(config, name) for name in names]
         known = {**TRIED, "shrinkage": LOCAL_SHRINKAGES} if start == "local" else TRIED
-        tried = [known[name] if value == "auto" else (value,) for name, value in zip(names, given, strict=True)]
+        tried = [known[name] if (value := getattr(config, name)) == "auto" else (value,) for name in names]
         for values in itertools.product(*tried):
-            update = {"start": start, "power": powers[0], **dict(zip(names, values, strict=True))}
-            choices.append(config.model_copy(update=update))
+            parameters = dict(zip(names, values, strict=True))
+            choices.append(ChosenHead(**{**fixed, **parameters, "start": start, "power": powers[0]}))
     best = _best(choices, folds)
     return _best([best.model_copy(update={"power": power}) for power in powers], folds)
 
@@ -167,18 +175,20 @@ def _described(views: schema.Views) -> str:
 
 def _ways_to_view(views: schema.Views, dataset: Dataset) -> list[tuple[schema.Views, Dataset]]:
     """The kinds of views that may train, of those that the data has: as few as the config allows come first."""
-    numbers, turns = [views.number], [views.turned_classes]
-    if views.number == "auto":
-        numbers = [1, TRIED_VIEWS] if (~dataset.is_turned).any() else [1]
-    if views.turned_classes == "auto":
-        turns = [False, True] if dataset.is_turned.any() else [False]
+    is_turned = dataset.is_turned
+    numbers = [1, TRIED_VIEWS] if (~is_turned).any() else [1]
+    turns = [False, True] if is_turned.any() else [False]
+    if isinstance(views.number, int):
+        numbers = [views.number]
+    if isinstance(views.turned_classes, bool):
+        turns = [views.turned_classes]
     return [
         (views.model_copy(update={"number": n, "turned_classes": t}), dataset.keeping_views(n > 1, t))
         for n, t in itertools.product(numbers, turns)
     ]
 
 
-def _best(choices: list[HeadChoice], folds: HeldOutFolds) -> HeadChoice:
+def _best(choices: list[ChosenHead], folds: HeldOutFolds) -> ChosenHead:
     return choices[0] if len(choices) == 1 else max(choices, key=folds.score)
 
 

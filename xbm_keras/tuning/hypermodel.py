@@ -13,13 +13,13 @@ import psutil
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-from xbm_keras.config.schema import Config, HeadConfig
+from xbm_keras.config.schema import Config, HeadConfig, Neighbors
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import phases
 from xbm_keras.experiment.loading import load_dataset, with_training_views
-from xbm_keras.experiment.selection import HeldOutFolds, choose, choose_start, closed_forms_of
+from xbm_keras.experiment.selection import ChosenHead, HeldOutFolds, choose, choose_start, closed_forms_of
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.starts import ClosedForms
@@ -71,7 +71,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self.config = config
         self.folds = folds
         self.num_rows = len(folds[0].with_views(folds[0].splits.train))
-        self._heads: dict[str, HeadConfig] = {}
+        self._heads: dict[str, ChosenHead] = {}
         self._held_out = HeldOutFolds(folds[0], not config.is_without_labels)
         self._closed_forms: dict[tuple[int, float], ClosedForms] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
@@ -88,7 +88,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
             return self.config
         return self.config.model_copy(update={"head": self._chosen(self.config.head, self.folds[0])})
 
-    def _chosen(self, head: HeadConfig, dataset: Dataset) -> HeadConfig:
+    def _chosen(self, head: HeadConfig, dataset: Dataset) -> ChosenHead:
         """With nothing "auto"; that scores many heads: once for all trials."""
         key = head.model_dump_json()
         if key not in self._heads:
@@ -160,9 +160,10 @@ class HeadHyperModel(keras_tuner.HyperModel):
         training = config.training
         if training.strategy == "auto":  # a trial is small, and others run beside it
             training = training.model_copy(update={"strategy": "none"})
-        config = config.model_copy(update={"head": self._chosen(config.head, dataset), "training": training})
-        train, power = dataset.with_views(dataset.splits.train), config.head.power
-        if config.head.start == "random":
+        head = self._chosen(config.head, dataset)
+        config = config.model_copy(update={"head": head, "training": training})
+        train, power = dataset.with_views(dataset.splits.train), head.power
+        if head.start == "random":
             return phases.start_model(config, dataset, None, train)
         if (fold, power) not in self._closed_forms:
             self._closed_forms[fold, power] = closed_forms_of(dataset, train, power)
@@ -207,7 +208,7 @@ def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
     batch_size = config.batch_size
     rows = min(config.memory.memory_size, num_rows) or batch_size
     k = config.top_k
-    counts = (k.num_neighbors, k.num_random) if config.is_without_labels else (k.num_negatives, k.num_positives)
+    counts = (k.num_neighbors, k.num_random) if isinstance(k, Neighbors) else (k.num_negatives, k.num_positives)
     num_picks = batch_size * sum(rows if count == "all" else count for count in counts)
     embedding_dim = config.head.embedding_dim
     elements = (
