@@ -74,7 +74,7 @@ class Trial:
     def __init__(self, config, dataset, start: list[np.ndarray]):
         self.config, self.dataset, self.start = config, dataset, start
         self.model = phases.start_model(config, dataset, None, dataset.splits.train)
-        self.model.compile(keras.optimizers.AdamW(1.0, weight_decay=config.training.weight_decay))
+        self.model.compile(keras.optimizers.AdamW(1.0, weight_decay=0.0))
         validation = dataset.splits.validation
         self.evaluation = RetrievalEvaluation(UnitRows(dataset.features, validation), dataset.labels[validation])
 

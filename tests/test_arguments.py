@@ -9,7 +9,7 @@ import pytest
 from annotated_types import Ge, Le, Lt, MaxLen, MinLen
 
 from xbm_keras import arguments
-from xbm_keras.arguments import Count, Share, arguments_of, checked
+from xbm_keras.arguments import Positive, Share, arguments_of, checked
 
 
 class Thing:
@@ -27,7 +27,7 @@ class Thing:
     @checked
     def __init__(
         self,
-        size: Count,
+        size: Positive,
         share: Share | Literal["auto"] | None = 0.5,
         kind: Literal["a", "b", 1] = "a",
         sizes: Annotated[Sequence[Annotated[int, Ge(0), Lt(9)]], MinLen(2), MaxLen(3)] = (1, 2),
@@ -52,7 +52,7 @@ def test_annotation_default_and_sentence_of_each_argument():
     found = arguments_of(Thing)
     assert list(found) == ["size", "share", "kind", "sizes", "is_large", "path", "other", "low"]
     assert found["size"] == (
-        Count,
+        Positive,
         arguments.inspect.Parameter.empty,
         "of the thing, in rows; such as 3, or more: as you like.",
     )
@@ -88,7 +88,10 @@ def test_numbers_of_numpy_become_plain_ones():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": 0}, "size=0; expected a whole number in 1..2147483647. Of the thing, in rows; such as 3, or more"),
+        (
+            {"size": 0},
+            "size=0; expected a whole number, 1 or more, below 2147483648. Of the thing, in rows; such as 3, or more",
+        ),
         ({"size": True}, "size=True; expected a whole number"),
         ({"size": 1.0}, "size=1.0; expected a whole number"),
         ({"size": np.float32(1)}, "size=1.0; expected a whole number"),

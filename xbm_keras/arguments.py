@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
-Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+Positive = Annotated[int, Ge(1), Lt(2**31)]
+Natural = Annotated[int, Ge(0), Lt(2**31)]
 AboveZero = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Cosine = Annotated[float, Ge(-1), Le(1)]
@@ -37,7 +38,7 @@ WORDS = {
     Ge: ", {} or more",
     Gt: " above {}",
     Le: ", at most {}",
-    Lt: " below {}",
+    Lt: ", below {}",
     MinLen: " of {} or more",
     MaxLen: " of at most {}",
 }
@@ -56,7 +57,7 @@ class Argument(NamedTuple):
 def arguments_of(constructor: Callable) -> dict[str, Argument]:
     """The arguments of a class or function, without `self` and what is passed on as `**kwargs`."""
     function = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc]
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints_of(function)
     described = _described(inspect.getdoc(constructor) or "")
     return {
         name: Argument(hints.get(name, Any), parameter.default, described.get(name, ""))
@@ -66,10 +67,10 @@ def arguments_of(constructor: Callable) -> dict[str, Argument]:
 
 
 def checked(init: Callable) -> Callable:
-    """A constructor that refuses what its annotations do not allow; numbers of NumPy become Python's.
+    """A constructor, or a class method like one, that refuses what its annotations do not allow.
 
-    A bool is no number, a whole number is a number, and neither NaN nor infinity is one. Types other than numbers,
-    texts, lists of them, `Literal` and None are not looked at.
+    Numbers of NumPy become Python's. A bool is no number, a whole number is one, NaN and infinity are none. Types other
+    than numbers, texts, lists of them, `Literal` and None are not looked at.
 
     Raises:
         ValueError: by the constructor, for an argument of another type or out of bounds.
@@ -83,7 +84,6 @@ def checked(init: Callable) -> Callable:
         ValueError: Received margin=3; expected a number in 0..2, or None.
     """
     signature = inspect.signature(init)
-    hints = typing.get_type_hints(init, include_extras=True)
 
     @functools.wraps(init)
     def checking(self, *args, **kwargs):
@@ -91,18 +91,30 @@ def checked(init: Callable) -> Callable:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
             return init(self, *args, **kwargs)  # says whose arguments they are
+        hints = _hints_of(init)
         for name, value in bound.arguments.items():
             bound.arguments[name] = value = _plain(value)
             if name in hints and not _is(value, hints[name]):
-                owner = next(each for each in type(self).__mro__ if vars(each).get("__init__") is checking)
-                hint = _described(inspect.getdoc(owner) or "").get(name, "")
+                hint = _described(init.__doc__ or inspect.getdoc(_owner(self, checking)) or "").get(name, "")
                 raise ValueError(
                     f"Received {name}={value!r}; expected {_expected(hints[name])}."
                     + (f" {hint[0].upper()}{hint[1:]}" if hint else "")
                 )
         return init(*bound.args, **bound.kwargs)
 
+    checking.__signature__ = signature  # type: ignore[attr-defined]  # Keras looks for the arguments here
     return checking
+
+
+@functools.cache
+def _hints_of(function: Callable) -> dict[str, Any]:
+    """When it is called, not before: a class method may name its class."""
+    return typing.get_type_hints(function, include_extras=True)
+
+
+def _owner(instance: Any, init: Callable) -> type:
+    """The class that the constructor of an instance stands in."""
+    return next(each for each in type(instance).__mro__ if vars(each).get("__init__") is init)
 
 
 def members_of(annotation: Any) -> list[Any]:
@@ -124,6 +136,8 @@ def _is(value: Any, annotation: Any) -> bool:
         return _is(value, inside[0]) and all(BOUNDS[type(b)](value, b) for b in inside[1:] if type(b) in BOUNDS)
     if origin is Literal:
         return any(value == each and type(value) is type(each) for each in inside)
+    if origin is tuple:
+        return isinstance(value, Sequence) and len(value) == len(inside) and all(map(_is, map(_plain, value), inside))
     if origin in (Sequence, list):
         is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
         return is_list and all(_is(_plain(each), inside[0]) for each in value)
@@ -149,6 +163,8 @@ def _expected_member(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         said = f" in {_short(within[Ge])}..{_short(within[Le])}"
     else:
         said = "".join(WORDS[kind].format(_short(value)) for kind, value in within.items())
+    if origin is tuple:
+        return f"{len(inside)} of {_expected(inside[0])}"
     if origin in (Sequence, list):
         return f"a list{said}, each {_expected(inside[0])}"
     return NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))) + said

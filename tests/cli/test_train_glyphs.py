@@ -12,6 +12,7 @@ from xbm_keras.cli import train
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.glyphs import Glyphs
 from xbm_keras.experiment import build
+from xbm_keras.stages.backbone.frozen import GLYPH_NET
 
 CONFIG = ROOT / "configs/default.yaml"
 
@@ -39,7 +40,7 @@ def test_it_is_the_default():
 
 
 def test_the_shipped_network_is_small_and_knows_characters_it_never_saw(tmp_path):
-    assert build.GLYPH_NET.stat().st_size < 1_000_000
+    assert GLYPH_NET.stat().st_size < 1_000_000
     backbone = build.make_backbone(load_config(str(CONFIG)))
     source = Glyphs(max_classes=30)
     features = backbone(np.stack([source.load(i) for i in range(len(source.items.keys))])).numpy()

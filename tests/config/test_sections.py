@@ -2,12 +2,13 @@
 
 import inspect
 import typing
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import pydantic
 import pytest
 
-from xbm_keras.arguments import AboveZero, Count, UpTo2, arguments_of, checked
+from xbm_keras.arguments import AboveZero, Positive, UpTo2, arguments_of, checked
 from xbm_keras.config.schema import Config
 from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
 from xbm_keras.stages.pair_losses import LOSSES
@@ -22,7 +23,9 @@ class Stage:
     """
 
     @checked
-    def __init__(self, width: Count, margin: UpTo2 | None = 0.5, ks: typing.Sequence[Count] = (1, 2), seed: int = 0):
+    def __init__(
+        self, width: Positive, margin: UpTo2 | None = 0.5, ks: typing.Sequence[Positive] = (1, 2), seed: int = 0
+    ):
         self.given = (width, margin, ks, seed)
 
 
@@ -46,12 +49,27 @@ def test_bounds_are_those_of_the_constructor(given):
         section_of(Stage, without=["seed"])(**given)
 
 
+def test_pairs_and_lists_are_lists_in_a_file():
+    def resize(size: tuple[Positive, Positive] | None = (2, 3), names: Literal["all"] | Sequence[str] = "all"):
+        return size, names
+
+    section = section_of(resize)
+    assert section().model_dump() == {"size": [2, 3], "names": "all"}
+    assert section(size=[4, 5], names=["a"]).make() == ([4, 5], ["a"])
+    assert section(size=None).size is None
+    for wrong in ({"size": [1]}, {"size": [0, 1]}, {"names": "some"}):
+        with pytest.raises(pydantic.ValidationError):
+            section(**wrong)
+
+
 def test_what_stands_beside_the_arguments():
     class Base(ArgumentsSection):
         start: str = "random"
+        seed: int | Literal["auto"] = "auto"
 
     section = section_of(Stage, base=Base)
-    assert section(width=2, start="pca").make().given == (2, 0.5, [1, 2], 0)
+    assert section(width=2, start="pca", seed=3).make().given == (2, 0.5, [1, 2], 3)
+    assert section(width=2).seed == "auto"
 
 
 def test_sections_are_told_apart_by_a_key():

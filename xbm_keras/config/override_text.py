@@ -75,7 +75,7 @@ def _parsed(text: str, kinds: Sequence[Any]) -> Any:
     if type(None) in kinds and text in (("null",) if takes_text else NULLS):
         return None
     lists: list[Callable[[str], Any]] = [
-        functools.partial(_list, kind=kind) for kind in kinds if typing.get_origin(kind) is list
+        functools.partial(_list, kind=kind) for kind in kinds if typing.get_origin(kind) in (list, Sequence)
     ]
     for read in (*lists, *(READERS[kind] for kind in READERS if kind in kinds)):
         with contextlib.suppress(ValueError):

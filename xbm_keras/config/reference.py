@@ -6,7 +6,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import fields
@@ -91,7 +91,7 @@ def _members(annotation: Any) -> list[Any]:
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         return _members(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType, list):
+    if origin in (typing.Union, types.UnionType, list, Sequence):
         return [member for each in typing.get_args(annotation) for member in _members(each)]
     return [annotation]
 
@@ -115,7 +115,7 @@ def _said(annotation: Any, bounds: list[Any]) -> str:
         return ", or ".join(dict.fromkeys(_said(each, bounds) for each in inside))
     if origin is typing.Literal:
         return ", ".join(f"`{each}`" for each in inside)
-    if origin is list:
+    if origin in (list, Sequence):
         return f"list of {_said(inside[0], []) if not _is_section(inside[0]) else 'ranges'}"
     if origin is dict:
         return "keys to values"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Natural, Positive, Seed, Views
+from xbm_keras.arguments import Natural, Positive
+from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Seed, Views
 from xbm_keras.config.search_schema import SearchSection
 from xbm_keras.config.sections import Section, one_of, section_of
 from xbm_keras.stages.pair_losses import LOSSES

@@ -5,7 +5,7 @@ from typing import Any
 import pydantic
 from pydantic import Field
 
-from xbm_keras.config.data_schema import Positive
+from xbm_keras.arguments import Positive
 from xbm_keras.config.sections import Section
 
 Value = bool | int | float | str | None

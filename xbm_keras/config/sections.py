@@ -4,11 +4,14 @@ So a default, a bound and the sentence that describes a key stand in one place, 
 """
 
 import inspect
+import re
+import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 import pydantic
+from annotated_types import MaxLen, MinLen
 from pydantic import Field
 
 from xbm_keras.arguments import arguments_of
@@ -32,11 +35,14 @@ class ArgumentsSection(Section):
 
     constructor: ClassVar[Callable]
 
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor that are keys of the section."""
+        names = arguments_of(type(self).constructor)
+        return {name: getattr(self, name) for name in names if name in type(self).model_fields}
+
     def make(self, **others: Any) -> Any:
-        """What the constructor makes of the section, and of the arguments that are no keys of it."""
-        constructor = type(self).constructor
-        values = {name: getattr(self, name) for name in arguments_of(constructor) if name in type(self).model_fields}
-        return constructor(**{**values, **others})
+        """What the constructor makes of them, and of arguments that are no keys."""
+        return type(self).constructor(**self.arguments(), **others)
 
 
 def section_of(
@@ -50,17 +56,18 @@ def section_of(
 
     Args:
         constructor: a class or function whose arguments are annotated; its docstring describes them.
-        base: of the section, with what goes beside the arguments.
+        base: of the section, with the keys that go beside the arguments, or take more than these do.
         without: arguments that are no keys.
         recipe: defaults where they are others than the constructor's.
         **tag: a key of one value, by which `one_of` tells sections apart, such as `name="triplet"`.
     """
     keys: dict[str, Any] = {key: (Literal[value], value) for key, value in tag.items()}
     for name, argument in arguments_of(constructor).items():
-        if name not in without:
+        if name not in without and name not in base.model_fields:
             default = (recipe or {}).get(name, argument.default)
             default = ... if default is inspect.Parameter.empty else list(default) if _is_list(default) else default
-            keys[name] = (_of_yaml(argument.annotation), Field(default, description=argument.description or None))
+            described = re.sub(r"\bNone\b", "null", argument.description)
+            keys[name] = (_of_yaml(argument.annotation), Field(default, description=described or None))
     section = pydantic.create_model(
         constructor.__name__, __base__=base, __doc__=inspect.getdoc(constructor), __module__=__name__, **keys
     )
@@ -82,6 +89,10 @@ def _of_yaml(annotation: Any) -> Any:
     origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return Annotated[(_of_yaml(inside[0]), *inside[1:])]
+    if origin is tuple:
+        return Annotated[list.__class_getitem__(inside[0]), MinLen(len(inside)), MaxLen(len(inside))]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_of_yaml, inside))]  # noqa: UP007
     if origin is Sequence:
         return list.__class_getitem__(_of_yaml(inside[0]))
     return annotation

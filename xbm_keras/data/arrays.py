@@ -135,6 +135,8 @@ class Features:
             float32.
     """
 
+    modality = "vector"
+
     def __init__(self, path: str, features: str = "features", labels: str | None = "label"):
         arrays = _Arrays(path)
         self.features = arrays.get(features)

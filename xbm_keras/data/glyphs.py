@@ -23,7 +23,7 @@ import scipy.sparse.csgraph
 from annotated_types import Ge, Le
 from PIL import Image, ImageDraw, ImageFont
 
-from xbm_keras.arguments import Count, Share, checked
+from xbm_keras.arguments import Positive, Share, checked
 from xbm_keras.atomic_files import DAY, remove_leftovers, write_whole
 from xbm_keras.data.labels import encode
 from xbm_keras.data.sources import Items, RandomAccess
@@ -90,8 +90,8 @@ class Glyphs(RandomAccess):
     def __init__(
         self,
         min_fonts: Annotated[int, Ge(2), Le(len(FONTS))] = 8,
-        max_classes: Count | None = None,
-        drawings: Count = 1,
+        max_classes: Positive | None = None,
+        drawings: Positive = 1,
         rotation: Annotated[float, Ge(0), Le(180)] = 10.0,
         noise: Share = 0.1,
         pretraining: bool = False,

@@ -11,7 +11,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class Source(Protocol):
     """Items that a backbone turns into features."""
 
     items: Items
+    modality: Literal["image", "text", "vector"]
+    """What an item is."""
     decoder: str
     """Version of the rules that turn the items' bytes into pictures; empty where they are no encoded pictures."""
 
@@ -86,6 +88,7 @@ class Source(Protocol):
 class RandomAccess:
     """A source that reads its items by threads, a little ahead of their use."""
 
+    modality = "image"
     decoder = ""
 
     def load(self, position: int) -> np.ndarray | str:
@@ -159,6 +162,9 @@ class ImageFolder(_Files):
 
     `ignored` counts what lies beside them by suffix, `without_pictures` names the folders that make no class.
 
+    Args:
+        root: the folder; `root/<class>/<picture>`.
+
     Raises:
         DataError: if there is no such folder, or no picture in a folder below it.
     """
@@ -180,6 +186,14 @@ class ImageFolder(_Files):
 
 class ImageTable(_Files):
     """Pictures listed in a CSV, Parquet or JSONL table, whose other columns may give the split.
+
+    Cells of a CSV are text, to the letter.
+
+    Args:
+        root: the folder of the pictures.
+        table: relative to `root`, or absolute.
+        images: name of the column of their paths, relative to `root`, or absolute.
+        labels: name of the column; None for no labels. An item whose cell is empty (or null) has none.
 
     Raises:
         DataError: if the folder, the table or a column does not exist, or a path is missing or listed twice.

@@ -19,11 +19,13 @@ class TextTable(RandomAccess):
     Args:
         path: of the table; in JSONL each line is an object.
         texts: name of their column.
-        labels: name of theirs; None for no labels.
+        labels: name of their column; None for no labels. An item whose cell is empty (or null) has none.
 
     Raises:
         DataError: if the table or a column does not exist, or the table cannot be read as such.
     """
+
+    modality = "text"
 
     def __init__(self, path: str, texts: str = "text", labels: str | None = "label"):
         file = pathlib.Path(os.path.expanduser(path))

@@ -20,18 +20,21 @@ class TFDS:
     Further scalar features of the builder become columns. A data set that is not there yet is downloaded and prepared.
 
     Args:
-        name: such as "cars196" or "my_dataset/config:1.0.0".
+        name: such as cars196, or my_dataset/config:1.0.0.
         data_dir: where TFDS keeps its data; None for its default.
         images: name of the image feature; by default "image", or that of the only one.
         labels: name of the label feature. Its classes have the names that the builder gives, in the order of its
             numbers; items of -1, as in a split that is not labelled, have no label.
-        texts: name of a text feature, which makes the items texts instead of pictures.
+        texts: name of a text feature, which makes the items texts instead of pictures; they take a backbone of
+            keras_hub.
         allow_community: also take names with a namespace, such as "huggingface:mnist" or "user:things". Their builders
             are programs that anybody may have written, and that are downloaded and run.
 
     Raises:
         DataError: if the builder is unknown, of a namespace, cannot be prepared, or has no such feature.
     """
+
+    modality = "image"
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class TFDS:
                 f"data.data_dir (now {data_dir!r}), or that can be downloaded."
             ) from error
         self.is_text = texts is not None
+        self.modality = "text" if self.is_text else "image"
         self.decoder = "" if self.is_text else DECODER
         features = self.builder.info.features
         self.item_key = texts or images or _image_of(features)

@@ -2,19 +2,17 @@
 
 import logging
 import math
-import pathlib
 
 import keras
 import numpy as np
 
-from xbm_keras.config import data_schema, schema
+from xbm_keras.arguments import arguments_of
+from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import ConfigError, blaming_config
-from xbm_keras.data import arrays, glyphs, sources, texts, tfds
+from xbm_keras.data import arrays, sources
 from xbm_keras.data.batches import PKSampler, ShuffledSampler
 from xbm_keras.model.xbm_model import XBMModel
-from xbm_keras.stages.backbone import frozen
 from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.stages.backbone.hub import HubBackbone
 from xbm_keras.stages.circular_memory.ring import CircularMemory
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
@@ -22,7 +20,6 @@ from xbm_keras.stages.hard_top_k.sketch import Sketch
 from xbm_keras.stages.head.fc_layer import Head
 
 log = logging.getLogger("xbm_keras")
-GLYPH_NET = pathlib.Path(frozen.__file__).parent / "weights" / "glyph_net.keras"
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
 MINING = ("mine_in", "key_refresh")  # of top_k, what is an argument of the model
 SKETCH_DIM = 64
@@ -30,44 +27,20 @@ SKETCH_DIM = 64
 
 def make_source(config: schema.Config) -> sources.Source | arrays.Features:
     """The items."""
-    c = config.data
-    if isinstance(c, data_schema.ImageFolder):
-        return sources.ImageFolder(c.root)
-    if isinstance(c, data_schema.ImageTable):
-        return sources.ImageTable(c.root, c.table, c.images, c.labels)
-    if isinstance(c, data_schema.ImageArray):
-        return arrays.ImageArray(c.path, c.images, c.labels, c.label_names, c.invert, c.test_path)
-    if isinstance(c, data_schema.TFDS):
-        return tfds.TFDS(c.name, c.data_dir, labels=c.labels, texts=c.texts, allow_community=c.allow_community)
-    if isinstance(c, data_schema.Text):
-        return texts.TextTable(c.path, c.texts, c.labels)
-    if isinstance(c, data_schema.Glyphs):
-        return glyphs.Glyphs(max_classes=c.max_classes, cache_dir=config.cache.dir)
-    return arrays.Features(c.path, c.features, c.labels)
+    keeps = "cache_dir" in arguments_of(type(config.data).constructor)
+    return config.data.make(**({"cache_dir": config.cache.dir} if keeps else {}))
 
 
 def make_backbone(config: schema.Config) -> Backbone | None:
     """The frozen network; None where the data are vectors."""
-    c = config.backbone
-    if isinstance(c, data_schema.NoBackbone):
-        return None
-    if isinstance(c, data_schema.GlyphNet):
-        return Backbone.from_keras_file(str(GLYPH_NET))
-    size = (c.image_size[0], c.image_size[1]) if c.image_size else None
     with blaming_config():
-        if isinstance(c, data_schema.KerasHub):
-            backbone = HubBackbone.from_preset(c.preset, c.max_length, c.pooling, size)
-            if backbone.modality != config.data.modality:
-                raise ValueError(
-                    f"Received data.source {config.data.source!r} with the preset {c.preset!r}, a network of "
-                    f"{backbone.modality}s; expected data of its kind. Change data.source or backbone.preset."
-                )
-            return backbone
-        if isinstance(c, data_schema.Application):
-            return Backbone.from_application(c.name, c.weights, size, layers=c.layers)
-        if pathlib.Path(c.path).expanduser().is_dir():
-            return Backbone.from_saved_model(c.path, preprocessing=c.preprocessing, image_size=size, pooling=c.pooling)
-        return Backbone.from_keras_file(c.path, c.preprocessing, size, c.pooling)
+        backbone = config.backbone.make()
+        if getattr(backbone, "modality", config.data.modality) != config.data.modality:
+            raise ValueError(
+                f"Received data.source {config.data.source!r} with the preset {config.backbone.preset!r}, a network of "
+                f"{backbone.modality}s; expected data of its kind. Change data.source or backbone.preset."
+            )
+    return backbone
 
 
 def check_head(config: schema.Config, backbone: Backbone | None) -> None:

@@ -65,7 +65,7 @@ def load_dataset(
         contents, skipped, num_computed = None, {}, 0
     else:
         needed = source if len(chosen) == len(source.items.keys) else Chosen(source, chosen)
-        cached = compute_features(needed, backbone, config.cache.dir, **_options(config.cache))
+        cached = compute_features(needed, backbone, config.cache.dir, **config.cache.arguments())
         items, chosen, features = items.take(cached.positions), chosen[cached.positions], cached.rows
         # A place in the cache is of one content, but for TFDS, whose digests are of a place in its files.
         contents = (
@@ -168,7 +168,7 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
     num_computed = dataset.num_computed
     for view, quarters in views:
         cached = compute_features(
-            view, backbone, config.cache.dir, title=f"features, {view.name}", **_options(config.cache)
+            view, backbone, config.cache.dir, title=f"features, {view.name}", **config.cache.arguments()
         )
         items = train[cached.positions]
         rows.append(cached.rows)
@@ -186,7 +186,3 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
         view_rows=len(dataset.keys) + np.arange(len(view_origins)),
         view_origins=view_origins,
     )
-
-
-def _options(c: schema.Cache) -> dict:
-    return c.model_dump(include={"dtype", "batch_size", "on_error", "ray_workers"})

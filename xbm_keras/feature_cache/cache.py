@@ -18,12 +18,14 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import filelock
 import numpy as np
 import tensorflow as tf
 
 from xbm_keras import progress
+from xbm_keras.arguments import Natural, Positive
 from xbm_keras.atomic_files import remove_leftovers, write_whole
 from xbm_keras.data.sources import DataError, Source, UnreadableItem
 from xbm_keras.feature_cache import ray_extraction
@@ -55,11 +57,11 @@ def compute_features(
     backbone: Backbone,
     cache_dir: str,
     *,
-    dtype: str = "float32",
-    batch_size: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_size: Positive | None = None,
     shard_rows: int = 1024,
-    on_error: str = "skip",
-    ray_workers: int = 0,
+    on_error: Literal["skip", "raise"] = "skip",
+    ray_workers: Natural = 0,
     title: str = "features",
 ) -> CachedFeatures:
     """Features of all items of a source, from the cache where they are known.
@@ -71,12 +73,13 @@ def compute_features(
         source: the items.
         backbone: the frozen network.
         cache_dir: the folder that holds all caches; made where it does not exist.
-        dtype: "float32" or "float16", on disk.
+        dtype: of the rows on disk.
         batch_size: items per call of the network; by default 16 on a CPU, where more was measured slower, else 128.
         shard_rows: items per shard.
-        on_error: "skip" (and report) an item that cannot be read or gives features that are not finite; or "raise".
-        ray_workers: at most so many workers of a Ray cluster read and compute, each with a copy of the network, and
-            this process writes; 0: this process does all. One cache for both.
+        on_error: what to do with an item that cannot be read, or gives features that are not finite: "skip" reports it.
+        ray_workers: at most so many workers of the Ray cluster at RAY_ADDRESS (without one: on this machine) read and
+            compute, each of which holds the network and uses all cores that its machine has free, or a GPU, and this
+            process writes; 0: this process does all. One cache for both.
         title: of the progress bar.
 
     Raises:

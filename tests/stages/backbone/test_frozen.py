@@ -310,10 +310,10 @@ def test_unknown_application_like_no_other():
 
 
 def test_unknown_pooling():
-    with pytest.raises(ValueError, match="Received pooling='mean'; expected one of avg, max, first"):
+    with pytest.raises(ValueError, match="Received pooling='mean'; expected one of 'avg', 'max', 'first'"):
         Backbone(small_cnn(), pooling="mean")
     for pooling in ("mean", "first"):
-        with pytest.raises(ValueError, match=f"Received pooling='{pooling}'; expected 'avg' or 'max'"):
+        with pytest.raises(ValueError, match=f"Received pooling='{pooling}'; expected one of 'avg', 'max'"):
             Backbone.from_application("MobileNetV2", None, (32, 32), pooling)
 
 

@@ -408,7 +408,7 @@ def test_semi_hard_triplets_are_those_between_the_positive_and_the_margin():
         (lambda: SmoothAPLoss(0), "temperature=0; expected a number above 0"),
         (
             lambda: RecallSurrogateLoss(ks=()),
-            r"ks=\(\); expected a list of 1 or more, each a whole number in 1..",
+            r"ks=\(\); expected a list of 1 or more, each a whole number, 1 or more",
         ),
         (lambda: RecallSurrogateLoss(ks=(0, 1)), r"ks=\(0, 1\); expected a list.* such as \(1, 2, 4\)"),
         (lambda: RecallSurrogateLoss(temperature=0), "temperature=0; expected a number above 0"),

@@ -5,16 +5,22 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
+from annotated_types import MinLen
 
+from xbm_keras.arguments import Positive, checked
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.backbone.pyramid import with_outputs
 from xbm_keras.stages.backbone.resizing import resize_by_products
 
-POOLINGS = ("avg", "max", "first")
+GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
+Pooling = Literal["avg", "max", "first"]
+Layers = Literal["last", "pyramid"] | Annotated[Sequence[str], MinLen(1)]
+ImageSize = tuple[Positive, Positive]
 
 
 def load_keras_file(path: str | os.PathLike) -> keras.Model:
@@ -61,16 +67,15 @@ class Backbone(keras.layers.Layer):
         TensorShape([2, 5])
     """
 
+    @checked
     def __init__(
         self,
         network: keras.Layer,
         preprocessing: str | None = None,
-        image_size: tuple[int, int] | None = None,
-        pooling: str = "avg",
+        image_size: ImageSize | None = None,
+        pooling: Pooling = "avg",
         **kwargs,
     ):
-        if pooling not in POOLINGS:
-            raise ValueError(f"Received pooling={pooling!r}; expected one of {', '.join(POOLINGS)}.")
         preprocess = _application(preprocessing)[1] if preprocessing else None
         kwargs["trainable"] = False
         super().__init__(autocast=False, **kwargs)
@@ -174,30 +179,29 @@ class Backbone(keras.layers.Layer):
         return (input_shape[0], sum(shape[-1] for shape in shapes))
 
     @classmethod
+    @checked
     def from_application(
         cls,
         name: str,
         weights: str | None = "imagenet",
-        image_size: tuple[int, int] = (224, 224),
-        pooling: str = "avg",
-        layers: str | Sequence[str] = "pyramid",
+        image_size: ImageSize = (224, 224),
+        pooling: Literal["avg", "max"] = "avg",  # Keras takes any other word for no pooling
+        layers: Layers = "pyramid",
     ) -> "Backbone":
         """A network of `keras.applications`, without its classifier.
 
         Args:
             name: such as "MobileNetV2" or "EfficientNetB0".
             weights: "imagenet" (downloaded once by Keras), the path of a weights file, or None: random.
-            image_size: (height, width).
-            pooling: "avg" or "max".
-            layers: "pyramid", the last layer of each of the three lowest resolutions (see `with_outputs`); "last"; or
-                names of layers.
+            image_size: height and width that pictures are resized to.
+            pooling: of the maps.
+            layers: whose maps are pooled: "pyramid", the last layer of each of the three lowest resolutions (see
+                `with_outputs`); "last"; or names of layers.
 
         Raises:
             ValueError: for an unknown name, pooling or layer, and for weights that are missing or do not fit.
         """
         constructor, _ = _application(name)
-        if pooling not in ("avg", "max"):  # Keras takes any other word for no pooling
-            raise ValueError(f"Received pooling={pooling!r}; expected 'avg' or 'max' for the maps of {name}.")
         if weights not in (None, "imagenet") and not pathlib.Path(weights).is_file():
             raise ValueError(
                 f"Received backbone weights {weights!r}, which is no file; expected 'imagenet', None or the path of a "
@@ -214,15 +218,16 @@ class Backbone(keras.layers.Layer):
         return cls(with_outputs(network, layers), name, image_size, pooling, name="backbone")
 
     @classmethod
+    @checked
     def from_keras_file(
         cls,
         path: str,
         preprocessing: str | None = None,
-        image_size: tuple[int, int] | None = None,
-        pooling: str = "avg",
-        layers: str | Sequence[str] = "last",
+        image_size: ImageSize | None = None,
+        pooling: Pooling = "avg",
+        layers: Layers = "last",
     ) -> "Backbone":
-        """A network saved as `.keras`. Images in 0..255 reach it as they are unless `preprocessing` names one.
+        """A network saved as `.keras`, with arguments as for `from_file`; `image_size=None` is what it was made for.
 
         `layers` says which of its layers give the features, as for `from_application`; "last" are its own outputs.
 
@@ -237,13 +242,44 @@ class Backbone(keras.layers.Layer):
         return cls(with_outputs(network, layers), preprocessing, image_size, pooling, name="backbone")
 
     @classmethod
+    @checked
+    def from_file(
+        cls,
+        path: str,
+        preprocessing: str | None = None,
+        image_size: ImageSize | None = None,
+        pooling: Pooling = "avg",
+    ) -> "Backbone":
+        """A network of yours: a model saved as `.keras`, or the folder of a TensorFlow SavedModel.
+
+        Args:
+            path: of the file, or the folder.
+            preprocessing: the `keras.applications` model whose `preprocess_input` comes first; None: images in 0..255
+                reach the network as they are.
+            image_size: height and width that pictures are resized to.
+            pooling: of the maps or tokens that it gives.
+
+        Raises:
+            ValueError: see `from_keras_file` and `from_saved_model`.
+        """
+        if pathlib.Path(path).expanduser().is_dir():
+            return cls.from_saved_model(path, preprocessing=preprocessing, image_size=image_size, pooling=pooling)
+        return cls.from_keras_file(path, preprocessing, image_size, pooling)
+
+    @classmethod
+    def from_glyph_net(cls) -> "Backbone":
+        """The small network of 48x48 pictures that ships with the package, pretrained on Latin and Cyrillic letters."""
+        return cls.from_keras_file(str(GLYPH_NET))
+
+    @classmethod
+    @checked
     def from_saved_model(
         cls,
         path: str,
         endpoint: str = "serving_default",
         preprocessing: str | None = None,
-        image_size: tuple[int, int] | None = None,
-        pooling: str = "avg",
+        image_size: ImageSize | None = None,
+        pooling: Pooling = "avg",
     ) -> "Backbone":
         """A network saved as a TensorFlow SavedModel. Keras cannot put one into a `.keras` file; export holds it.
 

@@ -9,12 +9,15 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
+from typing import Annotated
 
 import keras
 import numpy as np
 import tensorflow as tf
+from annotated_types import Ge
 
-from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.arguments import checked
+from xbm_keras.stages.backbone.frozen import Backbone, ImageSize, Pooling
 
 TEXT_INPUTS = ("token_ids", "padding_mask")
 
@@ -50,19 +53,20 @@ class HubBackbone(Backbone):
             preprocessing("")  # builds what its first call builds, before threads call it
 
     @classmethod
+    @checked
     def from_preset(
         cls,
         preset: str,
-        max_length: int = 128,
-        pooling: str = "avg",
-        image_size: tuple[int, int] | None = None,
+        max_length: Annotated[int, Ge(3)] = 128,
+        pooling: Pooling = "avg",
+        image_size: ImageSize | None = None,
     ) -> "HubBackbone":
         """A network of texts or of pictures, as the preset says; of CLIP and SigLIP the picture side, projected.
 
         Args:
             preset: the name of a keras_hub preset, which is downloaded; or a folder: of a preset, or of Hugging Face.
             max_length: tokens of a text, the special ones included; what is longer is cut.
-            pooling: "avg", "max" or "first".
+            pooling: of the tokens of a text, the padding left out; of the tokens or maps of a picture.
             image_size: (height, width); by default what the network was made for.
 
         Raises:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from annotated_types import Gt, Le, MinLen
 
-from xbm_keras.arguments import AboveZero, Count, UpTo2, checked
+from xbm_keras.arguments import AboveZero, Positive, UpTo2, checked
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.pair_losses.base import PairLoss, count, has_both, split
 
@@ -166,7 +166,7 @@ class RecallSurrogateLoss(PairLoss):
     @checked
     def __init__(
         self,
-        ks: Annotated[Sequence[Count], MinLen(1)] = (1, 2, 4, 8, 16),
+        ks: Annotated[Sequence[Positive], MinLen(1)] = (1, 2, 4, 8, 16),
         temperature: AboveZero = 0.01,
         rank_temperature: AboveZero = 1.0,
     ):
