@@ -1,5 +1,7 @@
 """What the tests share: the three ways to run a step, the real data, a fresh process."""
 
+import contextlib
+import ctypes
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported
@@ -59,6 +61,14 @@ def _same_start_for_every_test():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _freed_memory_goes_back_to_the_system():
+    """After each file: what XLA and the graphs of its tests no longer use, glibc would keep for later."""
+    yield
+    with contextlib.suppress(OSError, AttributeError):  # no glibc here
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
