@@ -66,6 +66,19 @@ def test_a_folder_imports_only_from_those_below_it(name):
         assert folder_of(module) in ("", folder, *below), module
 
 
+def test_the_page_for_contributors_says_what_is_there():
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == FOLDERS
+    assert re.search(r"the boxes: (.*), each", page)[1] == ", ".join(f"`{box}`" for box in BOXES)
+    lists = re.findall(r"list `(\w+)` in\s+`([\w/.]+)`", page)
+    assert len(lists) == 3
+    for name, path in lists:
+        assert re.search(rf"^ *{name} = ", (PACKAGE / path).read_text("utf-8"), re.MULTILINE), path
+    places = re.findall(r"`((?:tests|docs|\.ci|data|stages|config)/[\w/.]+)`|\]\(([\w/.]+)\)", page)
+    for place in filter(None, sum(places, ())):
+        assert (PACKAGE / place).exists() or (PACKAGE.parent / place).exists(), place
+
+
 def test_nothing_imports_a_command():
     assert not {name for name, found in IMPORTS.items() if folder_of(name) != "cli" and "cli" in map(folder_of, found)}
 
