@@ -1,1 +1,5 @@
-"""The FC layer, the only trainable weights, and its closed-form starts."""
+"""The FC layer, the only trainable weights, and its closed-form starts.
+
+- fc_layer: from features to embeddings, of nested widths
+- starts: PCA, whitening, discriminant analyses
+"""
