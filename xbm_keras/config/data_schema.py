@@ -72,7 +72,8 @@ def no_backbone() -> None:
 
 GLYPHS = ("min_fonts", "drawings", "rotation", "noise", "pretraining", "cache_dir")  # what no run chooses
 if TYPE_CHECKING:  # made of constructors, which no type checker follows
-    DataConfig = BackboneConfig = Any
+    DataConfig = Any
+    BackboneConfig = Any
 else:
     DataConfig = one_of(
         [

@@ -33,7 +33,7 @@ def is_section(annotation: Any) -> bool:
 class ArgumentsSection(Section):
     """A section whose keys are arguments of a constructor."""
 
-    constructor: ClassVar[Callable]
+    constructor: ClassVar[Any]
 
     def arguments(self) -> dict[str, Any]:
         """Those of the constructor that are keys of the section."""

@@ -11,7 +11,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -67,8 +67,6 @@ class Source(Protocol):
     """Items that a backbone turns into features."""
 
     items: Items
-    modality: Literal["image", "text", "vector"]
-    """What an item is."""
     decoder: str
     """Version of the rules that turn the items' bytes into pictures; empty where they are no encoded pictures."""
 
@@ -88,7 +86,7 @@ class Source(Protocol):
 class RandomAccess:
     """A source that reads its items by threads, a little ahead of their use."""
 
-    modality = "image"
+    modality = "image"  # what an item is; or "text"
     decoder = ""
 
     def load(self, position: int) -> np.ndarray | str:
