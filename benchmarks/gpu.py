@@ -37,7 +37,7 @@ import tensorflow as tf
 
 from benchmarks import common
 from benchmarks.step import NEGATIVES, POSITIVES, B, D, E, make_features
-from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel
+from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, SupConLoss, XBMModel
 
 BLOCK = 8_192  # different rows; a memory of more holds them several times
 PER_CLASS = 4
@@ -121,8 +121,9 @@ def measure(num_rows, storage, mine_in, how, features, num_steps, end, has_gpu) 
 
 def make_model(num_rows, storage, mine_in, how) -> XBMModel:
     """A model whose memory is empty."""
-    memory, top_k = CircularMemory(num_rows, storage), HardTopK(NEGATIVES, POSITIVES)
-    model = XBMModel(None, Head(E), memory, top_k, SupConLoss(), mine_in)
+    mining = {"features": InFeatures, "embeddings": InEmbeddings}[mine_in]()
+    memory, top_k = CircularMemory(num_rows, storage), HardTopK(NEGATIVES, POSITIVES, mining=mining)
+    model = XBMModel(None, Head(E), memory, top_k, SupConLoss())
     model.build({"features": (None, D)})
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=how == "xla")
     return model

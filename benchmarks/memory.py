@@ -48,11 +48,11 @@ def one(num_rows, options) -> float:
     import numpy as np
     import tensorflow as tf
 
-    from xbm_keras import CircularMemory, HardTopK, Head, Sketch, SupConLoss, XBMModel
+    from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, InSketch, SupConLoss, XBMModel
 
-    how = {"sketch": {"sketch": Sketch(64)}, "embeddings": {"key_refresh": 4096}}.get(options.mine_in, {})
+    mining = {"features": InFeatures(), "sketch": InSketch(64), "embeddings": InEmbeddings(4096)}[options.mine_in]
     memory = CircularMemory(num_rows, options.storage)
-    model = XBMModel(None, Head(128), memory, HardTopK(32, 8), SupConLoss(), options.mine_in, **how)
+    model = XBMModel(None, Head(128), memory, HardTopK(32, 8, mining=mining), SupConLoss())
     model.build({"features": (None, 1280)})
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     model.optimizer.build(model.trainable_variables)

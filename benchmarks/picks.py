@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
+from xbm_keras import HardTopK, InEmbeddings, InFeatures
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.batches import batch_dataset
 from xbm_keras.data.unit_rows import UnitRows
@@ -88,15 +89,17 @@ def recall_of(config, dataset, model) -> float:
     rows, ids = UnitRows(dataset.features, train), dataset.sample_ids[train]
     place_of = {int(each): i for i, each in enumerate(ids)}
     order = [place_of[int(each)] for each in model.memory.sample_ids.numpy()]
-    whole = model.memory.read()._replace(features=tf.constant(np.asarray(rows)[order]), scales=None)
+    whole = model.memory.read()._replace(features=tf.constant(np.asarray(rows)[order]), scales=None, variable=None)
+    in_embeddings = isinstance(model.top_k.mining, InEmbeddings)
+    exact = HardTopK(
+        model.top_k.num_negatives, model.top_k.num_positives, mining=InEmbeddings() if in_embeddings else InFeatures()
+    )
 
     @tf.function
     def share(features, labels, sample_ids):
-        anchors, stored = model.head(features), model.memory.read()
-        keys = model._mining_space(features, anchors, stored, None, tf.constant(0))  # as a step does
-        picked = model.top_k(features, stored, labels, sample_ids, **keys)
-        truth = {} if model.mine_in != "embeddings" else model._mining_space(features, anchors, whole, None, None)
-        sought = model.top_k(features, whole, labels, sample_ids, **truth)
+        stored = model.memory.read()._replace(num_new=tf.constant(0))  # as a step that enqueues nothing
+        items, space = (labels, sample_ids), {"anchors": model.head(features), "embed": model.head}
+        picked, sought = model.top_k(features, stored, *items, **space), exact(features, whole, *items, **space)
         (picked, _), (sought, is_sought) = (negatives_of(each) for each in (picked, sought))
         is_found = tf.reduce_any(sought[:, :, None] == picked[:, None, :], axis=2) & is_sought
         return tf.reduce_sum(tf.cast(is_found, tf.float32)) / tf.reduce_sum(tf.cast(is_sought, tf.float32))

@@ -5,7 +5,7 @@
 D = 1280 features, E = 128, a batch of 128, 32 negatives and 8 random positives, AdamW on a linear head, memory filled.
 
 - `features`, `features float16`, ...: exact mining in the features, by storage type.
-- `embeddings`: mining in stored embeddings, S rows renewed per step (`key_refresh`, the column `S`).
+- `embeddings`: mining in stored embeddings, S rows renewed per step (`refresh`, the column `S`).
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
@@ -22,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import CircularMemory, HardTopK, Head, Sketch, SupConLoss, XBMModel, principal_directions
-from xbm_keras.stages.hard_top_k.streamed import block_rows
+from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, InSketch, SupConLoss, XBMModel
+from xbm_keras.stages.cosine_scores import block_rows
 
 D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
@@ -51,7 +51,7 @@ def measure(num_rows, options) -> list[dict]:
         for name in set(options.names) & {"features", "embeddings", "sketch"}:
             model = make_model(name, storage, features, labels)
             variants[name + suffix] = step_of(model, features, labels)
-            notes[name + suffix] = {"S": model.key_refresh} if name == "embeddings" else {}
+            notes[name + suffix] = {"S": model.top_k.mining.refresh} if name == "embeddings" else {}
         if "floor" in options.names:
             variants["floor 1280" + suffix] = floor_of(tf.cast(features, storage))
     if "floor" in options.names:
@@ -77,17 +77,12 @@ def make_features(num_rows: int) -> np.ndarray:
 
 def make_model(name, storage, features, labels) -> XBMModel:
     num_rows = len(features)
-    how = {}
-    if name == "sketch":
-        how["sketch"] = Sketch(64)
-    elif name == "embeddings":
-        how["key_refresh"] = max(num_rows // 64, 256)
-    model = XBMModel(
-        None, Head(E), CircularMemory(num_rows, storage), HardTopK(NEGATIVES, POSITIVES), SupConLoss(), name, **how
-    )
+    refresh = max(num_rows // 64, 256)
+    mining = {"features": InFeatures(), "sketch": InSketch(64), "embeddings": InEmbeddings(refresh)}[name]
+    top_k = HardTopK(NEGATIVES, POSITIVES, mining=mining)
+    model = XBMModel(None, Head(E), CircularMemory(num_rows, storage), top_k, SupConLoss())
     model.build({"features": (None, D)})
-    if name == "sketch":
-        model.sketch.projection.assign(principal_directions(features[:20_000], 64))
+    top_k.adapt(features[:20_000])
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     model.memory.prefill(features, labels, np.arange(num_rows))
     return model

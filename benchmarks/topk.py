@@ -20,8 +20,9 @@ import tensorflow as tf
 
 from benchmarks import common
 from xbm_keras.stages.circular_memory.ring import Rows
-from xbm_keras.stages.hard_top_k.by_label import Candidates
-from xbm_keras.stages.hard_top_k.streamed import Keys, Search, block_rows, streamed_top_k
+from xbm_keras.stages.cosine_scores import Keys, block_rows
+from xbm_keras.stages.hard_top_k.candidates import Candidates
+from xbm_keras.stages.hard_top_k.streamed import Search, streamed_top_k
 
 
 def main():

@@ -43,9 +43,11 @@ LOSSES = [
 METRICS = {"loss", "occupancy", "valid_anchors", "positive_sim", "negative_sim", "active_pairs"}
 
 
-def make_model(memory_size=24, top_k=None, loss=None, head=None, backbone=None, storage_dtype="float32", **options):
+def make_model(
+    memory_size=24, top_k=None, loss=None, head=None, backbone=None, storage_dtype="float32", frozen=False, **options
+):
     top_k = top_k or HardTopK(4, 2)
-    memory = CircularMemory(memory_size, storage_dtype)
+    memory = CircularMemory(memory_size, storage_dtype, frozen)
     return XBMModel(backbone, head or Head(3), memory, top_k, loss or SupConLoss(), **options)
 
 

@@ -89,6 +89,34 @@ def test_a_box_imports_only_boxes_before_it(name):
     assert {box for module in IMPORTS[name] if (box := box_of(module))} <= set(before)
 
 
+PRODUCTS = {"matmul", "einsum", "tensordot", "dot", "vecdot"}
+MULTIPLY_OTHERS = {
+    "xbm_keras.stages.backbone.resizing": "pixels with the weights of their neighbours",
+    "xbm_keras.stages.hard_top_k.sketch": "features with a projection, and with themselves for it",
+    "xbm_keras.stages.head.fc_layer": "features with the weights",
+    "xbm_keras.stages.head.starts": "closed forms: moments of features, on the host",
+}
+"""What multiplies something else than anchors with rows, and what."""
+
+
+def multiplies(tree):
+    return any(
+        (isinstance(node, ast.Call) and name_of(node) in PRODUCTS)
+        or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult))
+        for node in ast.walk(tree)
+    )
+
+
+def test_anchors_are_multiplied_with_rows_in_one_place():
+    inside = {name for name in MODULES if box_of(name)}
+    found = {name for name in inside if multiplies(ast.parse(MODULES[name].read_text()))}
+    assert found == {"xbm_keras.stages.cosine_scores", *MULTIPLY_OTHERS}
+    head = ast.parse(MODULES["xbm_keras.stages.head.fc_layer"].read_text())
+    (compare,) = (node for node in ast.walk(head) if getattr(node, "name", "") == "compare")
+    assert not multiplies(compare)  # of the file that has weights to multiply
+    assert multiplies(ast.parse("a @ b"))
+
+
 def test_no_circles():
     def visit(name, path):
         assert name not in path, " -> ".join([*path, name])

@@ -17,9 +17,23 @@ import tensorflow as tf
 
 import xbm_keras
 from tests.conftest import MODES, in_mode, run_fresh
-from xbm_keras import Backbone, CircularMemory, HardTopK, Head, NeighborTopK, Picks, Rows, Sketch, XBMModel
+from xbm_keras import (
+    Backbone,
+    CircularMemory,
+    HardTopK,
+    Head,
+    InEmbeddings,
+    InFeatures,
+    InSketch,
+    NeighborTopK,
+    Picks,
+    Rows,
+    StartAlignment,
+    XBMModel,
+)
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.experiment import build
+from xbm_keras.stages.cosine_scores import Keys
 
 SAVED = pathlib.Path(__file__).parent / "saved_models"
 B, D = 8, 6
@@ -78,6 +92,22 @@ def embed(model, features):
     return outputs["features"], outputs["embeddings"]
 
 
+def with_sketch(mining):
+    mining.sketch.build((None, D))
+    return mining
+
+
+def keys_of(mining, features):
+    """Keys of anchors and of rows, outside of a step: stored ones are in the saved models below."""
+    features = tf.cast(features, tf.float32)
+    keys = mining.keys(Keys(features, rows_of(features).block), rows_of(features), features[:, :3], embed_by_hand)
+    return keys.anchors, keys.block(1, 4)
+
+
+def embed_by_hand(features):
+    return features[:, :3]
+
+
 def loss_row(name):
     return Row(getattr(xbm_keras, name), lambda loss, f: loss(tf.matmul(f, f, transpose_b=True), picks_of(f)))
 
@@ -99,6 +129,9 @@ ROWS = {
         lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(LABELS), tf.constant(IDS))),
     ),
     "Head": Row(lambda: built(Head(3, "mlp", 4, seed=5)), lambda head, f: head(f)),
+    "InEmbeddings": Row(lambda: InEmbeddings(3), keys_of),
+    "InFeatures": Row(InFeatures, keys_of),
+    "InSketch": Row(lambda: with_sketch(InSketch(4, rerank=2, seed=2)), keys_of),
     "NeighborTopK": Row(
         lambda: built(NeighborTopK(3, num_random=0)),
         lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(LABELS), tf.constant(IDS))),
@@ -108,15 +141,14 @@ ROWS = {
     "PairLoss": Row(),  # abstract
     "Picks": Row(),
     "Rows": Row(),
-    "Sketch": Row(lambda: built(Sketch(4, seed=2)), lambda sketch, f: sketch(f)),
     "Start": Row(),  # NumPy
+    "StartAlignment": Row(lambda: StartAlignment(2.0)),  # of a model: see its saved model below
     "XBMModel": Row(make_model, embed),
     "batch_as_rows": Row(
         lambda: xbm_keras.batch_as_rows,
         lambda f, x: [each for each in f(x, tf.constant(LABELS), tf.constant(IDS)) if each is not None],
     ),
     "cosine_scores": Row(lambda: xbm_keras.cosine_scores, lambda f, x: f(x, x)),
-    "principal_directions": Row(),  # NumPy
     **{name: loss_row(name) for name in xbm_keras.__all__ if name.endswith("Loss") and name not in
        ("PairLoss", "NonFiniteLoss")},
 }  # fmt: skip
@@ -213,6 +245,8 @@ def rebuilt(text):
     thing = restored(text)
     if isinstance(thing, XBMModel):
         thing.build({"features": (None, D)})
+    elif isinstance(thing, InSketch):
+        with_sketch(thing)
     elif isinstance(thing, keras.Layer) and not thing.built:
         built(thing)
     return thing
@@ -222,9 +256,9 @@ def trained_models():
     """Between them all layers, kinds of head, storage dtypes, and ways to mine; each after some steps."""
     models = {
         "pictures": make_model(backbone=small_backbone(), top_k=HardTopK(2, 1, "random", seed=4)),
-        "keys": make_model(Head(3, "mlp", 4), CircularMemory(B, "int8"), mine_in="embeddings", key_refresh=3),
-        "sketch": make_model(Head(3, "residual"), CircularMemory(B, "bfloat16"), mine_in="sketch", sketch=Sketch(4)),
-        "all": make_model(memory=CircularMemory(B, "float16"), top_k=HardTopK("all", "all"), mine_in="embeddings"),
+        "keys": make_model(Head(3, "mlp", 4), CircularMemory(B, "int8"), HardTopK(2, 1, "hardest", InEmbeddings(3))),
+        "sketch": make_model(Head(3, "residual"), CircularMemory(B, "bfloat16"), HardTopK(mining=InSketch(4))),
+        "all": make_model(memory=CircularMemory(B, "float16"), top_k=HardTopK("all", "all", mining=InEmbeddings())),
     }
     for model in models.values():
         model.compile(keras.optimizers.AdamW(0.01), run_eagerly=True)

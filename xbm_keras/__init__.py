@@ -7,7 +7,7 @@ from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows, batch_as
 from xbm_keras.stages.cosine_scores import cosine_scores
 from xbm_keras.stages.hard_top_k.by_label import HardTopK, Picks
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
-from xbm_keras.stages.hard_top_k.sketch import Sketch, principal_directions
+from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import ClosedForms, Start
 from xbm_keras.stages.pair_losses import (
@@ -27,6 +27,7 @@ from xbm_keras.stages.pair_losses import (
     TupletLoss,
 )
 from xbm_keras.stages.pair_losses.base import PairLoss
+from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,9 @@ __all__ = [
     "ContrastiveLoss",
     "HardTopK",
     "Head",
+    "InEmbeddings",
+    "InFeatures",
+    "InSketch",
     "InfoNCELoss",
     "LiftedStructureLoss",
     "MarginLoss",
@@ -52,14 +56,13 @@ __all__ = [
     "Rows",
     "SemiHardTripletLoss",
     "SimilarityAlignmentLoss",
-    "Sketch",
     "SmoothAPLoss",
     "Start",
+    "StartAlignment",
     "SupConLoss",
     "TripletLoss",
     "TupletLoss",
     "XBMModel",
     "batch_as_rows",
     "cosine_scores",
-    "principal_directions",
 ]

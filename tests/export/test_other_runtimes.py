@@ -76,7 +76,7 @@ def mixed_model(policy):
     keras.config.set_dtype_policy(policy)
     network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Dropout(0.1)])
     backbone = Backbone(network, "MobileNetV2", (8, 8))
-    model = XBMModel(backbone, Head(4, power=0.5, dropout=0.1), CircularMemory(64), HardTopK(4, 2), SupConLoss())
+    model = XBMModel(backbone, Head(4, power=0.5), CircularMemory(64), HardTopK(4, 2), SupConLoss())
     model.build({"inputs": (None, 8, 8, 3)})
     assert model.head.compute_dtype == policy.removeprefix("mixed_")
     keras.config.set_dtype_policy("float32")

@@ -1,5 +1,7 @@
 """Where a GPU would run what this package traces. Nothing runs here: the registry of kernels says it."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from xbm_keras import (
     CircularMemory,
     HardTopK,
     Head,
+    InEmbeddings,
+    InSketch,
     NeighborTopK,
     SimilarityAlignmentLoss,
-    Sketch,
     SmoothAPLoss,
+    StartAlignment,
     SupConLoss,
     TripletLoss,
     XBMModel,
@@ -21,28 +25,28 @@ from xbm_keras import (
 from xbm_keras.evaluation import exact_search
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.index import galleries
-from xbm_keras.stages.hard_top_k import streamed
+from xbm_keras.stages import cosine_scores
 from xbm_keras.stages.pair_losses import ContrastiveLoss, RecallSurrogateLoss
 
 B, D, E, M = 128, 64, 16, 40_000
 LARGE = 5_000  # below B x 40 picks, below B x B, and far below M
 
 LABELLED = {
-    "random positives, stored keys": {"mine_in": "embeddings", "key_refresh": 512},
-    "exact embeddings": {"mine_in": "embeddings", "pair_loss": ContrastiveLoss()},
+    "random positives, stored keys": {"top_k": lambda: HardTopK(32, 8, mining=InEmbeddings(512))},
+    "exact embeddings": {"top_k": HardTopK(32, 8, mining=InEmbeddings()), "pair_loss": ContrastiveLoss()},
     "int8, guards, hardest": {
         "top_k": HardTopK(32, 8, "hardest", max_score=0.9, absolute_margin=0.05),
         "storage_dtype": "int8",
         "pair_loss": TripletLoss(),
     },
-    "float16, sketch": {"mine_in": "sketch", "sketch": Sketch(8), "storage_dtype": "float16"},
+    "float16, sketch": {"top_k": lambda: HardTopK(32, 8, mining=InSketch(8)), "storage_dtype": "float16"},
     "bfloat16, smooth AP, easiest": {
         "top_k": HardTopK(32, 8, "easiest"),
         "storage_dtype": "bfloat16",
         "pair_loss": SmoothAPLoss(),
     },
     "all": {"top_k": HardTopK("all", "all", max_rows_for_all=M), "pair_loss": RecallSurrogateLoss()},
-    "left as it is, held to the start": {"enqueue": False, "start_alignment": 1.0},
+    "left as it is, held to the start": {"frozen": True, "start_alignment": lambda: StartAlignment(1.0)},
     "in the batch": {"memory_size": 0},
     "half precision": {"head": Head(E, dtype="mixed_bfloat16")},
 }
@@ -57,9 +61,11 @@ UNLABELLED = {
 WAYS = {**LABELLED, **UNLABELLED}
 
 
-def make_model(*, memory_size=M, storage_dtype="float32", **stages) -> XBMModel:
+def make_model(*, memory_size=M, storage_dtype="float32", frozen=False, **stages) -> XBMModel:
+    """Functions among the stages make what is one model's own."""
     stages = {"head": Head(E), "top_k": HardTopK(32, 8), "pair_loss": SupConLoss(), **stages}
-    model = XBMModel(None, memory=CircularMemory(memory_size, storage_dtype), **stages)
+    stages = {name: each() if inspect.isfunction(each) else each for name, each in stages.items()}
+    model = XBMModel(None, memory=CircularMemory(memory_size, storage_dtype, frozen), **stages)
     model.build({"features": (None, D)})
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
@@ -157,5 +163,5 @@ def test_the_registry_tells_good_from_bad():
 ])  # fmt: skip
 def test_blocks_follow_the_batch_and_the_device(device, width, num_anchors, rows, monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["one"] if kind == device else [])
-    assert streamed.block_rows(width, num_anchors) == rows
-    assert int(streamed.block_rows(width, tf.constant(num_anchors))) == rows
+    assert cosine_scores.block_rows(width, num_anchors) == rows
+    assert int(cosine_scores.block_rows(width, tf.constant(num_anchors))) == rows

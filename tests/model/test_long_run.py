@@ -27,7 +27,7 @@ class Watch(keras.callbacks.Callback):
 
 rng = np.random.default_rng(0)
 model = XBMModel(
-    None, Head(8), CircularMemory(1024), HardTopK(8, 4), Counted(), mine_in="embeddings", key_refresh=64
+    None, Head(8), CircularMemory(1024), HardTopK(8, 4, mining=InEmbeddings(64)), Counted()
 )
 model.build({"features": (None, 32)})
 model.compile(keras.optimizers.Adam(1e-4))

@@ -18,7 +18,18 @@ from tests.small_models import (
     state_of,
     unit,
 )
-from xbm_keras import CircularMemory, HardTopK, Head, NonFiniteFeatures, NonFiniteLoss, Sketch, SupConLoss, XBMModel
+from xbm_keras import (
+    CircularMemory,
+    HardTopK,
+    Head,
+    InEmbeddings,
+    InFeatures,
+    InSketch,
+    NonFiniteFeatures,
+    NonFiniteLoss,
+    SupConLoss,
+    XBMModel,
+)
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
 from xbm_keras.model.non_finite import Rejections
 
@@ -168,10 +179,9 @@ UNDONE = {
     "rows that wrap around": (13, {}),
     "a batch larger than the memory": (5, {}),
     "int8 rows": (40, {"storage_dtype": "int8"}),
-    "stored embeddings": (40, {"mine_in": "embeddings", "key_refresh": 7}),
-    "all embeddings each step": (11, {"mine_in": "embeddings", "key_refresh": 200}),
-    "a sketch": (40, {"mine_in": "sketch"}),
-    "dropped features": (13, {"dropout": 0.3}),
+    "stored embeddings": (40, {"mining": lambda: InEmbeddings(7)}),
+    "all embeddings each step": (11, {"mining": lambda: InEmbeddings(200)}),
+    "a sketch": (40, {"mining": lambda: InSketch(3)}),
 }
 
 
@@ -186,12 +196,8 @@ UNDONE = {
 def test_a_loss_that_is_not_finite_leaves_no_trace_at_all(case, mode):
     memory_size, options = UNDONE[case]
     x, y = dataset(16)
-    options = {"dropout": 0.0, "storage_dtype": "float32", **options}
-    head, storage_dtype = Head(3, dropout=options.pop("dropout")), options.pop("storage_dtype")
-    if options.get("mine_in") == "sketch":
-        options["sketch"] = Sketch(3)
-    memory = CircularMemory(memory_size, storage_dtype)
-    model = XBMModel(None, head, memory, HardTopK(4, 2), Bursting(), **options)
+    memory = CircularMemory(memory_size, options.get("storage_dtype", "float32"))
+    model = XBMModel(None, Head(3), memory, HardTopK(4, 2, mining=options.get("mining", InFeatures)()), Bursting())
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **compile_arguments(mode))
     built_kernel(model, x)
     model.optimizer.build(model.trainable_variables)
@@ -229,7 +235,7 @@ def test_gradients_are_finite_at_any_fill_level(mode, loss):
     x, y = dataset(8)
     crowd, labels = dataset(24, seed=1)
     crowd["sample_id"] += 5000
-    model = make_model(24, HardTopK(9, 7), loss, mine_in="embeddings", enqueue=False)
+    model = make_model(24, HardTopK(9, 7, mining=InEmbeddings()), loss, frozen=True)
     built_kernel(model, x)
     model.compile(jit_compile=mode == "xla")
 
@@ -264,13 +270,13 @@ class Watched(SupConLoss):
         return {"temperature": self.temperature}
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy, mine_in):
+def test_mixed_precision(policy, mining):
     # Pitfalls: float16 overflow through -1e9 masks, NaN in mixed bfloat16 (PML #121, #161, TF Similarity #364).
     x, y = dataset()
-    memory_size = 400 if mine_in == "features" else 40  # the picks alone pass the head, or all rows
-    exact = compiled(memory_size, HardTopK(4, 2, "hardest"), mine_in=mine_in, optimizer=keras.optimizers.SGD(0.1))
+    memory_size = 400 if mining is InFeatures else 40  # the picks alone pass the head, or all rows
+    exact = compiled(memory_size, HardTopK(4, 2, "hardest", mining()), optimizer=keras.optimizers.SGD(0.1))
     built_kernel(exact, x)
     start = exact.head.kernel.numpy()
     keras.config.set_dtype_policy(policy)  # set back by conftest.py
@@ -278,8 +284,8 @@ def test_mixed_precision(policy, mine_in):
     optimizer = keras.optimizers.SGD(0.1)
     if policy == "mixed_float16":  # Keras' own start of 32,768 overflows here, and it would skip the first steps
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
-    top_k = HardTopK(4, 2, "hardest")
-    model = compiled(memory_size, top_k, Watched(), mine_in=mine_in, optimizer=optimizer, mode="graph")
+    top_k = HardTopK(4, 2, "hardest", mining())
+    model = compiled(memory_size, top_k, Watched(), optimizer=optimizer, mode="graph")
     assert model.head.compute_dtype == policy.removeprefix("mixed_")
     built_kernel(model, x)
     np.testing.assert_array_equal(model.head.kernel, start)
@@ -304,7 +310,7 @@ def test_mixed_precision_ends_at_the_metrics_of_float32(policy):
 
     def trained():
         optimizer = keras.optimizers.Adam(0.02)
-        model = compiled(160, HardTopK(32, 8), head=Head(6), optimizer=optimizer, mine_in="embeddings", mode="graph")
+        model = compiled(160, HardTopK(32, 8, mining=InEmbeddings()), head=Head(6), optimizer=optimizer, mode="graph")
         start = evaluate_retrieval(model.predict(x, verbose=0)["embeddings"], y)
         model.fit(x, y, batch_size=32, epochs=20, shuffle=False, verbose=0)
         return start, evaluate_retrieval(model.predict(x, verbose=0)["embeddings"], y)

@@ -27,10 +27,13 @@ y = np.arange(48) % 3
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def make(memory_size, top_k=(4, 2, "random"), storage_dtype="float32", head=(), loss=None, **options):
-    memory = CircularMemory(memory_size, storage_dtype)
-    top_k = top_k if isinstance(top_k, keras.layers.Layer) else HardTopK(*top_k)
-    model = XBMModel(None, Head(**{"embedding_dim": 4, **dict(head)}), memory, top_k, loss or SupConLoss(), **options)
+def make(memory_size, top_k=(4, 2, "random"), storage_dtype="float32", head=(), loss=None, frozen=False,
+         mining=None, start_alignment=0.0):
+    memory = CircularMemory(memory_size, storage_dtype, frozen)
+    if not isinstance(top_k, keras.layers.Layer):  # each model has a space of its own to mine in
+        top_k = HardTopK(*top_k, mining=mining and type(mining).from_config(mining.get_config()))
+    held = StartAlignment(start_alignment) if start_alignment else None
+    model = XBMModel(None, Head(**{"embedding_dim": 4, **dict(head)}), memory, top_k, loss or SupConLoss(), held)
     model.build({"features": (None, 6)})
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
@@ -92,9 +95,9 @@ weights = np.linspace(0.1, 3.0, 48)  # of anchors, whose shares of a batch diffe
 assert_same_logs(two.fit(x, y, 15, sample_weight=weights, **how_to_fit).history,
                  one.fit(x, y, 15, sample_weight=weights, **how_to_fit).history)
 assert_alike(two, one)
-one = make(48, enqueue=False)
+one = make(48, frozen=True)
 with strategy.scope():
-    two = make(48, enqueue=False)
+    two = make(48, frozen=True)
 two.set_weights(one.get_weights())
 for model in (one, two):
     model.memory.prefill(x["features"], y, x["sample_id"])
@@ -214,7 +217,7 @@ for v, w in zip(two.weights, before, strict=True):
 
 
 def test_two_replicas_train_like_one_device_and_hold_the_same_memory():
-    arguments = {"memory_size": 40, "mine_in": "embeddings", "key_refresh": 5, "start_l2": 0.3}
+    arguments = "dict(memory_size=40, mining=InEmbeddings(5), start_alignment=0.3)"
     run_fresh(TWO_DEVICES + ALIKE + LIKE_ONE_DEVICE + BAD_FEATURES_OF_ONE_REPLICA, arguments)
 
 
@@ -241,15 +244,15 @@ def test_ten_random_splits_of_a_loaded_model_with_prefilled_int8_rows(tmp_path):
     "arguments",
     [
         "dict(memory_size=40, loss=CircleLoss())",
-        "dict(memory_size=0, loss=TripletLoss(), head={'dropout': 0.4})",
+        "dict(memory_size=0, loss=TripletLoss())",
         "dict(memory_size=300, top_k=(2, 'all'), is_prefilled=True, loss=MultiSimilarityLoss())",
         "dict(memory_size=0, top_k=('all', 'all'), loss=ContrastiveLoss())",
-        "dict(memory_size=300, top_k=HardTopK(3, 2, 'easiest', 0.9, 0.05, 0.05), head={'widths': [2, 4]})",
-        "dict(memory_size=300, mine_in='embeddings', key_refresh=7, is_prefilled=True, head={'dropout': 0.4})",
-        "dict(memory_size=60, mine_in='sketch', sketch=Sketch(3), loss=RecallSurrogateLoss())",
-        "dict(memory_size=40, mine_in='embeddings', head={'widths': [2, 4], 'nesting': 'sequential'})",
+        "dict(memory_size=300, top_k=HardTopK(3, 2, 'easiest', None, 0.9, 0.05, 0.05), head={'widths': [2, 4]})",
+        "dict(memory_size=300, mining=InEmbeddings(7), is_prefilled=True)",
+        "dict(memory_size=60, mining=InSketch(3), loss=RecallSurrogateLoss())",
+        "dict(memory_size=40, mining=InEmbeddings(), head={'widths': [2, 4], 'nesting': 'sequential'})",
         "dict(memory_size=300, top_k=NeighborTopK(3, 4), loss=SimilarityAlignmentLoss(), start_alignment=0.5)",
-        "dict(memory_size=0, top_k=NeighborTopK(3, 4), loss=SimilarityAlignmentLoss(), start_l2=0.1)",
+        "dict(memory_size=0, top_k=NeighborTopK(3, 4), loss=SimilarityAlignmentLoss())",
     ],
 )
 def test_ten_random_splits(tmp_path, arguments):

@@ -16,7 +16,8 @@ from tests.small_models import (
     small_backbone,
     some,
 )
-from xbm_keras import CircularMemory, ContrastiveLoss, HardTopK, Head, XBMModel
+from tests.test_contract import FEATURES, SAVED, embed
+from xbm_keras import CircularMemory, ContrastiveLoss, HardTopK, Head, InEmbeddings, StartAlignment, XBMModel
 
 CONTINUE = """
 import sys
@@ -66,35 +67,15 @@ def test_random_positives_depend_on_the_saved_seed_state(tmp_path):
     assert loss_of(other, *batch, training=True) != expected
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_dropout_goes_on_from_the_saved_seed_state(tmp_path, suffix):
-    x, y = dataset(24)
-
-    def start():
-        model = compiled(24, HardTopK(2, 1), head=Head(3, dropout=0.5), mode="graph")
-        built_kernel(model, x)
-        model.optimizer.build(model.trainable_variables)
-        return model
-
-    model, path = start(), tmp_path / f"model{suffix}"
-    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    model.save(path) if suffix == ".keras" else model.save_weights(path)
-    loaded = keras.saving.load_model(path) if suffix == ".keras" else start()
-    if suffix != ".keras":
-        loaded.load_weights(path)
-    for each in (model, loaded):
-        each.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    assert_same_training(loaded, model)
-
-
-def test_a_file_without_the_state_of_the_dropout_still_loads(tmp_path, monkeypatch):
-    head = Head(3, dropout=0.5)
-    head.build((None, 6))
-    monkeypatch.setattr(Head, "save_own_variables", keras.layers.Layer.save_own_variables)
-    model = keras.Sequential([keras.Input((6,)), head])
-    model.save(tmp_path / "old.keras")
-    loaded = keras.saving.load_model(tmp_path / "old.keras").layers[-1]
-    np.testing.assert_array_equal(loaded.kernel, head.kernel)
+def test_dropout_and_l2_to_the_start_of_an_earlier_version_are_left_out():
+    """Its files hold the state of the dropout among the head's weights, too."""
+    with pytest.warns(UserWarning, match=r"start_l2=0.1, dropout of the head=0.2; expected one without"):
+        model = keras.saving.load_model(SAVED / "dropout_and_l2.keras")
+    with np.load(SAVED / "dropout_and_l2.npz") as saved:
+        np.testing.assert_allclose(embed(model, FEATURES)[1], saved["embeddings"], atol=1e-6)
+        np.testing.assert_array_equal(model.memory.read().features, saved["memory"])
+    head = Head.from_config({**model.head.get_config(), "dropout": 0.2})  # a head that was saved by itself
+    assert head.get_config() == model.head.get_config()
 
 
 def test_weights_file_restores_rows_labels_ids_and_counter(tmp_path):
@@ -153,15 +134,15 @@ def test_config_round_trip_keeps_every_argument():
     model = XBMModel(
         small_backbone(),
         Head(5, "mlp", 7, seed=3),
-        CircularMemory(9, "float16"),
-        HardTopK(3, "all", "easiest", max_rows_for_all=100, seed=4),
+        CircularMemory(9, "float16", frozen=True),
+        HardTopK(3, "all", "easiest", InEmbeddings(5), max_rows_for_all=100, seed=4),
         ContrastiveLoss(0.8, 0.2),
-        mine_in="embeddings",
-        enqueue=False,
+        StartAlignment(2.0),
         name="mine",
     )
     twin = XBMModel.from_config(model.get_config())
-    assert (twin.mine_in, twin.enqueue, twin.name) == ("embeddings", False, "mine")
+    assert (twin.top_k.mining.refresh, twin.memory.frozen, twin.name) == (5, True, "mine")
+    assert twin.start_alignment.weight == 2.0
     assert twin.get_config() == model.get_config()
     assert twin.head.get_config() == model.head.get_config()
     assert twin.memory.get_config() == model.memory.get_config()

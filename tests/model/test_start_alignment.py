@@ -14,6 +14,7 @@ from xbm_keras import (
     Head,
     NeighborTopK,
     SimilarityAlignmentLoss,
+    StartAlignment,
     SupConLoss,
     XBMModel,
 )
@@ -24,7 +25,8 @@ WEIGHT = 3.0
 def started(weight, memory_size=24, top_k=None, head=None, mode="eager", **options):
     """A model at a closed form of its data, which its memory holds."""
     x, y = dataset()
-    model = compiled(memory_size, top_k or HardTopK(4, 2), head=head, mode=mode, start_alignment=weight, **options)
+    held = StartAlignment(weight) if weight else None
+    model = compiled(memory_size, top_k or HardTopK(4, 2), head=head, mode=mode, start_alignment=held, **options)
     model.build({"features": x["features"].shape})
     model.set_start(ClosedForms(unit(x["features"]), y).pca(model.head.embedding_dim).scaled())
     if memory_size:
@@ -51,14 +53,14 @@ def kullback_leibler(before, after, mask, temperature=0.1):
 def test_loss_is_the_pair_loss_and_the_divergence(memory_size, monkeypatch):
     seen = []
 
-    def noted(self, *args, call=HardTopK.call, **kwargs):
-        seen.append(call(self, *args, **kwargs))
+    def noted(self, *args, anchors=None, embed=None, call=HardTopK.call):
+        seen.append(call(self, *args, anchors, embed))
         return seen[-1]
 
     monkeypatch.setattr(HardTopK, "call", noted)
     top_k = HardTopK(4, 2, positives="hardest")  # the same picks each time
     (held, x, y), (free, *_) = (
-        started(weight, memory_size, top_k, enqueue=memory_size == 0) for weight in (WEIGHT, 0.0)
+        started(weight, memory_size, top_k, frozen=memory_size != 0) for weight in (WEIGHT, 0.0)
     )
     rows = unit(x["features"].astype(np.float64))
     kernel, bias = held.head.kernel.numpy(), held.head.bias.numpy()
@@ -93,7 +95,7 @@ def test_training_stays_closer_the_heavier_it_is():
     changes = []
     for weight in (0.0, 3.0, 100.0):
         model, x, y = started(weight)
-        start = model.start.get_weights() if model.start else model.head.get_weights()
+        start = model.start_alignment.start.get_weights() if weight else model.head.get_weights()
         embeddings = [unit(unit(x["features"]) @ start[0] + start[1])]
         model.optimizer.learning_rate = 0.003
         model.fit(x, y, batch_size=12, epochs=10, verbose=0)
@@ -118,9 +120,9 @@ def test_eager_graph_and_xla_train_alike(memory_size):
 
 def test_the_start_is_never_trained():
     model, x, y = started(WEIGHT)
-    before = model.start.get_weights()
+    before = model.start_alignment.start.get_weights()
     model.fit(x, y, batch_size=12, epochs=2, verbose=0)
-    for one, other in zip(before, model.start.get_weights(), strict=True):
+    for one, other in zip(before, model.start_alignment.start.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert not np.array_equal(model.head.kernel, before[0])
     assert len(model.trainable_variables) == 2
@@ -128,9 +130,9 @@ def test_the_start_is_never_trained():
 
 
 def test_without_a_closed_form_it_holds_to_the_random_start():
-    model = make_model(start_alignment=WEIGHT)
+    model = make_model(start_alignment=StartAlignment(WEIGHT))
     model.build({"features": (None, 6)})
-    np.testing.assert_array_equal(model.start.kernel, model.head.kernel)
+    np.testing.assert_array_equal(model.start_alignment.start.kernel, model.head.kernel)
 
 
 def test_saved_and_loaded_it_goes_on_alike(tmp_path):
@@ -138,7 +140,7 @@ def test_saved_and_loaded_it_goes_on_alike(tmp_path):
     model.fit(x, y, batch_size=12, epochs=1, verbose=0, shuffle=False)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.start.kernel, model.start.kernel)
+    np.testing.assert_array_equal(loaded.start_alignment.start.kernel, model.start_alignment.start.kernel)
     losses = [
         each.fit(x, y, batch_size=12, epochs=1, verbose=0, shuffle=False).history["loss"] for each in (model, loaded)
     ]
@@ -149,7 +151,7 @@ def test_without_backbone_keeps_the_start():
     model, x, y = started(WEIGHT, top_k=HardTopK(4, 2, positives="hardest"))
     turn(model)
     twin = model.without_backbone()
-    np.testing.assert_array_equal(twin.start.kernel, model.start.kernel)
+    np.testing.assert_array_equal(twin.start_alignment.start.kernel, model.start_alignment.start.kernel)
     assert loss_of(twin, x, y, training=True) == pytest.approx(loss_of(model, x, y, training=True), rel=1e-6)
 
 
@@ -158,7 +160,8 @@ def test_goes_with_training_without_labels():
     losses = []
     for weight in (0.0, WEIGHT):
         head, loss = Head(3, widths=[2, 3]), SimilarityAlignmentLoss()
-        model = XBMModel(None, head, CircularMemory(24), NeighborTopK(4, 4), loss, start_alignment=weight)
+        held = StartAlignment(weight) if weight else None
+        model = XBMModel(None, head, CircularMemory(24), NeighborTopK(4, 4), loss, held)
         model.build({"features": x["features"].shape})
         model.memory.prefill(unit(x["features"]), np.zeros(24, int), x["sample_id"])
         turn(model)
@@ -166,10 +169,17 @@ def test_goes_with_training_without_labels():
     assert losses[1] > losses[0] + 0.01
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+@pytest.mark.parametrize("weight", [-1.0, 0, float("nan")])
 def test_weights_that_are_refused(weight):
-    with pytest.raises(ValueError, match=r"start_alignment=.*; expected weights of 0 or more"):
-        make_model(loss=SupConLoss(), start_alignment=weight)
+    with pytest.raises(ValueError, match=r"weight=.*; expected more than 0"):
+        StartAlignment(weight)
+
+
+def test_each_head_has_a_start_of_its_own():
+    held = StartAlignment(WEIGHT)
+    make_model(start_alignment=held)
+    with pytest.raises(ValueError, match="keeps the start of another head; expected one for each head"):
+        make_model(start_alignment=held)
 
 
 def test_gradient_at_the_start_is_zero():

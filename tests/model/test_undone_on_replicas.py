@@ -23,7 +23,7 @@ def everything():
 arguments = eval(sys.argv[1])
 with strategy.scope():
     memory = CircularMemory(arguments.pop("memory_size"))
-    model = XBMModel(None, Head(3, dropout=0.2), memory, HardTopK(4, 2), Bursting(), **arguments)
+    model = XBMModel(None, Head(3), memory, HardTopK(4, 2, **arguments), Bursting())
     model.build({"features": (None, 6)})
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), jit_compile=False)
 fit(model)
@@ -40,8 +40,6 @@ assert copies(memory.num_enqueued)[0] == copies(memory.num_enqueued)[1] == 96
 """
 
 
-@pytest.mark.parametrize(
-    "arguments", ['{"memory_size": 20}', '{"memory_size": 60, "mine_in": "embeddings", "key_refresh": 7}']
-)
+@pytest.mark.parametrize("arguments", ["dict(memory_size=20)", "dict(memory_size=60, mining=InEmbeddings(7))"])
 def test_no_trace_on_any_replica(arguments):
     run_fresh(TWO_DEVICES + BURSTING, arguments)

@@ -28,9 +28,11 @@ from xbm_keras import (
     ContrastiveLoss,
     HardTopK,
     Head,
+    InEmbeddings,
+    InFeatures,
     InfoNCELoss,
+    InSketch,
     NonFiniteFeatures,
-    Sketch,
     SupConLoss,
     TripletLoss,
     XBMModel,
@@ -115,17 +117,17 @@ def test_traced_once_for_the_life_of_the_model(is_built, num_items):
     assert len(calls) == before
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_evaluate_and_predict_leave_the_memory_and_the_weights(mine_in):
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
+def test_evaluate_and_predict_leave_the_memory_and_the_weights(mining):
     # Pitfall: validation rows enter TF Similarity's memory.
     x, y = dataset()
-    model = compiled(mine_in=mine_in, mode="graph")
+    model = compiled(top_k=HardTopK(4, 2, mining=mining()), mode="graph")
     model.fit(x, y, batch_size=8, verbose=0)
     before = state_of(model)
     result = model.evaluate(*dataset(seed=1), batch_size=8, verbose=0, return_dict=True)
     model.predict(dataset(seed=2)[0], batch_size=8, verbose=0)
     assert state_of(model) == before
-    assert set(result) == METRICS
+    assert set(result) == METRICS - {"active_pairs"}  # which the gradient of a step tells
     assert np.isfinite(list(result.values())).all()
 
 
@@ -172,27 +174,28 @@ def test_in_batch_loss_equals_the_formula():
     assert loss_of(model, x, y, training=True) == pytest.approx(in_batch_supcon(embeddings, y), rel=1e-5)
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda x: x.name)
-def test_memory_of_exactly_one_batch_equals_the_in_batch_loss(loss, mine_in):
+def test_memory_of_exactly_one_batch_equals_the_in_batch_loss(loss, mining):
     # Pitfall: XBM makes some losses worse; memory_size=0 is the row to compare with.
     x, y = dataset(12)
-    with_memory = make_model(12, HardTopK("all", "all"), loss, mine_in=mine_in)
-    without = make_model(0, HardTopK("all", "all"), loss, mine_in=mine_in)
+    with_memory = make_model(12, HardTopK("all", "all", mining=mining()), loss)
+    without = make_model(0, HardTopK("all", "all", mining=mining()), loss)
     loss_of(with_memory, *dataset(7, seed=1), training=True)  # older rows, all overwritten below
     expected = loss_of(without, x, y, training=True)
     assert expected > 0
     assert loss_of(with_memory, x, y, training=True) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
 @pytest.mark.parametrize("top_k", [HardTopK("all", "all"), HardTopK(3, 2, "hardest")], ids=["all", "hardest"])
-def test_permuting_the_batch_leaves_the_loss(top_k, mine_in):
+def test_permuting_the_batch_leaves_the_loss(top_k, mining):
     losses = []
     x, y = dataset(12)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(12) if seed else np.arange(12)
-        model = make_model(20, top_k, mine_in=mine_in)
+        top_k.mining = mining()
+        model = make_model(20, top_k)
         loss_of(model, *dataset(13, seed=1), training=True)
         losses.append(loss_of(model, *some(x, y, order), training=True))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
@@ -221,16 +224,16 @@ def test_loss_scale_does_not_depend_on_the_size_of_a_full_memory():
 
 
 @pytest.mark.parametrize(
-    ("mine_in", "memory_size", "loss"),
-    [("features", 12, SupConLoss()), ("features", 200, TripletLoss()), ("embeddings", 200, InfoNCELoss())],
+    ("mining", "memory_size", "loss"),
+    [(InFeatures, 12, SupConLoss()), (InFeatures, 200, TripletLoss()), (InEmbeddings, 200, InfoNCELoss())],
     ids=["all rows", "picks alone", "embeddings"],
 )
-def test_eager_graph_and_xla_train_alike(mine_in, memory_size, loss):
+def test_eager_graph_and_xla_train_alike(mining, memory_size, loss):
     # Memories small and large: all rows through the head, or the picks alone; then XLA has a way of its own.
     x, y = dataset()
     runs = []
     for mode in MODES:
-        model = compiled(memory_size, HardTopK(4, 2), loss, mode=mode, mine_in=mine_in)
+        model = compiled(memory_size, HardTopK(4, 2, mining=mining()), loss, mode=mode)
         losses = [model.train_on_batch(*some(x, y, slice(i, i + 8)))[0] for i in (0, 8, 16)]
         runs.append((model, losses))
     assert runs[0][1][0] > 0
@@ -257,10 +260,10 @@ def test_stale_rows_are_embedded_with_the_current_head():
     assert loss_of(model, *late, training=True) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_gradient_reaches_the_head_from_both_sides(mine_in):
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
+def test_gradient_reaches_the_head_from_both_sides(mining):
     x, y = dataset(8)
-    model = make_model(50, HardTopK(3, 2, "hardest"), mine_in=mine_in)
+    model = make_model(50, HardTopK(3, 2, "hardest", mining()))
     loss_of(model, *dataset(20, seed=1), training=True)
 
     def loss(kernel, bias):
@@ -278,12 +281,12 @@ def test_gradient_reaches_the_head_from_both_sides(mine_in):
     assert gradient[2, 1] == pytest.approx(slope, rel=0.02, abs=1e-3)
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_hardness_is_measured_where_mine_in_says(mine_in, monkeypatch):
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
+def test_hardness_is_measured_in_the_space_to_mine_in(mining, monkeypatch):
     x, y = dataset(10, classes=2)
-    model = make_model(10, HardTopK(2, 0), mine_in=mine_in)
+    model = make_model(10, HardTopK(2, 0, mining=mining()))
     features = unit(x["features"])
-    keys = unit(features @ built_kernel(model, x)) if mine_in == "embeddings" else features
+    keys = unit(features @ built_kernel(model, x)) if mining is InEmbeddings else features
     picked, pick = [], model.top_k.call
     monkeypatch.setattr(model.top_k, "call", lambda *args, **how: picked.append(pick(*args, **how)) or picked[-1])
     loss_of(model, x, y, training=True)
@@ -295,15 +298,15 @@ def test_hardness_is_measured_where_mine_in_says(mine_in, monkeypatch):
         np.testing.assert_allclose(picked[0].feature_scores[i], features[i] @ features[hardest].T, atol=1e-6)
 
 
-@pytest.mark.parametrize(("key_refresh", "mode"), [(200, "eager"), (30, "eager"), (30, "graph"), (200, "xla")])
-def test_stored_keys_of_all_rows_train_like_exact_ones(key_refresh, mode):
+@pytest.mark.parametrize(("refresh", "mode"), [(200, "eager"), (30, "eager"), (30, "graph"), (200, "xla")])
+def test_stored_keys_of_all_rows_train_like_exact_ones(refresh, mode):
     """Renewing all rows in each step is exact; some of them is a little stale in the mining, never in the loss."""
     x, y = dataset()
-    exact = compiled(200, HardTopK(4, 2, "hardest"), mine_in="embeddings", mode=mode)
-    stored = compiled(200, HardTopK(4, 2, "hardest"), mine_in="embeddings", mode=mode, key_refresh=key_refresh)
+    exact = compiled(200, HardTopK(4, 2, "hardest", InEmbeddings()), mode=mode)
+    stored = compiled(200, HardTopK(4, 2, "hardest", InEmbeddings(refresh)), mode=mode)
     losses = [[model.train_on_batch(*some(x, y, slice(i, i + 8)))[0] for i in (0, 8, 16)] for model in (exact, stored)]
     assert np.isfinite(losses[1]).all()
-    if key_refresh == 200:
+    if refresh == 200:
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
         assert_same_training(stored, exact, rtol=1e-3, atol=1e-6)
 
@@ -312,57 +315,47 @@ def test_stored_keys_of_all_rows_train_like_exact_ones(key_refresh, mode):
 def test_a_sketch_that_keeps_everything_mines_like_the_features(mode):
     x, y = dataset()
     features = compiled(200, HardTopK(4, 2, "hardest"), mode=mode)
-    sketch = compiled(200, HardTopK(4, 2, "hardest"), mode=mode, mine_in="sketch", sketch=Sketch(6))
+    sketch = compiled(200, HardTopK(4, 2, "hardest", InSketch(6)), mode=mode)
     for model in (features, sketch):
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     assert_same_training(sketch, features, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"mine_in": "embeddings", "key_refresh": 7}, {"mine_in": "sketch"}])
-def test_stored_keys_are_saved_and_traced_once(options, tmp_path):
+@pytest.mark.parametrize("make_mining", [lambda: InEmbeddings(7), lambda: InSketch(3)], ids=["embeddings", "sketch"])
+def test_stored_keys_are_saved_and_traced_once(make_mining, tmp_path):
     x, y = dataset()
-    sketch = {"sketch": Sketch(3)} if options["mine_in"] == "sketch" else {}
-    model = compiled(40, HardTopK(2, 1, "hardest"), mode="graph", **options, **sketch)
+    model = compiled(40, HardTopK(2, 1, "hardest", make_mining()), mode="graph")
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    for mine, other in zip(model.mining_keys.weights, again.mining_keys.weights, strict=True):
+    for mine, other in zip(model.top_k.mining.stored.weights, again.top_k.mining.stored.weights, strict=True):
         np.testing.assert_array_equal(mine, other)
     for each in (model, again):
         each.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     assert_same_training(model, again, rtol=1e-5, atol=1e-7)
-    assert model.without_backbone().get_config()["mine_in"] == options["mine_in"]
+    assert model.without_backbone().top_k.mining.stored is model.top_k.mining.stored  # of the memory that they share
+    with pytest.raises(ValueError, match="keeps keys of another memory's rows; expected one for each memory"):
+        make_model(40, model.top_k)
 
 
 @pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_low_precision_memory_trains(storage_dtype, mine_in):
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
+def test_low_precision_memory_trains(storage_dtype, mining):
     x, y = dataset()
-    model = XBMModel(None, Head(3), CircularMemory(200, storage_dtype), HardTopK(4, 2), SupConLoss(), mine_in=mine_in)
+    model = XBMModel(None, Head(3), CircularMemory(200, storage_dtype), HardTopK(4, 2, mining=mining()), SupConLoss())
     model.compile("sgd", run_eagerly=True)
     history = model.fit(x, y, batch_size=8, epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
 
 
-def test_arguments_of_mining_that_are_refused():
-    for received, message in [
-        ({"mine_in": "sketch"}, "mine_in='sketch' with sketch=None; expected a Sketch"),
-        ({"sketch": Sketch(2)}, "mine_in='features' with sketch="),
-        ({"key_refresh": 0}, "key_refresh=0; expected 'exact' or a number of rows"),
-        ({"rerank": 0}, "rerank=0; expected a whole number"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            make_model(**received)
-
-
 # --- samples and their copies ---
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_an_item_never_meets_its_own_copy(mine_in, monkeypatch):
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
+def test_an_item_never_meets_its_own_copy(mining, monkeypatch):
     # Pitfalls: the copy that the last epoch left scores exactly 1.0; and masked after mining, nothing else is picked.
     x, y = dataset(24)
-    model = compiled(100, HardTopK("all", 7), mode="eager", mine_in=mine_in)
+    model = compiled(100, HardTopK("all", 7, mining=mining()), mode="eager")
     seen, pick = [], model.top_k.call
 
     def spy(features, rows, labels, ids, **how):
@@ -420,11 +413,6 @@ def test_missing_labels():
         compiled().fit(dataset()[0], verbose=0)
 
 
-def test_unknown_mine_in():
-    with pytest.raises(ValueError, match="Received mine_in='pixels'; expected one of features, embeddings, sketch"):
-        make_model(mine_in="pixels")
-
-
 def test_class_with_one_item_trains():
     # Pitfall: the minimum of an empty positive set crashes (research-xbm #15).
     x, y = dataset(8)
@@ -444,9 +432,9 @@ def test_batch_without_any_valid_anchor_is_a_loss_of_zero(labels):
     np.testing.assert_array_equal(model.head.kernel, built_kernel(make_model(), x))
 
 
-def test_prefilled_memory_is_left_alone_without_enqueue():
+def test_a_frozen_memory_is_left_alone():
     x, y = dataset()
-    model = compiled(24, enqueue=False)
+    model = compiled(24, frozen=True)
     built_kernel(model, x)
     model.memory.prefill(unit(x["features"]), y, x["sample_id"])
     before = memory_of(model)
@@ -459,13 +447,13 @@ def test_prefilled_memory_is_left_alone_without_enqueue():
 # --- metrics ---
 
 
-def test_metrics_of_a_batch_made_by_hand():
+def test_metrics_of_a_batch_made_by_hand(mode):
     # Angles 0, 60, 90, 150 degrees; a fifth item alone in its class, at 180.
     angles = np.deg2rad([0, 60, 90, 150, 180])
     x = {"features": np.stack([np.cos(angles), np.sin(angles)], axis=1) * 7, "sample_id": np.arange(5)}
     y = np.array([0, 0, 1, 1, 2])
     model = compiled(
-        10, HardTopK("all", "all"), ContrastiveLoss(0.9, 0.4), Head(2), optimizer=keras.optimizers.SGD(0.0)
+        10, HardTopK("all", "all"), ContrastiveLoss(0.9, 0.4), Head(2), optimizer=keras.optimizers.SGD(0.0), mode=mode
     )
     built_kernel(model, x)
     model.head.kernel.assign(np.eye(2))
@@ -483,6 +471,27 @@ def test_metrics_of_a_batch_made_by_hand():
     pull = np.where(is_positive, 0.9 - cosine, 0).sum(axis=1) / np.maximum(is_positive.sum(axis=1), 1)
     push = np.where(is_negative, np.maximum(cosine - 0.4, 0), 0).sum(axis=1) / is_negative.sum(axis=1)
     assert logs["loss"] == pytest.approx([(pull + push).mean()], abs=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_pairs_are_active_that_the_gradient_of_any_width_reaches(policy):
+    keras.config.set_dtype_policy(policy)  # whose losses are scaled
+    angles = np.deg2rad([0, 60, 90, 150, 180])
+    x = {"features": np.stack([np.cos(angles), np.sin(angles)], axis=1), "sample_id": np.arange(5)}
+    y = np.array([0, 0, 0, 1, 1])
+    head, top_k = Head(2, widths=[1, 2]), HardTopK("all", "all")
+    model = compiled(10, top_k, ContrastiveLoss(0.9, 0.4), head, optimizer=keras.optimizers.SGD(0.0))
+    built_kernel(model, x)
+    model.head.kernel.assign([[1, 0], [0.1, 1]])  # so that no beginning is zero
+    logs = model.fit(x, y, batch_size=5, verbose=0).history
+    z = unit(x["features"]) @ np.array([[1.0, 0.0], [0.1, 1.0]])
+    is_pair, is_same = ~np.eye(5, dtype=bool), y[:, None] == y
+    active = np.zeros((5, 5), bool)
+    for width in (1, 2):
+        cosine = unit(z[:, :width]) @ unit(z[:, :width]).T
+        active |= is_pair & np.where(is_same, cosine < 0.9, cosine > 0.4)
+    assert 0 < active.sum() < 20
+    assert logs["active_pairs"] == pytest.approx([active.sum() / 20], abs=1e-5)
 
 
 def test_metrics_of_the_progress_bar(capsys):
@@ -507,11 +516,11 @@ def leave_one_out_recall(embeddings, y):
     return float((y[scores.argmax(axis=1)] == y).mean())
 
 
-@pytest.mark.parametrize("mine_in", ["features", "embeddings"])
-def test_learns_from_a_random_start(mine_in):
+@pytest.mark.parametrize("mining", [InFeatures, InEmbeddings])
+def test_learns_from_a_random_start(mining):
     x, y = clusters()
     adam = keras.optimizers.Adam(0.02)
-    model = compiled(160, HardTopK(32, 8), head=Head(6), optimizer=adam, mine_in=mine_in, mode="graph", width=16)
+    model = compiled(160, HardTopK(32, 8, mining=mining()), head=Head(6), optimizer=adam, mode="graph", width=16)
     model.build({name: values.shape for name, values in x.items()})
     before = leave_one_out_recall(model.encoder.predict(x["features"], verbose=0), y)
     history = model.fit(x, y, batch_size=32, epochs=15, verbose=0).history

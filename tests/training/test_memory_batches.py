@@ -12,13 +12,12 @@ from xbm_keras.training.memory_batches import prefill_order, training_batches
 SEED = 3
 
 
-def prefilled(storage_dtype="float32", memory_size=160, enqueue=False, mode="graph", repeats=1):
+def prefilled(storage_dtype="float32", memory_size=160, frozen=True, mode="graph", repeats=1):
     """A model whose memory holds 160 items, their rows, labels and ids; each id `repeats` times, as views have it."""
     x, y = clusters()
     ids = x["sample_id"] // repeats + 2**60
-    head = Head(4, dropout=0.2)
     model = compiled(
-        memory_size, HardTopK(8, 3), head=head, enqueue=enqueue, mode=mode, width=16, storage_dtype=storage_dtype
+        memory_size, HardTopK(8, 3), head=Head(4), frozen=frozen, mode=mode, width=16, storage_dtype=storage_dtype
     )
     model.build({"features": (None, 16)})
     model.optimizer.build(model.trainable_variables)
@@ -58,7 +57,7 @@ def test_batches_of_slots_hold_nothing_else():
 
 @pytest.mark.parametrize(
     "options",
-    [{"storage_dtype": "float16"}, {"storage_dtype": "int8"}, {"enqueue": True}, {"memory_size": 100}],
+    [{"storage_dtype": "float16"}, {"storage_dtype": "int8"}, {"frozen": False}, {"memory_size": 100}],
     ids=str,
 )
 def test_features_come_from_outside_where_the_memory_does_not_hold_each_bit_of_them(options):
@@ -80,9 +79,9 @@ def test_a_memory_of_other_items_is_not_read(what):
 
 
 def test_slots_of_a_memory_that_changes_are_refused():
-    model, _, y, _ = prefilled(enqueue=True)
+    model, _, y, _ = prefilled(frozen=False)
     batches = slot_dataset(np.arange(160), PKSampler(y, 6, 4, SEED))
-    with pytest.raises(ValueError, match="slots with enqueue=True and memory_size=160; expected a memory that holds"):
+    with pytest.raises(ValueError, match="slots of a memory with frozen=False and memory_size=160; expected one"):
         model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)
 
 
@@ -113,7 +112,7 @@ def test_other_slots_are_refused(slots, message):
 @pytest.mark.parametrize(("slot", "mode"), [(160, "eager"), (-1, "eager"), (100, "eager"), (160, "graph"), (-1, "xla")])
 def test_a_slot_that_holds_no_row_is_not_trained(slot, mode):
     x, y = clusters()
-    model = compiled(160, HardTopK(8, 3), enqueue=False, mode=mode, width=16)
+    model = compiled(160, HardTopK(8, 3), frozen=True, mode=mode, width=16)
     model.build({"features": (None, 16)})
     model.memory.prefill(x["features"][:100], y[:100], x["sample_id"][:100])
     before = model.head.kernel.numpy()

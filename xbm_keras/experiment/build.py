@@ -16,12 +16,12 @@ from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.circular_memory.ring import CircularMemory
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
-from xbm_keras.stages.hard_top_k.sketch import Sketch
+from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
 from xbm_keras.stages.head.fc_layer import Head
+from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 log = logging.getLogger("xbm_keras")
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
-MINING = ("mine_in", "key_refresh")  # of top_k, what is an argument of the model
 SKETCH_DIM = 64
 
 
@@ -57,6 +57,16 @@ def check_head(config: schema.Config, backbone: Backbone | None) -> None:
         )
 
 
+def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:
+    """The choice of pairs among features of a width."""
+    picking = {**config.top_k.model_dump(), "seed": config.training.seed, "name": "top_k"}
+    if config.is_without_labels:
+        return NeighborTopK(**picking)
+    mine_in, refresh = picking.pop("mine_in"), picking.pop("key_refresh")
+    spaces = {"features": InFeatures, "embeddings": lambda: InEmbeddings(refresh)}
+    return HardTopK(**picking, mining=spaces.get(mine_in, lambda: InSketch(min(SKETCH_DIM, width)))())
+
+
 def make_model(
     config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray, power: float
 ) -> XBMModel:
@@ -67,23 +77,16 @@ def make_model(
         log.info(
             "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
         )
-    c, seed = config.head, config.training.seed
-    picking = config.top_k.model_dump()
-    mining = {name: picking.pop(name) for name in MINING if name in picking}
-    if mining and mining["mine_in"] == "sketch":
-        mining["sketch"] = Sketch(min(SKETCH_DIM, width))
-    pick = NeighborTopK if config.is_without_labels else HardTopK
-    head = Head(c.embedding_dim, c.kind, power=power, seed=seed, widths=c.widths, name="head")
+    c, seed, alignment = config.head, config.training.seed, config.training.start_alignment
+    # A prefilled memory that holds all training items has nothing to learn from a batch.
+    frozen = config.memory.prefill and memory_size == num_rows
     model = XBMModel(
         backbone,
-        head,
-        CircularMemory(memory_size, config.memory.storage_dtype, name="memory"),
-        pick(**picking, seed=seed, name="top_k"),
+        Head(c.embedding_dim, c.kind, power=power, seed=seed, widths=c.widths, name="head"),
+        CircularMemory(memory_size, config.memory.storage_dtype, frozen, name="memory"),
+        make_top_k(config, width),
         config.loss.make(),
-        # A prefilled memory that holds all training items has nothing to learn from a batch.
-        enqueue=not (config.memory.prefill and memory_size == num_rows),
-        start_alignment=config.training.start_alignment,
-        **mining,
+        StartAlignment(alignment) if alignment else None,
         name="xbm",
     )
     model.build({"features": (None, width)})

@@ -31,8 +31,6 @@ from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs
 from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
-from xbm_keras.stages.hard_top_k.sketch import principal_directions
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import ClosedForms
 from xbm_keras.training.callbacks import HistoryCsv, KeepBestHead, TrainingProgress
@@ -81,12 +79,8 @@ def start_model(
     if head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power)
         model.set_start(make_start(head, closed_forms).scaled())
-    if isinstance(model.top_k, NeighborTopK):
+    with blaming_config():
         model.top_k.adapt(UnitRows(dataset.features, positions))
-    if model.sketch is not None:
-        with blaming_config():
-            items = UnitRows(dataset.features, positions)
-            model.sketch.projection.assign(principal_directions(items, model.sketch.projection.shape[1]))
     if config.memory.prefill and model.memory.memory_size:
         order = prefill_order(len(positions), config.training.seed)
         shuffled = UnitRows(dataset.features, positions[order])

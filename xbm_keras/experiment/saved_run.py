@@ -60,9 +60,7 @@ def load_model(run: str) -> XBMModel:
     backbone = make_backbone(load_config(str(pathlib.Path(run) / "config.yaml"), is_finished=True))
     if backbone is None or model.backbone is not None:
         return model
-    whole = XBMModel(backbone, model.head, model.memory, model.top_k, model.pair_loss)  # it was saved without
-    whole.build({"features": (None, model.memory.feature_dim)})
-    return whole
+    return model.with_backbone(backbone)  # it was saved without
 
 
 def _load(run: str) -> XBMModel:

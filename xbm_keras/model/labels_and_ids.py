@@ -21,7 +21,7 @@ class WarnOfRepeatedIds(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Nothing was said."""
-        self.is_due = bool(self.model.memory.memory_size and self.model.enqueue)
+        self.is_due = bool(self.model.memory.memory_size and not self.model.memory.frozen)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Note how many rows there were."""
@@ -131,24 +131,23 @@ def check_texts(inputs, labels) -> None:
                 read(first, len(first))
 
 
-def with_items(data: tuple, memory: CircularMemory, is_changing: bool) -> tuple:
+def with_items(data: tuple, memory: CircularMemory) -> tuple:
     """Inputs, labels and weights of a step; where the inputs are slots, with what the memory holds there.
 
     Args:
         data: as Keras gives it: inputs, and perhaps labels and weights.
         memory: prefilled.
-        is_changing: whether steps enqueue.
 
     Raises:
         ValueError: as `read_slots` does.
     """
     inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if isinstance(inputs, dict) and "slot" in inputs:
-        inputs, labels = read_slots(inputs["slot"], memory, is_changing)
+        inputs, labels = read_slots(inputs["slot"], memory)
     return inputs, labels, weights
 
 
-def read_slots(slots, memory: CircularMemory, is_changing: bool) -> tuple[dict, tf.Tensor]:
+def read_slots(slots, memory: CircularMemory) -> tuple[dict, tf.Tensor]:
     """Inputs of a model, and labels, of a batch that is in the memory already.
 
     A slot that holds no row gives NaN, and its own number as the sample id: in a step such a batch is refused.
@@ -156,15 +155,14 @@ def read_slots(slots, memory: CircularMemory, is_changing: bool) -> tuple[dict, 
     Args:
         slots: where, integer, [B] or [B, 1].
         memory: prefilled.
-        is_changing: whether steps enqueue.
 
     Raises:
         ValueError: where rows may leave the memory, or there is none, or for slots of another dtype or shape.
     """
-    if is_changing or not memory.memory_size:
+    if not memory.frozen or not memory.memory_size:
         raise ValueError(
-            f"Received slots with enqueue={is_changing} and memory_size={memory.memory_size}; expected a memory that "
-            "holds the training set and that no step changes. Use enqueue=False and prefill, or give features."
+            f"Received slots of a memory with frozen={memory.frozen} and memory_size={memory.memory_size}; expected "
+            "one that holds the training set and that no step changes. Use frozen=True and prefill, or give features."
         )
     slots = read_slot_numbers(slots)
     is_held = (slots >= 0) & (slots < memory.occupancy())

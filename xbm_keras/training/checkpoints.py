@@ -106,7 +106,7 @@ class Checkpoints(keras.callbacks.Callback):
 def _changing(model: XBMModel) -> list[keras.Variable]:
     """What training changes. Positions, not names, tell them apart: Keras numbers the names within a process."""
     constant = [] if model.backbone is None else list(model.backbone.variables)
-    if not model.enqueue:
+    if model.memory.frozen:
         constant += model.memory.variables
     ids = {id(variable) for variable in constant}
     return [v for v in (*model.variables, *model.optimizer.variables) if id(v) not in ids]

@@ -36,7 +36,7 @@ def training_batches(
         first_step: number of steps before.
     """
     memory = model.memory
-    if not model.enqueue and memory.storage_dtype == "float32" and memory.memory_size == len(rows):
+    if memory.frozen and memory.storage_dtype == "float32" and memory.memory_size == len(rows):
         slots = np.argsort(prefill_order(len(rows), seed))
         held = memory.sample_ids.numpy()[slots], memory.labels.numpy()[slots]
         if np.array_equal(held[0], sample_ids) and np.array_equal(held[1], labels):

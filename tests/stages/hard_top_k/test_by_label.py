@@ -8,6 +8,8 @@ import tensorflow as tf
 from tests.conftest import MODES, in_mode
 from tests.reference_pairs import picks_of_anchor
 from xbm_keras import CircularMemory, HardTopK, Head, Rows, SupConLoss, XBMModel
+from xbm_keras.stages.cosine_scores import Keys
+from xbm_keras.stages.hard_top_k.mining import Mining
 
 ORDERS = {"hardest": "lowest", "easiest": "highest"}  # which positives come first
 
@@ -208,12 +210,22 @@ def test_half_precision_keys(dtype, policy, mode):
         assert chosen(picks, anchor, positive=False) == oracle(case, anchor, positive=False, order="highest", count=3)
 
 
+class ByKeys(Mining):
+    """Keys that are given."""
+
+    def __init__(self, anchor_keys, row_keys, rerank=0):
+        self.given, self.rerank = Keys(anchor_keys, row_keys), rerank
+
+    def keys(self, in_features, rows, anchors, embed):
+        return self.given
+
+
 def test_keys_of_another_space_than_the_features():
-    """`mine_in="embeddings"`: hardness is measured by the keys that are given, not by the rows' features."""
+    """Hardness is measured by the keys that are given, not by the rows' features."""
     case = make_case()
     features, rows, *rest = arguments(case)
     others = rows._replace(features=tf.random.normal([12, 9]))
-    given = HardTopK(3, 2, "hardest")(tf.ones([5, 9]), others, *rest, anchor_keys=features, row_keys=rows.block)
+    given = HardTopK(3, 2, "hardest", ByKeys(features, rows.block))(tf.ones([5, 9]), others, *rest)
     np.testing.assert_array_equal(given.indices, pick(HardTopK(3, 2, "hardest"), case).indices)
     scores = tf.gather(tf.reduce_sum(others.features, axis=1), given.indices)
     np.testing.assert_allclose(given.feature_scores, scores, rtol=1e-5)
@@ -269,11 +281,10 @@ def test_guards_refuse_negatives_before_the_pick(guard, mode):
 def test_guards_look_at_the_features_whatever_the_keys_are(mode):
     case, other = unit_case(0), unit_case(5)
     features, rows, *rest = arguments(case)
-    top_k = HardTopK(5, 0, max_score=0.3)
 
     def call(anchor_keys, row_keys):
-        block = lambda start, width: tf.slice(row_keys, [start, 0], [width, -1])  # noqa: E731
-        return top_k(features, rows, *rest, anchor_keys=anchor_keys, row_keys=block)
+        by_keys = ByKeys(anchor_keys, lambda start, width: tf.slice(row_keys, [start, 0], [width, -1]))
+        return HardTopK(5, 0, mining=by_keys, max_score=0.3)(features, rows, *rest)
 
     picks = in_mode(call, mode)(tf.constant(other["anchor_keys"]), tf.constant(other["row_keys"]))
     by_key = {**case, "anchor_keys": other["anchor_keys"], "row_keys": other["row_keys"]}
@@ -286,11 +297,10 @@ def test_guards_look_at_the_features_whatever_the_keys_are(mode):
 def test_rerank_picks_by_feature_score_among_the_best_by_key(mode):
     case, keys = unit_case(1), unit_case(6)
     features, rows, *rest = arguments(case)
-    top_k = HardTopK(3, 2, "hardest", max_score=0.9)
 
     def call(anchor_keys, row_keys):
-        block = lambda start, width: tf.slice(row_keys, [start, 0], [width, -1])  # noqa: E731
-        return top_k(features, rows, *rest, anchor_keys=anchor_keys, row_keys=block, rerank=4)
+        by_keys = ByKeys(anchor_keys, lambda start, width: tf.slice(row_keys, [start, 0], [width, -1]), rerank=4)
+        return HardTopK(3, 2, "hardest", by_keys, max_score=0.9)(features, rows, *rest)
 
     picks = in_mode(call, mode)(tf.constant(keys["anchor_keys"]), tf.constant(keys["row_keys"]))
     by_key = {**case, "anchor_keys": keys["anchor_keys"], "row_keys": keys["row_keys"]}

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.conftest import MODES, in_mode
 from tests.reference_pairs import cosine
 from xbm_keras import CircularMemory, NeighborTopK, Rows
-from xbm_keras.stages.hard_top_k.streamed import BlockSize
+from xbm_keras.stages.cosine_scores import BlockSize
 
 
 def make_case(num_anchors=5, num_rows=12, seed=0):
@@ -119,8 +119,8 @@ def test_an_empty_memory_gives_no_valid_pick(mode):
 
 
 def test_a_memory_of_several_blocks(monkeypatch):
-    monkeypatch.setattr("xbm_keras.stages.hard_top_k.streamed.MIN_BLOCK_ROWS", 32)
-    monkeypatch.setattr("xbm_keras.stages.hard_top_k.streamed.CPU", BlockSize(keys=96, scores=1 << 20))
+    monkeypatch.setattr("xbm_keras.stages.cosine_scores.MIN_BLOCK_ROWS", 32)
+    monkeypatch.setattr("xbm_keras.stages.cosine_scores.CPU", BlockSize(keys=96, scores=1 << 20))
     case = make_case(num_rows=100)
     picks = pick(NeighborTopK(4, 2), case, "graph")
     for anchor in range(5):

@@ -24,7 +24,7 @@ def setup(memory_size, num_refreshed, mode="eager"):
     def step(features, ids):
         clock.assign_add(1.0)
         rows = memory.enqueue(features, ids, ids)
-        keys.update(make_keys, memory, rows, tf.size(ids))
+        keys.update(make_keys, rows)
         return keys.block(0, memory_size)
 
     return memory, keys, in_mode(step, mode)
@@ -69,7 +69,7 @@ def test_no_gradient_passes_and_the_state_is_in_the_weights():
     kernel = tf.Variable([[1.0, 2.0]])
     with tf.GradientTape() as tape:
         rows = memory.enqueue(*batch(0, 2), batch(0, 2)[1])
-        keys.update(lambda features: features @ kernel, memory, rows, 2)
+        keys.update(lambda features: features @ kernel, rows)
         total = tf.reduce_sum(keys.block(0, 4))
     assert tape.gradient(total, kernel) is None
     assert keys.trainable_variables == []

@@ -5,15 +5,18 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import in_mode
+from xbm_keras.stages import cosine_scores
+from xbm_keras.stages.cosine_scores import Keys
 from xbm_keras.stages.hard_top_k import streamed as module
-from xbm_keras.stages.hard_top_k.streamed import Keys, Search, streamed_top_k
+from xbm_keras.stages.hard_top_k.streamed import Search, streamed_top_k
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 24 rows, in groups of 2: the prefilter works where 24 >= 2 * 2 k, and once more where 12 >= 4 k."""
-    monkeypatch.setattr(module, "CPU", module.BlockSize(keys=24 * 3, scores=1 << 20))
-    monkeypatch.setattr(module, "MIN_BLOCK_ROWS", 24)
+    monkeypatch.setattr(cosine_scores, "CPU", cosine_scores.BlockSize(keys=24 * 3, scores=1 << 20))
+    monkeypatch.setattr(cosine_scores, "MIN_BLOCK_ROWS", 24)
+    monkeypatch.setattr(cosine_scores, "BLOCK_MULTIPLE", 4)
     monkeypatch.setattr(module, "GROUP", 2)
 
 
@@ -137,11 +140,11 @@ def test_one_trace():
 @pytest.mark.parametrize(("num_anchors", "width"), [(5, 24), (1, 48), (0, 48)])  # by scores, by keys
 def test_anchors_of_unknown_number(num_anchors, width, k, jit_compile, monkeypatch):
     """Then blocks follow the number that there is: at most 120 scores, or 24 rows."""
-    monkeypatch.setattr(module, "CPU", module.BlockSize(keys=48 * 3, scores=120))
+    monkeypatch.setattr(cosine_scores, "CPU", cosine_scores.BlockSize(keys=48 * 3, scores=120))
     case = make_case(101, seed=2, num_anchors=5)
     anchors, rows, codes, masks = case[0][:num_anchors], *case[1:3], case[3][:, :num_anchors]
     penalties = tf.where(tf.constant(masks), 0.0, -np.inf)
-    assert int(module.block_rows(3, tf.constant(num_anchors))) == width
+    assert int(cosine_scores.block_rows(3, tf.constant(num_anchors))) == width
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3])], jit_compile=jit_compile)
     def call(anchors):

@@ -71,9 +71,8 @@ def compare_by_hand(kind, weights, features, row_features):
 def compare_by(path, head, features, rows, picks):
     """Similarities, and gradients of their weighted sum, on one of the ways."""
     with tf.GradientTape() as tape:
-        row_embeddings = head.embed_rows(rows) if path == "all rows" else None
-        anchors = head(features)
-        (similarities,) = head.compare(anchors, rows, picks, row_embeddings)
+        embeddings = head.embed_rows(rows) if path == "all rows" else None
+        (similarities,) = head.compare(head(features), rows._replace(embeddings=embeddings), picks)
         total = tf.reduce_sum(similarities * tf.constant(WEIGHTS, tf.float32))
     return similarities, tape.gradient(total, [variable.value for variable in head.trainable_weights])
 
@@ -199,7 +198,7 @@ def test_each_side_alone_has_a_gradient(side):
             row_embeddings = tf.stop_gradient(row_embeddings)
         else:
             anchors = tf.stop_gradient(anchors)
-        (similarities,) = head.compare(anchors, rows, picks, row_embeddings)
+        (similarities,) = head.compare(anchors, rows._replace(embeddings=row_embeddings), picks)
         value = tf.reduce_sum(similarities * tf.constant(WEIGHTS, tf.float32))
     expected = numerical_gradient(total, weights["kernel"])
     assert np.abs(expected).max() > 0.1
@@ -249,9 +248,9 @@ def test_each_picked_row_passes_the_head_once(monkeypatch):
     anchors = head(make_features(4))
     call = head.call
 
-    def noted(features, training=False):
+    def noted(features):
         num_embedded.append(features.shape[0])
-        return call(features, training)
+        return call(features)
 
     monkeypatch.setattr(head, "call", noted)
     head.compare(anchors, rows, picks)
@@ -322,9 +321,9 @@ def test_files_restore_the_weights_and_the_frozen_start(kind, tmp_path):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["linear", "residual", "mlp"])
-@pytest.mark.parametrize(("power", "dropout"), [(1.0, 0.2), (0.5, 0.0), (0.5, 0.2)])
-def test_sixteen_bits_with_power_and_dropout(policy, kind, power, dropout):
-    head = Head(4, kind, 8, power=power, dropout=dropout, dtype=policy)  # while the global policy is float32
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_sixteen_bits_with_power(policy, kind, power):
+    head = Head(4, kind, 8, power=power, dtype=policy)  # while the global policy is float32
     head.build((None, 6))
     exact = Head(4, kind, 8, power=power)
     exact.build((None, 6))
@@ -333,4 +332,3 @@ def test_sixteen_bits_with_power_and_dropout(policy, kind, power, dropout):
     embeddings = head(features)
     assert embeddings.dtype == tf.float32
     np.testing.assert_allclose(embeddings, exact(features), atol=0.03)
-    assert np.isfinite(head(features, training=True)).all()

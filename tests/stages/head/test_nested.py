@@ -41,8 +41,8 @@ def test_similarities_of_each_width_equal_the_cosines_of_the_beginnings(path, mo
     rows = make_rows(row_features)
 
     def compare(features):
-        row_embeddings = head.embed_rows(rows) if path == "all rows" else None
-        return head.compare(head(features), rows, make_picks(), row_embeddings)
+        embeddings = head.embed_rows(rows) if path == "all rows" else None
+        return head.compare(head(features), rows._replace(embeddings=embeddings), make_picks())
 
     similarities = in_mode(compare, mode)(tf.constant(features))
     kernel, bias = head.kernel.numpy(), head.bias.numpy()

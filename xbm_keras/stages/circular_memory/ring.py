@@ -41,6 +41,12 @@ class Rows(NamedTuple):
     """[M] float32 where the features are int8: what a row is to be multiplied with."""
     variable: tf.Variable | None = None
     """That holds the features, where they are the memory's: a GPU gathers int8 rows from a variable alone."""
+    embeddings: tf.Tensor | None = None
+    """[M, E], where all rows passed the head."""
+    num_enqueued: tf.Tensor | None = None
+    """How many rows the memory was given so far, an int64; None for a batch in the role of the memory."""
+    num_new: tf.Tensor | None = None
+    """How many of them this step gave, at most; None outside of a step."""
 
     def take(self, indices: tf.Tensor) -> tf.Tensor:
         """Features of the rows at `indices` [...], float32 [..., D]."""
@@ -76,6 +82,7 @@ class CircularMemory(keras.layers.Layer):
         memory_size: rows M. 0 is legal: then `enqueue` gives the batch itself back, and nothing is kept.
         storage_dtype: "float32", "float16", "bfloat16" or "int8", in which features are kept. int8 rows have a scale
             each: their largest component is 127.
+        frozen: steps read the memory and do not change it, for one that `prefill` filled with the whole training set.
 
     Raises:
         ValueError: for a negative size or an unknown storage dtype; in `build`, for a feature width that is unknown.
@@ -88,7 +95,7 @@ class CircularMemory(keras.layers.Layer):
         [True, True, True, False]
     """
 
-    def __init__(self, memory_size: int, storage_dtype: str = "float32", **kwargs):
+    def __init__(self, memory_size: int, storage_dtype: str = "float32", frozen: bool = False, **kwargs):
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
         if not isinstance(memory_size, int) or memory_size < 0:
@@ -103,6 +110,7 @@ class CircularMemory(keras.layers.Layer):
             )
         self.memory_size = memory_size
         self.storage_dtype = storage_dtype
+        self.frozen = frozen
 
     def build(self, input_shape):
         """Create the rows for features of shape `(batch, D)`."""
@@ -143,7 +151,7 @@ class CircularMemory(keras.layers.Layer):
 
         Any batch size works: of a batch larger than the memory the newest rows stay, an empty one changes nothing. A
         batch that holds a non-finite feature is not written at all. An older row whose sample id comes again is kept
-        but no longer valid, so candidates hold each id at most once.
+        but no longer valid, so candidates hold each id at most once. A frozen memory is read alone.
 
         Args:
             features: [B, D] float, of unit length; they are kept as they are.
@@ -157,12 +165,20 @@ class CircularMemory(keras.layers.Layer):
             ValueError: if the width of the features is not that of `build`, which comes first, or for labels or ids
                 that are no integers or not one for each item.
         """
-        check_features(features.shape, self._built_width())
-        num_items = features.shape[0] or tf.shape(features)[0]
-        labels, sample_ids = read_labels(labels, num_items), read_sample_ids(sample_ids, num_items)
+        labels, sample_ids = self._checked(features, labels, sample_ids)
         if not self.memory_size:
             return batch_as_rows(features, labels, sample_ids)
+        if not self.frozen:
+            self._write(features, labels, sample_ids)
+        return self.read()._replace(num_new=tf.shape(features)[0])
 
+    def _checked(self, features, labels, sample_ids):
+        """Labels and sample ids, int64 [B]."""
+        check_features(features.shape, self._built_width())
+        num_items = features.shape[0] or tf.shape(features)[0]
+        return read_labels(labels, num_items), read_sample_ids(sample_ids, num_items)
+
+    def _write(self, features, labels, sample_ids):
         n = tf.shape(features, tf.int64)[0]
         skipped = tf.maximum(n - self.memory_size, 0)  # older rows of a batch larger than the memory
         numbers = self.num_enqueued.value + tf.range(skipped, n)  # in the order of enqueues
@@ -171,11 +187,9 @@ class CircularMemory(keras.layers.Layer):
 
         features, labels, sample_ids = features[skipped:], labels[skipped:], sample_ids[skipped:]
         self.newest_of_id.enqueue(sample_ids, numbers, self.num_enqueued.value, only_if=is_finite)
-        columns = [*self._to_storage(features), (self.labels, labels), (self.sample_ids, sample_ids)]
-        for variable, rows in columns:
+        for variable, rows in [*self._to_storage(features), (self.labels, labels), (self.sample_ids, sample_ids)]:
             write_rows(variable, slots, rows, only_if=is_finite)
         write_whole(self.num_enqueued, self.num_enqueued.value + tf.where(is_finite, n, 0))
-        return self.read()
 
     def read(self) -> Rows:
         """The memory as it is, in the order of slots, not of age. Raises ValueError where `memory_size` is 0."""
@@ -189,6 +203,7 @@ class CircularMemory(keras.layers.Layer):
             is_filled & tf.cast(self.newest_of_id.is_newest.value, tf.bool),
             tf.convert_to_tensor(self.scales.value) if self.storage_dtype == "int8" else None,
             self.features.value,
+            num_enqueued=tf.convert_to_tensor(self.num_enqueued.value),
         )
 
     def items(self, slots: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -247,7 +262,8 @@ class CircularMemory(keras.layers.Layer):
             is_bad = ~np.isfinite(rows).all(axis=1)
             if is_bad.any():
                 raise ValueError(non_finite_message(is_bad.sum(), np.asarray(sample_ids[block])[is_bad]))
-            self.enqueue(tf.constant(unit_rows(rows)), np.asarray(labels[block]), np.asarray(sample_ids[block]))
+            rows = tf.constant(unit_rows(rows))
+            self._write(rows, *self._checked(rows, np.asarray(labels[block]), np.asarray(sample_ids[block])))
 
     def save_own_variables(self, store):
         """Weights by name, in blocks of rows: at once they would be copied, and the memory may fill the machine's."""
@@ -289,4 +305,5 @@ class CircularMemory(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        return {**super().get_config(), "memory_size": self.memory_size, "storage_dtype": self.storage_dtype}
+        arguments = {name: getattr(self, name) for name in ("memory_size", "storage_dtype", "frozen")}
+        return {**super().get_config(), **arguments}

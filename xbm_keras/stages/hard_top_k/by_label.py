@@ -5,10 +5,14 @@ from typing import Literal, NamedTuple
 import keras
 import tensorflow as tf
 
-from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.data.unit_rows import FeatureRows
+from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
+from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
+from xbm_keras.stages.hard_top_k.candidates import Candidates, find_and_rerank, find_best, without
+from xbm_keras.stages.hard_top_k.mining import Embed, InFeatures, Mining
 from xbm_keras.stages.hard_top_k.random_rows import random_bits, random_rows
-from xbm_keras.stages.hard_top_k.streamed import LOWEST, KeyBlock, Keys, Search, streamed_top_k
+from xbm_keras.stages.hard_top_k.streamed import Search
 
 Count = int | Literal["all"]
 POSITIVES = ("hardest", "easiest", "random")
@@ -47,6 +51,7 @@ class HardTopK(keras.layers.Layer):
         num_negatives: rows of another label, those with the highest score; or "all".
         num_positives: rows of the anchor's label; or "all".
         positives: which positives: "hardest" (lowest score), "easiest" (highest score) or "random".
+        mining: where hardness is measured: `InFeatures()`, the default, `InEmbeddings()` or `InSketch()`.
         max_score: guard, a cosine; None is off.
         absolute_margin: guard, 0 or more; None is off.
         relative_margin: guard, 0 or more; None is off.
@@ -68,11 +73,15 @@ class HardTopK(keras.layers.Layer):
         ([1, 2, 3], [True, False, False])
     """
 
+    uses_labels = True
+    """Whether picks are told apart by label, as the losses that use labels need it."""
+
     def __init__(
         self,
         num_negatives: Count = 32,
         num_positives: Count = 8,
         positives: str = "random",
+        mining: Mining | None = None,
         max_score: float | None = None,
         absolute_margin: float | None = None,
         relative_margin: float | None = None,
@@ -90,6 +99,10 @@ class HardTopK(keras.layers.Layer):
             )
         if positives not in POSITIVES:
             raise ValueError(f"Received positives={positives!r}; expected one of {', '.join(POSITIVES)}.")
+        if not isinstance(mining, Mining | None):
+            raise ValueError(
+                f"Received {mining=}; expected InFeatures(), InEmbeddings() or InSketch(), from xbm_keras."
+            )
         if max_score is not None and not -1 <= max_score <= 1:
             raise ValueError(f"Received max_score={max_score!r}; expected a cosine similarity, in -1..1, or None.")
         for name, margin in (("absolute_margin", absolute_margin), ("relative_margin", relative_margin)):
@@ -98,6 +111,7 @@ class HardTopK(keras.layers.Layer):
         self.num_negatives = num_negatives
         self.num_positives = num_positives
         self.positives = positives
+        self.mining = mining or InFeatures()
         self.max_score = max_score
         self.absolute_margin = absolute_margin
         self.relative_margin = relative_margin
@@ -105,6 +119,14 @@ class HardTopK(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
+
+    def keep(self, memory: CircularMemory, embedding_dim: int) -> list[keras.Layer]:
+        """Make what is kept for a memory's rows; the layers of which it is state are returned, to be saved."""
+        return self.mining.keep(memory, embedding_dim)
+
+    def adapt(self, features: FeatureRows) -> None:
+        """Learn what `mining` needs of these features, [N, D] unit vectors, which are read in blocks."""
+        self.mining.adapt(features)
 
     def num_picks(self, num_rows: int) -> int:
         """T for a memory of `num_rows` rows."""
@@ -118,9 +140,8 @@ class HardTopK(keras.layers.Layer):
         rows: Rows,
         labels: tf.Tensor,
         sample_ids: tf.Tensor,
-        anchor_keys: tf.Tensor | None = None,
-        row_keys: KeyBlock | None = None,
-        rerank: int = 0,
+        anchors: tf.Tensor | None = None,
+        embed: Embed | None = None,
     ) -> Picks:
         """Pick T rows for each anchor: first the positives, then the negatives. No gradient passes.
 
@@ -131,10 +152,8 @@ class HardTopK(keras.layers.Layer):
             rows: the memory.
             labels: [B] int64 of the anchors.
             sample_ids: [B] int64 of the anchors.
-            anchor_keys: [B, K] unit vectors in the space where hardness is measured, by default that of the features.
-            row_keys: from the first row and a number of rows W to their unit vectors [W, K] in that space.
-            rerank: c, where the keys merely approximate the features: of the best c k by key the best k by feature
-                score are picked. 0 takes the keys' order as it is.
+            anchors: [B, E] embeddings of the anchors, to mine in embeddings.
+            embed: the head, likewise.
         """
         features = tf.stop_gradient(tf.cast(features, tf.float32))
         in_features = Keys(features, rows.block)
@@ -148,21 +167,20 @@ class HardTopK(keras.layers.Layer):
             searches["negatives"] = Search(
                 self.num_negatives, 1.0, among.other_classes, ceilings, None if is_under_xla() else among.common_code
             )
-        if anchor_keys is None or row_keys is None:
-            best = find_best(in_features, searches, among)
+        keys = self.mining.keys(in_features, rows, anchors, embed)
+        keys = keys._replace(anchors=tf.stop_gradient(tf.cast(keys.anchors, tf.float32)))
+        if self.mining.rerank:
+            best = find_and_rerank(keys, in_features, searches, among, self.mining.rerank)
         else:
-            keys = Keys(tf.stop_gradient(tf.cast(anchor_keys, tf.float32)), row_keys)
-            if rerank:
-                best = _search_again(keys, in_features, searches, among, rerank)
-            else:
-                best = find_best(keys, searches, among, guard=None if ceilings is None else in_features)
+            is_other = ceilings is not None and keys.block is not in_features.block
+            best = find_best(keys, searches, among, guard=in_features if is_other else None)
         picked = {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
         if isinstance(self.num_positives, int) and self.num_positives and self.positives == "random":
             picked["positives"] = self._random_positives(among, self.num_positives + 1)
         if "all" in (self.num_negatives, self.num_positives):
             return self._with_all(picked, features, among, labels, ceilings)
         indices, is_positive, is_valid = _joined(picked)
-        scores = tf.einsum("bd,btd->bt", features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
+        scores = scores_of_picks(features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
         return Picks(indices, is_positive, is_valid, scores)
 
     def _ceilings(self, in_features, among):
@@ -186,13 +204,13 @@ class HardTopK(keras.layers.Layer):
         # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.
         any_one = random_bits(tf.size(among.sample_ids), 1, seeds[1])[:, 0] % k
         any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
-        return _without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
+        return without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
 
     def _with_all(self, picked, features, among, labels, ceilings):
         """Picks with all rows on the positives' side, on the negatives', or on both, from the whole score matrix."""
         rows = among.rows
         self._refuse_all_of_many(rows)
-        scores = tf.matmul(features, tf.stop_gradient(rows.block(0, tf.shape(rows.labels)[0])), transpose_b=True)
+        scores = cosine_scores(features, tf.stop_gradient(rows.block(0, tf.shape(rows.labels)[0])))
         every = tf.broadcast_to(tf.range(tf.shape(scores, tf.int64)[1])[None, :], tf.shape(scores))
         is_positive = labels[:, None] == rows.labels[None, :]
         is_valid = rows.is_valid[None, :] & (among.sample_ids[:, None] != rows.sample_ids[None, :])
@@ -233,6 +251,7 @@ class HardTopK(keras.layers.Layer):
             "num_negatives": self.num_negatives,
             "num_positives": self.num_positives,
             "positives": self.positives,
+            "mining": keras.saving.serialize_keras_object(self.mining),
             "max_score": self.max_score,
             "absolute_margin": self.absolute_margin,
             "relative_margin": self.relative_margin,
@@ -240,74 +259,11 @@ class HardTopK(keras.layers.Layer):
             "seed": self.seed,
         }
 
-
-class Candidates(NamedTuple):
-    """Which rows may be a pick of which anchor, in O(M + B^2) numbers rather than B M."""
-
-    rows: Rows
-    sample_ids: tf.Tensor
-    """[B] int64, of the anchors."""
-    common_code: tf.Tensor
-    """B, an int64: rows of another label than all anchors, nearly all of a large memory."""
-    codes: tf.Tensor
-    """[M] int64: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
-    row that is not valid."""
-    classes: tf.Tensor
-    """[B] int64, the code of the anchor's label."""
-    own_class: tf.Tensor
-    """[B + 2, B] float32, by code and anchor: 0 for rows of the anchor's label, else -inf."""
-    other_classes: tf.Tensor
-    """[B + 2, B] float32: 0 for rows of another label, else -inf."""
-
     @classmethod
-    def of(cls, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> "Candidates":
-        """For anchors of these labels and ids, each [B]."""
-        ordered, num_anchors = tf.sort(labels), tf.size(labels, tf.int64)
-        codes = tf.searchsorted(ordered, rows.labels, out_type=tf.int64)
-        # A replica may have no anchors: the label behind the others is never looked at.
-        one_more = tf.concat([ordered, tf.zeros([1], labels.dtype)], axis=0)
-        is_in_batch = (codes < num_anchors) & (tf.gather(one_more, codes) == rows.labels)
-        codes = tf.where(is_in_batch, codes, num_anchors)
-        codes = tf.where(rows.is_valid, codes, num_anchors + 1)
-        is_same = tf.pad(ordered[:, None] == labels[None, :], [[0, 2], [0, 0]])
-        is_other = ~is_same & (tf.range(num_anchors + 2) <= num_anchors)[:, None]
-        own_class, other_classes = (tf.where(mask, 0.0, LOWEST) for mask in (is_same, is_other))
-        classes = tf.searchsorted(ordered, labels, out_type=tf.int64)
-        return cls(rows, sample_ids, num_anchors, codes, classes, own_class, other_classes)
-
-    def place_of_own(self, indices, is_valid, otherwise):
-        """Where in [B, k] the row with the anchor's own id stands, [B] int64; `otherwise` where it does not."""
-        is_own = is_valid & (tf.gather(self.rows.sample_ids, indices) == self.sample_ids[:, None])
-        place = tf.argmax(tf.cast(is_own, tf.float32), axis=1)  # a GPU has no argmax of integers
-        return tf.where(tf.reduce_any(is_own, axis=1), place, otherwise)
-
-
-def find_best(keys, searches, among, guard=None):
-    """For each search values, indices and validity of the best rows but the anchor's own, each [B, k]."""
-    if not searches:
-        return {}
-    one_more = [search._replace(k=search.k + 1) for search in searches.values()]  # the own row may be among them
-    best = {}
-    for name, (values, indices) in zip(searches, streamed_top_k(keys, among.codes, one_more, guard), strict=True):
-        is_valid = values > LOWEST
-        indices = tf.where(is_valid, indices, 0)
-        place = among.place_of_own(indices, is_valid, searches[name].k)
-        best[name] = _without(place, values, indices, is_valid)
-    return best
-
-
-def _search_again(keys, in_features, searches, among, rerank):
-    """The same by feature score among the `rerank` k best by key."""
-    wide = {name: search._replace(k=search.k * rerank, ceilings=None) for name, search in searches.items()}
-    best = {}
-    for name, (_, indices, is_valid) in find_best(keys, wide, among).items():
-        k, sign, _, ceilings, _ = searches[name]
-        scores = tf.einsum("bd,bkd->bk", in_features.anchors, tf.stop_gradient(among.rows.take(indices)))
-        if ceilings is not None:
-            is_valid &= scores <= ceilings[:, None]
-        values, place = tf.math.top_k(tf.where(is_valid, sign * scores, LOWEST), k)
-        best[name] = (values, *(tf.gather(each, place, batch_dims=1) for each in (indices, is_valid)))
-    return best
+    def from_config(cls, config):
+        """The stage that `get_config` described; one of earlier versions mines in the features."""
+        mining = config.get("mining")
+        return cls(**{**config, "mining": mining and keras.saving.deserialize_keras_object(mining)})
 
 
 def _joined(picked):
@@ -316,10 +272,3 @@ def _joined(picked):
     indices, is_valid = (tf.concat([picked[name][i] for name in names], axis=1) for i in range(2))
     parts = [tf.fill(tf.shape(picked[name][0]), name == "positives") for name in names]
     return indices, tf.concat(parts, axis=1), is_valid
-
-
-def _without(place, *tensors):
-    """Each tensor [B, k] without the column `place` [B]."""
-    kept = tf.range(tensors[0].shape[1] - 1, dtype=tf.int64)[None, :]
-    kept += tf.cast(kept >= place[:, None], tf.int64)
-    return tuple(tf.gather(each, kept, batch_dims=1) for each in tensors)

@@ -6,10 +6,13 @@ import tensorflow as tf
 
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
-from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
-from xbm_keras.stages.hard_top_k.by_label import Candidates, Picks, find_best
-from xbm_keras.stages.hard_top_k.streamed import Keys, Search
+from xbm_keras.stages.cosine_scores import Keys, cosine_scores
+from xbm_keras.stages.hard_top_k.by_label import Picks
+from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best
+from xbm_keras.stages.hard_top_k.mining import Embed
+from xbm_keras.stages.hard_top_k.streamed import Search
 
 BLOCK_ROWS = 8192  # of the pass over the features whose mean is taken
 
@@ -52,6 +55,8 @@ class NeighborTopK(keras.layers.Layer):
         Matryoshka-Adaptor, arXiv 2407.20243, section 3.2.
     """
 
+    uses_labels = False
+
     def __init__(self, num_neighbors: int = 64, num_random: int = 256, centring: float = 0.5, seed: int = 0, **kwargs):
         super().__init__(autocast=False, **kwargs)
         for name, count, least in (("num_neighbors", num_neighbors, 1), ("num_random", num_random, 0)):
@@ -80,11 +85,23 @@ class NeighborTopK(keras.layers.Layer):
             total += np.asarray(features[start : start + BLOCK_ROWS], np.float64).sum(axis=0)
         self.offset.assign(self.centring * total / len(features))
 
+    def keep(self, memory: CircularMemory, embedding_dim: int) -> list[keras.Layer]:
+        """Nothing is kept for a memory's rows."""
+        return []
+
     def num_picks(self, num_rows: int) -> int:
         """T, for a memory of any number of rows."""
         return self.num_neighbors + self.num_random
 
-    def call(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Picks:
+    def call(
+        self,
+        features: tf.Tensor,
+        rows: Rows,
+        labels: tf.Tensor,
+        sample_ids: tf.Tensor,
+        anchors: tf.Tensor | None = None,
+        embed: Embed | None = None,
+    ) -> Picks:
         """Pick T rows for each anchor. No gradient passes.
 
         Args:
@@ -92,6 +109,8 @@ class NeighborTopK(keras.layers.Layer):
             rows: the memory.
             labels: not used.
             sample_ids: [B] int64 of the anchors.
+            anchors: not used.
+            embed: not used.
         """
         features = tf.stop_gradient(self._centred(features))
         # To `Candidates` all rows are of one class, the anchors'.
@@ -108,7 +127,7 @@ class NeighborTopK(keras.layers.Layer):
             is_known = (drawn[None, :, None] == indices[:, None, :]) & is_valid[:, None, :]  # [B, random, neighbours]
             is_own = tf.gather(rows.sample_ids, drawn)[None, :] == sample_ids[:, None]  # [B, random]
             is_drawn = is_drawn[None, :] & ~is_own & ~tf.reduce_any(is_known, axis=2)
-            drawn_scores = tf.matmul(features, self._centred(rows.take(drawn)), transpose_b=True)  # [B, random]
+            drawn_scores = cosine_scores(features, self._centred(rows.take(drawn)))  # [B, random]
             indices = tf.concat([indices, tf.broadcast_to(drawn[None, :], tf.shape(is_drawn))], axis=1)
             is_valid = tf.concat([is_valid, is_drawn], axis=1)
             is_neighbor = tf.concat([is_neighbor, tf.zeros_like(is_drawn)], axis=1)

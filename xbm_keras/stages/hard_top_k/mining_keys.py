@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
+from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import without_journal, write_rows, write_whole
 
 CHUNK = 4096  # rows of the pass over a memory that was filled before
@@ -47,13 +47,7 @@ class MiningKeys(keras.layers.Layer):
         self.num_seen = weight("num_seen", (), "int64")  # rows that had been enqueued at the last update
         self.built = True
 
-    def update(
-        self,
-        make_keys: Callable[[tf.Tensor], tf.Tensor],
-        memory: CircularMemory,
-        rows: Rows,
-        batch_size: tf.Tensor,
-    ) -> None:
+    def update(self, make_keys: Callable[[tf.Tensor], tf.Tensor], rows: Rows) -> None:
         """Make the keys of the rows that the batch wrote, and of the next rows in turn.
 
         Where all keys are made, after a prefill, a step that is undone takes back those of the batch alone; the next
@@ -61,12 +55,9 @@ class MiningKeys(keras.layers.Layer):
 
         Args:
             make_keys: features [n, D] to keys [n, K].
-            memory: the memory, after the enqueue.
-            rows: what it holds.
-            batch_size: number of rows that were enqueued at most.
+            rows: the memory, after the enqueue of a step.
         """
-        num_enqueued = tf.convert_to_tensor(memory.num_enqueued.value)
-        batch_size = tf.cast(tf.minimum(batch_size, self.memory_size), tf.int64)
+        num_enqueued, batch_size = rows.num_enqueued, tf.cast(tf.minimum(rows.num_new, self.memory_size), tf.int64)
         newest = (num_enqueued - batch_size + tf.range(batch_size)) % self.memory_size
         self._write(newest, make_keys, rows)
 

@@ -1,38 +1,17 @@
 """Exact top-k of a score matrix that is never held whole: blocks of memory rows are scored, reduced and merged.
 
-Letters: B anchors, M memory rows, K width of the keys, W rows of a block.
+Letters: B anchors, M memory rows, W rows of a block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-MIN_BLOCK_ROWS = 4096
+from xbm_keras.stages.cosine_scores import Keys, score_blocks
+
 GROUP = 8  # rows of a group of the prefilter
 LOWEST = -float("inf")
-
-KeyBlock = Callable[[tf.Tensor, int], tf.Tensor]
-"""From the first row and the number of rows W to their keys [W, K] float32."""
-
-
-class BlockSize(NamedTuple):
-    """How large a block may be on a kind of device, in numbers of float32."""
-
-    keys: int
-    scores: int
-
-
-CPU = BlockSize(keys=1 << 22, scores=1 << 24)  # 16 MB of keys stay in the cache while a batch is multiplied with them
-GPU = BlockSize(keys=1 << 27, scores=1 << 26)  # 512 MB and 256 MB: few iterations, each of which keeps it busy
-
-
-class Keys(NamedTuple):
-    """A space in which anchors and rows are compared: unit vectors, so that products are cosines."""
-
-    anchors: tf.Tensor
-    """[B, K] float32."""
-    block: KeyBlock
 
 
 class Search(NamedTuple):
@@ -68,58 +47,23 @@ def streamed_top_k(
     """
     # Whatever is as large as the memory or the picks is int64: TensorFlow keeps int32 numbers in host memory, so that
     # arithmetic with them would be a copy from a GPU and one back.
-    num_rows = codes.shape[0]  # None for a batch of unknown size in the role of the memory: then a single block
     num_anchors = tf.shape(keys.anchors)[0]
-    width = num_rows and block_rows(keys.anchors.shape[1] or 1, keys.anchors.shape[0] or num_anchors)
+    nowhere = tf.shape(searches[0].penalties, tf.int64)[0]  # a code beyond the others
+    padded = [s._replace(penalties=tf.pad(s.penalties, [[0, 1], [0, 0]], constant_values=LOWEST)) for s in searches]
+
+    def merge(state, scores, block):
+        if block.num_known is None:
+            return _merge(scores[0], scores[-1], codes, block.start, searches, state, block.least)
+        block_codes = tf.slice(codes, [block.start], [block.width])
+        is_known = tf.range(tf.cast(block.width, tf.int64)) < tf.cast(block.num_known, tf.int64)
+        block_codes = tf.where(is_known, nowhere, block_codes)
+        return _merge(scores[0], scores[-1], block_codes, block.start, padded, state, block.least)
+
     state = [
         (tf.fill([num_anchors, search.k], LOWEST), tf.zeros([num_anchors, search.k], tf.int64)) for search in searches
     ]
-    if num_rows is None or num_rows <= (width if isinstance(width, int) else MIN_BLOCK_ROWS):
-        blocks = _scores(keys, guard, tf.constant(0), num_rows or tf.shape(codes)[0])
-        return _merge(*blocks, codes, tf.constant(0), searches, state, num_rows)
-
-    least = width if isinstance(width, int) else MIN_BLOCK_ROWS  # rows of a block at least, known while this is traced
-    width = width if isinstance(width, int) else tf.minimum(width, num_rows)
-    num_blocks = -(-num_rows // width)
-    nowhere = tf.shape(searches[0].penalties, tf.int64)[0]  # a code beyond the others
-
-    def step(i, state):
-        start = tf.minimum(i * width, num_rows - width)  # the last block reaches back into the one before it
-        block_codes = tf.slice(codes, [start], [width])
-        is_known = tf.range(tf.cast(width, tf.int64)) < tf.cast(i * width - start, tf.int64)
-        block_codes = tf.where(is_known, nowhere, block_codes)
-        return i + 1, _merge(*_scores(keys, guard, start, width), block_codes, start, padded, state, least)
-
-    padded = [s._replace(penalties=tf.pad(s.penalties, [[0, 1], [0, 0]], constant_values=LOWEST)) for s in searches]
-    # Two at a time: the next block is multiplied while this one is merged, which keeps all cores busy.
-    return tf.while_loop(lambda i, _: i < num_blocks, step, (tf.constant(0), state), parallel_iterations=2)[1]
-
-
-def block_rows(width: int, num_anchors: int | tf.Tensor) -> int | tf.Tensor:
-    """Rows of a block: so many that merges are few and cheap, and so few that the device holds keys and scores easily.
-
-    Args:
-        width: K of the keys.
-        num_anchors: B; a tensor where it is not known while this is traced: then so is the result.
-    """
-    size = GPU if tf.config.list_logical_devices("GPU") else CPU
-    if isinstance(num_anchors, int):
-        in_scores = size.scores // max(num_anchors, 1)
-        return max(min(size.keys // width, in_scores) // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
-    in_scores = size.scores // tf.maximum(num_anchors, 1)
-    return tf.maximum(tf.minimum(size.keys // width, in_scores) // GROUP**2 * GROUP**2, MIN_BLOCK_ROWS)
-
-
-def _scores(keys, guard, start, width) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scores and guard scores of a block of rows, [W, B]."""
-    # [W, B] rather than [B, W]: this product is the faster one, and maxima over groups of rows then run along the
-    # anchors, which lie side by side.
-    scores, *guard_scores = (
-        tf.matmul(tf.stop_gradient(each.block(start, width)), each.anchors, transpose_b=True)
-        for each in (keys, guard)
-        if each is not None
-    )
-    return scores, guard_scores[0] if guard_scores else scores
+    spaces = [keys] if guard is None else [keys, guard]
+    return score_blocks(spaces, codes.shape[0], lambda: tf.shape(codes)[0], merge, state)
 
 
 def _merge(scores, guard_scores, codes, start, searches, state, least):

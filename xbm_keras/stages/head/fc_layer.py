@@ -1,16 +1,14 @@
 """FC layer and L2 normalisation: the only trainable weights."""
 
-import functools
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from xbm_keras.geometry import signed_power, unit_length
-from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
-from xbm_keras.stages.cosine_scores import cosine_scores
+from xbm_keras.stages.cosine_scores import cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.starts import Start
 
@@ -46,12 +44,10 @@ class Head(keras.layers.Layer):
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
         nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
             columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
-        dropout: share of the features that is left out, by chance, where it is called with `training=True`: for the
-            anchors of `XBMModel`, not for rows of the memory.
 
     Raises:
         ValueError: for an unknown kind or nesting, "mlp" with "sequential", a width below 1, nested widths that do not
-            ascend up to E, weights that do not fit them, or a power or dropout outside 0..1.
+            ascend up to E, weights that do not fit them, or a power outside 0..1.
 
     Reference:
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
@@ -77,7 +73,6 @@ class Head(keras.layers.Layer):
         widths: Sequence[int] | None = None,
         width_weights: Sequence[float] | None = None,
         nesting: str = "joint",
-        dropout: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -88,10 +83,6 @@ class Head(keras.layers.Layer):
                 raise ValueError(f"Received {name}={width!r}; expected a whole number, 1 or more.")
         if not 0 < power <= 1:
             raise ValueError(f"Received power={power}; expected a number above 0, up to 1.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"Received dropout={dropout}; expected a share, 0 or more and below 1.")
-        self.dropout = dropout
-        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy) if dropout else None
         self.embedding_dim = embedding_dim
         self.kind = kind
         self.hidden_dim = hidden_dim
@@ -150,13 +141,11 @@ class Head(keras.layers.Layer):
         self.kernel.assign(start.kernel)
         self.bias.assign(start.bias)
 
-    def call(self, features, training=False):
-        """Features [B, D] to embeddings [B, E] of unit length, float32; in training without those that are dropped."""
+    def call(self, features):
+        """Features [B, D] to embeddings [B, E] of unit length, float32."""
         if self.power != 1:
             features = unit_length(signed_power(features, self.power))
         features = tf.cast(features, self.compute_dtype)
-        if self.drop is not None:
-            features = _dropped(self.drop, features, training)
         z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
         if self.kind == "residual":
             z += tf.matmul(features, self._in_training(self.delta))
@@ -186,29 +175,22 @@ class Head(keras.layers.Layer):
         features = rows.block(0, tf.shape(rows.labels)[0])
         return self(tf.where(rows.is_valid[:, None], features, features[:1]))
 
-    def compare(
-        self,
-        anchors: tf.Tensor,
-        rows: Rows,
-        picks: Picks,
-        row_embeddings: tf.Tensor | None = None,
-    ) -> list[tf.Tensor]:
+    def compare(self, anchors: tf.Tensor, rows: Rows, picks: Picks) -> list[tf.Tensor]:
         """Cosine similarities of anchors and their picks, under the current weights, gradient on both sides.
 
         Args:
             anchors: [B, E] embeddings of the batch.
-            rows: the memory.
+            rows: the memory. Where not all of it passed the head already, the picked rows pass it, each once (under
+                XLA, where `tf.unique` does not exist, once for each time that it was picked).
             picks: which rows, [B, T].
-            row_embeddings: [M, E], where all rows passed the head already. Else the picked rows pass it, each once
-                (under XLA, where `tf.unique` does not exist, once for each time that it was picked).
 
         Returns:
             For each of `widths` [B, T] float32.
         """
-        if row_embeddings is not None:
+        if rows.embeddings is not None:
             return [
                 tf.gather(cosine_scores(*each), picks.indices, batch_dims=1)
-                for each in zip(self.nested(anchors), self.nested(row_embeddings), strict=True)
+                for each in zip(self.nested(anchors), self.nested(rows.embeddings), strict=True)
             ]
         flat = tf.reshape(picks.indices, [-1])
         if is_under_xla():
@@ -223,7 +205,7 @@ class Head(keras.layers.Layer):
             if position is not None:
                 some_picked = tf.gather(some_picked, position)
             shape = tf.concat([tf.shape(picks.indices), [width]], axis=0)
-            similarities.append(tf.einsum("be,bte->bt", some_anchors, tf.reshape(some_picked, shape)))
+            similarities.append(scores_of_picks(some_anchors, tf.reshape(some_picked, shape)))
         return similarities
 
     def nested(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
@@ -237,19 +219,14 @@ class Head(keras.layers.Layer):
         weighted = [weight * loss for weight, loss in zip(self.width_weights, losses, strict=True)]
         return tf.add_n(weighted) / sum(self.width_weights)
 
-    def save_own_variables(self, store):
-        """Weights, and the state of the dropout: Keras by itself does not save seed generators."""
-        super().save_own_variables(store)
-        if self.drop is not None:
-            store["seed_state"] = self.drop.seed_generator.state.value.numpy()
-
     def load_own_variables(self, store):
-        """What `save_own_variables` stored; older files hold no state of the dropout, which then stays as it is."""
-        saved = {key: store[key] for key in store.keys()}  # noqa: SIM118
-        seed_state = saved.pop("seed_state", None)
-        super().load_own_variables(saved)
-        if self.drop is not None and seed_state is not None:
-            self.drop.seed_generator.state.assign(seed_state)
+        """Weights; the files of earlier versions may hold the state of a dropout, too."""
+        super().load_own_variables({key: store[key] for key in store.keys() if key != "seed_state"})  # noqa: SIM118
+
+    @classmethod
+    def from_config(cls, config):
+        """The head that `get_config` described; one of earlier versions may have had a dropout, in training alone."""
+        return super().from_config({name: value for name, value in config.items() if name != "dropout"})
 
     def get_config(self):
         """Arguments of the constructor."""
@@ -263,15 +240,4 @@ class Head(keras.layers.Layer):
             "widths": list(self.widths),
             "width_weights": list(self.width_weights),
             "nesting": self.nesting,
-            "dropout": self.dropout,
         }
-
-
-def _dropped(drop: keras.layers.Layer, features: tf.Tensor, training: bool) -> tf.Tensor:
-    """Features [B, D] of which some are left out, in training."""
-    if not (training and replicas.is_one_of_several()):
-        return drop(features, training=training)
-    # Each replica draws the same numbers: those of the whole batch, of which it takes its own.
-    ones = functools.partial(tf.ones, dtype=features.dtype)
-    kept = replicas.of_whole_batch(lambda n: drop(ones([n, features.shape[-1]]), training=True), tf.shape(features)[0])
-    return features * kept

@@ -1,0 +1,89 @@
+"""Candidates: which rows may be a pick of which anchor, and the best of them."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from xbm_keras.stages.circular_memory.ring import Rows
+from xbm_keras.stages.cosine_scores import Keys, scores_of_picks
+from xbm_keras.stages.hard_top_k.streamed import LOWEST, Search, streamed_top_k
+
+
+class Candidates(NamedTuple):
+    """Which rows may be a pick of which anchor, in O(M + B^2) numbers rather than B M."""
+
+    rows: Rows
+    sample_ids: tf.Tensor
+    """[B] int64, of the anchors."""
+    common_code: tf.Tensor
+    """B, an int64: rows of another label than all anchors, nearly all of a large memory."""
+    codes: tf.Tensor
+    """[M] int64: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
+    row that is not valid."""
+    classes: tf.Tensor
+    """[B] int64, the code of the anchor's label."""
+    own_class: tf.Tensor
+    """[B + 2, B] float32, by code and anchor: 0 for rows of the anchor's label, else -inf."""
+    other_classes: tf.Tensor
+    """[B + 2, B] float32: 0 for rows of another label, else -inf."""
+
+    @classmethod
+    def of(cls, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> "Candidates":
+        """For anchors of these labels and ids, each [B]."""
+        ordered, num_anchors = tf.sort(labels), tf.size(labels, tf.int64)
+        codes = tf.searchsorted(ordered, rows.labels, out_type=tf.int64)
+        # A replica may have no anchors: the label behind the others is never looked at.
+        one_more = tf.concat([ordered, tf.zeros([1], labels.dtype)], axis=0)
+        is_in_batch = (codes < num_anchors) & (tf.gather(one_more, codes) == rows.labels)
+        codes = tf.where(is_in_batch, codes, num_anchors)
+        codes = tf.where(rows.is_valid, codes, num_anchors + 1)
+        is_same = tf.pad(ordered[:, None] == labels[None, :], [[0, 2], [0, 0]])
+        is_other = ~is_same & (tf.range(num_anchors + 2) <= num_anchors)[:, None]
+        own_class, other_classes = (tf.where(mask, 0.0, LOWEST) for mask in (is_same, is_other))
+        classes = tf.searchsorted(ordered, labels, out_type=tf.int64)
+        return cls(rows, sample_ids, num_anchors, codes, classes, own_class, other_classes)
+
+    def place_of_own(self, indices, is_valid, otherwise):
+        """Where in [B, k] the row with the anchor's own id stands, [B] int64; `otherwise` where it does not."""
+        is_own = is_valid & (tf.gather(self.rows.sample_ids, indices) == self.sample_ids[:, None])
+        place = tf.argmax(tf.cast(is_own, tf.float32), axis=1)  # a GPU has no argmax of integers
+        return tf.where(tf.reduce_any(is_own, axis=1), place, otherwise)
+
+
+Best = dict[str, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+"""For each search values, indices and validity of the best rows but the anchor's own, each [B, k]."""
+
+
+def find_best(keys: Keys, searches: dict[str, Search], among: Candidates, guard: Keys | None = None) -> Best:
+    """The best rows by key; `guard` is the space of the guard scores, if it is another."""
+    if not searches:
+        return {}
+    one_more = [search._replace(k=search.k + 1) for search in searches.values()]  # the own row may be among them
+    best: Best = {}
+    for name, (values, indices) in zip(searches, streamed_top_k(keys, among.codes, one_more, guard), strict=True):
+        is_valid = values > LOWEST
+        indices = tf.where(is_valid, indices, 0)
+        place = among.place_of_own(indices, is_valid, searches[name].k)
+        best[name] = without(place, values, indices, is_valid)
+    return best
+
+
+def find_and_rerank(keys: Keys, in_features: Keys, searches: dict[str, Search], among: Candidates, rerank: int) -> Best:
+    """The same by feature score among the `rerank` k best by key."""
+    wide = {name: search._replace(k=search.k * rerank, ceilings=None) for name, search in searches.items()}
+    best: Best = {}
+    for name, (_, indices, is_valid) in find_best(keys, wide, among).items():
+        k, sign, _, ceilings, _ = searches[name]
+        scores = scores_of_picks(in_features.anchors, tf.stop_gradient(among.rows.take(indices)))
+        if ceilings is not None:
+            is_valid &= scores <= ceilings[:, None]
+        values, place = tf.math.top_k(tf.where(is_valid, sign * scores, LOWEST), k)
+        best[name] = (values, *(tf.gather(each, place, batch_dims=1) for each in (indices, is_valid)))
+    return best
+
+
+def without(place: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Each tensor [B, k] without the column `place` [B]."""
+    kept = tf.range(tensors[0].shape[1] - 1, dtype=tf.int64)[None, :]
+    kept += tf.cast(kept >= place[:, None], tf.int64)
+    return tuple(tf.gather(each, kept, batch_dims=1) for each in tensors)
