@@ -478,7 +478,7 @@ def test_pairs_are_active_that_the_gradient_of_any_width_reaches(policy):
     keras.config.set_dtype_policy(policy)  # whose losses are scaled
     angles = np.deg2rad([0, 60, 90, 150, 180])
     x = {"features": np.stack([np.cos(angles), np.sin(angles)], axis=1), "sample_id": np.arange(5)}
-    y = np.array([0, 0, 0, 1, 1])
+    y = np.array([0, 0, 1, 1, 1])
     head, top_k = Head(2, widths=[1, 2]), HardTopK("all", "all")
     model = compiled(10, top_k, ContrastiveLoss(0.9, 0.4), head, optimizer=keras.optimizers.SGD(0.0))
     built_kernel(model, x)
