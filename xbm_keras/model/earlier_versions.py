@@ -1,6 +1,7 @@
 """Configs of models that earlier versions saved: flags, where now there are objects."""
 
 import warnings
+from typing import Any
 
 import keras
 
@@ -17,7 +18,7 @@ def translated(config: dict) -> dict:
     """
     if "mine_in" not in config:
         return config
-    flags = {name: config.get(name) for name in FLAGS}
+    flags: dict[str, Any] = {name: config.get(name) for name in FLAGS}
     config = {name: value for name, value in config.items() if name not in FLAGS}
     mining = {
         "features": InFeatures,

@@ -102,19 +102,19 @@ class XBMModel(strategies.ReplicatedModel):
             features_shape = (None, self.backbone.compute_output_shape(input_shape["inputs"])[-1])
         else:
             features_shape = (None, input_shape["inputs"][-1])
-        is_started = self.start_alignment is None or self.start_alignment.start.built
+        is_new_start = self.start_alignment is not None and not self.start_alignment.start.built
         for stage in (self.head, self.memory, self.top_k, *self.state_of_stages):
             if not stage.built:  # a loaded model, and one of another's stages, brings them already built
                 stage.build(features_shape)
-        if not is_started:
-            self.start_alignment.remember()
+        if self.start_alignment is not None and is_new_start:
+            self.start_alignment.remember(self.head)
         self.built = True
 
     def set_start(self, start: Start) -> None:
         """Start the head from a closed form. Raises ValueError where it was made for other widths."""
         self.head.set_start(start)
         if self.start_alignment is not None:
-            self.start_alignment.remember()
+            self.start_alignment.remember(self.head)
 
     def get_build_config(self):
         """The width of the features: all that `build` needs."""

@@ -38,13 +38,14 @@ class StartAlignment:
         True
     """
 
+    start: Head
+    """The head as it was before the first step."""
+    _head: Head | None = None
+
     def __init__(self, weight: float):
         if not weight > 0:
             raise ValueError(f"Received {weight=}; expected more than 0. For no such loss leave start_alignment out.")
         self.weight = weight
-        self.start: Head | None = None
-        """The head as it was before the first step."""
-        self._head: Head | None = None
 
     def follow(self, head: Head) -> Head:
         """Keep a copy of this head, which is returned. Raises ValueError where it keeps one of another head already."""
@@ -58,11 +59,11 @@ class StartAlignment:
             self.start = Head.from_config({**head.get_config(), "name": "start", "trainable": False})
         return self.start
 
-    def remember(self) -> None:
+    def remember(self, head: Head) -> None:
         """The head as it is now is the start."""
         if not self.start.built:
-            self.start.build((None, self._head.kernel.shape[0]))
-        self.start.set_weights(self._head.get_weights())
+            self.start.build((None, head.kernel.shape[0]))
+        self.start.set_weights(head.get_weights())
 
     def __call__(
         self, similarities: Sequence[tf.Tensor], features: tf.Tensor, rows: Rows, picks: Picks
