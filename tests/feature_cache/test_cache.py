@@ -425,9 +425,9 @@ def test_a_damaged_file_of_hashes_is_written_anew(compute, tmp_path):
 
 SLOW = """
 import pathlib, sys, time
-from tests.test_feature_cache import small_backbone
+from tests.feature_cache.test_cache import small_backbone
 from xbm_keras.data.sources import ImageFolder
-from xbm_keras.feature_cache import compute_features
+from xbm_keras.feature_cache.cache import compute_features
 
 class Slow(ImageFolder):
     def load(self, position):
@@ -471,10 +471,10 @@ def test_kill_9_and_two_processes_at_once_end_byte_identical(many_photos, tmp_pa
 
 KILLED_WHILE_HASHING = """
 import os, signal, sys
-from tests.test_feature_cache import small_backbone
-from xbm_keras import item_digests
+from tests.feature_cache.test_cache import small_backbone
+from xbm_keras.feature_cache import digests as item_digests
 from xbm_keras.data.sources import ImageFolder
-from xbm_keras.feature_cache import compute_features
+from xbm_keras.feature_cache.cache import compute_features
 
 class Deadly(ImageFolder):
     def digest(self, position):
@@ -543,9 +543,9 @@ def test_a_view_has_the_digest_that_it_says(photos, tmp_path):
 
 SHARED = """
 import pathlib, sys, time
-from tests.test_feature_cache import small_backbone
+from tests.feature_cache.test_cache import small_backbone
 from xbm_keras.data.sources import ImageFolder
-from xbm_keras.feature_cache import compute_features
+from xbm_keras.feature_cache.cache import compute_features
 
 photos, cache, me, other, rounds = sys.argv[1:]
 cache = pathlib.Path(cache)
