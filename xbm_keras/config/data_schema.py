@@ -1,6 +1,6 @@
 """The sections of configs/*.yaml that say what the data and the frozen network are."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -50,10 +50,11 @@ class Split(Section):
 
 
 class _Data(ArgumentsSection):
+    constructor: ClassVar[Any]  # of a source, whose class says its modality
     split: Split = Split()
 
     @property
-    def modality(self) -> Literal["image", "text", "vector"]:
+    def modality(self) -> str:
         """What an item is."""
         is_text = getattr(self, "texts", None) is not None
         return "text" if is_text else type(self).constructor.modality

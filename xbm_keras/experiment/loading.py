@@ -18,7 +18,7 @@ from xbm_keras.data.splits import (
     split_items,
     with_neighborhoods_held_out,
 )
-from xbm_keras.data.unit_rows import ChosenRows
+from xbm_keras.data.unit_rows import ChosenRows, FeatureRows
 from xbm_keras.data.views import QUARTERS, Chosen, augmented, turned
 from xbm_keras.experiment.build import make_source
 from xbm_keras.feature_cache.cache import ShardedRows, compute_features
@@ -60,9 +60,12 @@ def load_dataset(
     # Whatever can be wrong without a feature is told before the network runs, which may take hours.
     _split(config, items, all_test, is_training, fold)
     items.sample_ids()
+    features: FeatureRows
     if isinstance(source, arrays.Features):
         features = source.features if len(chosen) == len(source.features) else ChosenRows(source.features, chosen)
         contents, skipped, num_computed = None, {}, 0
+    elif backbone is None:
+        raise ValueError("Received items that are no vectors, and no backbone; expected the network. Give one.")
     else:
         needed = source if len(chosen) == len(source.items.keys) else Chosen(source, chosen)
         cached = compute_features(needed, backbone, config.cache.dir, **config.cache.arguments())
@@ -85,8 +88,9 @@ def load_dataset(
         ) from error
     if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
         splits = with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)
-    has_labels = items.labels is not None and items.labels.names
-    labels = items.labels if has_labels else Labels(np.zeros(len(items.keys), np.int64), [])
+    labels = items.labels
+    if labels is None or not labels.names:
+        labels = Labels(np.zeros(len(items.keys), np.int64), [])
     duplicates = {}
     if is_training and not all_test:
         contents = contents_of(features) if contents is None else contents
@@ -159,12 +163,16 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
     is_tried = config.data.modality == "image" and not config.is_without_labels and len(train) <= MAX_TRIED
     num_views = (TRIED_VIEWS if is_tried else 1) if c.number == "auto" else c.number
     has_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
-    given = dataset.source, dataset.source_positions[train]
-    views = [(augmented(*given, number, c.flip), 0) for number in range(1, num_views)]
-    views += [(turned(*given, quarters), quarters) for quarters in QUARTERS if has_turned]
+    source, positions, features = dataset.source, dataset.source_positions[train], dataset.features
+    if (
+        isinstance(source, arrays.Features) or backbone is None or not isinstance(features, ShardedRows)
+    ):  # vectors have no views
+        return dataset
+    views = [(augmented(source, positions, number, c.flip), 0) for number in range(1, num_views)]
+    views += [(turned(source, positions, quarters), quarters) for quarters in QUARTERS if has_turned]
     if not views:
         return dataset
-    rows, labels, sample_ids, origins = [dataset.features], [dataset.labels], [dataset.sample_ids], []
+    rows, labels, sample_ids, origins = [features], [dataset.labels], [dataset.sample_ids], []
     num_computed = dataset.num_computed
     for view, quarters in views:
         cached = compute_features(

@@ -83,7 +83,7 @@ class Backbone(keras.layers.Layer):
         self.network.trainable = False
         self.preprocessing = preprocessing
         self.preprocess = preprocess
-        self.image_size = tuple(image_size) if image_size else None
+        self.image_size = (image_size[0], image_size[1]) if image_size else None
         self.pooling = pooling
         self.built = True
 
@@ -142,7 +142,7 @@ class Backbone(keras.layers.Layer):
 
     def resize_batch(self, images: tf.Tensor) -> tf.Tensor:
         """Pictures [B, H, W, 3] at `image_size`, float32: the same to rounding, on any device and under XLA."""
-        if images.shape[-3:-1] == self.image_size:
+        if self.image_size is None or images.shape[-3:-1] == self.image_size:
             return tf.cast(images, tf.float32)
         return resize_by_products(images, self.image_size)
 

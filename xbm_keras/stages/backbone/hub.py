@@ -9,7 +9,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -39,6 +39,8 @@ class HubBackbone(Backbone):
     Raises:
         ValueError: for an unknown pooling.
     """
+
+    preprocess: Any  # a layer of keras_hub, of which nothing is known where that is not installed
 
     def __init__(self, network: keras.Model, preprocessing: keras.Layer, pooling: str = "avg", **kwargs):
         self.remake: Callable[[], HubBackbone] | None = None
