@@ -122,3 +122,24 @@ def test_what_is_refused(kind, given, message):
 def test_calls_that_do_not_fit_say_whose_they_are():
     with pytest.raises(TypeError, match=r"Thing\.__init__\(\) missing 1 required positional argument: 'size'"):
         Thing()
+
+
+def test_functions_are_checked_by_name_and_by_place():
+    @checked
+    def resize(size: Positive, name: str = "x"):
+        """Resize.
+
+        Args:
+            size: of all.
+        """
+        return size, name
+
+    @checked
+    def undescribed(size: Positive):
+        return size
+
+    assert resize(3) == resize(size=3) == (3, "x")
+    with pytest.raises(ValueError, match=r"size=0; expected a whole number, 1 or more, below 2147483648\. Of all\."):
+        resize(size=0)
+    with pytest.raises(ValueError, match=r"size=0; expected a whole number, 1 or more, below 2147483648\.$"):
+        undescribed(size=0)

@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 Positive = Annotated[int, Ge(1), Lt(2**31)]
 Natural = Annotated[int, Ge(0), Lt(2**31)]
 AboveZero = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Cosine = Annotated[float, Ge(-1), Le(1)]
 UpTo2 = Annotated[float, Ge(0), Le(2)]
@@ -67,7 +68,7 @@ def arguments_of(constructor: Callable) -> dict[str, Argument]:
 
 
 def checked(init: Callable) -> Callable:
-    """A constructor, or a class method like one, that refuses what its annotations do not allow.
+    """A constructor, or a function, that refuses what its annotations do not allow.
 
     Numbers of NumPy become Python's. A bool is no number, a whole number is one, NaN and infinity are none. Types other
     than numbers, texts, lists of them, `Literal` and None are not looked at.
@@ -86,16 +87,17 @@ def checked(init: Callable) -> Callable:
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def checking(self, *args, **kwargs):
+    def checking(*args, **kwargs):
         try:
-            bound = signature.bind(self, *args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return init(self, *args, **kwargs)  # says whose arguments they are
+            return init(*args, **kwargs)  # says whose arguments they are
         hints = _hints_of(init)
         for name, value in bound.arguments.items():
             bound.arguments[name] = value = _plain(value)
             if name in hints and not _is(value, hints[name]):
-                hint = _described(init.__doc__ or inspect.getdoc(_owner(self, checking)) or "").get(name, "")
+                doc = inspect.cleandoc(init.__doc__ or _owner(args, checking).__doc__ or "")
+                hint = _described(doc).get(name, "")
                 raise ValueError(
                     f"Received {name}={value!r}; expected {_expected(hints[name])}."
                     + (f" {hint[0].upper()}{hint[1:]}" if hint else "")
@@ -112,9 +114,9 @@ def _hints_of(function: Callable) -> dict[str, Any]:
     return typing.get_type_hints(function, include_extras=True)
 
 
-def _owner(instance: Any, init: Callable) -> type:
-    """The class that the constructor of an instance stands in."""
-    return next(each for each in type(instance).__mro__ if vars(each).get("__init__") is init)
+def _owner(args: tuple, init: Callable) -> Any:
+    """The class that a constructor stands in; a function itself."""
+    return next((each for arg in args[:1] for each in type(arg).__mro__ if vars(each).get("__init__") is init), init)
 
 
 def members_of(annotation: Any) -> list[Any]:

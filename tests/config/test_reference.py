@@ -25,6 +25,7 @@ def test_a_row_says_what_a_key_takes():
         "| `head.shrinkage` | number, 0 or more, at most 1, or `auto` | `auto` | Of the within-class covariance,"
         in page
     )
+    assert "| `export.codes` | list of `int8`, `binary` | `[]` |" in page
     assert "| `training.refit` | true, false | `true` |" in page
     assert page.count("`data.split.by`") == 1
     assert "## `loss`, `name: triplet`" in page

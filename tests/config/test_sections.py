@@ -1,6 +1,8 @@
 """A section is its constructor: the same keys, defaults, bounds and sentences."""
 
 import inspect
+import subprocess
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -9,7 +11,7 @@ import pydantic
 import pytest
 
 from xbm_keras.arguments import AboveZero, Positive, UpTo2, arguments_of, checked
-from xbm_keras.config.schema import Config
+from xbm_keras.config.schema import RECIPE, Cache, Config, Export, HeadConfig, Memory, Neighbors, TopK
 from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
 from xbm_keras.stages.pair_losses import LOSSES
 
@@ -92,15 +94,43 @@ def test_every_loss_has_a_section_of_its_arguments():
             assert argument.default is not inspect.Parameter.empty
 
 
-def test_every_key_of_a_section_of_arguments_is_described():
-    def sections_in(section):
-        yield section
-        for field in section.model_fields.values():
-            for each in (field.annotation, *typing.get_args(field.annotation)):
-                if isinstance(each, type) and issubclass(each, Section):
-                    yield from sections_in(each)
+def sections_in(annotation):
+    """A section and all within, also where a union or a tag holds them."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+        inside = [field.annotation for field in annotation.model_fields.values()]
+    else:
+        inside = typing.get_args(annotation)
+    for each in inside:
+        yield from sections_in(each)
 
-    for section in sections_in(Config):
-        if issubclass(section, ArgumentsSection):
-            for name in arguments_of(section.constructor).keys() & section.model_fields:
-                assert section.model_fields[name].description, (section, name)
+
+OF_ARGUMENTS = [section for section in sections_in(Config) if issubclass(section, ArgumentsSection)]
+
+
+def test_every_key_of_a_section_of_arguments_is_described():
+    assert {HeadConfig, Memory, TopK, Neighbors, Export, Cache} < set(OF_ARGUMENTS)
+    for section in OF_ARGUMENTS:
+        for name in arguments_of(section.constructor).keys() & section.model_fields:
+            assert section.model_fields[name].description, (section, name)
+
+
+@pytest.mark.parametrize("section", [HeadConfig, Memory, TopK, Neighbors, Export])
+def test_the_recipe_says_where_it_departs_from_a_constructor(section):
+    key = next(name for name, field in Config.model_fields.items() if section in sections_in(field.annotation))
+    known = arguments_of(section.constructor)
+    of_constructor = {name: known[name].default for name in section.model_fields if name in known}
+    of_recipe = {name: value for name, value in RECIPE.get(key, {}).items() if name in known}
+    assert all(of_constructor[name] != value for name, value in of_recipe.items())
+    expected = {name: list(value) if value == () else value for name, value in {**of_constructor, **of_recipe}.items()}
+    assert {name: getattr(section(), name) for name in expected} == expected
+
+
+def test_a_section_is_checked_without_a_device():
+    """Else a process that only reads configs would take the memory of every GPU."""
+    code = (
+        "from xbm_keras.config.yaml_files import check_config; from tensorflow.python.eager import context; "
+        "check_config({'data': {'source': 'features', 'path': 'x'}, 'backbone': {'kind': 'none'}}, 'x'); "
+        "raise SystemExit(context.context()._initialized)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0

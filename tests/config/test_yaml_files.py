@@ -160,7 +160,10 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["training.epochs=1.5"], "training.epochs: received 1.5"),
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),
         (["training.learning_rate=-1"], "training.learning_rate: received -1"),
-        (["top_k.num_negatives=0", "top_k.num_positives=0"], "top_k: num_negatives and num_positives are both 0"),
+        (
+            ["top_k.num_negatives=0", "top_k.num_positives=0"],
+            "top_k: received num_negatives=0 and num_positives=0, which leaves",
+        ),
         (["top_k.num_negatives=some"], "top_k.num_negatives: received 'some'"),
         (["loss.name=contrastive", "loss.positive_margin=1.5"], "loss.positive_margin: received 1.5"),
         (
@@ -183,6 +186,7 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["training.seed=4294967296"], "training.seed: received 4294967296; input should be less than 4294967296"),
         (["data.split.seed=-1"], "data.split.seed: received -1"),
         (["data.split.by=item", "data.split.test=[a]"], "data.split: test ['a'] does not go with by"),
+        (["head.widths=[16,8]"], "head: received widths=[16, 8] with embedding_dim=8; expected ascending"),
         (["head.embedding_dim=2147483648"], "head.embedding_dim: received 2147483648"),
         (["top_k.num_negatives=2147483647"], "top_k.num_negatives: received 2147483647"),
         (["memory.memory_size=1" + 30 * "0"], "memory.memory_size: received 1000"),

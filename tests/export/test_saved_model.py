@@ -215,8 +215,10 @@ def test_weights_that_float16_cannot_hold_are_refused(tmp_path):
     model.head.kernel.assign(model.head.kernel * 1e6)
     with pytest.raises(ValueError, match="whose values it cannot hold"):
         export_encoder(model, tmp_path, weights="float16")
-    with pytest.raises(ValueError, match="'float32' or 'float16'"):
+    with pytest.raises(ValueError, match="weights='int8'; expected one of 'float32', 'float16'"):
         export_encoder(model, tmp_path, weights="int8")
+    with pytest.raises(ValueError, match=r"codes=\['int4'\]; expected a list, each one of 'int8', 'binary'"):
+        export_encoder(model, tmp_path, codes=["int4"])
     assert not list(tmp_path.glob("[0-9]*"))
 
 

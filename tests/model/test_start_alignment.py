@@ -171,7 +171,7 @@ def test_goes_with_training_without_labels():
 
 @pytest.mark.parametrize("weight", [-1.0, 0, float("nan")])
 def test_weights_that_are_refused(weight):
-    with pytest.raises(ValueError, match=r"weight=.*; expected more than 0"):
+    with pytest.raises(ValueError, match=r"weight=.*; expected a number above 0"):
         StartAlignment(weight)
 
 

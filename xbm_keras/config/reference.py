@@ -101,7 +101,8 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _only_value(section: type[Section], key: str) -> str | None:
-    values = typing.get_args(section.model_fields[key].annotation) if key in section.model_fields else ()
+    annotation = section.model_fields[key].annotation if key in section.model_fields else None
+    values = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
     return values[0] if len(values) == 1 else None
 
 

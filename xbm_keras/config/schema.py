@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from xbm_keras.arguments import Natural, Positive
+from xbm_keras.arguments import AboveZero, Natural, NonNegative, Positive, Share
 from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Seed, Views
 from xbm_keras.config.search_schema import SearchSection
 from xbm_keras.config.sections import Section, one_of, section_of
+from xbm_keras.export.saved_model import export_encoder
+from xbm_keras.stages.circular_memory.ring import CircularMemory
+from xbm_keras.stages.hard_top_k.by_label import HardTopK, require_pairs
+from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+from xbm_keras.stages.hard_top_k.mining import Refresh
+from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.pair_losses import LOSSES
 
-Width = Annotated[int, Field(ge=1, le=65_536)]
 MAX_BATCH = 1 << 20  # items
 IN_CODE_ALONE = {
     "multi_similarity": ("alpha", "epsilon"),
@@ -19,27 +24,27 @@ IN_CODE_ALONE = {
     "lifted_structure": ("temperature",),
     "recall_surrogate": ("ks", "rank_temperature"),
     "similarity_alignment": ("form",),
+    "head": ("hidden_dim", "power", "seed", "width_weights", "nesting"),
+    "top_k": ("positives", "mining", "max_score", "absolute_margin", "relative_margin", "max_rows_for_all", "seed"),
 }
-"""Arguments of losses of which no measurement shows another value to pay."""
-NumPicks = Annotated[int, Field(ge=0, le=1 << 20)]
+"""Arguments of losses and stages that a run fills in, or of which no measurement shows another value to pay."""
+RECIPE: dict[str, dict[str, Any]] = {
+    "head": {"embedding_dim": 128},
+    "memory": {"memory_size": 65_536},
+    "top_k": {"mine_in": "embeddings"},
+}
+"""Defaults where the constructors have others, or none."""
 
 
-class HeadConfig(Section):
-    """The FC layer."""
+class HeadConfig(section_of(Head, without=IN_CODE_ALONE["head"], recipe=RECIPE["head"])):  # type: ignore[misc]
+    """The FC layer. Where `widths` are given, `embedding_dim` need not be."""
 
-    embedding_dim: Width = 128
-    """Dimensions of an embedding."""
-    kind: Literal["linear", "residual", "mlp"] = "linear"
-    """One matrix; the start and a matrix beside it; or the start and a layer of 512 hidden units beside it."""
     start: Literal["auto", "random", "identity", "pca", "whiten", "local", "lda", "nda"] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
     whichever is better on held-out training classes."""
-    shrinkage: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    shrinkage: Share | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
     the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""
-    widths: list[Width] | None = None
-    """Nested ones, such as [16, 32, 64, 128]: each beginning of the embedding is trained to be an embedding itself. The
-    last one is `embedding_dim`, which need not be given then."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -52,42 +57,28 @@ class HeadConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _nested(self):
-        widths = self.widths
-        if widths is not None and (widths != sorted(set(widths)) or [self.embedding_dim] != widths[-1:]):
-            raise ValueError(
-                f"widths {widths} with embedding_dim {self.embedding_dim}; expected ascending widths, of which "
-                "embedding_dim is the last"
-            )
+        Head(self.embedding_dim, widths=self.widths)  # refuses widths that do not go with it
         return self
 
 
-class Memory(Section):
-    """The cross-batch memory."""
+class Memory(section_of(CircularMemory, without=["frozen"], recipe=RECIPE["memory"])):  # type: ignore[misc]
+    """The cross-batch memory. More rows than there are training items are cut to their number."""
 
-    memory_size: Natural = 65_536
-    """Rows; 0 trains on in-batch pairs. More than there are training items is cut to their number."""
-    storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """Of its rows."""
     prefill: bool = True
     """Fill the memory with training items before the first step."""
 
 
-class TopK(Section):
+class TopK(section_of(HardTopK, without=IN_CODE_ALONE["top_k"])):  # type: ignore[misc]
     """The top-k sample, by labels."""
 
-    num_negatives: NumPicks | Literal["all"] = 32
-    """k: the hardest rows of other classes, for each anchor."""
-    num_positives: NumPicks | Literal["all"] = 8
-    """Rows of its own class, at random."""
-    mine_in: Literal["features", "embeddings", "sketch"] = "embeddings"
+    mine_in: Literal["features", "embeddings", "sketch"] = RECIPE["top_k"]["mine_in"]
     """Where hardness is measured; "sketch" is a short frozen code of the features."""
-    key_refresh: Positive | Literal["exact"] = "exact"
+    key_refresh: Refresh = "exact"
     """Of `mine_in: embeddings`: all rows through the head in each step, or S rows: ages up to memory_size / S steps."""
 
     @pydantic.model_validator(mode="after")
-    def _has_picks(self):
-        if self.num_negatives == self.num_positives == 0:
-            raise ValueError("num_negatives and num_positives are both 0, which leaves no pairs; make one of them 1")
+    def _goes_together(self):
+        require_pairs(self.num_negatives, self.num_positives)
         if self.key_refresh != "exact" and self.mine_in != "embeddings":
             raise ValueError(
                 f"key_refresh {self.key_refresh} does not go with mine_in {self.mine_in!r}, whose keys never change; "
@@ -96,15 +87,8 @@ class TopK(Section):
         return self
 
 
-class Neighbors(Section):
+class Neighbors(section_of(NeighborTopK, without=["seed"])):  # type: ignore[misc]
     """The top-k sample without labels."""
-
-    num_neighbors: Annotated[NumPicks, Field(ge=1)] = 64
-    """Rows of highest feature score."""
-    num_random: NumPicks = 256
-    """Rows at random beside them."""
-    centring: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the mean feature that is taken off before similarities are measured."""
 
 
 class Training(Section):
@@ -126,10 +110,10 @@ class Training(Section):
     """Of training without labels."""
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once; without labels 50."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: AboveZero = 1e-3
     """The last one of `epochs`: the rate grows by a constant factor each step, from a thirtieth of it, so that to
     choose the epoch is to choose how far to go from the start: on some data the best head is near it, on others far."""
-    start_alignment: Annotated[float, Field(ge=0)] = 0.0
+    start_alignment: NonNegative = 0.0
     """Weight of a second loss, which holds similarities to what they were at the start: training may change the order
     of what is near, and leaves classes where they were. Without labels the default is 10."""
     refit: bool = True
@@ -141,23 +125,15 @@ class Training(Section):
     TensorFlow was told to make (`tf.config.set_logical_device_configuration`), for tests. The result is that of one
     device, to float tolerance, and a run may go on under another strategy. A trial of a search runs on one device,
     unless this says "mirrored"."""
-    checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_every_seconds: NonNegative = 60.0
     """A killed run goes on from its last checkpoint. One is written at the end of an epoch, at most so often, and at
     the end of each phase."""
     seed: Seed = 0
     """Of batches, picks and random starts."""
 
 
-class Export(Section):
+class Export(section_of(export_encoder, without=("model", "folder", "add_files"))):  # type: ignore[misc]
     """The SavedModel."""
-
-    weights: Literal["float32", "float16"] = "float32"
-    """float16 halves the size; what is computed stays float32."""
-    codes: list[Literal["int8", "binary"]] = Field(default=[])
-    """Also give the embeddings in these codes, of a quarter and of a 32nd of the bytes; what they cost is measured."""
-    max_pixels: Positive = 12 << 20
-    """Encoded pictures with more are refused before they are decoded: small files may hold many. Training reads larger
-    ones; where clients send such, say how large."""
 
 
 DEFAULT_LOSS = "supcon"

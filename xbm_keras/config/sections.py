@@ -41,8 +41,8 @@ class ArgumentsSection(Section):
         return {name: getattr(self, name) for name in names if name in type(self).model_fields}
 
     def make(self, **others: Any) -> Any:
-        """What the constructor makes of them, and of arguments that are no keys."""
-        return type(self).constructor(**self.arguments(), **others)
+        """What the constructor makes of them, and of arguments that are no keys, or that others come before."""
+        return type(self).constructor(**{**self.arguments(), **others})
 
 
 def section_of(

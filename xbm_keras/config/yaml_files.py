@@ -208,9 +208,10 @@ def _explain(details) -> str:
         return (
             f"{key}.{details['ctx']['discriminator'].strip(chr(39))}: received {tag!r}; expected one of {known}{hint}"
         )
+    message = message[0].lower() + message[1:].removesuffix(".")
     if kind == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: received {details['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{key}: received {details['input']!r}; {message}"
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:

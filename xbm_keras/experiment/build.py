@@ -13,11 +13,9 @@ from xbm_keras.data import arrays, sources
 from xbm_keras.data.batches import PKSampler, ShuffledSampler
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.stages.circular_memory.ring import CircularMemory
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
 from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
-from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 log = logging.getLogger("xbm_keras")
@@ -59,12 +57,12 @@ def check_head(config: schema.Config, backbone: Backbone | None) -> None:
 
 def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:
     """The choice of pairs among features of a width."""
-    picking = {**config.top_k.model_dump(), "seed": config.training.seed, "name": "top_k"}
-    if config.is_without_labels:
-        return NeighborTopK(**picking)
-    mine_in, refresh = picking.pop("mine_in"), picking.pop("key_refresh")
-    spaces = {"features": InFeatures, "embeddings": lambda: InEmbeddings(refresh)}
-    return HardTopK(**picking, mining=spaces.get(mine_in, lambda: InSketch(min(SKETCH_DIM, width)))())
+    c = config.top_k
+    others: dict = {"seed": config.training.seed, "name": "top_k"}
+    if isinstance(c, schema.TopK):
+        spaces = {"features": InFeatures, "embeddings": lambda: InEmbeddings(c.key_refresh)}
+        others["mining"] = spaces.get(c.mine_in, lambda: InSketch(min(SKETCH_DIM, width)))()
+    return c.make(**others)
 
 
 def make_model(
@@ -77,13 +75,13 @@ def make_model(
         log.info(
             "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
         )
-    c, seed, alignment = config.head, config.training.seed, config.training.start_alignment
+    alignment = config.training.start_alignment
     # A prefilled memory that holds all training items has nothing to learn from a batch.
     frozen = config.memory.prefill and memory_size == num_rows
     model = XBMModel(
         backbone,
-        Head(c.embedding_dim, c.kind, power=power, seed=seed, widths=c.widths, name="head"),
-        CircularMemory(memory_size, config.memory.storage_dtype, frozen, name="memory"),
+        config.head.make(power=power, seed=config.training.seed, name="head"),
+        config.memory.make(memory_size=memory_size, frozen=frozen, name="memory"),
         make_top_k(config, width),
         config.loss.make(),
         StartAlignment(alignment) if alignment else None,

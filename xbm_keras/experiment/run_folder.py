@@ -24,7 +24,7 @@ from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
 from xbm_keras.evaluation.wording import views
 from xbm_keras.export import model_card
-from xbm_keras.export.saved_model import describe_signatures, export_encoder
+from xbm_keras.export.saved_model import describe_signatures
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.projector import write_projector
@@ -271,7 +271,6 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
 
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
     """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
-    c = config.export
     about = read_record(workdir / "data.json")
 
     def describe(version: pathlib.Path) -> None:
@@ -280,8 +279,7 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
         write_whole(version / "model_card.md", card)
         write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
 
-    folder = workdir / "export"
-    return export_encoder(model, folder, weights=c.weights, max_pixels=c.max_pixels, codes=c.codes, add_files=describe)
+    return config.export.make(model=model, folder=workdir / "export", add_files=describe)
 
 
 def write_metrics(workdir: pathlib.Path, metrics: dict) -> None:

@@ -4,6 +4,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import PIL.Image
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from xbm_keras.arguments import Positive, checked
 from xbm_keras.atomic_files import latest_version, new_version, write_whole
 from xbm_keras.data.decoding import MAX_PIXELS, decode_all
 from xbm_keras.evaluation.quantization import CODES
@@ -29,13 +31,14 @@ num_batch_threads { value: 2 }
 """
 
 
+@checked
 def export_encoder(
     model: XBMModel,
     folder: pathlib.Path,
     *,
-    weights: str = "float32",
-    max_pixels: int = MAX_PIXELS,
-    codes: Sequence[str] = (),
+    weights: Literal["float32", "float16"] = "float32",
+    max_pixels: Positive = MAX_PIXELS,
+    codes: Sequence[Literal["int8", "binary"]] = (),
     add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.
@@ -52,9 +55,6 @@ def export_encoder(
     - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
     - `serving_default_<width>` and so on, of a head with nested widths: the same, but embeddings [N, width].
 
-    With `codes` each signature also gives `embeddings_int8` or `embeddings_binary`, see
-    `xbm_keras.evaluation.quantization`.
-
     It computes in float32 whatever the dtype policy of the model. The version gets its name once it was loaded again
     and each signature has given the embeddings of the model.
 
@@ -65,10 +65,12 @@ def export_encoder(
     Args:
         model: a built model.
         folder: of the versions.
-        weights: "float32"; or "float16" for half the size: matrices and kernels are kept in it and computed with in
-            float32, vectors and the insides of a SavedModel backbone stay as they are.
-        max_pixels: of an encoded picture, told by its header before it is decoded.
-        codes: "int8", "binary", or both.
+        weights: float16 halves the size; what is computed stays float32, and so do vectors and the insides of a
+            SavedModel backbone.
+        max_pixels: encoded pictures with more are refused before they are decoded: small files may hold many. Training
+            reads larger ones; where clients send such, say how large.
+        codes: also give the embeddings in these codes, as `embeddings_int8` and `embeddings_binary`, of a quarter and
+            of a 32nd of the bytes; what they cost is measured.
         add_files: given the folder that is to become the version, writes what else belongs into it.
 
     Returns:
@@ -78,11 +80,6 @@ def export_encoder(
         ValueError: for other weights or codes, weights that float16 cannot hold, or where what was written does not
             run or gives other embeddings. There is no new version then.
     """
-    unknown = set(codes) - set(CODES)
-    if unknown:
-        raise ValueError(f"Received codes={list(codes)}; expected some of {', '.join(CODES)}.")
-    if weights not in ("float32", "float16"):
-        raise ValueError(f"Received weights={weights!r}; expected 'float32' or 'float16'.")
     stored = _half(model) if weights == "float16" else []
 
     def embed(features):

@@ -352,7 +352,9 @@ def test_sizes_that_are_refused(memory_size):
 
 
 def test_errors_say_what_was_expected():
-    with pytest.raises(ValueError, match="storage_dtype='int4'; expected one of float32, float16, bfloat16, int8"):
+    with pytest.raises(
+        ValueError, match="storage_dtype='int4'; expected one of 'float32', 'float16', 'bfloat16', 'int8'"
+    ):
         CircularMemory(4, storage_dtype="int4")
     with pytest.raises(ValueError, match="width 3; this memory was built for width 2"):
         make_memory(4).enqueue(tf.ones([1, 3]), [0], [0])

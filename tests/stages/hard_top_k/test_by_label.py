@@ -317,13 +317,13 @@ def test_rerank_picks_by_feature_score_among_the_best_by_key(mode):
     ("received", "message"),
     [
         ({"num_negatives": -1}, "num_negatives=-1; expected a whole number"),
-        ({"num_positives": 1.5}, "num_positives=1.5; expected a whole number, 0 or more, or 'all'"),
+        ({"num_positives": 1.5}, r"num_positives=1.5; expected a whole number in 0\.\.1048576, or 'all'"),
         ({"num_positives": "some"}, "num_positives='some'"),
         ({"num_negatives": 0, "num_positives": 0}, "leaves no pairs; make at least one"),
-        ({"max_score": 1.5}, "max_score=1.5; expected a cosine"),
-        ({"absolute_margin": -0.1}, "absolute_margin=-0.1; expected 0 or more"),
-        ({"relative_margin": -1}, "relative_margin=-1; expected 0 or more"),
-        ({"positives": "hard"}, "positives='hard'; expected one of hardest, easiest, random"),
+        ({"max_score": 1.5}, r"max_score=1.5; expected a number in -1\.\.1, or None. Guard, a cosine"),
+        ({"absolute_margin": -0.1}, "absolute_margin=-0.1; expected a number, 0 or more, or None"),
+        ({"relative_margin": -1}, "relative_margin=-1; expected a number, 0 or more, or None"),
+        ({"positives": "hard"}, "positives='hard'; expected one of 'hardest', 'easiest', 'random'"),
     ],
 )
 def test_parameters_that_are_refused(received, message):

@@ -77,7 +77,7 @@ def test_no_gradient_passes_and_the_state_is_in_the_weights():
 
 
 def test_what_is_refused_and_config():
-    with pytest.raises(ValueError, match="num_refreshed=-1; expected a whole number of rows"):
+    with pytest.raises(ValueError, match="num_refreshed=-1; expected a whole number, 0 or more"):
         MiningKeys(4, 2, -1)
     with pytest.raises(TypeError, match=r"no call\(\); use update"):
         MiningKeys(4, 2)(tf.ones([1, 2]))

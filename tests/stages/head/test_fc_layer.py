@@ -8,11 +8,11 @@ import tensorflow as tf
 from tests.conftest import in_mode
 from tests.reference_pairs import cosine, numerical_gradient
 from xbm_keras import CircularMemory, HardTopK, Head, Picks, Rows, Start, SupConLoss, XBMModel
-from xbm_keras.stages.head.fc_layer import KINDS
 
 D, E = 5, 3
 INDICES = np.array([[6, 2, 2], [0, 1, 4], [2, 5, 0], [3, 3, 3]])  # rows in and out of order, once, twice, thrice
 WEIGHTS = np.array([[1.0, -2.0, 0.5], [3.0, 0.2, -1.0], [-0.7, 1.5, 2.0], [0.1, 0.4, -0.3]])  # of the pairs, all unlike
+KINDS = ["linear", "residual", "mlp"]
 PATHS = ["all rows", "picks"]  # ways in which compare() gets at the embeddings of the picks
 
 
@@ -278,12 +278,12 @@ def test_one_trace_for_picks_of_changing_variety():
 @pytest.mark.parametrize(
     ("received", "message"),
     [
-        ({"embedding_dim": 0}, "embedding_dim=0; expected a whole number, 1 or more"),
+        ({"embedding_dim": 0}, r"embedding_dim=0; expected a whole number in 1\.\.65536\. Dimensions E"),
         ({"embedding_dim": 2.0}, r"embedding_dim=2\.0; expected a whole number"),
         ({"embedding_dim": 4, "hidden_dim": -1}, "hidden_dim=-1; expected a whole number"),
-        ({"embedding_dim": 4, "power": 0}, "power=0; expected a number above 0, up to 1"),
-        ({"embedding_dim": 4, "power": 1.5}, r"power=1\.5; expected a number above 0, up to 1"),
-        ({"embedding_dim": 4, "kind": "deep"}, "kind='deep'; expected one of linear, residual, mlp"),
+        ({"embedding_dim": 4, "power": 0}, "power=0; expected a number above 0, at most 1"),
+        ({"embedding_dim": 4, "power": 1.5}, r"power=1\.5; expected a number above 0, at most 1"),
+        ({"embedding_dim": 4, "kind": "deep"}, "kind='deep'; expected one of 'linear', 'residual', 'mlp'"),
     ],
 )
 def test_parameters_that_are_refused(received, message):

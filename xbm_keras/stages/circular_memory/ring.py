@@ -4,12 +4,13 @@ Classical XBM (arXiv 1912.06798) stores embeddings, which go stale as the networ
 a frozen network, so they never do (S-XBM of SMEC, arXiv 2510.12474).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.arguments import Natural, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
 from xbm_keras.stages.circular_memory.item_arrays import (
@@ -23,7 +24,6 @@ from xbm_keras.stages.circular_memory.writes import write_rows, write_whole
 
 PREFILL_ROWS = 1024  # rows that one prefill step enqueues
 CHECKPOINT_ROWS = 65_536  # rows that are saved or restored at a time
-STORAGE_DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 class Rows(NamedTuple):
@@ -79,9 +79,8 @@ class CircularMemory(keras.layers.Layer):
     checkpoints restore it exactly.
 
     Args:
-        memory_size: rows M. 0 is legal: then `enqueue` gives the batch itself back, and nothing is kept.
-        storage_dtype: "float32", "float16", "bfloat16" or "int8", in which features are kept. int8 rows have a scale
-            each: their largest component is 127.
+        memory_size: rows; 0 keeps none and trains on in-batch pairs.
+        storage_dtype: of the features that are kept. int8 rows have a scale each: their largest component is 127.
         frozen: steps read the memory and do not change it, for one that `prefill` filled with the whole training set.
 
     Raises:
@@ -95,19 +94,16 @@ class CircularMemory(keras.layers.Layer):
         [True, True, True, False]
     """
 
-    def __init__(self, memory_size: int, storage_dtype: str = "float32", frozen: bool = False, **kwargs):
+    @checked
+    def __init__(
+        self,
+        memory_size: Natural,
+        storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
+        frozen: bool = False,
+        **kwargs,
+    ):
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
-        if not isinstance(memory_size, int) or memory_size < 0:
-            raise ValueError(
-                f"Received memory_size={memory_size!r}; expected a whole number of rows, 0 or more. "
-                "Use 0 to train on in-batch pairs only."
-            )
-        if storage_dtype not in STORAGE_DTYPES:
-            raise ValueError(
-                f"Received storage_dtype={storage_dtype!r}; expected one of {', '.join(STORAGE_DTYPES)}. "
-                "float16 halves the memory."
-            )
         self.memory_size = memory_size
         self.storage_dtype = storage_dtype
         self.frozen = frozen

@@ -1,10 +1,12 @@
 """Top-k sample: which memory rows each anchor is paired with."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
+from annotated_types import Ge, Le
 
+from xbm_keras.arguments import Cosine, NonNegative, Positive, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
@@ -14,8 +16,8 @@ from xbm_keras.stages.hard_top_k.mining import Embed, InFeatures, Mining
 from xbm_keras.stages.hard_top_k.random_rows import random_bits, random_rows
 from xbm_keras.stages.hard_top_k.streamed import Search
 
-Count = int | Literal["all"]
-POSITIVES = ("hardest", "easiest", "random")
+MAX_PICKS = 1 << 20
+Count = Annotated[int, Ge(0), Le(MAX_PICKS)] | Literal["all"]
 
 
 class Picks(NamedTuple):
@@ -48,18 +50,18 @@ class HardTopK(keras.layers.Layer):
     where p is the feature score of the anchor's hardest positive in the memory; an anchor without one has no margin.
 
     Args:
-        num_negatives: rows of another label, those with the highest score; or "all".
-        num_positives: rows of the anchor's label; or "all".
+        num_negatives: k: the hardest rows of other classes, for each anchor.
+        num_positives: rows of its own class, by default at random.
         positives: which positives: "hardest" (lowest score), "easiest" (highest score) or "random".
         mining: where hardness is measured: `InFeatures()`, the default, `InEmbeddings()` or `InSketch()`.
         max_score: guard, a cosine; None is off.
-        absolute_margin: guard, 0 or more; None is off.
-        relative_margin: guard, 0 or more; None is off.
+        absolute_margin: guard, such as 0.05; None is off.
+        relative_margin: guard, such as 0.05; None is off.
         max_rows_for_all: "all" makes picks of the memory's width; above this many rows it is refused.
         seed: of the random positives. The generator's state is saved with the model.
 
     Raises:
-        ValueError: for negative counts, for nothing to pick, for an unknown `positives`, for a guard out of range.
+        ValueError: for counts or guards out of bounds, for nothing to pick, for an unknown `positives`.
 
     Reference:
         Hard negatives in SMEC's memory module, arXiv 2510.12474, section 3.3; guards by the score of the positive in
@@ -76,38 +78,26 @@ class HardTopK(keras.layers.Layer):
     uses_labels = True
     """Whether picks are told apart by label, as the losses that use labels need it."""
 
+    @checked
     def __init__(
         self,
         num_negatives: Count = 32,
         num_positives: Count = 8,
-        positives: str = "random",
+        positives: Literal["hardest", "easiest", "random"] = "random",
         mining: Mining | None = None,
-        max_score: float | None = None,
-        absolute_margin: float | None = None,
-        relative_margin: float | None = None,
-        max_rows_for_all: int = 65_536,
+        max_score: Cosine | None = None,
+        absolute_margin: NonNegative | None = None,
+        relative_margin: NonNegative | None = None,
+        max_rows_for_all: Positive = 65_536,
         seed: int = 0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        for name, count in (("num_negatives", num_negatives), ("num_positives", num_positives)):
-            if count != "all" and (not isinstance(count, int) or count < 0):
-                raise ValueError(f"Received {name}={count!r}; expected a whole number, 0 or more, or 'all'.")
-        if num_negatives == num_positives == 0:
-            raise ValueError(
-                "Received num_negatives=0 and num_positives=0, which leaves no pairs; make at least one of them 1."
-            )
-        if positives not in POSITIVES:
-            raise ValueError(f"Received positives={positives!r}; expected one of {', '.join(POSITIVES)}.")
+        require_pairs(num_negatives, num_positives)
         if not isinstance(mining, Mining | None):
             raise ValueError(
                 f"Received {mining=}; expected InFeatures(), InEmbeddings() or InSketch(), from xbm_keras."
             )
-        if max_score is not None and not -1 <= max_score <= 1:
-            raise ValueError(f"Received max_score={max_score!r}; expected a cosine similarity, in -1..1, or None.")
-        for name, margin in (("absolute_margin", absolute_margin), ("relative_margin", relative_margin)):
-            if margin is not None and not margin >= 0:
-                raise ValueError(f"Received {name}={margin!r}; expected 0 or more, such as 0.05, or None.")
         self.num_negatives = num_negatives
         self.num_positives = num_positives
         self.positives = positives
@@ -264,6 +254,14 @@ class HardTopK(keras.layers.Layer):
         """The stage that `get_config` described; one of earlier versions mines in the features."""
         mining = config.get("mining")
         return cls(**{**config, "mining": mining and keras.saving.deserialize_keras_object(mining)})
+
+
+def require_pairs(num_negatives: Count, num_positives: Count) -> None:
+    """Raises ValueError where there is nothing to pick."""
+    if num_negatives == num_positives == 0:
+        raise ValueError(
+            "Received num_negatives=0 and num_positives=0, which leaves no pairs; make at least one of them 1."
+        )
 
 
 def _joined(picked):

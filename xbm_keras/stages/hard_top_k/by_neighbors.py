@@ -1,15 +1,19 @@
 """Top-k sample without labels: the nearest memory rows of each anchor, and some at random."""
 
+from typing import Annotated
+
 import keras
 import numpy as np
 import tensorflow as tf
+from annotated_types import Ge, Le
 
+from xbm_keras.arguments import Share, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import Keys, cosine_scores
-from xbm_keras.stages.hard_top_k.by_label import Picks
+from xbm_keras.stages.hard_top_k.by_label import MAX_PICKS, Picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best
 from xbm_keras.stages.hard_top_k.mining import Embed
 from xbm_keras.stages.hard_top_k.streamed import Search
@@ -35,12 +39,11 @@ class NeighborTopK(keras.layers.Layer):
     Args:
         num_neighbors: rows of highest feature score.
         num_random: rows drawn at random, the same ones for all anchors of a batch, so that the head embeds each once.
-        centring: share of the mean feature that is taken off, in 0..1.
+        centring: share of the mean feature that is taken off before similarities are measured.
         seed: of the random rows. The generator's state is saved with the model.
 
     Raises:
-        ValueError: for counts that are no whole numbers, no neighbours, negative `num_random`, or a `centring` outside
-            0..1.
+        ValueError: for counts or a `centring` out of bounds.
 
     Example:
         >>> features = tf.math.l2_normalize(tf.constant([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0]]), axis=1)
@@ -57,13 +60,16 @@ class NeighborTopK(keras.layers.Layer):
 
     uses_labels = False
 
-    def __init__(self, num_neighbors: int = 64, num_random: int = 256, centring: float = 0.5, seed: int = 0, **kwargs):
+    @checked
+    def __init__(
+        self,
+        num_neighbors: Annotated[int, Ge(1), Le(MAX_PICKS)] = 64,
+        num_random: Annotated[int, Ge(0), Le(MAX_PICKS)] = 256,
+        centring: Share = 0.5,
+        seed: int = 0,
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)
-        for name, count, least in (("num_neighbors", num_neighbors, 1), ("num_random", num_random, 0)):
-            if not isinstance(count, int) or count < least:
-                raise ValueError(f"Received {name}={count!r}; expected a whole number, {least} or more.")
-        if not 0 <= centring <= 1:
-            raise ValueError(f"Received centring={centring!r}; expected a number in 0..1.")
         self.num_neighbors = num_neighbors
         self.num_random = num_random
         self.centring = centring

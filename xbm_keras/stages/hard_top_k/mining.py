@@ -6,12 +6,14 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
+from xbm_keras.arguments import Positive, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.cosine_scores import Keys
 from xbm_keras.stages.hard_top_k.mining_keys import MiningKeys
 from xbm_keras.stages.hard_top_k.sketch import Sketch, principal_directions
 
+Refresh = Positive | Literal["exact"]
 Embed = Callable[[tf.Tensor], tf.Tensor]
 """From features [n, D] to embeddings [n, E] of unit length, under the current weights."""
 
@@ -105,9 +107,8 @@ class InEmbeddings(_WithStoredKeys):
         4096
     """
 
-    def __init__(self, refresh: int | Literal["exact"] = "exact"):
-        if refresh != "exact" and (not isinstance(refresh, int) or refresh < 1):
-            raise ValueError(f"Received refresh={refresh!r}; expected 'exact' or a number of rows per step.")
+    @checked
+    def __init__(self, refresh: Refresh = "exact"):
         self.refresh = refresh
 
     def keep(self, memory, embedding_dim):
@@ -151,9 +152,8 @@ class InSketch(_WithStoredKeys):
         TensorShape([100, 8])
     """
 
-    def __init__(self, dim: int = 64, rerank: int = 4, seed: int = 0):
-        if not isinstance(rerank, int) or rerank < 1:
-            raise ValueError(f"Received rerank={rerank!r}; expected a whole number, 1 or more.")
+    @checked
+    def __init__(self, dim: Positive = 64, rerank: Positive = 4, seed: int = 0):
         self.sketch = Sketch(dim, seed, name="sketch")
         self.rerank = rerank
 

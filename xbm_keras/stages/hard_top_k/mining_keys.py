@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from xbm_keras.arguments import Natural, Positive, checked
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import without_journal, write_rows, write_whole
 
@@ -28,11 +29,10 @@ class MiningKeys(keras.layers.Layer):
         ValueError: for a negative `num_refreshed`.
     """
 
-    def __init__(self, memory_size: int, width: int, num_refreshed: int = 0, **kwargs):
+    @checked
+    def __init__(self, memory_size: Positive, width: Positive, num_refreshed: Natural = 0, **kwargs):
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
-        if not isinstance(num_refreshed, int) or num_refreshed < 0:
-            raise ValueError(f"Received num_refreshed={num_refreshed!r}; expected a whole number of rows, 0 or more.")
         self.memory_size = memory_size
         self.width = width
         self.num_refreshed = min(num_refreshed, memory_size)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.arguments import Positive, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 
@@ -30,11 +31,10 @@ class Sketch(keras.layers.Layer):
         TensorShape([100, 8])
     """
 
-    def __init__(self, sketch_dim: int = 64, seed: int = 0, **kwargs):
+    @checked
+    def __init__(self, sketch_dim: Positive = 64, seed: int = 0, **kwargs):
         kwargs.setdefault("trainable", False)
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(sketch_dim, int) or sketch_dim < 1:
-            raise ValueError(f"Received sketch_dim={sketch_dim!r}; expected a whole number, 1 or more.")
         self.sketch_dim = sketch_dim
         self.seed = seed
 

@@ -1,10 +1,13 @@
 """FC layer and L2 normalisation: the only trainable weights."""
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import keras
 import tensorflow as tf
+from annotated_types import Ge, Gt, Le, MinLen
 
+from xbm_keras.arguments import AboveZero, Positive, checked
 from xbm_keras.geometry import signed_power, unit_length
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
@@ -12,8 +15,7 @@ from xbm_keras.stages.cosine_scores import cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.starts import Start
 
-NESTINGS = ("joint", "sequential")
-KINDS = ("linear", "residual", "mlp")
+Width = Annotated[int, Ge(1), Le(65_536)]
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -34,20 +36,21 @@ class Head(keras.layers.Layer):
     trained beside the whole, so that a vector can be cut after training.
 
     Args:
-        embedding_dim: E.
-        kind: one of the above.
+        embedding_dim: dimensions E of an embedding.
+        kind: one matrix; the start and a matrix beside it; or the start and a hidden layer beside it.
         hidden_dim: width of the "mlp" kind's hidden layer.
         power: of the features; 1 leaves them as they are.
         seed: of the random start and of `U`.
-        widths: nested ones, ascending, E the last. None is E alone.
+        widths: nested ones, such as [16, 32, 64, 128]: each beginning of the embedding is trained to be an embedding
+            itself. Ascending, the last one is `embedding_dim`. None: that one alone.
         width_weights: of the losses of the nested widths in their mean; by default the widths: a narrow beginning is
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
         nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
             columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
 
     Raises:
-        ValueError: for an unknown kind or nesting, "mlp" with "sequential", a width below 1, nested widths that do not
-            ascend up to E, weights that do not fit them, or a power outside 0..1.
+        ValueError: for an argument out of bounds, "mlp" with "sequential", nested widths that do not ascend up to E, or
+            weights that do not fit them.
 
     Reference:
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
@@ -63,38 +66,28 @@ class Head(keras.layers.Layer):
         (TensorShape([3, 2]), [1.0, 1.0, 1.0])
     """
 
+    @checked
     def __init__(
         self,
-        embedding_dim: int,
-        kind: str = "linear",
-        hidden_dim: int = 512,
-        power: float = 1.0,
+        embedding_dim: Width,
+        kind: Literal["linear", "residual", "mlp"] = "linear",
+        hidden_dim: Positive = 512,
+        power: Annotated[float, Gt(0), Le(1)] = 1.0,
         seed: int = 0,
-        widths: Sequence[int] | None = None,
-        width_weights: Sequence[float] | None = None,
-        nesting: str = "joint",
+        widths: Annotated[Sequence[Width], MinLen(1)] | None = None,
+        width_weights: Sequence[AboveZero] | None = None,
+        nesting: Literal["joint", "sequential"] = "joint",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if kind not in KINDS:
-            raise ValueError(f"Received kind={kind!r}; expected one of {', '.join(KINDS)}.")
-        for name, width in (("embedding_dim", embedding_dim), ("hidden_dim", hidden_dim)):
-            if not isinstance(width, int) or width < 1:
-                raise ValueError(f"Received {name}={width!r}; expected a whole number, 1 or more.")
-        if not 0 < power <= 1:
-            raise ValueError(f"Received power={power}; expected a number above 0, up to 1.")
         self.embedding_dim = embedding_dim
         self.kind = kind
         self.hidden_dim = hidden_dim
         self.power = power
         self.seed = seed
-        if width_weights is not None and (
-            not widths or len(width_weights) != len(widths) or not min(width_weights) > 0
-        ):
-            raise ValueError(
-                f"Received width_weights={width_weights} with widths={widths}; expected one above 0 for each width."
-            )
-        if nesting not in NESTINGS or (nesting == "sequential" and kind == "mlp"):
+        if width_weights is not None and len(width_weights) != len(widths or ()):
+            raise ValueError(f"Received {width_weights=} with {widths=}; expected one for each width.")
+        if nesting == "sequential" and kind == "mlp":
             raise ValueError(
                 f"Received nesting={nesting!r} with kind={kind!r}; expected 'joint', or 'sequential' with a kind whose "
                 "dimensions share no weights, 'linear' or 'residual'."
@@ -103,8 +96,7 @@ class Head(keras.layers.Layer):
         self.widths = tuple(widths or (embedding_dim,))
         """Ascending; the last one is E."""
         self.width_weights = tuple(map(float, width_weights or self.widths))
-        is_ascending = list(self.widths) == sorted(set(self.widths)) and self.widths[0] >= 1
-        if not is_ascending or self.widths[-1] != embedding_dim:
+        if list(self.widths) != sorted(set(self.widths)) or self.widths[-1] != embedding_dim:
             raise ValueError(
                 f"Received widths={widths} with embedding_dim={embedding_dim}; expected ascending whole numbers, the "
                 f"last of which is {embedding_dim}, such as {[max(1, embedding_dim // 2), embedding_dim]}."

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from xbm_keras.arguments import AboveZero, checked
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.fc_layer import Head
@@ -21,7 +22,7 @@ class StartAlignment:
     is not trained, and which `XBMModel.set_start` renews.
 
     Args:
-        weight: of this loss beside the pair loss.
+        weight: of this loss beside the pair loss. For no such loss leave it out.
 
     Raises:
         ValueError: for a weight that is not above 0.
@@ -42,9 +43,8 @@ class StartAlignment:
     """The head as it was before the first step."""
     _head: Head | None = None
 
-    def __init__(self, weight: float):
-        if not weight > 0:
-            raise ValueError(f"Received {weight=}; expected more than 0. For no such loss leave start_alignment out.")
+    @checked
+    def __init__(self, weight: AboveZero):
         self.weight = weight
 
     def follow(self, head: Head) -> Head:
