@@ -72,6 +72,7 @@ def no_backbone() -> None:
 
 
 GLYPHS = ("min_fonts", "drawings", "rotation", "noise", "pretraining", "cache_dir")  # what no run chooses
+OF_A_RUN = ("source", "backbone", "cache_dir", "shard_rows", "title")
 if TYPE_CHECKING:  # made of constructors, which no type checker follows
     DataConfig = Any
     BackboneConfig = Any
@@ -100,18 +101,11 @@ else:
     )
 
 
-class _Cache(ArgumentsSection):
+class Cache(section_of(compute_features, without=OF_A_RUN)):  # type: ignore[misc]
+    """Where and how backbone outputs are kept."""
+
     dir: str = "~/.cache/xbm_keras"
     """The folder of all caches."""
-
-
-_Computed: Any = section_of(
-    compute_features, _Cache, without=("source", "backbone", "cache_dir", "shard_rows", "title")
-)
-
-
-class Cache(_Computed):
-    """Where and how backbone outputs are kept."""
 
 
 class Views(Section):

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from annotated_types import Ge, Le
 
-from xbm_keras.arguments import Cosine, NonNegative, Positive, checked
+from xbm_keras.arguments import Cosine, NonNegative, Positive, arguments_of, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
@@ -236,18 +236,8 @@ class HardTopK(keras.layers.Layer):
         """Arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)
-        return {
-            **config,
-            "num_negatives": self.num_negatives,
-            "num_positives": self.num_positives,
-            "positives": self.positives,
-            "mining": keras.saving.serialize_keras_object(self.mining),
-            "max_score": self.max_score,
-            "absolute_margin": self.absolute_margin,
-            "relative_margin": self.relative_margin,
-            "max_rows_for_all": self.max_rows_for_all,
-            "seed": self.seed,
-        }
+        arguments = {name: getattr(self, name) for name in arguments_of(HardTopK)}
+        return {**config, **arguments, "mining": keras.saving.serialize_keras_object(self.mining)}
 
     @classmethod
     def from_config(cls, config):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from annotated_types import Ge, Le
 
-from xbm_keras.arguments import Share, checked
+from xbm_keras.arguments import Share, arguments_of, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
@@ -168,10 +168,4 @@ class NeighborTopK(keras.layers.Layer):
         """Arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)
-        return {
-            **config,
-            "num_neighbors": self.num_neighbors,
-            "num_random": self.num_random,
-            "centring": self.centring,
-            "seed": self.seed,
-        }
+        return {**config, **{name: getattr(self, name) for name in arguments_of(NeighborTopK)}}
