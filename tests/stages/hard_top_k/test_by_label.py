@@ -281,10 +281,11 @@ def test_guards_refuse_negatives_before_the_pick(guard, mode):
 def test_guards_look_at_the_features_whatever_the_keys_are(mode):
     case, other = unit_case(0), unit_case(5)
     features, rows, *rest = arguments(case)
+    top_k = HardTopK(5, 0, max_score=0.3)
 
     def call(anchor_keys, row_keys):
-        by_keys = ByKeys(anchor_keys, lambda start, width: tf.slice(row_keys, [start, 0], [width, -1]))
-        return HardTopK(5, 0, mining=by_keys, max_score=0.3)(features, rows, *rest)
+        top_k.mining = ByKeys(anchor_keys, lambda start, width: tf.slice(row_keys, [start, 0], [width, -1]))
+        return top_k(features, rows, *rest)
 
     picks = in_mode(call, mode)(tf.constant(other["anchor_keys"]), tf.constant(other["row_keys"]))
     by_key = {**case, "anchor_keys": other["anchor_keys"], "row_keys": other["row_keys"]}
@@ -297,10 +298,11 @@ def test_guards_look_at_the_features_whatever_the_keys_are(mode):
 def test_rerank_picks_by_feature_score_among_the_best_by_key(mode):
     case, keys = unit_case(1), unit_case(6)
     features, rows, *rest = arguments(case)
+    top_k = HardTopK(3, 2, "hardest", max_score=0.9)
 
     def call(anchor_keys, row_keys):
-        by_keys = ByKeys(anchor_keys, lambda start, width: tf.slice(row_keys, [start, 0], [width, -1]), rerank=4)
-        return HardTopK(3, 2, "hardest", by_keys, max_score=0.9)(features, rows, *rest)
+        top_k.mining = ByKeys(anchor_keys, lambda start, width: tf.slice(row_keys, [start, 0], [width, -1]), rerank=4)
+        return top_k(features, rows, *rest)
 
     picks = in_mode(call, mode)(tf.constant(keys["anchor_keys"]), tf.constant(keys["row_keys"]))
     by_key = {**case, "anchor_keys": keys["anchor_keys"], "row_keys": keys["row_keys"]}

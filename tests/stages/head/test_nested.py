@@ -90,7 +90,7 @@ def test_in_sequence_only_the_columns_of_the_stage_move(kind, mode):
 
     def slopes():
         with tf.GradientTape() as tape:
-            similarities = head.compare(head(features), rows, make_picks(), head.embed_rows(rows))
+            similarities = head.compare(head(features), rows._replace(embeddings=head.embed_rows(rows)), make_picks())
             loss = head.weighted_mean([tf.reduce_sum(each[:, :1], axis=1) for each in similarities])
             total = tf.reduce_sum(loss * tf.constant([1.0, 2.0]))
         return tape.gradient(total, [weight.value for weight in head.trainable_weights])
