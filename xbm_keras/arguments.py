@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -25,6 +25,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Cosine = Annotated[float, Ge(-1), Le(1)]
 UpTo2 = Annotated[float, Ge(0), Le(2)]
 """A distance of unit vectors, or a difference of cosines."""
+F = TypeVar("F", bound=Callable)
 COUNTS = {int: numbers.Integral, float: numbers.Real}
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
 BOUNDS: dict[type, Callable[[Any, Any], bool]] = {
@@ -67,7 +68,7 @@ def arguments_of(constructor: Callable) -> dict[str, Argument]:
     }
 
 
-def checked(init: Callable) -> Callable:
+def checked(init: F) -> F:
     """A constructor, or a function, that refuses what its annotations do not allow.
 
     Numbers of NumPy become Python's. A bool is no number, a whole number is one, NaN and infinity are none. Types other
@@ -105,7 +106,7 @@ def checked(init: Callable) -> Callable:
         return init(*bound.args, **bound.kwargs)
 
     checking.__signature__ = signature  # type: ignore[attr-defined]  # Keras looks for the arguments here
-    return checking
+    return checking  # type: ignore[return-value]
 
 
 @functools.cache

@@ -42,7 +42,7 @@ class HubBackbone(Backbone):
 
     preprocess: Any  # a layer of keras_hub, of which nothing is known where that is not installed
 
-    def __init__(self, network: keras.Model, preprocessing: keras.Layer, pooling: str = "avg", **kwargs):
+    def __init__(self, network: keras.Model, preprocessing: keras.Layer, pooling: Pooling = "avg", **kwargs):
         self.remake: Callable[[], HubBackbone] | None = None
         """Makes it again in another process, where it came from a preset."""
         self.modality = "text" if hasattr(preprocessing, "tokenizer") else "image"
