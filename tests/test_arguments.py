@@ -79,6 +79,16 @@ def test_what_is_taken(given):
     }
 
 
+def test_paths_become_texts(tmp_path):
+    assert taking(tmp_path / "x") == str(tmp_path / "x")
+
+
+@checked
+def taking(path: str) -> str:
+    """A function of a text."""
+    return path
+
+
 def test_numbers_of_numpy_become_plain_ones():
     taken = Thing(np.int64(3), np.float32(0.5), sizes=np.array([1, 2])).all
     assert (type(taken["size"]), type(taken["share"])) == (int, float)

@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import re
 import types
 import typing
@@ -71,8 +72,8 @@ def arguments_of(constructor: Callable) -> dict[str, Argument]:
 def checked(init: F) -> F:
     """A constructor, or a function, that refuses what its annotations do not allow.
 
-    Numbers of NumPy become Python's. A bool is no number, a whole number is one, NaN and infinity are none. Types other
-    than numbers, texts, lists of them, `Literal` and None are not looked at.
+    Numbers of NumPy become Python's, and paths texts. A bool is no number, a whole number is one, NaN and infinity are
+    none. Types other than numbers, texts, lists of them, `Literal` and None are not looked at.
 
     Raises:
         ValueError: by the constructor, for an argument of another type or out of bounds.
@@ -127,6 +128,9 @@ def members_of(annotation: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
+    """Numbers of NumPy as Python's, and paths as texts."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -351,7 +351,7 @@ def test_a_damaged_shard_is_named(compute, tmp_path, capsys):
     shard = next((tmp_path / "cache").glob("*/shard-00001.npy"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-8])
-    with pytest.raises(DataError, match=r"shard-00001\.npy, a damaged part.*feature_cache --dir=\S+/cache check"):
+    with pytest.raises(DataError, match=r"shard-00001\.npy, a damaged part.*xbm-keras cache --dir=\S+/cache check"):
         np.asarray(compute().rows)
     row = np.zeros((1, 4), np.float32)
     for rows in (row, row[0], np.full((9, 4), "a"), None):

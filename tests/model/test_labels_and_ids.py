@@ -112,7 +112,7 @@ def test_ids_that_number_the_items_of_each_batch_are_told_once(case):
 
 @pytest.mark.parametrize(
     ("num_items", "memory_size", "options"),
-    [(24, 100, {}), (8, 100, {}), (24, 8, {}), (24, 0, {}), (24, 24, {"enqueue": False})],
+    [(24, 100, {}), (8, 100, {}), (24, 8, {}), (24, 0, {}), (24, 24, {"frozen": True})],
     ids=["many epochs", "an epoch of one batch", "a memory of one batch", "no memory", "a memory that is left alone"],
 )
 def test_ids_that_number_the_items_of_the_data_are_not_spoken_of(num_items, memory_size, options):
@@ -244,7 +244,7 @@ def test_features_of_another_width_are_refused():
 
 
 def test_features_of_unknown_width_are_refused_by_a_model_that_is_not_built():
-    model = compiled(mode="graph")
+    model = compiled(mode="graph", width=None)
     features, ids = tf.TensorSpec((None, None)), tf.TensorSpec((None,), tf.int64)
     step = tf.function(lambda x, y: model.train_step((x, y)))
     with pytest.raises(ValueError, match=r"features of shape \(None, None\); expected \[B, D\] with a known width D"):

@@ -452,9 +452,8 @@ def test_metrics_of_a_batch_made_by_hand(mode):
     angles = np.deg2rad([0, 60, 90, 150, 180])
     x = {"features": np.stack([np.cos(angles), np.sin(angles)], axis=1) * 7, "sample_id": np.arange(5)}
     y = np.array([0, 0, 1, 1, 2])
-    model = compiled(
-        10, HardTopK("all", "all"), ContrastiveLoss(0.9, 0.4), Head(2), optimizer=keras.optimizers.SGD(0.0), mode=mode
-    )
+    still = {"optimizer": keras.optimizers.SGD(0.0), "mode": mode, "width": 2}
+    model = compiled(10, HardTopK("all", "all"), ContrastiveLoss(0.9, 0.4), Head(2), **still)
     built_kernel(model, x)
     model.head.kernel.assign(np.eye(2))
     logs = model.fit(x, y, batch_size=5, verbose=0).history

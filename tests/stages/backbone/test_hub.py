@@ -247,7 +247,7 @@ def test_networks_of_neither_texts_nor_pictures(tmp_path):
 
 
 def test_unknown_pooling(bert):
-    with pytest.raises(ValueError, match="pooling='mean'; expected one of avg, max, first"):
+    with pytest.raises(ValueError, match="pooling='mean'; expected one of 'avg', 'max', 'first'"):
         HubBackbone.from_preset(bert, pooling="mean")
 
 
