@@ -1,6 +1,7 @@
 """What constructors say of their arguments, and what is said of an argument that is none of that."""
 
 import doctest
+import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -80,13 +81,13 @@ def test_what_is_taken(given):
 
 
 def test_paths_become_texts(tmp_path):
-    assert taking(tmp_path / "x") == str(tmp_path / "x")
+    assert taking(tmp_path / "x", tmp_path) == (str(tmp_path / "x"), tmp_path)
 
 
 @checked
-def taking(path: str) -> str:
-    """A function of a text."""
-    return path
+def taking(text: str | None, path: pathlib.Path) -> tuple:
+    """A function of a text, and of a path, which stays one."""
+    return text, path
 
 
 def test_numbers_of_numpy_become_plain_ones():

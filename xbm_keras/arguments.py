@@ -72,8 +72,8 @@ def arguments_of(constructor: Callable) -> dict[str, Argument]:
 def checked(init: F) -> F:
     """A constructor, or a function, that refuses what its annotations do not allow.
 
-    Numbers of NumPy become Python's, and paths texts. A bool is no number, a whole number is one, NaN and infinity are
-    none. Types other than numbers, texts, lists of them, `Literal` and None are not looked at.
+    Numbers of NumPy become Python's, and paths texts where one is asked for. A bool is no number, a whole number is
+    one, NaN and infinity are none. Types other than numbers, texts, lists of them, `Literal` and None all pass.
 
     Raises:
         ValueError: by the constructor, for an argument of another type or out of bounds.
@@ -96,7 +96,8 @@ def checked(init: F) -> F:
             return init(*args, **kwargs)  # says whose arguments they are
         hints = _hints_of(init)
         for name, value in bound.arguments.items():
-            bound.arguments[name] = value = _plain(value)
+            is_path = isinstance(value, os.PathLike) and str in members_of(hints.get(name))
+            bound.arguments[name] = value = os.fspath(value) if is_path else _plain(value)
             if name in hints and not _is(value, hints[name]):
                 doc = inspect.cleandoc(init.__doc__ or _owner(args, checking).__doc__ or "")
                 hint = _described(doc).get(name, "")
@@ -128,9 +129,6 @@ def members_of(annotation: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy as Python's, and paths as texts."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
 
 

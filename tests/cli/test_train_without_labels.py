@@ -206,7 +206,7 @@ def test_nested_widths_with_labels(vectors, tmp_path):
         (["head.start=lda"], "head.start 'lda' does not go with loss.name 'similarity_alignment'"),
         (["top_k.num_negatives=3"], "top_k.num_negatives: unknown key; did you mean 'num_neighbors'?"),
         (["data.split.by=class"], "without labels and split.by 'class'; set data.split.by=item"),
-        (["head.widths=[4,2]"], "expected ascending widths, of which embedding_dim is the last"),
+        (["head.widths=[4,2]"], "expected ascending whole numbers, the last of which is 2"),
         (["head.nesting=sequential"], "head.nesting: received 'sequential'; this key left"),
         (["memory.memory_size=20"], "smaller than the batch of 30 (training.batch_size)"),
         (["export.codes=[int4]"], "export.codes"),
