@@ -30,9 +30,12 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     """
     rows = np.asarray(rows)
     rows = rows.astype(np.result_type(rows, np.float32), order="C", copy=False)  # another order would sum differently
-    largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0)
-    is_plain = (largest > SQUARES_HOLD[0]) & (largest < SQUARES_HOLD[1])
-    rows = (rows / np.where(is_plain | (largest == 0), 1, largest)).astype(np.float32, copy=False)
+    # Of the highest and the lowest one, without a copy of all.
+    largest = np.maximum(rows.max(axis=-1, keepdims=True, initial=0), -rows.min(axis=-1, keepdims=True, initial=0))
+    is_plain = (largest > SQUARES_HOLD[0]) & (largest < SQUARES_HOLD[1]) | (largest == 0)
+    if not is_plain.all():
+        rows = rows / np.where(is_plain, 1, largest)
+    rows = rows.astype(np.float32, copy=False)
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     is_done = (np.abs(lengths - 1) < UNIT_TO_ROUNDING) | (lengths == 0)
     return rows / np.where(is_done, 1, lengths)

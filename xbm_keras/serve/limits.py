@@ -4,6 +4,7 @@ All of it is decided from what little a client has sent so far: nothing large is
 """
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -133,15 +134,13 @@ class Gate:
         await send({"type": "http.response.start", "status": status, "headers": pairs})
         await send({"type": "http.response.body", "body": content, "more_body": True})
         ignored = 0
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.patience):
                 while ignored <= MAX_BYTES:
                     message = await receive()
                     ignored += len(message.get("body", b""))
                     if not message.get("more_body", False):  # its end, or the client went
                         break
-        except TimeoutError:
-            pass
         await send({"type": "http.response.body", "body": b""})
 
 
