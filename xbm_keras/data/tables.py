@@ -1,11 +1,13 @@
-"""Tables of items: CSV, Parquet and JSON lines, read without a guess at what a cell means."""
+"""Tables of items: CSV, TSV, Parquet and JSON lines, also packed by gzip, read without a guess at what a cell means."""
 
 import collections
 import csv
 import difflib
+import gzip
 import io
 import json
 import pathlib
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,7 +28,8 @@ class Table:
     that a line of JSON does not have is missing.
 
     Args:
-        path: of the table; `.parquet` and `.jsonl` are what they say, all else is read as a CSV in UTF-8 with commas.
+        path: of the table; `.parquet`, `.jsonl` and `.tsv` (without quotes: a cell holds no tab) are what they say, all
+            else is read as a CSV in UTF-8 with commas. A further `.gz` says that a text is packed.
         name: of the table, for messages; by default its path.
 
     Raises:
@@ -37,13 +40,23 @@ class Table:
         self.path, self.name = path, name or str(path)
         if not path.is_file():
             raise DataError(f"Received table {str(path)!r}, which is no file; expected a .csv or .parquet file.")
-        self.is_text = path.suffix.lower() not in (".parquet", ".jsonl")
-        read = read_csv if self.is_text else read_parquet if path.suffix.lower() == ".parquet" else read_jsonl
+        suffix = suffix_of(path)
+        self.is_text = suffix not in (".parquet", ".jsonl")
+        read = read_csv if self.is_text else read_parquet if suffix == ".parquet" else read_jsonl
         try:
             names, columns = read(path)
         except DataError:
             raise
-        except (OSError, ValueError, csv.Error, RecursionError, MemoryError, pyarrow.ArrowException) as error:
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValueError,
+            csv.Error,
+            RecursionError,
+            MemoryError,
+            pyarrow.ArrowException,
+        ) as error:
             raise DataError(
                 f"Received table {str(path)!r}, which cannot be read: {error or type(error).__name__}. Mend it, or "
                 "write it anew."
@@ -92,14 +105,24 @@ def require_column(name: str, known: Iterable, where: str) -> None:
         raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(known)}.")
 
 
+def suffix_of(path: pathlib.Path) -> str:
+    """In lower case, and without the `.gz` of a packed file."""
+    return pathlib.Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def _bytes(path: pathlib.Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+
+
 def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
-    """Names and columns of a CSV: text, None where a cell is empty. Spaces around the names are left out.
+    """Names and columns of a CSV or TSV: text, None where a cell is empty. Spaces around the names are left out.
 
     Raises:
         DataError: for a row of another length than the first one, which holds the names, or for zero bytes.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"Received table {str(path)!r}, which cannot be read as UTF-8: {error}. Save it as UTF-8."
@@ -111,7 +134,9 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
     columns: list[list[str | None]] = []
     limit = csv.field_size_limit(MAX_FIELD)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        is_tsv = suffix_of(path) == ".tsv"
+        form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
+        reader = csv.reader(io.StringIO(text, newline=""), **form)
         for row in filter(None, reader):  # a blank line is no row
             columns = columns or [[] for _ in row]
             if len(row) != len(columns):
@@ -132,7 +157,7 @@ def read_jsonl(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
     """Names and columns of JSON objects, one per line; blank lines are none. Raises DataError that names the line."""
     rows, number = [], 0
     try:
-        for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
+        for number, line in enumerate(_bytes(path).decode("utf-8-sig").split("\n"), 1):
             if line.strip():
                 row = json.loads(line, object_pairs_hook=_Object)
                 if not isinstance(row, _Object):
