@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.evaluation import graded_metrics
-from xbm_keras.evaluation.exact_search import CHUNK, MEMORY_MB, block_width, to_blocks, unit_rows
+from xbm_keras.evaluation.exact_search import CHUNK, MEMORY_MB, block_width, to_blocks
+from xbm_keras.geometry import unit_rows
 from xbm_keras.progress import track
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
 
