@@ -63,7 +63,6 @@ WORDS += [
     "features",
     "sketch",
     "cosine",
-    "sequential",
     "int8",
     "float16",
     "[1,4]",

@@ -51,10 +51,10 @@ LABELLED = {
     "half precision": {"head": Head(E, dtype="mixed_bfloat16")},
 }
 UNLABELLED = {
-    "neighbours, nested in sequence": {
+    "neighbours, nested": {
         "top_k": NeighborTopK(),
         "pair_loss": SimilarityAlignmentLoss(),
-        "head": Head(E, widths=[8, E], nesting="sequential"),
+        "head": Head(E, widths=[8, E]),
         "storage_dtype": "int8",
     }
 }

@@ -250,7 +250,7 @@ def test_ten_random_splits_of_a_loaded_model_with_prefilled_int8_rows(tmp_path):
         "dict(memory_size=300, top_k=HardTopK(3, 2, 'easiest', None, 0.9, 0.05, 0.05), head={'widths': [2, 4]})",
         "dict(memory_size=300, mining=InEmbeddings(7), is_prefilled=True)",
         "dict(memory_size=60, mining=InSketch(3), loss=RecallSurrogateLoss())",
-        "dict(memory_size=40, mining=InEmbeddings(), head={'widths': [2, 4], 'nesting': 'sequential'})",
+        "dict(memory_size=40, mining=InEmbeddings(), head={'widths': [2, 4]})",
         "dict(memory_size=300, top_k=NeighborTopK(3, 4), loss=SimilarityAlignmentLoss(), start_alignment=0.5)",
         "dict(memory_size=0, top_k=NeighborTopK(3, 4), loss=SimilarityAlignmentLoss())",
     ],

@@ -24,7 +24,7 @@ IN_CODE_ALONE = {
     "lifted_structure": ("temperature",),
     "recall_surrogate": ("ks", "rank_temperature"),
     "similarity_alignment": ("form",),
-    "head": ("hidden_dim", "power", "seed", "width_weights", "nesting"),
+    "head": ("hidden_dim", "power", "seed", "width_weights"),
     "top_k": ("positives", "mining", "max_score", "absolute_margin", "relative_margin", "max_rows_for_all", "seed"),
 }
 """Arguments of losses and stages that a run fills in, or of which no measurement shows another value to pay."""

@@ -86,26 +86,13 @@ def test_weights_that_are_refused(weights):
 
 
 @pytest.mark.parametrize("kind", ["linear", "residual"])
-def test_in_sequence_only_the_columns_of_the_stage_move(kind, mode):
-    head, features = make_head(kind=kind, nesting="sequential"), make_features(2)
-    rows = make_rows(make_features(7, seed=1))
-
-    def slopes():
-        with tf.GradientTape() as tape:
-            similarities = head.compare(head(features), rows._replace(embeddings=head.embed_rows(rows)), make_picks())
-            loss = head.weighted_mean([tf.reduce_sum(each[:, :1], axis=1) for each in similarities])
-            total = tf.reduce_sum(loss * tf.constant([1.0, 2.0]))
-        return tape.gradient(total, [weight.value for weight in head.trainable_weights])
-
-    for stage, (first, last) in enumerate(zip([0, *WIDTHS], WIDTHS, strict=False)):
-        head.stage.assign(stage)
-        for slope in in_mode(slopes, mode)():
-            moves = np.atleast_2d(slope.numpy()).any(axis=0)
-            assert moves.tolist() == [first <= column < last for column in range(6)]
-
-
-def test_nestings_that_are_refused():
-    with pytest.raises(ValueError, match="expected one of 'joint', 'sequential'"):
-        Head(6, widths=WIDTHS, nesting="widest first")
-    with pytest.raises(ValueError, match="expected 'joint', or 'sequential' with a kind whose"):
-        Head(6, widths=WIDTHS, nesting="sequential", kind="mlp")
+def test_a_head_that_was_trained_in_sequence_loads_without_its_stage(kind):
+    head, store = make_head(kind=kind), {}
+    head.save_own_variables(store)
+    store[str(len(store))] = np.array(1)  # behind the other weights, as it was saved
+    loaded = Head.from_config({**head.get_config(), "nesting": "sequential"})
+    loaded.build((None, head.kernel.shape[0]))
+    loaded.load_own_variables(store)
+    assert len(loaded.get_weights()) == len(head.get_weights())
+    for found, expected in zip(loaded.get_weights(), head.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -45,17 +45,14 @@ class Head(keras.layers.Layer):
             itself. Ascending, the last one is `embedding_dim`. None: that one alone.
         width_weights: of the losses of the nested widths in their mean; by default the widths: a narrow beginning is
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
-        nesting: "joint" trains all widths at once; "sequential" the narrowest first and then, one after another, the
-            columns that the next width adds, while the others stay as they are; `stage` says which, from 0.
 
     Raises:
-        ValueError: for an argument out of bounds, "mlp" with "sequential", nested widths that do not ascend up to E, or
-            weights that do not fit them.
+        ValueError: for an argument out of bounds, nested widths that do not ascend up to E, or weights that do not fit
+            them.
 
     Reference:
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
-        Nested widths: Kusupati et al., "Matryoshka Representation Learning", arXiv 2205.13147. Sequential: after SMEC,
-        arXiv 2510.12474, section 3.1, which goes from the widest to the narrowest by a cascade of FC layers.
+        Nested widths: Kusupati et al., "Matryoshka Representation Learning", arXiv 2205.13147.
 
     Example:
         >>> head = Head(2)
@@ -76,7 +73,6 @@ class Head(keras.layers.Layer):
         seed: int = 0,
         widths: Annotated[Sequence[Width], MinLen(1)] | None = None,
         width_weights: Sequence[AboveZero] | None = None,
-        nesting: Literal["joint", "sequential"] = "joint",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -87,12 +83,6 @@ class Head(keras.layers.Layer):
         self.seed = seed
         if width_weights is not None and len(width_weights) != len(widths or ()):
             raise ValueError(f"Received {width_weights=} with {widths=}; expected one for each width.")
-        if nesting == "sequential" and kind == "mlp":
-            raise ValueError(
-                f"Received nesting={nesting!r} with kind={kind!r}; expected 'joint', or 'sequential' with a kind whose "
-                "dimensions share no weights, 'linear' or 'residual'."
-            )
-        self.nesting = nesting
         self.widths = tuple(widths or (embedding_dim,))
         """Ascending; the last one is E."""
         self.width_weights = tuple(map(float, width_weights or self.widths))
@@ -109,10 +99,6 @@ class Head(keras.layers.Layer):
         trains_start = self.kind != "residual"
         self.kernel = self.add_weight(name="kernel", shape=(d, e), initializer=random, trainable=trains_start)
         self.bias = self.add_weight(name="bias", shape=(e,), initializer="zeros", trainable=trains_start)
-        if self.nesting == "sequential":
-            self.stage = self.add_weight(
-                name="stage", shape=(), dtype="int64", initializer="zeros", trainable=False, autocast=False
-            )
         if self.kind == "residual":
             self.delta = self.add_weight(name="delta", shape=(d, e), initializer="zeros")
         elif self.kind == "mlp":
@@ -138,25 +124,13 @@ class Head(keras.layers.Layer):
         if self.power != 1:
             features = unit_length(signed_power(features, self.power))
         features = tf.cast(features, self.compute_dtype)
-        z = tf.matmul(features, self._in_training(self.kernel)) + self._in_training(self.bias)
+        z = tf.matmul(features, self.kernel) + self.bias
         if self.kind == "residual":
-            z += tf.matmul(features, self._in_training(self.delta))
+            z += tf.matmul(features, self.delta)
         elif self.kind == "mlp":
             hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
             z += tf.matmul(hidden, self.hidden_out)
         return unit_length(z)
-
-    def _in_training(self, weight):
-        """The weight [..., E], with gradient for the columns of the stage alone.
-
-        Those behind them take no part in its loss, but rounding would give them a little, which Adam makes a lot of.
-        """
-        weight = tf.convert_to_tensor(weight)
-        if self.nesting == "joint":
-            return weight
-        columns, first = tf.range(self.embedding_dim), tf.gather([0, *self.widths[:-1]], self.stage.value)
-        is_in_stage = (columns >= first) & (columns < tf.gather(self.widths, self.stage.value))
-        return tf.where(is_in_stage, weight, tf.stop_gradient(weight))
 
     def embed_rows(self, rows: Rows) -> tf.Tensor:
         """Embeddings [M, E] of all memory rows, with gradient.
@@ -205,20 +179,19 @@ class Head(keras.layers.Layer):
         return [*(unit_length(embeddings[:, :width]) for width in self.widths[:-1]), embeddings]
 
     def weighted_mean(self, losses: Sequence[tf.Tensor]) -> tf.Tensor:
-        """The mean over the widths of losses per anchor, each [B], by their weights; in sequence the stage's alone."""
-        if self.nesting == "sequential":
-            return tf.gather(tf.stack(losses), self.stage.value)
+        """The mean over the widths of losses per anchor, each [B], by their weights."""
         weighted = [weight * loss for weight, loss in zip(self.width_weights, losses, strict=True)]
         return tf.add_n(weighted) / sum(self.width_weights)
 
     def load_own_variables(self, store):
-        """Weights; the files of earlier versions may hold the state of a dropout, too."""
-        super().load_own_variables({key: store[key] for key in store.keys() if key != "seed_state"})  # noqa: SIM118
+        """Weights; files of earlier versions may hold the state of a dropout, or the number of a stage, a scalar."""
+        kept = [key for key in store.keys() if key != "seed_state" and store[key].shape]  # noqa: SIM118
+        super().load_own_variables({key: store[key] for key in kept})
 
     @classmethod
     def from_config(cls, config):
-        """The head that `get_config` described; one of earlier versions may have had a dropout, in training alone."""
-        return super().from_config({name: value for name, value in config.items() if name != "dropout"})
+        """The head that `get_config` described; those of earlier versions say how they train, which is no more."""
+        return super().from_config({key: each for key, each in config.items() if key not in ("dropout", "nesting")})
 
     def get_config(self):
         """Arguments of the constructor."""
