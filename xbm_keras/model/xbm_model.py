@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from xbm_keras.geometry import UnitLength, unit_length
 from xbm_keras.model import strategies
+from xbm_keras.model.custom_gradients import freed_with_the_graph
 from xbm_keras.model.earlier_versions import translated
 from xbm_keras.model.labels_and_ids import WarnOfRepeatedIds, check_inputs, check_texts, read_labels_and_ids, with_items
 from xbm_keras.model.non_finite import Rejections, StopOnNonFinite, note_batch, seeds_of, undone_unless_finite
@@ -190,6 +191,7 @@ class XBMModel(strategies.ReplicatedModel):
         if self.memory.memory_size:
             self.occupancy.update_state(self.memory.occupancy() / self.memory.memory_size)
 
+    @freed_with_the_graph()
     def train_step(self, data):
         """The stock step, undone where features, loss or new weights are not finite: such a batch leaves no trace."""
         data = with_items(data, self.memory)
@@ -200,6 +202,7 @@ class XBMModel(strategies.ReplicatedModel):
             self.optimizer.build(self.trainable_variables)
         return undone_unless_finite(self, inputs, functools.partial(super().train_step, data))
 
+    @freed_with_the_graph()
     def test_step(self, data):
         """The stock step, which leaves no trace: what training draws by chance next is what it had drawn without.
 

@@ -1,17 +1,15 @@
 """The model that is tuned, after KerasTuner's conventions: a trial is the selection phase of train.py."""
 
-import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import keras
 import keras_tuner
 import numpy as np
 import psutil
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
 from xbm_keras.config.schema import Config, HeadConfig, Neighbors
 from xbm_keras.config.yaml_files import check_config
@@ -146,9 +144,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
         began = time.monotonic()
-        with _forgotten_custom_gradients():
-            results = [self._fit_fold(config, 0, model, callbacks)]
-            results += [self._fit_fold(config, i, self._start(config, i)) for i in range(1, len(self.folds))]
+        results = [self._fit_fold(config, 0, model, callbacks)]
+        results += [self._fit_fold(config, i, self._start(config, i)) for i in range(1, len(self.folds))]
         metrics = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
         if len(results) > 1:
             name = self.objective.name
@@ -178,23 +175,6 @@ class HeadHyperModel(keras_tuner.HyperModel):
             return {self.objective.name: best.best, "epoch": best.epoch}
         scores = compare(dataset, {"trained": model.head}, dataset.splits.validation)["leave_one_out"]["trained"]
         return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}
-
-
-@contextlib.contextmanager
-def _forgotten_custom_gradients() -> Iterator[None]:
-    """Free what was traced inside, once its model is gone.
-
-    TensorFlow registers each `tf.custom_gradient` of a graph for the life of the process, and so keeps the graph. A
-    training step always has one: Keras' optimizers sum gradients over replicas, be there one, in such a function.
-    """
-    registered = ops.gradient_registry._registry  # there is no public way to take something out
-    known = set(registered)
-    try:
-        yield
-    finally:
-        for name in set(registered) - known:
-            if name.startswith("CustomGradient-"):
-                del registered[name]
 
 
 def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
