@@ -13,7 +13,7 @@ import PIL.Image
 import psutil
 import pytest
 
-from tests.feature_cache.test_cache import contents, small_backbone
+from tests.feature_cache.small import contents, small_backbone
 from xbm_keras.data.arrays import ImageArray
 from xbm_keras.data.sources import DataError, ImageFolder
 from xbm_keras.feature_cache import cache, ray_extraction, shards

@@ -310,7 +310,9 @@ def test_mixed_precision_ends_at_the_metrics_of_float32(policy):
 
     def trained():
         optimizer = keras.optimizers.Adam(0.02)
-        model = compiled(160, HardTopK(32, 8, mining=InEmbeddings()), head=Head(6), optimizer=optimizer, mode="graph")
+        model = compiled(
+            160, HardTopK(32, 8, mining=InEmbeddings()), head=Head(6), optimizer=optimizer, mode="graph", width=16
+        )
         start = evaluate_retrieval(model.predict(x, verbose=0)["embeddings"], y)
         model.fit(x, y, batch_size=32, epochs=20, shuffle=False, verbose=0)
         return start, evaluate_retrieval(model.predict(x, verbose=0)["embeddings"], y)
