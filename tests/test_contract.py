@@ -27,6 +27,7 @@ from xbm_keras import (
     InSketch,
     NeighborTopK,
     Picks,
+    RelevantTopK,
     Rows,
     StartAlignment,
     XBMModel,
@@ -140,6 +141,10 @@ ROWS = {
     "NonFiniteLoss": Row(),
     "PairLoss": Row(),  # abstract
     "Picks": Row(),
+    "RelevantTopK": Row(
+        lambda: RelevantTopK(3, 2, "easiest", max_score=0.9),
+        lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(IDS[:, None] // 2 * 2), tf.constant(-IDS))),
+    ),
     "Rows": Row(),
     "Start": Row(),  # NumPy
     "StartAlignment": Row(lambda: StartAlignment(2.0)),  # of a model: see its saved model below

@@ -7,6 +7,7 @@ from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows, batch_as
 from xbm_keras.stages.cosine_scores import cosine_scores
 from xbm_keras.stages.hard_top_k.by_label import HardTopK, Picks
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+from xbm_keras.stages.hard_top_k.by_relevance import RelevantTopK
 from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import ClosedForms, Start
@@ -53,6 +54,7 @@ __all__ = [
     "PairLoss",
     "Picks",
     "RecallSurrogateLoss",
+    "RelevantTopK",
     "Rows",
     "SemiHardTripletLoss",
     "SimilarityAlignmentLoss",

@@ -15,6 +15,7 @@ from xbm_keras import (
     InEmbeddings,
     InSketch,
     NeighborTopK,
+    RelevantTopK,
     SimilarityAlignmentLoss,
     SmoothAPLoss,
     StartAlignment,
@@ -86,6 +87,19 @@ def traced(step, batch_size=B, jit_compile=False):
 def test_training_step(name, jit_compile):
     model = make_model(**WAYS[name])
     assert misplaced(traced(model.train_step, jit_compile=jit_compile), large=LARGE, xla=jit_compile) == []
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["enqueued", "prefilled"])
+def test_training_step_of_queries_and_documents(is_frozen, jit_compile):
+    top_k = RelevantTopK(32, 2, mining=InEmbeddings(512))
+    model = make_model(top_k=top_k, head=Head(E, sides="two"), frozen=is_frozen)
+    numbers, vectors = tf.TensorSpec((B,), tf.int64), tf.TensorSpec((B, D), tf.float32)
+    inputs = {"features": vectors, "sample_id": numbers}
+    inputs |= {} if is_frozen else {"document": vectors, "document_id": numbers}
+    step = tf.function(lambda x, y: model.train_step((x, y)), jit_compile=jit_compile)
+    function = step.get_concrete_function(inputs, tf.TensorSpec((B, 4), tf.int64))
+    assert misplaced(function, large=LARGE, xla=jit_compile) == []
 
 
 def test_training_step_of_a_batch_of_any_size():

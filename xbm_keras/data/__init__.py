@@ -2,7 +2,7 @@
 
 - dataset: features of all items, and who of them does what
 - sources, arrays, texts, tfds, glyphs: where items come from; tables, listing: how they are found
-- pairs: queries, documents, and which answers which; components: those that share documents, held out together
+- pairs, pair_dataset: queries, documents, and which answers which; components: queries that share documents
 - pictures: decoding, as all of the package does it; decoding, containers: the part that runs inside a graph
 - labels, splits, duplicates: which class an item is in, and on which side of the test
 - views: augmented and turned pictures

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from xbm_keras.data.generators import generators
 from xbm_keras.data.sources import DataError
+from xbm_keras.data.unit_rows import FeatureRows
 
 
 class PKSampler:
@@ -160,6 +161,52 @@ def batch_dataset(
         # The static shape lets the model see that a batch's picks outnumber a small memory.
         f, ids, y = (tf.ensure_shape(t, (batch_size, *more)) for t, more in ((f, (width,)), (ids, ()), (y, ())))
         return {"features": f, "sample_id": ids}, y
+
+    return _steps(first_step).map(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def query_dataset(
+    queries: FeatureRows,
+    query_ids: np.ndarray,
+    relevant: np.ndarray,
+    sampler: ShuffledSampler,
+    documents: FeatureRows | None = None,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Endless batches of queries, `({"features": [B, D], "sample_id": [B]}, relevant [B, P])`, from `first_step` on.
+
+    Args:
+        queries: [n, D], read when they are needed.
+        query_ids: [n].
+        relevant: [n, P] positions of the documents that answer each query, at least one, and -1.
+        sampler: says which queries make up a step.
+        documents: [N, D]; then each query brings one of these documents, drawn at random, with its position as
+            `document_id`. None where the memory holds all of them.
+        first_step: number of steps before.
+    """
+    batch_size, width = sampler.batch_size, queries.shape[1]
+    counts = (relevant >= 0).sum(axis=1)
+    in_front = np.take_along_axis(relevant, np.argsort(relevant < 0, axis=1, kind="stable"), axis=1)
+
+    def rows(step):
+        positions = sampler(int(step))
+        found = [np.asarray(queries[positions], np.float32), query_ids[positions], relevant[positions]]
+        if documents is not None:
+            drawn = np.random.default_rng([sampler.seed, 2, int(step)]).random(len(positions))
+            chosen = in_front[positions, (drawn * counts[positions]).astype(np.int64)]
+            found += [np.asarray(documents[chosen], np.float32), chosen]
+        return found
+
+    shapes = [(tf.float32, (width,)), (tf.int64, ()), (tf.int64, relevant.shape[1:])]
+    shapes += [(tf.float32, (width,)), (tf.int64, ())] if documents is not None else []
+
+    def batch(step):
+        tensors = tf.numpy_function(rows, [step], [dtype for dtype, _ in shapes], stateful=False)
+        f, ids, wanted, *given = (
+            tf.ensure_shape(t, (batch_size, *more)) for t, (_, more) in zip(tensors, shapes, strict=True)
+        )
+        inputs = {"features": f, "sample_id": ids}
+        return (inputs | dict(zip(("document", "document_id"), given, strict=True)) if given else inputs), wanted
 
     return _steps(first_step).map(batch).prefetch(tf.data.AUTOTUNE)
 

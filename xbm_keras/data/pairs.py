@@ -30,6 +30,11 @@ class Side:
     features: np.ndarray | None = None
     """[n, D], where some model already gave them."""
 
+    def take(self, positions: np.ndarray) -> "Side":
+        """Some of them."""
+        texts = None if self.texts is None else [self.texts[i] for i in positions]
+        return Side(self.ids[positions], texts, None if self.features is None else self.features[positions])
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
@@ -65,6 +70,18 @@ class Pairs:
         grades = np.zeros(documents.shape)
         documents[rows, columns], grades[rows, columns] = self.document[answers], self.grade[answers]
         return documents, grades
+
+    def keeping(self, queries: np.ndarray, documents: np.ndarray) -> "Pairs":
+        """The same with these queries and documents alone, [q] and [n] ascending positions, and their judgements."""
+        places = []
+        for chosen, side in ((queries, self.queries), (documents, self.documents)):
+            place = np.full(len(side.ids), -1)
+            place[chosen] = np.arange(len(chosen))
+            places.append(place)
+        query, document = places[0][self.query], places[1][self.document]
+        is_kept = (query >= 0) & (document >= 0)
+        kept = (query[is_kept], document[is_kept], self.grade[is_kept], self.split[is_kept])
+        return Pairs(self.queries.take(queries), self.documents.take(documents), *kept, self.ignored)
 
 
 def read_pairs(path: str, query_column: str = "query", document_column: str = "document") -> Pairs:
@@ -246,9 +263,10 @@ def _of_table(path: pathlib.Path, query_column: str, document_column: str) -> Pa
     values = [1.0] * len(table) if grades is None else [_number(text) for text in as_text(grades).tolist()]
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
+        row = [value is None for value in values].index(True)
         raise DataError(
-            f"Received {path}, whose row {values.index(None)} has no number as its score; expected one in each: 0 for "
-            "not relevant, 1 or more for relevant."
+            f"Received {path}, whose row {row} has no number as its score; expected one in each: 0 for not relevant, 1 "
+            "or more for relevant."
         )
     splits = as_text(table["split"]).tolist() if "split" in table.columns else [""] * len(table)
     names = [(str(q), str(d)) for q, d in zip(*places, strict=True)]

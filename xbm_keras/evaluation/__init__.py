@@ -3,7 +3,7 @@
 - metrics: of ranked lists, one value per query
 - retrieval: over a whole set, and after each epoch
 - exact_search: the nearest items
-- pairs, graded_metrics: documents that answer queries, over a whole corpus; intervals: how sure a mean is
+- pairs, graded_metrics, pair_scores: documents that answer queries, over a whole corpus; intervals: how sure a mean is
 - neighbors, near_duplicates: what needs no labels, and which labels may be wrong
 - quantization: int8 and binary codes
 - side_by_side: frozen features, closed form and trained head, as metrics.json has them

@@ -66,14 +66,19 @@ def ranks_of_relevant(
     queries, documents, relevant = np.asarray(queries), np.asarray(documents), np.asarray(relevant, np.int64)
     _check(queries, documents, relevant)
     blocks = to_blocks(documents, width=block_width(memory_mb))
-    ranks = np.empty(relevant.shape, np.int64)
+    ranks = np.zeros(relevant.shape, np.int64)
+    # By their number, so that few documents are counted for most: those in front.
+    in_front = np.argsort(relevant < 0, axis=1, kind="stable")
+    counts = (relevant >= 0).sum(axis=1)
+    order = np.argsort(counts, kind="stable")
     with all_bits_of_float32():
-        for start in track(range(0, len(queries), CHUNK), "evaluation", len(queries)):
-            rows = slice(start, start + CHUNK)
-            missing = [(0, CHUNK - len(queries[rows])), (0, 0)]
-            padded = np.pad(unit_rows(queries[rows]), missing)
-            wanted = np.pad(relevant[rows], missing, constant_values=-1)
-            ranks[rows] = _ranks(padded, blocks, wanted, len(documents)).numpy()[: len(queries[rows])]
+        for start in track(range(0, len(order), CHUNK), "evaluation", len(order)):
+            rows = order[start : start + CHUNK]
+            places = in_front[rows, : max(1, counts[rows].max())]
+            missing = [(0, CHUNK - len(rows)), (0, 0)]
+            wanted = np.pad(relevant[rows[:, None], places], missing, constant_values=-1)
+            found = _ranks(np.pad(unit_rows(queries[rows]), missing), blocks, wanted, len(documents))
+            ranks[rows[:, None], places] = found.numpy()[: len(rows)]
     return ranks
 
 

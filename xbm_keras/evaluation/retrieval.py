@@ -150,18 +150,20 @@ def _class_numbers(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tupl
     return numbers[: len(query_labels)], numbers[len(query_labels) :]
 
 
-def embed(head: Head, features: FeatureRows, batch_size: int = 4096) -> np.ndarray:
+def embed(head: Head, features: FeatureRows, batch_size: int = 4096, of_rows: bool = False) -> np.ndarray:
     """Embeddings [N, E] float32 of features [N, D], as the model's encoder gives them.
 
     Args:
         head: the FC layer. It runs eagerly, so no shape is ever traced.
         features: of any length; read in slices, so they may be memory-mapped.
         batch_size: rows read at once.
+        of_rows: whether they are documents, which a head may embed otherwise than queries.
     """
+    layer = head.on_rows if of_rows else head
     embeddings = np.empty((len(features), head.embedding_dim), np.float32)
     for start in track(range(0, len(features), batch_size), "embedding", len(features)):
         rows = slice(start, start + batch_size)
-        embeddings[rows] = head(unit_length(features[rows]))
+        embeddings[rows] = layer(unit_length(features[rows]))
     return embeddings
 
 

@@ -13,6 +13,7 @@ SHOWN = {
 SCORES = {
     "val_map_at_r": ("MAP@R", "held-out training classes"),
     "val_neighbor_overlap_at_10": ("overlap@10", "held-out items"),
+    "val_ndcg_at_10": ("nDCG@10", "held-out queries"),
 }
 """What heads are chosen by, with and without labels: what it is called, and of what it is taken."""
 SMALL = 0.001  # of MAP@R: no difference worth speaking of
@@ -20,6 +21,8 @@ PROTOCOLS = {
     "leave_one_out": "leave-one-out",
     "query_gallery": "query/gallery",
     "neighbors": "against the frozen features",
+    "pairs": "all test queries",
+    "pairs_unseen_documents": "queries whose documents never trained",
 }
 SHOWN_OF_NEIGHBORS = {
     "neighbor_overlap_at_1": "overlap@1",
@@ -29,8 +32,19 @@ SHOWN_OF_NEIGHBORS = {
 """Shares of the nearest neighbours that the frozen features find, and Spearman's correlation of similarities."""
 
 
+SHOWN_OF_PAIRS = {
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_10": "R@10",
+    "recall_at_100": "R@100",
+    "map": "MAP",
+}
+
+
 def shown(protocol: str) -> Mapping[str, str]:
     """The metrics of a protocol, and what they are called in tables."""
+    if protocol.startswith("pairs"):
+        return SHOWN_OF_PAIRS
     return SHOWN_OF_NEIGHBORS if protocol == "neighbors" else SHOWN
 
 
@@ -56,8 +70,12 @@ def views(chosen: Mapping) -> str:
 def outcome(metrics: dict) -> str:
     """Whether the head is "better" than the frozen features, "worse", or "mixed": about the same, or best untrained.
 
-    Of training without labels: whether it keeps more of the neighbours than the closed form does.
+    Of training without labels: whether it keeps more of the neighbours than the closed form does. Of pairs: whether
+    the interval of what it is above the frozen features excludes zero, by queries whose documents never trained.
     """
+    if "pairs" in metrics:
+        low, high = _of_pairs(metrics)["trained"]["ndcg_at_10_above_frozen_interval"]
+        return "better" if low > 0 else "worse" if high < 0 else "mixed"
     if "neighbors" in metrics:
         gain = _kept(metrics)[1]
         return "better" if gain >= SMALL else "worse" if gain <= -SMALL else "mixed"
@@ -68,6 +86,8 @@ def outcome(metrics: dict) -> str:
 
 def verdict(metrics: dict) -> str:
     """One sentence: is the trained head worth having."""
+    if "pairs" in metrics:
+        return _verdict_of_pairs(metrics)
     if "neighbors" in metrics:
         return _verdict_without_labels(metrics)
     scores = {name: values["map_at_r"] for name, values in metrics["leave_one_out"].items()}
@@ -92,6 +112,33 @@ def verdict(metrics: dict) -> str:
         )
     beside = f", and {above:.3f} above the frozen features" if best != "frozen" else ""
     return f"The trained head is {gain:.3f} MAP@R above the best of the others ({name}){beside}."
+
+
+def _of_pairs(metrics: dict) -> dict:
+    """The scores that count: what is learnt by heart does not show in those of queries with unseen documents."""
+    return metrics.get("pairs_unseen_documents", metrics["pairs"])
+
+
+def _verdict_of_pairs(metrics: dict) -> str:
+    """How much the trained head is above the frozen features, and how sure that is."""
+    scores = _of_pairs(metrics)
+    trained, frozen = scores["trained"]["ndcg_at_10"], scores["frozen"]["ndcg_at_10"]
+    above, (low, high) = (scores["trained"][f"ndcg_at_10_above_frozen{each}"] for each in ("", "_interval"))
+    told = {"better": "better than", "worse": "WORSE than", "mixed": "not surely better than"}[outcome(metrics)]
+    which = "queries whose documents never trained" if "pairs_unseen_documents" in metrics else "test queries"
+    said = (
+        f"The trained head is {told} the frozen features: nDCG@10 {trained:.3f} against {frozen:.3f} of {which}, "
+        f"{above:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+    )
+    if scores is not metrics["pairs"]:
+        seen = metrics["pairs"]
+        said += f" Of all test queries {seen['trained']['ndcg_at_10']:.3f} against {seen['frozen']['ndcg_at_10']:.3f}."
+    return said
+
+
+def is_better_on_held_out_queries(metrics: dict) -> bool:
+    """Whether held-out queries, whose documents never trained, were served better than by the frozen features."""
+    return metrics["validation"]["pairs"]["trained"]["ndcg_at_10_above_frozen"] > 0
 
 
 def _verdict_without_labels(metrics: dict) -> str:

@@ -1,15 +1,22 @@
 """What a batch says of its items: labels, sample ids and weights, checked where a step is traced, and what ids did."""
 
 import warnings
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory import replicas
-from xbm_keras.stages.circular_memory.item_arrays import check_features, read_labels, read_sample_ids, read_slot_numbers
+from xbm_keras.stages.circular_memory.item_arrays import (
+    check_features,
+    read_labels,
+    read_relevant,
+    read_sample_ids,
+    read_slot_numbers,
+)
 from xbm_keras.stages.circular_memory.ring import CircularMemory
-from xbm_keras.stages.pair_losses.base import PairLoss
 
 
 class WarnOfRepeatedIds(keras.callbacks.Callback):
@@ -57,30 +64,45 @@ class WarnOfRepeatedIds(keras.callbacks.Callback):
         return int(memory.num_enqueued.numpy()) if self.is_due and memory.built else 0
 
 
-def read_labels_and_ids(
-    inputs: dict, labels, features: tf.Tensor, pair_loss: PairLoss, memory_size: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Labels and sample ids of a batch, int64 [B]; a loss that uses no labels gets none to see, all are 0.
+class Batch(NamedTuple):
+    """What a batch is to its model."""
+
+    wanted: tf.Tensor
+    """[B] int64, the labels that positives have; or [B, P], the ids of the documents that answer a query."""
+    ids: tf.Tensor
+    """[B] int64: no row of this id is a pick of the anchor."""
+    items: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+    """Features [n, D] of unit length, labels [n] and ids [n] of what enters the memory: the anchors themselves, or
+    documents."""
+    source: tuple[tf.Tensor, tf.Tensor]
+    """All features [B, ...] that came with the anchors, and sample ids [B] to name these by."""
+
+
+def read_batch(inputs: dict, labels, features: tf.Tensor, model: keras.Model, training: bool) -> Batch:
+    """Labels and ids of a batch; a loss that uses no labels gets none to see, all are 0.
 
     Args:
-        inputs: of the model; "sample_id" among them may be left out where there is no memory.
+        inputs: of the model; "sample_id" among them may be left out where there is no memory, and where anchors are
+            queries. These come with a "document" [B, D] each, and its "document_id" [B]; without, where steps find all
+            documents in a frozen memory.
         labels: what came with them; None where there is nothing.
         features: [B, D].
-        pair_loss: says whether labels are needed.
-        memory_size: M.
+        model: an `XBMModel`; loss, top k and memory say what is needed.
+        training: else the batch itself is in the role of the memory.
 
     Raises:
-        ValueError: where labels or ids are needed and missing, or of another dtype or shape.
+        ValueError: where labels, ids or documents are needed and missing, or of another dtype or shape.
     """
-    if labels is None and pair_loss.uses_labels:
+    loss, memory_size = model.pair_loss, model.memory.memory_size
+    if labels is None and loss.uses_labels:
         raise ValueError(
-            f"Received a batch without labels; expected (inputs, labels): {pair_loss.name} needs classes. "
+            f"Received a batch without labels; expected (inputs, labels): {loss.name} needs classes. "
             "Without labels use SimilarityAlignmentLoss with NeighborTopK."
         )
     batch_size = features.shape[0] or tf.shape(features)[0]
     ids = inputs.get("sample_id")
     if ids is None:
-        if memory_size:
+        if memory_size and not model.top_k.by_relevance:
             raise ValueError(
                 f"Received inputs {sorted(inputs)} with {memory_size=}; expected 'sample_id' among them, so that a "
                 "sample never meets its own copy in the memory. Add an int64 array that numbers the items, such as "
@@ -88,7 +110,28 @@ def read_labels_and_ids(
             )
         ids = replicas.of_whole_batch(lambda n: tf.range(tf.cast(n, tf.int64)), batch_size)
     ids = read_sample_ids(ids, batch_size)
-    return read_labels(labels, batch_size) if pair_loss.uses_labels else tf.zeros_like(ids), ids
+    if model.top_k.by_relevance:
+        return _of_queries(inputs, labels, features, ids, model.memory, training)
+    wanted = read_labels(labels, batch_size) if loss.uses_labels else tf.zeros_like(ids)
+    return Batch(wanted, ids, (features, wanted, ids), (features, ids))
+
+
+def _of_queries(inputs, labels, features, ids, memory, training) -> Batch:
+    relevant = read_relevant(labels, tf.shape(ids)[0])
+    if "document" in inputs:
+        check_features(inputs["document"].shape, memory.feature_dim)
+        documents = unit_length(inputs["document"])
+        document_ids = read_sample_ids(inputs.get("document_id"), ids.shape[0] or tf.shape(ids)[0])
+        checked = tf.concat([features, documents], axis=1)
+    elif training and memory.frozen and memory.memory_size:
+        documents, document_ids, checked = features[:0], ids[:0], features
+    else:
+        raise ValueError(
+            f"Received inputs {sorted(inputs)}; expected 'document' [B, D] among them, and 'document_id' [B]: one that "
+            "answers each query. Only for training, and with frozen=True, does a prefilled memory hold all already."
+        )
+    no_row = tf.fill(tf.shape(ids), tf.constant(-1, tf.int64))  # queries are no rows
+    return Batch(relevant, no_row, (documents, tf.zeros_like(document_ids), document_ids), (checked, ids))
 
 
 def check_inputs(inputs, takes_features: bool, width: int | None = None) -> None:

@@ -74,18 +74,19 @@ class Rejections:
         )
 
 
-def note_batch(model: keras.Model, batch: tuple, is_bad: tf.Tensor) -> tf.Tensor:
+def note_batch(model: keras.Model, features: tf.Tensor, ids: tf.Tensor, is_bad: tf.Tensor) -> tf.Tensor:
     """Note which items of a batch have bad features, or else a bad loss; whether none has.
 
     Args:
         model: an `XBMModel`.
-        batch: features [B, D], labels and sample ids of all replicas.
-        is_bad: bool, which of this replica's anchors have a bad loss.
+        features: [B, D], all of which must be finite.
+        ids: [B] of the anchors.
+        is_bad: bool [B], which anchors have a bad loss.
     """
-    features, _, ids = batch
     has_bad_features = ~tf.reduce_all(tf.math.is_finite(features), axis=1)  # [B]
+    has_bad_features, is_bad, ids = replicas.gather(tf.cast(has_bad_features, tf.int32), tf.cast(is_bad, tf.int32), ids)
+    has_bad_features = has_bad_features > 0
     are_features = tf.reduce_any(has_bad_features)
-    (is_bad,) = replicas.gather(tf.cast(is_bad, tf.int32))
     is_bad = tf.where(are_features, has_bad_features, is_bad > 0)
     optimizer = getattr(model, "optimizer", None)  # there is none before compile
     step = optimizer.iterations.value if optimizer else 0

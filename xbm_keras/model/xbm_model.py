@@ -9,7 +9,7 @@ from xbm_keras.geometry import UnitLength, unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.custom_gradients import freed_with_the_graph
 from xbm_keras.model.earlier_versions import translated
-from xbm_keras.model.labels_and_ids import WarnOfRepeatedIds, check_inputs, check_texts, read_labels_and_ids, with_items
+from xbm_keras.model.labels_and_ids import WarnOfRepeatedIds, check_inputs, check_texts, read_batch, with_items
 from xbm_keras.model.non_finite import Rejections, StopOnNonFinite, note_batch, seeds_of, undone_unless_finite
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.circular_memory import replicas
@@ -74,6 +74,11 @@ class XBMModel(strategies.ReplicatedModel):
             raise ValueError(
                 f"Received {type(top_k).__name__} with {type(pair_loss).__name__}; expected NeighborTopK with a loss "
                 "that uses no labels, or HardTopK with one that does."
+            )
+        if head.sides != "both" and not top_k.by_relevance:
+            raise ValueError(
+                f"Received a head with sides={head.sides!r} and {type(top_k).__name__}; expected 'both', or "
+                "RelevantTopK, for queries and documents."
             )
         self.backbone = backbone
         self.head = head
@@ -142,11 +147,11 @@ class XBMModel(strategies.ReplicatedModel):
         the memory like any other.
         """
         features, anchors = y_pred["features"], y_pred["embeddings"]  # [B, D] frozen, [B, E]
-        labels, ids = read_labels_and_ids(x, y, features, self.pair_loss, self.memory.memory_size)  # [B]
-        batch = replicas.gather(features, labels, ids)  # the same, of all devices where there are several
-        rows = self.memory.enqueue(*batch) if training else batch_as_rows(*batch)  # [M, D]
+        wanted, ids, items, source = read_batch(x, y, features, self, training)  # [B] or [B, P], [B], rows
+        items = replicas.gather(*items)  # the same, of all devices where there are several
+        rows = self.memory.enqueue(*items) if training else batch_as_rows(*items)  # [M, D]
         rows = self._embed_all_of_few(rows, anchors)  # [M, D], and [M, E] unless the picks are fewer
-        picks = self.top_k(features, rows, labels, ids, anchors=anchors, embed=self.head)  # score and sample [B, T]
+        picks = self.top_k(features, rows, wanted, ids, anchors=anchors, embed=self.head.on_rows)  # [B, T]
         similarities = self.head.compare(anchors, rows, picks)  # FC layer on the picks, [B, T] for each nested width
         losses = [self.pair_loss(each, picks) for each in self._noting_active(similarities, picks)]  # [B] for each
         if self.start_alignment is not None:
@@ -156,14 +161,15 @@ class XBMModel(strategies.ReplicatedModel):
         is_valid = self.pair_loss.valid_anchors(picks)  # [B]
         self._track(similarities[-1], picks, is_valid)
         weights = None if sample_weight is None else read_weights(sample_weight, tf.shape(per_anchor)[0])  # [B]
-        is_finite = note_batch(self, batch, is_valid & ~tf.math.is_finite(per_anchor))
+        is_finite = note_batch(self, *source, is_valid & ~tf.math.is_finite(per_anchor))
         loss = replicas.masked_mean(per_anchor, is_valid, weights)
         return replicas.evenly(tf.where(is_finite, loss, float("nan")))
 
     def _embed_all_of_few(self, rows, anchors):
         """All rows through the head, where that is no more work than the picks alone; a batch only once."""
         if rows.num_enqueued is None:
-            return rows._replace(embeddings=replicas.gather(anchors)[0])
+            is_batch = not self.top_k.by_relevance
+            return rows._replace(embeddings=replicas.gather(anchors)[0] if is_batch else self.head.embed_rows(rows))
         if (anchors.shape[0] or 1) * self.top_k.num_picks(self.memory.memory_size) >= self.memory.memory_size:
             return rows._replace(embeddings=self.head.embed_rows(rows))
         return rows

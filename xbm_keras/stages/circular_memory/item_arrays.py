@@ -51,6 +51,26 @@ def read_labels(labels, batch_size: tf.Tensor | int) -> tf.Tensor:
     return tf.cast(_vector("labels", labels, batch_size, expected), tf.int64)
 
 
+def read_relevant(relevant, batch_size: tf.Tensor | int) -> tf.Tensor:
+    """Ids of the documents that answer each query, int64 [B, P].
+
+    Args:
+        relevant: integer, [B, P], where -1 fills up; or [B], one for each query.
+        batch_size: B.
+
+    Raises:
+        ValueError: for another dtype or shape.
+    """
+    expected = "integer ids of the documents that answer each query, [B, P], and -1 where there are fewer"
+    relevant = _tensor("labels", relevant, expected)
+    if not relevant.dtype.is_integer or relevant.shape.rank not in (1, 2):
+        raise ValueError(
+            f"Received labels of dtype {relevant.dtype.name} and shape {relevant.shape}; expected {expected}. Number "
+            "the documents from 0."
+        )
+    return tf.cast(tf.reshape(relevant, [batch_size, relevant.shape[1] if relevant.shape.rank == 2 else 1]), tf.int64)
+
+
 def read_sample_ids(sample_ids, batch_size: tf.Tensor | int) -> tf.Tensor:
     """Sample ids as int64 [B].
 

@@ -76,7 +76,9 @@ class HardTopK(keras.layers.Layer):
     """
 
     uses_labels = True
-    """Whether picks are told apart by label, as the losses that use labels need it."""
+    """Whether picks are told apart as positive and negative, as the losses that use labels need it."""
+    by_relevance = False
+    """Whether anchors are queries, and rows documents, told apart by which document answers which query."""
 
     @checked
     def __init__(
@@ -147,7 +149,7 @@ class HardTopK(keras.layers.Layer):
         """
         features = tf.stop_gradient(tf.cast(features, tf.float32))
         in_features = Keys(features, rows.block)
-        among = Candidates.of(rows, labels, sample_ids)
+        among = self._candidates(rows, labels, sample_ids)
         ceilings = self._ceilings(in_features, among)
         searches = {}
         if isinstance(self.num_positives, int) and self.num_positives and self.positives != "random":
@@ -168,10 +170,14 @@ class HardTopK(keras.layers.Layer):
         if isinstance(self.num_positives, int) and self.num_positives and self.positives == "random":
             picked["positives"] = self._random_positives(among, self.num_positives + 1)
         if "all" in (self.num_negatives, self.num_positives):
-            return self._with_all(picked, features, among, labels, ceilings)
+            return self._with_all(picked, features, among, ceilings)
         indices, is_positive, is_valid = _joined(picked)
         scores = scores_of_picks(features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
         return Picks(indices, is_positive, is_valid, scores)
+
+    def _candidates(self, rows, labels, sample_ids):
+        """Which rows are positives of which anchor, and which negatives."""
+        return Candidates.of(rows, labels, sample_ids)
 
     def _ceilings(self, in_features, among):
         """Highest feature score that a negative may have, [B]; None without guards."""
@@ -196,13 +202,13 @@ class HardTopK(keras.layers.Layer):
         any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
         return without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
 
-    def _with_all(self, picked, features, among, labels, ceilings):
+    def _with_all(self, picked, features, among, ceilings):
         """Picks with all rows on the positives' side, on the negatives', or on both, from the whole score matrix."""
         rows = among.rows
         self._refuse_all_of_many(rows)
         scores = cosine_scores(features, tf.stop_gradient(rows.block(0, tf.shape(rows.labels)[0])))
         every = tf.broadcast_to(tf.range(tf.shape(scores, tf.int64)[1])[None, :], tf.shape(scores))
-        is_positive = labels[:, None] == rows.labels[None, :]
+        is_positive = tf.transpose(tf.gather(among.own_class, among.codes)) == 0.0
         is_valid = rows.is_valid[None, :] & (among.sample_ids[:, None] != rows.sample_ids[None, :])
         if ceilings is not None:
             is_valid &= is_positive | (scores <= ceilings[:, None])

@@ -59,6 +59,7 @@ class NeighborTopK(keras.layers.Layer):
     """
 
     uses_labels = False
+    by_relevance = False
 
     @checked
     def __init__(

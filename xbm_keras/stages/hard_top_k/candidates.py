@@ -21,7 +21,7 @@ class Candidates(NamedTuple):
     """[M] int64: position of the row's label among the sorted labels of the batch; B for any other label; B + 1 for a
     row that is not valid."""
     classes: tf.Tensor
-    """[B] int64, the code of the anchor's label."""
+    """[B] int64, the code of the anchor's label; [B, P], those of the rows that are relevant to it."""
     own_class: tf.Tensor
     """[B + 2, B] float32, by code and anchor: 0 for rows of the anchor's label, else -inf."""
     other_classes: tf.Tensor
@@ -42,6 +42,30 @@ class Candidates(NamedTuple):
         own_class, other_classes = (tf.where(mask, 0.0, LOWEST) for mask in (is_same, is_other))
         classes = tf.searchsorted(ordered, labels, out_type=tf.int64)
         return cls(rows, sample_ids, num_anchors, codes, classes, own_class, other_classes)
+
+    @classmethod
+    def of_relevant(cls, rows: Rows, relevant: tf.Tensor, sample_ids: tf.Tensor) -> "Candidates":
+        """For anchors to which rows are relevant by their sample ids, [B, P]; -1 fills up, and is the id of no row.
+
+        A code then is a place among the sorted ids of all that is relevant to an anchor of the batch, B P of them.
+        """
+        relevant, row_ids = (tf.cast(ids, tf.int64) for ids in (relevant, rows.sample_ids))
+        ordered = tf.sort(tf.reshape(relevant, [-1]))
+        num_ids, num_anchors = tf.size(ordered, tf.int64), tf.shape(relevant, tf.int64)[0]
+        codes = tf.searchsorted(ordered, row_ids, out_type=tf.int64)
+        one_more = tf.concat([ordered, tf.zeros([1], tf.int64)], axis=0)
+        is_in_batch = (codes < num_ids) & (tf.gather(one_more, codes) == row_ids)
+        codes = tf.where(rows.is_valid, tf.where(is_in_batch, codes, num_ids), num_ids + 1)
+        classes = tf.reshape(
+            tf.searchsorted(ordered, tf.reshape(relevant, [-1]), out_type=tf.int64), tf.shape(relevant)
+        )
+        anchors = tf.broadcast_to(tf.range(num_anchors)[:, None], tf.shape(relevant))
+        cells = tf.stack([classes, anchors], axis=2)  # [B, P, 2] of the tables
+        shape = tf.stack([num_ids + 2, num_anchors])
+        own = tf.tensor_scatter_nd_update(tf.fill(shape, LOWEST), cells, tf.zeros(tf.shape(relevant)))
+        is_other = (tf.range(num_ids + 2) <= num_ids)[:, None]
+        others = tf.where(is_other & (own == LOWEST), 0.0, LOWEST)
+        return cls(rows, sample_ids, num_ids, codes, classes, own, others)
 
     def place_of_own(self, indices, is_valid, otherwise):
         """Where in [B, k] the row with the anchor's own id stands, [B] int64; `otherwise` where it does not."""

@@ -45,10 +45,13 @@ class Head(keras.layers.Layer):
             itself. Ascending, the last one is `embedding_dim`. None: that one alone.
         width_weights: of the losses of the nested widths in their mean; by default the widths: a narrow beginning is
             part of all the wider ones, so its loss pulls at their weights too, and is the largest of all.
+        sides: what of queries and documents passes this layer, where the anchors are queries and the memory's rows
+            documents: "both"; "query" alone, so that documents, and an index of them, stay as they are, which takes an
+            `embedding_dim` of the features' width; or "two", each a layer of its own.
 
     Raises:
         ValueError: for an argument out of bounds, nested widths that do not ascend up to E, or weights that do not fit
-            them.
+            them; in `build`, for the sides "query" with an E that is not D.
 
     Reference:
         Perronnin et al., "Improving the Fisher Kernel", ECCV 2010, section 3.3 (signed power normalisation).
@@ -73,6 +76,7 @@ class Head(keras.layers.Layer):
         seed: int = 0,
         widths: Annotated[Sequence[Width], MinLen(1)] | None = None,
         width_weights: Sequence[AboveZero] | None = None,
+        sides: Literal["both", "query", "two"] = "both",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -83,6 +87,7 @@ class Head(keras.layers.Layer):
         self.seed = seed
         if width_weights is not None and len(width_weights) != len(widths or ()):
             raise ValueError(f"Received {width_weights=} with {widths=}; expected one for each width.")
+        self.sides = sides
         self.widths = tuple(widths or (embedding_dim,))
         """Ascending; the last one is E."""
         self.width_weights = tuple(map(float, width_weights or self.widths))
@@ -107,10 +112,22 @@ class Head(keras.layers.Layer):
             self.hidden_kernel = self.add_weight(name="hidden_kernel", shape=(d, h), initializer=hidden_random)
             self.hidden_bias = self.add_weight(name="hidden_bias", shape=(h,), initializer="zeros")
             self.hidden_out = self.add_weight(name="hidden_out", shape=(h, e), initializer="zeros")
+        if self.sides == "query" and d != e:
+            raise ValueError(
+                f"Received sides='query' with {e} dimensions for features of width {d}; expected {d}: queries are "
+                f"compared with documents as they are. Use embedding_dim={d}, or sides='both'."
+            )
+        if self.sides == "two":
+            alike = {**self.get_config(), "sides": "both", "seed": self.seed + 2, "name": "row_layer"}
+            self.row_layer = Head.from_config(alike)
+            self.row_layer.build(input_shape)
         self.built = True
 
-    def set_start(self, start: Start) -> None:
-        """Start from a closed form. Raises ValueError where it was made for other widths."""
+    def set_start(self, start: Start, of_rows: Start | None = None) -> None:
+        """Start from a closed form; with two layers also that of the rows, by default from the same one.
+
+        Raises ValueError where it was made for other widths.
+        """
         if start.kernel.shape != tuple(self.kernel.shape):
             raise ValueError(
                 f"Received a start of shape {start.kernel.shape}; this head maps "
@@ -118,6 +135,8 @@ class Head(keras.layers.Layer):
             )
         self.kernel.assign(start.kernel)
         self.bias.assign(start.bias)
+        if self.sides == "two":
+            self.row_layer.set_start(of_rows or start)
 
     def call(self, features):
         """Features [B, D] to embeddings [B, E] of unit length, float32."""
@@ -132,6 +151,12 @@ class Head(keras.layers.Layer):
             z += tf.matmul(hidden, self.hidden_out)
         return unit_length(z)
 
+    def on_rows(self, features: tf.Tensor) -> tf.Tensor:
+        """Features [..., D] of memory rows, the documents, to embeddings [..., E]: as `call`, but for other `sides`."""
+        if self.sides == "both":
+            return self(features)
+        return unit_length(tf.cast(features, tf.float32)) if self.sides == "query" else self.row_layer(features)
+
     def embed_rows(self, rows: Rows) -> tf.Tensor:
         """Embeddings [M, E] of all memory rows, with gradient.
 
@@ -139,7 +164,7 @@ class Head(keras.layers.Layer):
         normalisation of some heads, though no pair uses it.
         """
         features = rows.block(0, tf.shape(rows.labels)[0])
-        return self(tf.where(rows.is_valid[:, None], features, features[:1]))
+        return self.on_rows(tf.where(rows.is_valid[:, None], features, features[:1]))
 
     def compare(self, anchors: tf.Tensor, rows: Rows, picks: Picks) -> list[tf.Tensor]:
         """Cosine similarities of anchors and their picks, under the current weights, gradient on both sides.
@@ -160,10 +185,10 @@ class Head(keras.layers.Layer):
             ]
         flat = tf.reshape(picks.indices, [-1])
         if is_under_xla():
-            picked, position = self(rows.take(flat)), None
+            picked, position = self.on_rows(rows.take(flat)), None
         else:
             unique, position = tf.unique(flat, tf.int64)
-            picked = self(rows.take(unique))
+            picked = self.on_rows(rows.take(unique))
         similarities = []
         for width, some_anchors, some_picked in zip(
             self.widths, self.nested(anchors), self.nested(picked), strict=True
