@@ -155,7 +155,7 @@ def test_text_that_no_file_could_hold_is_told(path):
     [
         (["training.epoch=3"], "training.epoch: unknown key; did you mean 'epochs'?"),
         (["memori.memory_size=3"], "memori: unknown key; did you mean 'memory'?"),
-        (["training.qqqq=1"], "training.qqqq: unknown key; known here: batch_size, checkpoint_ev"),
+        (["training.qqqq=1"], "training.qqqq: unknown key; known here: anchors, batch_size, checkpoint_ev"),
         (["training.epochs=many"], "training.epochs: received 'many'; input should be a valid integer"),
         (["training.epochs=1.5"], "training.epochs: received 1.5"),
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),

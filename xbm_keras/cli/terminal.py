@@ -116,6 +116,7 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
     console.print(wording.verdict(metrics), soft_wrap=True)
     if (workdir / "report.html").exists():
         console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
-    console.print(f"[bold]Model[/bold]    {workdir}/export/1 (SavedModel), {workdir}/model.keras", soft_wrap=True)
+    exported = f"{workdir}/export/1 (SavedModel), " if (workdir / "export").exists() else ""
+    console.print(f"[bold]Model[/bold]    {exported}{workdir}/model.keras", soft_wrap=True)
     console.print(f"[bold]Numbers[/bold]  {workdir}/metrics.json, {workdir}/history.csv", soft_wrap=True)
     console.print(f"[bold]Curves[/bold]   tensorboard --logdir {workdir}/tensorboard", soft_wrap=True)

@@ -4,7 +4,8 @@ from absl import app, flags
 
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config
-from xbm_keras.experiment import build, devices, loading, phases, run_folder, saved_run
+from xbm_keras.experiment import build, devices, phases, run_folder, saved_run
+from xbm_keras.experiment.work import work_of
 from xbm_keras.report.stage_costs import Costs
 
 CONFIG = flags.DEFINE_string("config", "configs/default.yaml", "YAML file that describes the experiment.")
@@ -30,35 +31,35 @@ def main(argv):
             costs.begin("features")
             backbone = build.make_backbone(config)
             build.check_head(config, backbone)
-            dataset = loading.load_dataset(config, backbone)
-            dataset = loading.with_training_views(config, dataset, backbone)
-            metrics = train(config, dataset, backbone, workdir, costs)
+            data = work_of(config).load(config, backbone)
+            metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics)
 
 
-def train(config, dataset, backbone, workdir, costs):
+def train(config, data, backbone, workdir, costs):
     """Fit, evaluate, export and report, or what of it is not done yet; the metrics."""
-    run_folder.write_data(workdir, dataset)
+    work = work_of(config)
+    work.write_data(workdir, data)
     metrics = run_folder.results_of(workdir)
     if metrics is None:
-        head, metrics = train_and_export(config, dataset, backbone, workdir, costs)
+        head, metrics = train_and_export(work, config, data, backbone, workdir, costs)
     else:
         head = saved_run.load_head(str(workdir))
     if REPORT.value:
-        run_folder.write_report(workdir, config, dataset, head, metrics, costs.end())
+        work.write_report(workdir, config, data, head, metrics, costs.end())
     return metrics
 
 
-def train_and_export(config, dataset, backbone, workdir, costs):
+def train_and_export(work, config, data, backbone, workdir, costs):
     """Fit, evaluate and export; the head and the metrics."""
     try:
-        model, metrics = phases.run(config, dataset, backbone, workdir, costs)
+        model, metrics = work.run(config, data, backbone, workdir, costs)
     except phases.Interrupted as interrupt:
         run_folder.write_model(workdir, interrupt.model)
         terminal.print_kept(workdir, interrupt.epoch)
         raise
     costs.begin("saving")
     run_folder.write_model(workdir, model)
-    run_folder.export_model(workdir, model, config, metrics)
+    work.export(workdir, model, config, metrics)
     run_folder.write_metrics(workdir, metrics)
     return model.head, metrics

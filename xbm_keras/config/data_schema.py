@@ -9,6 +9,7 @@ from xbm_keras.arguments import Positive
 from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
 from xbm_keras.data.arrays import Features, ImageArray
 from xbm_keras.data.glyphs import Glyphs
+from xbm_keras.data.pairs import read_pairs
 from xbm_keras.data.sources import ImageFolder, ImageTable
 from xbm_keras.data.texts import TextTable
 from xbm_keras.data.tfds import TFDS
@@ -60,6 +61,26 @@ class _Data(ArgumentsSection):
         return "text" if is_text else type(self).constructor.modality
 
 
+class PairSplit(Section):
+    """Which queries train, choose and test, where the judgements do not say: whole groups that share no document."""
+
+    test: Fraction = 0.3
+    """The share of the queries that test."""
+    validation: Fraction = 0.15
+    """The share of the others that choose start and epoch."""
+    seed: Seed = 0
+    """Of the draw."""
+
+
+class _Pairs(ArgumentsSection):
+    modality: ClassVar[str] = "text"  # unless they come as vectors
+    split: PairSplit = PairSplit()
+    query_prefix: str = ""
+    """Put before each query that a network of texts embeds, such as "query: "."""
+    document_prefix: str = ""
+    """The same for documents, such as "passage: "."""
+
+
 class _Application(ArgumentsSection):
     layers: Layers | Literal["auto"] = "auto"
     """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names. "auto" is
@@ -86,6 +107,7 @@ else:
             section_of(Features, _Data, source="features"),
             section_of(TextTable, _Data, source="text"),
             section_of(Glyphs, _Data, without=GLYPHS, source="glyphs"),
+            section_of(read_pairs, _Pairs, source="pairs"),
         ],
         "source",
     )

@@ -39,9 +39,12 @@ RECIPE: dict[str, dict[str, Any]] = {
 class HeadConfig(section_of(Head, without=IN_CODE_ALONE["head"], recipe=RECIPE["head"])):  # type: ignore[misc]
     """The FC layer. Where `widths` are given, `embedding_dim` need not be."""
 
-    start: Literal["auto", "random", "identity", "pca", "whiten", "local", "lda", "nda"] = "auto"
+    start: Literal[
+        "auto", "random", "identity", "pca", "whiten", "local", "lda", "nda", "centred", "ridge", "procrustes"
+    ] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
-    whichever is better on held-out training classes."""
+    whichever is better on held-out training classes. Of pairs it takes the best of all that go with `sides`, on
+    held-out queries; ridge and procrustes, of queries alone, and centred are of pairs."""
     shrinkage: Share | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
     the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""
@@ -107,7 +110,9 @@ class Training(Section):
     samples_per_class: Positive = 4
     """Items of each class in a batch."""
     batch_size: Positive = 256
-    """Of training without labels."""
+    """Of training without labels, or of queries; of these the default is 64."""
+    anchors: Literal["queries", "documents"] = "queries"
+    """Of pairs: what a batch is made of. The memory holds the others: all documents, or the training queries."""
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once; without labels 50."""
     learning_rate: AboveZero = 1e-3
@@ -135,6 +140,10 @@ class Training(Section):
 class Export(section_of(export_encoder, without=("model", "folder", "add_files"))):  # type: ignore[misc]
     """The SavedModel."""
 
+    only_if_better: bool = True
+    """Of pairs: export nothing where held-out queries, whose documents never trained, are not served better than by the
+    frozen features. False where fewer dimensions are worth a loss."""
+
 
 DEFAULT_LOSS = "supcon"
 STARTS_WITHOUT_LABELS = ("random", "identity", "pca", "local")
@@ -151,6 +160,18 @@ WITHOUT_LABELS = {
     },
 }
 """The defaults of a loss without labels, where they are others."""
+
+
+STARTS_OF_PAIRS = {
+    "both": ("auto", "random", "identity", "centred", "pca", "whiten"),
+    "query": ("auto", "identity", "ridge", "procrustes"),
+    "two": ("auto", "random", "identity", "centred", "pca", "whiten"),
+}
+OF_PAIRS = {
+    "memory": {"memory_size": 1 << 20},
+    "training": {"batch_size": 64},
+}
+"""The defaults of queries and documents, where they are others."""
 
 
 if TYPE_CHECKING:  # made of classes, which no type checker follows
@@ -193,10 +214,15 @@ class Config(Section):
         return not LOSSES[self.loss.name].uses_labels
 
     @property
+    def is_of_pairs(self) -> bool:
+        """Whether the data are queries and documents."""
+        return self.data.source == "pairs"
+
+    @property
     def batch_size(self) -> int:
         """Items of a batch."""
         c = self.training
-        return c.batch_size if self.is_without_labels else c.classes_per_batch * c.samples_per_class
+        return c.batch_size if self.is_without_labels or self.is_of_pairs else c.classes_per_batch * c.samples_per_class
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -213,6 +239,9 @@ class Config(Section):
         if names.get("kind") == "keras_applications" and names.get("layers", "auto") == "auto":
             # So that a saved config says what it came to.
             values = {**values, "backbone": {**names, "layers": "last" if is_without else "pyramid"}}
+        data = values.get("data")
+        if isinstance(data, dict) and data.get("source") == "pairs":
+            return _merged(OF_PAIRS, values)
         if not is_without:
             return values
         top_k = values.get("top_k", {})
@@ -222,6 +251,16 @@ class Config(Section):
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
         modality, source, kind = self.data.modality, self.data.source, self.backbone.kind
+        if self.is_of_pairs:
+            self._fits_pairs()
+            modality = "vector" if kind == "none" else modality
+        elif self.head.sides != "both" or self.training.anchors != "queries":
+            raise ValueError(
+                f"head.sides {self.head.sides!r} and training.anchors {self.training.anchors!r} do not go with "
+                f"data.source {source!r}; they are of pairs"
+            )
+        elif self.head.start in ("centred", "ridge", "procrustes"):
+            raise ValueError(f"head.start {self.head.start!r} does not go with data.source {source!r}; it is of pairs")
         if (modality == "vector") != (kind == "none"):
             raise ValueError(
                 f"data.source {source!r} does not go with backbone.kind {kind!r}; vectors take no backbone, everything "
@@ -240,7 +279,11 @@ class Config(Section):
             )
         c = self.training
         if 0 < self.memory.memory_size < self.batch_size:
-            keys = "batch_size" if self.is_without_labels else "classes_per_batch x training.samples_per_class"
+            keys = (
+                "batch_size"
+                if self.is_without_labels or self.is_of_pairs
+                else "classes_per_batch x training.samples_per_class"
+            )
             raise ValueError(
                 f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {self.batch_size} "
                 f"(training.{keys}); use 0 for in-batch pairs, or a memory of several batches"
@@ -260,6 +303,24 @@ class Config(Section):
                 f"training.folds {c.folds!r} does not go with loss.name {self.loss.name!r}: labels would choose; give 1"
             )
         return self
+
+    def _fits_pairs(self):
+        """Raises ValueError for what does not go with queries and documents."""
+        head = self.head
+        if self.is_without_labels:
+            raise ValueError(
+                f"loss.name {self.loss.name!r} does not go with data.source 'pairs', which tell what answers what; use "
+                f"{DEFAULT_LOSS}"
+            )
+        if head.start not in STARTS_OF_PAIRS[head.sides]:
+            raise ValueError(
+                f"head.start {head.start!r} does not go with head.sides {head.sides!r} of pairs; use one of "
+                f"{', '.join(STARTS_OF_PAIRS[head.sides])}"
+            )
+        if self.training.anchors == "documents" and head.sides != "both":
+            raise ValueError(
+                f"training.anchors 'documents' does not go with head.sides {head.sides!r}; use sides: both"
+            )
 
 
 def _merged(defaults: dict, values: dict) -> dict:

@@ -15,6 +15,7 @@ from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+from xbm_keras.stages.hard_top_k.by_relevance import RelevantTopK
 from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
 from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
@@ -56,27 +57,32 @@ def check_head(config: schema.Config, backbone: Backbone | None) -> None:
 
 
 def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:
-    """The choice of pairs among features of a width."""
+    """The choice of pairs among features of a width, by label, by relevance, or by neither."""
     c = config.top_k
     others: dict = {"seed": config.training.seed, "name": "top_k"}
     if isinstance(c, schema.TopK):
         spaces = {"features": InFeatures, "embeddings": lambda: InEmbeddings(c.key_refresh)}
         others["mining"] = spaces.get(c.mine_in, lambda: InSketch(min(SKETCH_DIM, width)))()
-    return c.make(**others)
+    return RelevantTopK(**c.arguments(), **others) if config.is_of_pairs else c.make(**others)
 
 
 def make_model(
-    config: schema.Config, backbone: Backbone | None, width: int, labels: np.ndarray, power: float
+    config: schema.Config, backbone: Backbone | None, width: int, num_rows: int, num_steps: int, power: float
 ) -> XBMModel:
-    """The model for features of a width, raised to a power; its memory holds at most the items with these labels."""
-    num_rows = len(labels)
+    """The model for features of a width, raised to a power; its memory holds at most the rows that there are."""
+    what = "training items"
+    if config.is_of_pairs:
+        what = "documents" if config.training.anchors == "queries" else "training queries"
     memory_size = min(config.memory.memory_size, num_rows)
     if memory_size < config.memory.memory_size:
         log.info(
-            "The memory holds all %d training items (memory.memory_size is %d).", num_rows, config.memory.memory_size
+            "The memory holds all %d %s (memory.memory_size is %d).",
+            num_rows,
+            what,
+            config.memory.memory_size,
         )
     alignment = config.training.start_alignment
-    # A prefilled memory that holds all training items has nothing to learn from a batch.
+    # A prefilled memory that holds all there is has nothing to learn from a batch.
     frozen = config.memory.prefill and memory_size == num_rows
     model = XBMModel(
         backbone,
@@ -88,9 +94,8 @@ def make_model(
         name="xbm",
     )
     model.build({"features": (None, width)})
-    num_steps = max(1, config.training.epochs * steps_per_epoch(config, make_sampler(config, labels)))
     rate = config.training.learning_rate
-    growing = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, num_steps, 1 / FIRST_RATE)
+    growing = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, max(1, num_steps), 1 / FIRST_RATE)
     model.compile(keras.optimizers.AdamW(growing, weight_decay=0.0))
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model

@@ -75,7 +75,8 @@ def start_model(
     if strategy.num_replicas_in_sync > 1:
         log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
     with strategies.scope(strategy):
-        model = make_model(config, backbone, dataset.features.shape[1], labels, head.power)
+        num_steps = config.training.epochs * steps_per_epoch(config, make_sampler(config, labels))
+        model = make_model(config, backbone, dataset.features.shape[1], len(labels), num_steps, head.power)
     if head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power)
         model.set_start(make_start(head, closed_forms).scaled())
@@ -180,13 +181,13 @@ def run(
     log.info("Phase select: %d items train, %d %s choose the epoch.", *counts, what)
     if other_folds:
         log.info("So %d times, each time with others held out.", 1 + len(other_folds))
-    best = select(config, first, model, *_watch(config, workdir, "select"))
+    best = select(config, first, model, *watch(config, workdir, "select"))
     curves = [best.scores]
     kept = best.epoch, model.head.get_weights()  # what Ctrl-C leaves from here on, an epoch and its head
     try:
         for number, fold in enumerate(other_folds, start=2):
             fold_model = start_model(config, fold, backbone, fold.with_views(fold.splits.train))
-            curves.append(select(config, fold, fold_model, *_watch(config, workdir, f"select_{number}")).scores)
+            curves.append(select(config, fold, fold_model, *watch(config, workdir, f"select_{number}")).scores)
         epoch = best_epoch(curves)
         if epoch != best.epoch:  # of the first fold alone another one is best, whose head `select` left
             log.info("Over all folds epoch %d is best: the first one is trained to it again, for its score.", epoch)
@@ -202,7 +203,7 @@ def run(
             log.info("Phase refit: all %d training items, %d epochs.", len(everything), epoch)
             model = start_model(config, dataset, backbone, everything)
             start = copy_head(model.head)
-            logs, checkpoints = _watch(config, workdir, "refit")
+            logs, checkpoints = watch(config, workdir, "refit")
             done = checkpoints.restore(model)
             fit(config, dataset, model, everything, epoch, [*logs, checkpoints], first_epoch=done)
             kept = epoch, model.head.get_weights()
@@ -229,7 +230,7 @@ def copy_head(head: Head) -> Head:
     return copy
 
 
-def _watch(
+def watch(
     config: schema.Config, workdir: pathlib.Path, phase: str
 ) -> tuple[list[keras.callbacks.Callback], Checkpoints]:
     """What writes down how a phase goes, and what saves it."""

@@ -277,7 +277,8 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
         values, recipe = config.model_dump(mode="json"), public_values(config)
         card = model_card.render_card(values, recipe, about, metrics, describe_signatures(version))
         write_whole(version / "model_card.md", card)
-        write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
+        if "labels" in about:
+            write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
 
     return config.export.make(model=model, folder=workdir / "export", add_files=describe)
 

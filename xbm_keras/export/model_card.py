@@ -23,6 +23,8 @@ PROTOCOLS = {
     "leave_one_out": "each test item queries all others",
     "query_gallery": "query items against gallery items",
     "neighbors": "neighbours and similarities of the frozen features that are kept",
+    "pairs": "all test queries, over the whole corpus",
+    "pairs_unseen_documents": "queries whose documents answered none that trained",
 }
 
 
@@ -36,7 +38,6 @@ def render_card(config: dict, recipe: dict, data: dict, metrics: dict, signature
         metrics: what `metrics.json` holds.
         signatures: of the SavedModel, each with what it takes.
     """
-    items, classes = data["items"], data["classes"]
     head = config["head"]
     lines = [
         f"# Embedding model, {head['embedding_dim']} dimensions",
@@ -50,7 +51,7 @@ def render_card(config: dict, recipe: dict, data: dict, metrics: dict, signature
         f"| licence of its weights | {_license(config)} |",
         f"| data | {data_of(config['data'])} |",
         f"| trained on | {_trained_on(data, metrics)} |",
-        f"| tested on | {items['test']:,} items{_of_classes(classes['test'])} |",
+        f"| tested on | {_tested_on(data)} |",
         f"| left out | {len(data['skipped']):,} items that could not be read |",
         f"| recipe | {head['kind']} head, start `{head['start']}`, loss `{config['loss']['name']}`, "
         f"{metrics['validation']['epoch']} epochs, seed {config['training']['seed']} |",
@@ -59,7 +60,7 @@ def render_card(config: dict, recipe: dict, data: dict, metrics: dict, signature
         "",
         "## How good it is",
         "",
-        _split(config["data"]["split"]),
+        _split(data, config["data"]["split"]),
         "",
     ]
     for protocol, meaning in PROTOCOLS.items():
@@ -82,10 +83,21 @@ def as_yaml(recipe: dict) -> str:
 def _trained_on(data: dict, metrics: dict) -> str:
     """How many items and classes, with which views, and which of them chose the number of epochs."""
     phase = metrics["phase"]
+    if "queries" in data:
+        queries = data["queries"]
+        count = queries["train"] + (queries["validation"] if phase == "refit" else 0)
+        chose = f"{queries['validation']:,} queries {'of these' if phase == 'refit' else 'beside them'}"
+        return f"{count:,} queries; {chose} chose the number of epochs"
     parts = ("train", "validation") if phase == "refit" else ("train",)
     items, classes = (sum(data[what][part] for part in parts) for what in ("items", "classes"))
     chose = f"{data['items']['validation']:,} items {'of these' if phase == 'refit' else 'of other classes'}"
     return f"{items:,} items{_of_classes(classes)}{views(metrics['validation'])}; {chose} chose the number of epochs"
+
+
+def _tested_on(data: dict) -> str:
+    if "queries" in data:
+        return f"{data['queries']['test']:,} queries, {data['documents']:,} documents"
+    return f"{data['items']['test']:,} items{_of_classes(data['classes']['test'])}"
 
 
 def _of_classes(count: int) -> str:
@@ -145,8 +157,14 @@ def _license(config: dict) -> str:
     return "not stated (no LICENSE file lies beside them); the exported model contains them"
 
 
-def _split(split: dict) -> str:
+def _split(data: dict, split: dict) -> str:
     """How test items were told from training items."""
+    if "queries" in data:
+        leaking = data["test_queries_with_documents_of_training"]
+        return (
+            f"On test queries, of which {leaking:,} are answered by documents that answer training queries, too. "
+            + ("Frozen: the network's own features.")
+        )
     if split["by"] == "class":
         return "On test items of classes that training never saw. Frozen: the network's own features."
     return "On test items that training never saw, of the same classes. Frozen: the network's own features."

@@ -53,6 +53,9 @@ def export_encoder(
       is no such picture, is damaged, or has more than `max_pixels` gets a zero vector and false, and does not disturb
       the others.
     - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
+    - `serve_query` and `serve_document`, of a model of queries and documents, take the same as `serving_default`, which
+      is that of queries. Where the head is of queries alone there is no `serve_document`: documents are compared as
+      their features are, and an index of them stays.
     - `serving_default_<width>` and so on, of a head with nested widths: the same, but embeddings [N, width].
 
     It computes in float32 whatever the dtype policy of the model. The version gets its name once it was loaded again
@@ -82,20 +85,12 @@ def export_encoder(
     """
     stored = _half(model) if weights == "float16" else []
 
-    def embed(features):
-        return {"embeddings": model.head(unit_length(features))}
-
-    def embed_features(inputs):
-        return embed(inputs["features"])
-
-    features = {"features": tf.TensorSpec((None, model.memory.feature_dim), tf.float32)}
-    signatures: dict[str, Signature] = {"serve_features": (_with_weights(embed_features, stored), features)}
     backbone = model.backbone
-    if backbone is None:
-        signatures["serving_default"] = signatures["serve_features"]
-    else:
-        embed_inputs = _with_weights(lambda inputs: embed(backbone(inputs)), stored)
-        signatures |= _of_inputs(backbone, embed_inputs, max_pixels)
+    signatures = _of_layer(model, model.head, stored, max_pixels)
+    if model.top_k.by_relevance:
+        signatures["serve_query"] = signatures["serving_default"]
+        if model.head.sides != "query":
+            signatures["serve_document"] = _of_layer(model, model.head.on_rows, stored, max_pixels)["serving_default"]
     signatures |= {
         f"{name}_{width}": (_cut(function, width), inputs)
         for name, (function, inputs) in signatures.items()
@@ -143,6 +138,24 @@ def _noise(tensor: tf.Tensor) -> tf.Tensor:
 
 
 Signature = tuple[Callable, dict[str, tf.TensorSpec]]
+
+
+def _of_layer(model: XBMModel, layer: Callable, stored: list, max_pixels: int) -> dict[str, Signature]:
+    """The signatures of a model whose features pass this layer last."""
+
+    def embed(features):
+        return {"embeddings": layer(unit_length(features))}
+
+    def embed_features(inputs):
+        return embed(inputs["features"])
+
+    features = {"features": tf.TensorSpec((None, model.memory.feature_dim), tf.float32)}
+    signatures: dict[str, Signature] = {"serve_features": (_with_weights(embed_features, stored), features)}
+    backbone = model.backbone
+    if backbone is None:
+        return {**signatures, "serving_default": signatures["serve_features"]}
+    embed_inputs = _with_weights(lambda inputs: embed(backbone(inputs)), stored)
+    return signatures | _of_inputs(backbone, embed_inputs, max_pixels)
 
 
 def _cut(function: Callable, width: int) -> Callable:

@@ -1,0 +1,232 @@
+"""A run on queries and documents: select the start and the number of epochs, refit, test once.
+
+As `phases` does it for classes. What is held out to choose by are queries whose documents answer no query that trains.
+"""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from xbm_keras import progress
+from xbm_keras.config import schema
+from xbm_keras.data.batches import ShuffledSampler, query_dataset
+from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.pair_scores import PairEvaluation, PairScores, compare_pairs
+from xbm_keras.experiment import devices
+from xbm_keras.experiment.build import make_model, steps_per_epoch
+from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
+from xbm_keras.experiment.phases import Interrupted, copy_head, watch
+from xbm_keras.experiment.selection import best_epoch
+from xbm_keras.model import strategies
+from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.report.stage_costs import Costs
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.head.fc_layer import Head
+from xbm_keras.training.callbacks import KeepBestHead, TrainingProgress
+from xbm_keras.training.checkpoints import Checkpoints
+from xbm_keras.training.memory_batches import prefill_order
+
+log = logging.getLogger("xbm_keras")
+MONITOR = "val_ndcg_at_10"
+
+
+class Roles:
+    """Who is anchor and who is row: queries and documents, or the other way round.
+
+    Args:
+        config: says which.
+        dataset: the data.
+        queries: [n] positions of those that train.
+    """
+
+    def __init__(self, config: schema.Config, dataset: PairDataset, queries: np.ndarray):
+        relevant, _ = dataset.pairs.relevant(queries)  # [n, P]
+        documents = np.arange(len(dataset.documents))
+        if config.training.anchors == "queries":
+            self.anchors, self.anchor_ids = UnitRows(dataset.queries, queries), queries
+            self.rows, self.row_ids, self.relevant = UnitRows(dataset.documents, documents), documents, relevant
+        else:
+            places, ranks = np.nonzero(relevant >= 0)
+            answered, which = np.unique(relevant[places, ranks], return_inverse=True)
+            order = np.argsort(which, kind="stable")
+            counts = np.bincount(which)
+            columns = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+            self.relevant = np.full((len(answered), counts.max()), -1, np.int64)
+            self.relevant[which[order], columns] = places[order]
+            self.anchors, self.anchor_ids = UnitRows(dataset.documents, answered), answered
+            self.rows, self.row_ids = UnitRows(dataset.queries, queries), np.arange(len(queries))
+
+
+def start_model(
+    config: schema.Config, dataset: PairDataset, backbone: Backbone | None, queries: np.ndarray
+) -> XBMModel:
+    """A model before its first step: the head at its closed form of these queries, the memory prefilled.
+
+    Args:
+        config: of the run; nothing in its head is "auto".
+        dataset: the data.
+        backbone: None for a model of features.
+        queries: [n] positions of those that train.
+    """
+    roles = Roles(config, dataset, queries)
+    strategy = devices.make_strategy(config.training)
+    with strategies.scope(strategy):
+        num_steps = config.training.epochs * steps_per_epoch(config, _sampler(config, roles))
+        model = make_model(config, backbone, dataset.queries.shape[1], len(roles.rows), num_steps, power=1.0)
+    if config.head.start != "random":
+        model.set_start(make_pair_start(config.head, dataset, queries).scaled())
+    model.top_k.adapt(roles.rows)
+    if config.memory.prefill and model.memory.memory_size:
+        order = prefill_order(len(roles.rows), config.training.seed)
+        shuffled = UnitRows(roles.rows.features, roles.rows.positions[order])
+        with progress.watch(shuffled, "prefill") as rows:
+            model.memory.prefill(rows, np.zeros(len(order), np.int64), roles.row_ids[order])
+    return model
+
+
+def _sampler(config: schema.Config, roles: Roles) -> ShuffledSampler:
+    return ShuffledSampler(len(roles.anchors), min(config.batch_size, len(roles.anchors)), config.training.seed)
+
+
+def fit(
+    config: schema.Config,
+    dataset: PairDataset,
+    model: XBMModel,
+    queries: np.ndarray,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    show_progress: bool = True,
+    first_epoch: int = 0,
+) -> None:
+    """Train on these queries, for at most this number of epochs, of which some may be done."""
+    if not epochs:
+        return
+    roles = Roles(config, dataset, queries)
+    sampler = _sampler(config, roles)
+    steps = steps_per_epoch(config, sampler)
+    held = None if model.memory.frozen and model.memory.memory_size else roles.rows
+    batches = query_dataset(roles.anchors, roles.anchor_ids, roles.relevant, sampler, held, first_epoch * steps)
+    with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
+        all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
+        counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}
+        model.fit(batches, **counts, callbacks=all_callbacks, verbose=0, shuffle=False)
+
+
+def select(
+    config: schema.Config,
+    dataset: PairDataset,
+    model: XBMModel,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    show_progress: bool = True,
+) -> KeepBestHead:
+    """Train on the training queries, and end with the head of the epoch that is best on the validation queries.
+
+    Raises Interrupted by Ctrl-C.
+    """
+    train, validation = dataset.splits.train, dataset.splits.validation
+    corpus = UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    evaluation = PairEvaluation(UnitRows(dataset.queries, validation), corpus, *dataset.pairs.relevant(validation))
+    best = KeepBestHead(evaluation, config.training.patience, MONITOR)
+    callbacks = [evaluation, best, *callbacks, *([checkpoints] if checkpoints else [])]
+    done = checkpoints.restore(model, best) if checkpoints else 0
+    try:
+        fit(config, dataset, model, train, config.training.epochs, callbacks, show_progress, done)
+    except KeyboardInterrupt as interrupt:
+        best.on_train_end()
+        raise Interrupted(model, best.epoch) from interrupt
+    return best
+
+
+def compare(
+    config: schema.Config,
+    dataset: PairDataset,
+    start: Head | None,
+    trained: Head,
+    queries: np.ndarray,
+    trained_on: np.ndarray | None = None,
+) -> PairScores:
+    """Frozen, closed form and trained side by side; where it is said who trained, by both protocols."""
+    heads = {"frozen": None, "closed_form": start, "trained": trained}
+    if start is None:
+        del heads["closed_form"]
+    return compare_pairs(
+        UnitRows(dataset.queries, queries),
+        UnitRows(dataset.documents, np.arange(len(dataset.documents))),
+        *dataset.pairs.relevant(queries),
+        heads,
+        None if trained_on is None else dataset.is_unseen(queries, trained_on),
+        config.export.codes,
+    )
+
+
+def run(
+    config: schema.Config,
+    folds: Sequence[PairDataset],
+    backbone: Backbone | None,
+    workdir: pathlib.Path,
+    costs: Costs,
+) -> tuple[XBMModel, dict]:
+    """Choose start and number of epochs on held-out queries, train on all training queries, and test once.
+
+    Args:
+        config: of the run.
+        folds: the data, each time with other queries held out.
+        backbone: None for a model of features.
+        workdir: gets `history.csv`, TensorBoard logs and `checkpoints/`, from which it goes on where it was killed.
+        costs: of the stages.
+
+    Returns:
+        The trained model, and the contents of `metrics.json`; its `validation` is of the first fold.
+
+    Raises:
+        Interrupted: by Ctrl-C, once training began.
+    """
+    costs.begin("select: training")
+    head = choose_pair_start(config.head, folds)
+    config = config.model_copy(update={"head": head})
+    dataset, has_start = folds[0], head.start != "random"
+    splits = dataset.splits
+    log.info("Phase select: %d queries train, %d choose the epoch.", len(splits.train), len(splits.validation))
+    if len(folds) > 1:
+        log.info("So %d times, each time with others held out.", len(folds))
+    model = start_model(config, dataset, backbone, splits.train)
+    start = copy_head(model.head) if has_start else None
+    best = select(config, dataset, model, *watch(config, workdir, "select"))
+    curves = [best.scores]
+    kept = best.epoch, model.head.get_weights()
+    try:
+        for number, fold in enumerate(folds[1:], start=2):
+            fold_model = start_model(config, fold, backbone, fold.splits.train)
+            curves.append(select(config, fold, fold_model, *watch(config, workdir, f"select_{number}")).scores)
+        epoch = best_epoch(curves)
+        if epoch != best.epoch:
+            log.info("Over all folds epoch %d is best: the first one is trained to it again, for its score.", epoch)
+            model = start_model(config, dataset, backbone, splits.train)
+            fit(config, dataset, model, splits.train, epoch)
+            kept = epoch, model.head.get_weights()
+        costs.begin("select: validation")
+        validation = compare(config, dataset, start, model.head, splits.validation)
+        trained_on = splits.train
+        if config.training.refit:
+            costs.begin("refit: training")
+            trained_on = np.union1d(splits.train, splits.validation)
+            log.info("Phase refit: all %d training queries, %d epochs.", len(trained_on), epoch)
+            model = start_model(config, dataset, backbone, trained_on)
+            start = copy_head(model.head) if has_start else None
+            logs, checkpoints = watch(config, workdir, "refit")
+            done = checkpoints.restore(model)
+            fit(config, dataset, model, trained_on, epoch, [*logs, checkpoints], first_epoch=done)
+            kept = epoch, model.head.get_weights()
+        costs.begin("test")
+        metrics = compare(config, dataset, start, model.head, splits.test, trained_on)
+    except KeyboardInterrupt as interrupt:
+        model.head.set_weights(kept[1])
+        raise Interrupted(model, kept[0]) from interrupt
+    phase = "refit" if config.training.refit else "select"
+    chosen = {"epoch": epoch, **head.model_dump(include={"start", "shrinkage"})}
+    return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
