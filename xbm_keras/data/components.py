@@ -64,7 +64,8 @@ def hold_out(labels: np.ndarray, share: float, seed: int | tuple[int, ...] = 0) 
             "held out without its documents; expected at least two groups that share none. Give a validation part of "
             "your own (qrels/validation.tsv), or more queries."
         )
-    wanted, held, count = max(1, round(share * len(labels))), [], 0
+    wanted, count = max(1, round(share * len(labels))), 0
+    held: list[int] = []
     for component in np.random.default_rng(seed).permutation(present):
         if count + sizes[component] <= wanted and len(held) < len(present) - 1:
             held.append(component)
