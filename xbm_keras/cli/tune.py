@@ -10,8 +10,19 @@ from xbm_keras.cli.train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, train
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build, devices, run_folder
+from xbm_keras.experiment.work import work_of
 from xbm_keras.report.stage_costs import Costs
-from xbm_keras.tuning import HeadHyperModel, HeadSearch, SearchError, load_folds, local_workers, take_role, work
+from xbm_keras.tuning import (
+    HeadHyperModel,
+    HeadSearch,
+    PairHyperModel,
+    SearchError,
+    load_folds,
+    load_pair_folds,
+    local_workers,
+    take_role,
+    work,
+)
 
 MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
 TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
@@ -31,24 +42,28 @@ def main(argv):
         devices.make_strategy(config.training)  # or an error, before features are computed
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         backbone = build.make_backbone(config)
-        config, folds = load_folds(config, backbone)
-        hypermodel = HeadHyperModel(config, folds)
+        if config.is_of_pairs:
+            hypermodel = PairHyperModel(*load_pair_folds(config, backbone))
+            data = work_of(config).load(config, backbone)
+        else:
+            config, folds = load_folds(config, backbone)
+            hypermodel, data = HeadHyperModel(config, folds), folds[0]
         if role == "worker":
             work(hypermodel)
             return
         search = HeadSearch(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
         with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
             search.run(is_chief=role == "chief", workers=workers)
-        train_once(search.default_config(), folds[0], backbone, workdir / "default")
-        train_once(search.best_config(), folds[0], backbone, workdir / "best")
+        train_once(search.default_config(), data, backbone, workdir / "default")
+        train_once(search.best_config(), data, backbone, workdir / "best")
         search.write_page()
     search.print_results()
 
 
-def train_once(config, dataset, backbone, workdir):
+def train_once(config, data, backbone, workdir):
     """What train.py does, where it is not done yet."""
     if (workdir / "config.yaml").exists() and load_config(str(workdir / "config.yaml")) != config:
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
     if not run_folder.is_finished(workdir):
         with run_folder.claim(str(workdir), CONFIG.value, config):
-            train(config, dataset, backbone, workdir, Costs())
+            train(config, data, backbone, workdir, Costs())

@@ -1,13 +1,14 @@
 """Search for the best memory size, k, loss and head, on features that are computed once, with KerasTuner.
 
 - search: a search in a folder; tuner, local_workers: its loop, in one process or several
-- hypermodel, space: what a trial is, and which keys vary
+- hypermodel, pair_hypermodel, space: what a trial is, and which keys vary
 - oracles, gaussian_process: which trial comes next
 - page: search.html
 """
 
 from xbm_keras.tuning.hypermodel import HeadHyperModel, load_folds
 from xbm_keras.tuning.local_workers import local_workers
+from xbm_keras.tuning.pair_hypermodel import PairHyperModel, load_pair_folds
 from xbm_keras.tuning.search import HeadSearch, SearchError
 from xbm_keras.tuning.tuner import HeadTuner, take_role, work
 
@@ -15,8 +16,10 @@ __all__ = [
     "HeadHyperModel",
     "HeadSearch",
     "HeadTuner",
+    "PairHyperModel",
     "SearchError",
     "load_folds",
+    "load_pair_folds",
     "local_workers",
     "take_role",
     "work",

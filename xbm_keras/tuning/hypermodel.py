@@ -62,18 +62,34 @@ class HeadHyperModel(keras_tuner.HyperModel):
         >>> best = hypermodel.config_of(tuner.get_best_hyperparameters()[0])
     """
 
-    def __init__(self, config: Config, folds: Sequence[Dataset]):
+    def __init__(self, config: Config, folds: Sequence):
         super().__init__(name="head")
-        score = "val_neighbor_overlap_at_10" if config.is_without_labels else "val_map_at_r"
-        self.objective = keras_tuner.Objective(score, "max")
         self.config = config
         self.folds = folds
-        self.num_rows = len(folds[0].with_views(folds[0].splits.train))
+        self.objective = keras_tuner.Objective(self.score, "max")
         self._heads: dict[str, ChosenHead] = {}
-        self._held_out = HeldOutFolds(folds[0], not config.is_without_labels)
         self._closed_forms: dict[tuple[int, float], ClosedForms] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
+
+    @property
+    def score(self) -> str:
+        """What trials are compared by."""
+        return "val_neighbor_overlap_at_10" if self.config.is_without_labels else "val_map_at_r"
+
+    @property
+    def num_rows(self) -> int:
+        """Training items."""
+        return len(self.folds[0].with_views(self.folds[0].splits.train))
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.folds[0].features.shape[1]
+
+    @functools.cached_property
+    def _held_out(self) -> HeldOutFolds:
+        return HeldOutFolds(self.folds[0], not self.config.is_without_labels)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         """Register the whole search space."""
@@ -133,7 +149,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         return self._fit(config, self._start(config, 0))
 
     def _check_memory(self, config: Config) -> None:
-        need = estimate_bytes(config, self.num_rows, self.folds[0].features.shape[1])
+        need = estimate_bytes(config, self.num_rows, self.width)
         free = psutil.virtual_memory().available
         if need > free and not tf.config.list_physical_devices("GPU"):  # a GPU raises an error; a CPU kills the process
             raise keras_tuner.errors.FailedTrialError(
@@ -154,17 +170,20 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     def _start(self, config: Config, fold: int) -> XBMModel:
         dataset = self.folds[fold]
-        training = config.training
-        if training.strategy == "auto":  # a trial is small, and others run beside it
-            training = training.model_copy(update={"strategy": "none"})
         head = self._chosen(config.head, dataset)
-        config = config.model_copy(update={"head": head, "training": training})
+        config = self._for_trial(config, head)
         train, power = dataset.with_views(dataset.splits.train), head.power
         if head.start == "random":
             return phases.start_model(config, dataset, None, train)
         if (fold, power) not in self._closed_forms:
             self._closed_forms[fold, power] = closed_forms_of(dataset, train, power)
         return phases.start_model(config, dataset, None, train, self._closed_forms[fold, power])
+
+    def _for_trial(self, config: Config, head: HeadConfig) -> Config:
+        training = config.training
+        if training.strategy == "auto":  # a trial is small, and others run beside it
+            training = training.model_copy(update={"strategy": "none"})
+        return config.model_copy(update={"head": head, "training": training})
 
     def _fit_fold(
         self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()

@@ -204,6 +204,7 @@ class HeadSearch:
         for protocol, title in PROTOCOLS.items():
             if protocol in metrics["best"]:
                 metric = "neighbor_overlap_at_10" if protocol == "neighbors" else "map_at_r"
+                metric = "ndcg_at_10" if protocol.startswith("pairs") else metric
                 values = {name: each[protocol]["trained"][metric] for name, each in metrics.items()}
                 scores[f"{shown(protocol)[metric]}, {title}"] = values
         return scores
@@ -232,7 +233,8 @@ class HeadSearch:
         console = rich.console.Console(highlight=False)
         best = self.best_trial()
         name = SCORES[self.score][0]
-        title = f"{name[0].upper() + name[1:]} of the default and of the best of {len(self.oracle.trials)} trials"
+        name = name if name[1:2].isupper() else f"{name[0].upper()}{name[1:]}"
+        title = f"{name} of the default and of the best of {len(self.oracle.trials)} trials"
         table = rich.table.Table(box=rich.box.SIMPLE, title=title, title_justify="left")
         tests = self.test_scores()
         for column in ("", "dimensions", "validation", *(f"test, {protocol}" for protocol in tests)):

@@ -40,15 +40,29 @@ WITHOUT_LABELS: Space = {
 """What is searched beside the memory size, where the loss uses no labels."""
 
 
+OF_PAIRS: Space = {
+    "top_k.num_negatives": [Dimension(values=[4, 8, 16, 32, 64, 128, 256])],
+    "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
+    "loss.temperature": [Dimension(min=0.02, max=0.2, log=True)],
+    "training.learning_rate": [Dimension(min=1e-4, max=1e-2, log=True)],
+}
+"""What is searched beside the memory size, of queries and documents."""
+
+
 def default_space(config: Config, num_rows: int) -> Space:
-    """Memory size, k, loss, start and width of the head, learning rate; without labels what there is.
+    """Memory size, k, loss, start and width of the head, learning rate; without labels, and of pairs, what there is.
 
     Args:
         config: the embedding is never searched wider than its `head.embedding_dim`, since a wider one costs more to
             serve. Memories are 0, or at least as large as its batch.
-        num_rows: training items; the largest memory is the first power of two that holds them all, or 65,536.
+        num_rows: training items, or documents; the largest memory is the first power of two that holds them all, or
+            65,536.
     """
     sizes = [0] + [2**i for i in range(17) if config.batch_size <= 2**i < 2 * num_rows]
+    if config.is_of_pairs:
+        has_temperature = "temperature" in type(config.loss).model_fields
+        others = {key: value for key, value in OF_PAIRS.items() if key != "loss.temperature" or has_temperature}
+        return {"memory.memory_size": [Dimension(values=sizes)], **others}
     if config.is_without_labels:
         return {"memory.memory_size": [Dimension(values=sizes)], **WITHOUT_LABELS}
     width = config.head.embedding_dim

@@ -1,0 +1,54 @@
+"""tune.py on queries and documents: memory size and k by nDCG@10 of held-out queries."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.cli.test_train_pairs import write_folder
+from tests.tuning.test_search import run, search
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.tuning import PairHyperModel, load_pair_folds
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("beir"))
+    values = {
+        "data": {"source": "pairs", "path": str(folder)},
+        "backbone": {"kind": "none"},
+        "head": {"embedding_dim": 12},
+        "training": {"epochs": 8, "batch_size": 16, "learning_rate": 0.03, "folds": 1},
+        "search": {"space": {"memory.memory_size": [0, 256], "top_k.num_negatives": [2, 32]}},
+    }
+    (folder / "pairs.yaml").write_text(yaml.safe_dump(values))
+    return folder / "pairs.yaml"
+
+
+def test_a_search_and_its_trials(config, tmp_path):
+    table = search(config, tmp_path / "search", 3, tuner="grid")
+    assert (table.status == "completed").all()
+    assert table.val_ndcg_at_10.between(0.05, 1).all()
+    assert set(table["memory.memory_size"]) <= {0, 256}
+    best = table.sort_values("val_ndcg_at_10").iloc[-1]
+    page = (tmp_path / "search/search.html").read_text("utf-8")
+    assert "nDCG@10" in page
+    again = run(tmp_path / f"search/trials/{best.trial}.yaml", tmp_path / "again", "training.refit=false")
+    assert again["validation"]["pairs"]["trained"]["ndcg_at_10"] == pytest.approx(best.val_ndcg_at_10, abs=1e-6)
+    assert json.loads((tmp_path / "search/best/metrics.json").read_text())["pairs_unseen_documents"]
+
+
+def test_the_default_space_searches_memory_and_k(config):
+    values = load_config(str(config), ["search.space=null"])
+    hypermodel = PairHyperModel(*load_pair_folds(values))
+    sizes = hypermodel.space["memory.memory_size"][0].values
+    assert sizes == [0, 16, 32, 64, 128, 256]  # of 240 documents, in batches of 16
+    assert "top_k.num_negatives" in hypermodel.space
+    assert not any(key.startswith("training.classes") for key in hypermodel.space)
+
+
+def test_several_folds_hold_out_other_queries(config):
+    values = load_config(str(config), ["search.folds=3"])
+    _, folds = load_pair_folds(values)
+    held = [tuple(fold.splits.validation) for fold in folds]
+    assert len(set(held)) == 3
