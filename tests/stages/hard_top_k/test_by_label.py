@@ -55,8 +55,17 @@ def chosen(picks, anchor, positive):
 COUNTS = [(2, 3), (0, 4), (4, 0), (1, 1), (40, 30), ("all", 3), (3, "all"), ("all", "all"), ("all", 0)]
 
 
-@pytest.mark.parametrize("positives", ["hardest", "easiest"])
-@pytest.mark.parametrize(("num_positives", "num_negatives"), COUNTS)
+PICKED = {
+    "eager": [(*counts, positives) for counts in COUNTS for positives in ("hardest", "easiest")],
+    "graph": [(2, 3, "hardest"), ("all", 3, "easiest")],
+    "xla": [*((*counts, "hardest") for counts in COUNTS), (2, 3, "easiest")],
+}
+
+
+@pytest.mark.parametrize(
+    ("num_positives", "num_negatives", "positives", "mode"),
+    [(*picked, mode) for mode, each in PICKED.items() for picked in each],
+)
 def test_picks_equal_the_oracle(num_positives, num_negatives, positives, mode):
     """Ties, partially filled memories, own ids, k above what there is, memories smaller than k."""
     top_k = HardTopK(num_negatives, num_positives, positives)
@@ -77,6 +86,7 @@ def test_picks_equal_the_oracle(num_positives, num_negatives, positives, mode):
             assert chosen(picks, anchor, positive=False) == expected
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_an_easy_positive_is_not_the_anchor_itself(mode):
     """PML removes self pairs after mining, so that "easy" miners find nothing."""
     case = make_case(num_rows=6, valid=1.1)
@@ -93,7 +103,7 @@ def test_nothing_to_pick(row_is_valid, mode):
     """An empty memory, and one that holds the anchor alone."""
     case = make_case(num_anchors=1, num_rows=1)
     case["row_is_valid"][:], case["row_ids"][:] = row_is_valid, case["ids"]
-    for top_k in (HardTopK(3, 2), HardTopK("all", "all"), HardTopK(3, 2, "hardest")):
+    for top_k in (HardTopK(3, 2), HardTopK("all", "all")) if mode == "eager" else (HardTopK(3, 2, "hardest"),):
         picks = pick(top_k, case, mode)
         assert not picks.is_valid.numpy().any()
         assert (picks.indices.numpy() == 0).all()
@@ -195,7 +205,9 @@ def test_no_gradient_passes(counts):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("policy", "mode"), [("mixed_float16", "xla"), ("mixed_bfloat16", "eager"), ("mixed_float16", "graph")]
+)
 def test_half_precision_keys(dtype, policy, mode):
     """A mask of -1e9 overflows in float16 (PML #121, TF Similarity #364)."""
     keras.config.set_dtype_policy(policy)
@@ -261,6 +273,7 @@ def ceiling_of(case, anchor, max_score=None, absolute_margin=None, relative_marg
     return min(ceilings)
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: "-".join(guard))
 def test_guards_refuse_negatives_before_the_pick(guard, mode):
     """pitfalls.md: top-k negatives are often mislabelled. Refused ones are replaced by the next best."""
@@ -278,6 +291,7 @@ def test_guards_refuse_negatives_before_the_pick(guard, mode):
             assert chosen(picks, anchor, positive=True) == expected  # positives are never refused
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_guards_look_at_the_features_whatever_the_keys_are(mode):
     case, other = unit_case(0), unit_case(5)
     features, rows, *rest = arguments(case)
@@ -295,6 +309,7 @@ def test_guards_look_at_the_features_whatever_the_keys_are(mode):
         assert chosen(picks, anchor, positive=False) == [row for row in by_score if scores[row] <= 0.3][:5]
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_rerank_picks_by_feature_score_among_the_best_by_key(mode):
     case, keys = unit_case(1), unit_case(6)
     features, rows, *rest = arguments(case)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import in_mode
+from tests.conftest import MODES, in_mode
 from xbm_keras.stages import cosine_scores
 from xbm_keras.stages.cosine_scores import Keys
 from xbm_keras.stages.hard_top_k import streamed as module
@@ -60,8 +60,14 @@ def oracle(case, anchor, sign, mask, k):
     return [(scores[row], row) for row in sorted(candidates, key=lambda row: (-scores[row], row))[:k]]
 
 
-@pytest.mark.parametrize("k", [1, 4, 9])
-@pytest.mark.parametrize("num_rows", [1, 7, 24, 25, 48, 101])
+SIZES = [(num_rows, k) for num_rows in (1, 7, 24, 25, 48, 101) for k in (1, 4, 9)]
+COMPILED = [(24, 9), (101, 1), (101, 4)]  # one block, and several; without the prefilter, with it, and with it twice
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "k", "mode"),
+    [(*size, mode) for mode in MODES for size in (SIZES if mode == "eager" else COMPILED)],
+)
 @pytest.mark.usefixtures("small_blocks")
 def test_equals_a_sort_of_all_scores(num_rows, k, mode):
     """One block and several, the last one full or not, with the prefilter and without, many ties, k above M."""
@@ -87,14 +93,14 @@ def test_the_blocks_of_a_real_memory(mode):
     anchors, codes = rows[[120, 8_900]], np.arange(9_000) % 5
     penalties = tf.constant(np.where(np.arange(5) == 3, -np.inf, 0.0)[:, None] * np.ones(2), tf.float32)
 
-    def call(anchors, codes):
+    def call(anchors, rows, codes):  # all of them arguments: constants are copied with what is compiled
         common = None if mode == "xla" else tf.constant(0, tf.int64)
         searches = [Search(33, 1.0, penalties, common_code=common)]
-        return streamed_top_k(keys_of(anchors, tf.constant(rows)), codes, searches)[0]
+        return streamed_top_k(keys_of(anchors, rows), codes, searches)[0]
 
     codes = np.where(np.arange(9_000) % 10 < 9, 0, codes).astype(np.int64)  # nearly all rows have the code 0
     codes[120] = 3
-    values, indices = in_mode(call, mode)(tf.constant(anchors), tf.constant(codes))
+    values, indices = in_mode(call, mode)(*map(tf.constant, (anchors, rows, codes)))
     scores = anchors @ rows.T
     scores[:, codes == 3] = -np.inf
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :33]
@@ -135,8 +141,7 @@ def test_one_trace():
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize(("k", "jit_compile"), [(1, False), (4, True), (9, False)])
 @pytest.mark.parametrize(("num_anchors", "width"), [(5, 24), (1, 48), (0, 48)])  # by scores, by keys
 def test_anchors_of_unknown_number(num_anchors, width, k, jit_compile, monkeypatch):
     """Then blocks follow the number that there is: at most 120 scores, or 24 rows."""

@@ -112,7 +112,7 @@ def expected_of(each, similarities, is_positive, is_valid, start=None):
     return [oracle(*row, *parameters) for row in rows]
 
 
-def with_gradient(loss, is_positive, is_valid, upstream, mode):
+def with_gradient(loss, is_positive, is_valid, upstream, mode="eager"):
     picks = make_picks(is_positive, is_valid)
 
     def value_and_gradient(similarities):
@@ -125,7 +125,24 @@ def with_gradient(loss, is_positive, is_valid, upstream, mode):
     return in_mode(value_and_gradient, mode)
 
 
-def test_value_and_gradient_equal_the_oracle(each, mode):
+def one_of_each_with_gradient(is_positive, is_valid, similarities, mode):
+    """Name -> value and gradient of a loss of each class, in one function, which is compiled once."""
+    functions = {
+        name: with_gradient(LOSSES[name][0], is_positive, is_valid, np.ones(len(is_valid)))
+        for name in ONE_OF_EACH_CLASS
+    }
+    return in_mode(lambda s: {name: each(s) for name, each in functions.items()}, mode)(tf.constant(similarities))
+
+
+IN_XLA = [name for name in LOSSES if f"{name} steep" not in LOSSES and name != "n-pair"]  # one of the same operations
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, mode) for mode, names in (("eager", LOSSES), ("graph", BLOCKED), ("xla", IN_XLA)) for name in names],
+)
+def test_value_and_gradient_equal_the_oracle(name, mode):
+    each = LOSSES[name]
     similarities, is_positive, is_valid = make_case()
     upstream = np.linspace(-1, 2, len(similarities))  # each anchor weighs differently, so a mixed-up gradient shows
     per_anchor, slope = with_gradient(each[0], is_positive, is_valid, upstream, mode)(tf.constant(similarities))
@@ -154,13 +171,11 @@ def test_gradient_equals_its_own_differences(name):
 
 
 @pytest.mark.parametrize("name", BLOCKED)
-@pytest.mark.parametrize(
-    ("elements", "mode"), [(1, "eager"), (9 * 6 * 4, "eager"), (9 * 6 * 4, "graph"), (9 * 6 * 4, "xla")]
-)
+@pytest.mark.parametrize(("elements", "mode"), [(1, "eager"), (9 * 6 * 4, "eager"), (9 * 6 * 4, "xla")])
 def test_positives_in_blocks(name, elements, mode, monkeypatch):
     """The full set of triplets is never built (PML #688: more than INT_MAX elements)."""
     monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", elements)  # 1 or 4 columns at once; all 6 in the test above
-    test_value_and_gradient_equal_the_oracle(LOSSES[name], mode)
+    test_value_and_gradient_equal_the_oracle(name, mode)
 
 
 @pytest.mark.parametrize("name", BLOCKED)
@@ -177,15 +192,15 @@ def test_no_tensor_exceeds_a_block(name, monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [("float16", "xla"), ("bfloat16", "graph")])
-def test_half_precision_similarities(one, dtype, mode):
+def test_half_precision_similarities(dtype, mode):
     """Losses are float32: -1e9 overflows in float16 (PML #121, #161)."""
     similarities, is_positive, is_valid = make_case()
     rounded = tf.cast(similarities, dtype)
-    per_anchor, slope = with_gradient(one[0], is_positive, is_valid, np.ones(9), mode)(rounded)
-    assert per_anchor.dtype == tf.float32
-    expected = expected_of(one, tf.cast(rounded, tf.float64).numpy(), is_positive, is_valid)
-    np.testing.assert_allclose(per_anchor, expected, rtol=1e-5, atol=1e-5)
-    assert np.isfinite(tf.cast(slope, tf.float32)).all()
+    for name, (per_anchor, slope) in one_of_each_with_gradient(is_positive, is_valid, rounded, mode).items():
+        assert per_anchor.dtype == tf.float32
+        expected = expected_of(LOSSES[name], tf.cast(rounded, tf.float64).numpy(), is_positive, is_valid)
+        np.testing.assert_allclose(per_anchor, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+        assert np.isfinite(tf.cast(slope, tf.float32)).all(), name
 
 
 def test_an_anchor_that_lacks_pairs_has_loss_0_and_gradient_0(one):
@@ -204,18 +219,16 @@ def test_an_anchor_that_lacks_pairs_has_loss_0_and_gradient_0(one):
 
 
 @pytest.mark.parametrize("mode", ["eager", "xla"])
-def test_similarities_at_the_ends_of_their_range(one, mode):
+def test_similarities_at_the_ends_of_their_range(mode):
     """Duplicates and opposites, and what rounding makes of them: no root or arc cosine has an infinite slope there."""
     above = np.nextafter(np.float32(1), np.float32(2))
     similarities = np.array([[1, 1, 1, 1], [-1, 1, -1, 1], [above, -above, above, -above]], "float32")
-    is_positive = np.array([[True, True, False, False]] * 3)
-    value, slope = with_gradient(one[0], is_positive, np.ones((3, 4), bool), np.ones(3), mode)(
-        tf.constant(similarities)
-    )
-    assert np.isfinite(value).all()
-    assert np.isfinite(slope).all()
-    expected = expected_of(one, np.clip(similarities, -1, 1), is_positive, np.ones((3, 4), bool))
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-3)  # distances below 1e-3 count as 1e-3
+    is_positive, is_valid = np.array([[True, True, False, False]] * 3), np.ones((3, 4), bool)
+    for name, (value, slope) in one_of_each_with_gradient(is_positive, is_valid, similarities, mode).items():
+        assert np.isfinite(value).all(), name
+        assert np.isfinite(slope).all(), name
+        expected = expected_of(LOSSES[name], np.clip(similarities, -1, 1), is_positive, is_valid)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-3, err_msg=name)  # distances of at least 1e-3
 
 
 def test_which_anchors_count(one):
