@@ -318,7 +318,7 @@ def test_no_code_is_run_by_loading(tmp_path):
     network.add(keras.layers.GlobalMaxPooling2D())
     network.save(tmp_path / "net.keras")
     with pytest.raises(ValueError, match=r"[Ll]ambda"):
-        Backbone.from_keras_file(str(tmp_path / "net.keras"))
+        Backbone.from_file(str(tmp_path / "net.keras"))
     np.savez(tmp_path / "vectors.npz", features=np.array([[1.0], None], object), label=[1, 2])
     config = {"data": {"source": "features", "path": str(tmp_path / "vectors.npz")}, "backbone": {"kind": "none"}}
     with pytest.raises(ValueError, match="Object arrays"):

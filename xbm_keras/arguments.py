@@ -29,6 +29,7 @@ UpTo2 = Annotated[float, Ge(0), Le(2)]
 F = TypeVar("F", bound=Callable)
 COUNTS = {int: numbers.Integral, float: numbers.Real}
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+NAMES[dict] = "names and values"
 BOUNDS: dict[type, Callable[[Any, Any], bool]] = {
     Ge: lambda value, bound: value >= bound.ge,
     Gt: lambda value, bound: value > bound.gt,
@@ -69,6 +70,24 @@ def arguments_of(constructor: Callable) -> dict[str, Argument]:
     }
 
 
+def arguments_in(made: Any) -> dict[str, Any]:
+    """The arguments of an object that keeps them as attributes: what Keras is to save of it."""
+    return {name: getattr(made, name) for name in arguments_of(type(made))}
+
+
+class Saved:
+    """Base of what Keras saves by the arguments of its constructor, kept as attributes."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return arguments_in(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]):
+        """The object that `get_config` described."""
+        return cls(**config)
+
+
 def checked(init: F) -> F:
     """A constructor, or a function, that refuses what its annotations do not allow.
 
@@ -96,13 +115,13 @@ def checked(init: F) -> F:
             return init(*args, **kwargs)  # says whose arguments they are
         hints = _hints_of(init)
         for name, value in bound.arguments.items():
-            is_path = isinstance(value, os.PathLike) and str in members_of(hints.get(name))
+            is_path = isinstance(value, os.PathLike) and str in union_of(hints.get(name))
             bound.arguments[name] = value = os.fspath(value) if is_path else _plain(value)
             if name in hints and not _is(value, hints[name]):
                 doc = inspect.cleandoc(init.__doc__ or _owner(args, checking).__doc__ or "")
                 hint = _described(doc).get(name, "")
                 raise ValueError(
-                    f"Received {name}={value!r}; expected {_expected(hints[name])}."
+                    f"Received {name}={value!r}; expected {expected(hints[name])}."
                     + (f" {hint[0].upper()}{hint[1:]}" if hint else "")
                 )
         return init(*bound.args, **bound.kwargs)
@@ -122,10 +141,10 @@ def _owner(args: tuple, init: Callable) -> Any:
     return next((each for arg in args[:1] for each in type(arg).__mro__ if vars(each).get("__init__") is init), init)
 
 
-def members_of(annotation: Any) -> list[Any]:
+def union_of(annotation: Any) -> list[Any]:
     """The types of a union, or the one that it is."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return [m for each in typing.get_args(annotation) for m in members_of(each)] if is_union else [annotation]
+    return [m for each in typing.get_args(annotation) for m in union_of(each)] if is_union else [annotation]
 
 
 def _plain(value: Any) -> Any:
@@ -151,9 +170,9 @@ def _is(value: Any, annotation: Any) -> bool:
     return not isinstance(annotation, type) or annotation not in NAMES or isinstance(value, annotation)
 
 
-def _expected(annotation: Any) -> str:
+def expected(annotation: Any) -> str:
     """What a type asks for, in words."""
-    members = [_expected_member(each) for each in members_of(annotation)]
+    members = [_expected_member(each) for each in union_of(annotation)]
     return f"{', '.join(members[:-1])}, or {members[-1]}" if len(members) > 1 else members[0]
 
 
@@ -166,13 +185,15 @@ def _expected_member(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     within = {type(bound): dataclasses.astuple(bound)[0] for bound in bounds if type(bound) in BOUNDS}
     if Ge in within and Le in within:
         said = f" in {_short(within[Ge])}..{_short(within[Le])}"
+    elif MinLen in within and within[MinLen] == within.get(MaxLen):
+        said = f" of {within[MinLen]}"
     else:
         said = "".join(WORDS[kind].format(_short(value)) for kind, value in within.items())
     if origin is tuple:
-        return f"{len(inside)} of {_expected(inside[0])}"
+        return f"{len(inside)} of {expected(inside[0])}"
     if origin in (Sequence, list):
-        return f"a list{said}, each {_expected(inside[0])}"
-    return NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))) + said
+        return f"a list{said}, each {expected(inside[0])}"
+    return NAMES.get(origin or annotation, getattr(annotation, "__name__", str(annotation))) + said
 
 
 def _short(bound: float) -> str:

@@ -158,7 +158,7 @@ def test_a_keras_file_runs_and_reads_nothing(make, mark, tmp_path, capsys):
     path = tmp_path / "net.keras"
     make(path, mark)
     with pytest.raises(ValueError, match=r"^Received '.*net\.keras', which cannot be loaded: "):
-        Backbone.from_keras_file(str(path))
+        Backbone.from_file(str(path))
     config = {"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": {"kind": "file"}}
     config["backbone"]["path"] = str(path)
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))

@@ -19,7 +19,7 @@ def features_model():
 def saved_model_model(tmp_path):
     whole = image_model()
     whole.backbone.network.export(tmp_path / "network", verbose=False)
-    backbone = Backbone.from_saved_model(str(tmp_path / "network"), preprocessing="MobileNetV2", image_size=SIZE)
+    backbone = Backbone.from_file(str(tmp_path / "network"), preprocessing="MobileNetV2", image_size=SIZE)
     model = XBMModel(backbone, Head(4), CircularMemory(64), HardTopK(4, 2), SupConLoss())
     model.build({"features": (None, 16)})
     return model

@@ -100,7 +100,7 @@ def test_the_fingerprint_is_the_same_in_another_process_and_for_a_reloaded_netwo
     backbone = small_backbone()
     backbone.network.save(tmp_path / "net.keras")
     keras.layers.Conv2D(3, 3)  # moves the counters behind automatic names
-    again = Backbone.from_keras_file(str(tmp_path / "net.keras"))
+    again = Backbone.from_file(str(tmp_path / "net.keras"))
     assert fingerprint(again) == fingerprint(backbone) == fingerprint(small_backbone())
 
 

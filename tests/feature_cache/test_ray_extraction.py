@@ -102,7 +102,7 @@ def test_a_cluster_writes_the_same_cache(cluster, compute, tmp_path, photos):
     result = compute()
     assert result.num_computed == ITEMS
     assert_same_caches(tmp_path, photos, result)
-    assert compute().num_computed == compute("local").num_computed == 0
+    assert compute().num_computed == compute(0).num_computed == 0
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_what_could_not_be_read_is_tried_again(cluster, compute, tmp_path, photo
     well = compute(source=source)
     assert well.num_computed == 3
     assert well.skipped == {CORRUPT: "no picture of a known format"}
-    np.testing.assert_allclose(well.rows, compute("local", cache="plain").rows, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(well.rows, compute(0, cache="plain").rows, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -201,7 +201,9 @@ def test_workers_that_see_other_data_are_an_error(cluster, compute, tmp_path, ph
     other = tmp_path / "elsewhere/class0/00.png"
     other.parent.mkdir(parents=True)
     PIL.Image.new("RGB", (9, 9), "red").save(other)
-    with pytest.raises(DataError, match=r"workers failed.*class0/00\.png is another item on that machine.*same paths"):
+    with pytest.raises(
+        DataError, match=r"ray_workers 2, which failed.*class0/00\.png is another item on that machine.*same paths"
+    ):
         compute(source=Elsewhere(photos))
     assert_same_caches(tmp_path, photos, compute())  # nothing of it was kept
 
@@ -227,7 +229,7 @@ def test_a_packed_backbone_is_small_and_the_same(tmp_path):
     again = pickle.loads(pickle.dumps(ray_extraction._pack(backbone)))()
     assert cache.fingerprint(again) == cache.fingerprint(backbone)
     backbone.network.export(tmp_path / "saved_model", verbose=False)
-    by_path = Backbone.from_saved_model(str(tmp_path / "saved_model"), "serve", "MobileNetV2", (8, 8), "max")
+    by_path = Backbone.from_file(str(tmp_path / "saved_model"), "MobileNetV2", (8, 8), "max", endpoint="serve")
     packed = pickle.dumps(ray_extraction._pack(by_path))
     assert len(packed) < 1000
     assert cache.fingerprint(pickle.loads(packed)()) == cache.fingerprint(by_path)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field
+from annotated_types import Ge, Gt, Lt
 
 from xbm_keras.arguments import Positive
 from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
@@ -17,8 +17,8 @@ from xbm_keras.feature_cache.cache import compute_features
 from xbm_keras.stages.backbone.frozen import Backbone, Layers
 from xbm_keras.stages.backbone.hub import HubBackbone
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Gt(0), Lt(1)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 
 class Split(Section):
@@ -93,6 +93,7 @@ def no_backbone() -> None:
 
 
 GLYPHS = ("min_fonts", "drawings", "rotation", "noise", "pretraining", "cache_dir")  # what no run chooses
+OF_FILES = ("layers", "endpoint")
 OF_A_RUN = ("source", "backbone", "cache_dir", "shard_rows", "title")
 if TYPE_CHECKING:  # made of constructors, which no type checker follows
     DataConfig = Any
@@ -115,7 +116,7 @@ else:
         [
             section_of(no_backbone, kind="none"),
             section_of(Backbone.from_application, _Application, without=["pooling"], kind="keras_applications"),
-            section_of(Backbone.from_file, recipe={"image_size": [224, 224]}, kind="file"),
+            section_of(Backbone.from_file, without=OF_FILES, recipe={"image_size": [224, 224]}, kind="file"),
             section_of(Backbone.from_glyph_net, kind="glyph_net"),
             section_of(HubBackbone.from_preset, kind="keras_hub"),
         ],

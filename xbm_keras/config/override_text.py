@@ -7,7 +7,6 @@ those. A text is taken to the letter: it holds no comments, no interpolation, an
 import contextlib
 import functools
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 
 from xbm_keras.config.schema import Config
-from xbm_keras.config.sections import Section, is_section
+from xbm_keras.config.sections import Section, is_section, members_of
 
 OPENING, CLOSING = "[{(", "]})"
 NULLS = ("null", "Null", "NULL", "~", "")
@@ -40,35 +39,25 @@ def _types_of(keys: list[str], texts: Mapping[str, str], values: Any) -> list[An
         sections = [kind for kind in kinds if is_section(kind)]
         named = [each for each in sections if _is_named(each, keys[:depth], texts, values)]
         fields = [each.model_fields[key] for each in named or sections if key in each.model_fields]
-        kinds = list(dict.fromkeys(kind for field in fields for kind in _members(field.annotation)))
+        kinds = list(dict.fromkeys(kind for field in fields for kind in members_of(field.annotation)))
     return kinds
 
 
 def _is_named(section: type[Section], keys: list[str], texts: Mapping[str, str], values: Any) -> bool:
-    """Whether the section is the one that its discriminator names: a `source`, `kind` or `name` of one literal."""
+    """Whether the section is the one that is named, of several."""
+    if section.tag is None:
+        return False
+    name, value = section.tag
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
-    for name in ("source", "kind", "name"):
-        literals = typing.get_args(section.model_fields[name].annotation) if name in section.model_fields else ()
-        if len(literals) == 1:
-            given = values.get(name) if isinstance(values, Mapping) else None
-            return texts.get(".".join([*keys, name]), given) == literals[0]
-    return False
-
-
-def _members(annotation: Any) -> list[Any]:
-    """Of a union, those of its unions included; what bounds a type is left to the check of the whole config."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [member for each in typing.get_args(annotation) for member in _members(each)]
-    return [annotation]
+    given = values.get(name) if isinstance(values, Mapping) else None
+    return texts.get(".".join([*keys, name]), given) == value
 
 
 def _parsed(text: str, kinds: Sequence[Any]) -> Any:
     """The value of a text; where it is of none of the types, what it looks like, for the message that refuses it."""
-    literals = {str(value): value for kind in kinds for value in typing.get_args(kind) if _is_literal(kind)}
+    choices = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+    literals = {str(value): value for kind in choices for value in typing.get_args(kind)}
     if text in literals:
         return literals[text]
     takes_text = str in kinds
@@ -84,10 +73,6 @@ def _parsed(text: str, kinds: Sequence[Any]) -> Any:
             if not takes_text or isinstance(value, list) or str(value) == text:
                 return value
     return text if takes_text else _as_it_looks(text)
-
-
-def _is_literal(kind: Any) -> bool:
-    return typing.get_origin(kind) is typing.Literal
 
 
 def _bool(text: str) -> bool:
@@ -110,7 +95,7 @@ def _list(text: str, kind: Any) -> list:
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         raise ValueError(text)
-    members = _members(typing.get_args(kind)[0])
+    members = members_of(typing.get_args(kind)[0])
     return [_element(each, members) for each in _split(text[1:-1])]
 
 

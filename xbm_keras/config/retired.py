@@ -6,6 +6,20 @@ So the `config.yaml` of an earlier run loads, and whoever writes an old key is t
 import copy
 from typing import Any, NamedTuple
 
+from xbm_keras.arguments import arguments_of
+from xbm_keras.data.glyphs import Glyphs
+from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.hard_top_k.by_label import HardTopK
+from xbm_keras.stages.head.fc_layer import Head
+from xbm_keras.stages.pair_losses import (
+    LiftedStructureLoss,
+    MultiSimilarityLoss,
+    RecallSurrogateLoss,
+    SimilarityAlignmentLoss,
+    TupletLoss,
+)
+from xbm_keras.stages.pair_losses.base import PairLoss
+
 RENAMED = {
     "data.path_column": "data.images",
     "data.label_column": "data.labels",
@@ -47,62 +61,55 @@ NO_GAIN = "it gained nothing where it was measured (docs/quality.md)"
 CHOSEN = "each run chooses it on held-out classes (docs/quality.md)"
 UNMEASURED = "no measurement shows that it pays"
 IN_CODE = "leave it out; in code {} takes it"
+
+
+def _in_code(
+    section: str, constructor: Any, *names: str, became: str = UNMEASURED, where=None, decides_features: bool = False
+) -> dict[str, Left]:
+    """Arguments of a constructor that have no key any more: a run has their defaults."""
+    arguments, instead = arguments_of(constructor), IN_CODE.format(constructor.__qualname__)
+    defaults = {name: arguments[name].default for name in names}
+    return {
+        f"{section}.{name}": Left(
+            (list(value) if isinstance(value, tuple) else value,), became, instead, None, where, decides_features
+        )
+        for name, value in defaults.items()
+    }
+
+
+def _of_loss(loss: type[PairLoss], *names: str, became: str = UNMEASURED) -> dict[str, Left]:
+    return _in_code("loss", loss, *names, became=became, where=("loss.name", loss.name))
+
+
 LEFT = {
     "data.split.validation_fraction": Left((0.25,), "it is a quarter, or without labels a tenth", unlabelled=0.1),
     "data.split.validation_fold": Left((0,), "training.folds holds out one after another (docs/quality.md)"),
     "data.image_key": Left(("image",), "it is the feature image, or the only image", decides_features=True),
-    "data.min_fonts": Left((8,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
-    "data.drawings": Left((1,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
-    "data.rotation": Left((10.0,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
-    "data.noise": Left((0.1,), UNMEASURED, IN_CODE.format("Glyphs"), decides_features=True),
-    "backbone.pooling": Left(
-        ("avg",),
-        "maxima found no more than means (docs/quality.md)",
-        IN_CODE.format("Backbone.from_application"),
-        where=("backbone.kind", "keras_applications"),
-        decides_features=True,
+    **_in_code("data", Glyphs, "min_fonts", "drawings", "rotation", "noise", decides_features=True),
+    **_in_code(
+        "backbone", Backbone.from_application, "pooling", became="maxima found no more than means (docs/quality.md)",
+        where=("backbone.kind", "keras_applications"), decides_features=True,
     ),
-    "backbone.layers": Left(
-        ("last",),
-        UNMEASURED,
-        IN_CODE.format("Backbone.from_keras_file"),
-        where=("backbone.kind", "file"),
-        decides_features=True,
+    **_in_code(
+        "backbone", Backbone.from_file, "layers", where=("backbone.kind", "file"), decides_features=True
     ),
-    "backbone.endpoint": Left(
-        ("serving_default",), UNMEASURED, IN_CODE.format("Backbone.from_saved_model"), decides_features=True
-    ),
-    "top_k.positives": Left(("random",), UNMEASURED, IN_CODE.format("HardTopK")),
+    **_in_code("backbone", Backbone.from_file, "endpoint", decides_features=True),
     "cache.shard_rows": Left((1024,), "it is a constant: it decides nothing"),
     "cache.views_as_positives": Left((False,), UNMEASURED),
-    "head.hidden_dim": Left((512,), UNMEASURED, IN_CODE.format("Head")),
+    **_in_code("head", Head, "hidden_dim", "width_weights"),
     "head.weighting": Left(("auto",), CHOSEN),
     "head.total_share": Left(("auto",), CHOSEN),
     "head.power": Left(("auto",), CHOSEN, IN_CODE.format("Head"), unlabelled=1.0),
-    "head.width_weights": Left((None,), UNMEASURED, IN_CODE.format("Head")),
     "head.nesting": Left(("joint",), UNMEASURED, "leave it out: all widths train at once"),
     "top_k.kind": Left(("hard", "neighbors"), "it follows from loss.name"),
     "top_k.sketch_dim": Left((64,), "other widths picked no better (docs/rows.md)"),
     "top_k.rerank": Left((4,), "fewer candidates picked worse (docs/rows.md)"),
-    "top_k.max_score": Left((None,), UNMEASURED, IN_CODE.format("HardTopK")),
-    "top_k.absolute_margin": Left((None,), UNMEASURED, IN_CODE.format("HardTopK")),
-    "top_k.relative_margin": Left((None,), UNMEASURED, IN_CODE.format("HardTopK")),
-    "loss.alpha": Left((2.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "multi_similarity")),
-    "loss.epsilon": Left((0.1,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "multi_similarity")),
-    "loss.scale": Left((64.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "tuplet")),
-    "loss.temperature": Left((1.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "lifted_structure")),
-    "loss.ks": Left(
-        ([1, 2, 4, 8, 16],), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "recall_surrogate")
-    ),
-    "loss.rank_temperature": Left(
-        (1.0,), UNMEASURED, IN_CODE.format("the loss"), where=("loss.name", "recall_surrogate")
-    ),
-    "loss.form": Left(
-        ("listwise",),
-        "the other forms spend the few dimensions on what is far (docs/compress.md)",
-        IN_CODE.format("the loss"),
-        where=("loss.name", "similarity_alignment"),
-    ),
+    **_in_code("top_k", HardTopK, "positives", "max_score", "absolute_margin", "relative_margin"),
+    **_of_loss(MultiSimilarityLoss, "alpha", "epsilon"),
+    **_of_loss(TupletLoss, "scale"),
+    **_of_loss(LiftedStructureLoss, "temperature"),
+    **_of_loss(RecallSurrogateLoss, "ks", "rank_temperature"),
+    **_of_loss(SimilarityAlignmentLoss, "form", became="others keep what is far (docs/compress.md)"),
     "training.schedule": Left(("growing",), "the rate grows, so that the epoch chooses how far (docs/quality.md)"),
     "training.warmup": Left((0.0,), "the rate rises all the way (docs/quality.md)"),
     "training.weight_decay": Left((0.0,), UNMEASURED),
@@ -134,7 +141,8 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     loss = values.get("loss")
     is_unlabelled = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
     for key, left in LEFT.items():
-        if not _has(values, key) or (left.where and _get(values, left.where[0]) != left.where[1]):
+        section, name = _inside(values, left.where[0] if left.where else key)
+        if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
             continue
         value = _take(values, key)
         defaults = (left.unlabelled,) if is_unlabelled and left.unlabelled is not None else left.defaults
@@ -179,11 +187,6 @@ def _inside(values: Any, key: str) -> tuple[Any, str]:
 def _has(values: dict[str, Any], key: str) -> bool:
     inside, name = _inside(values, key)
     return isinstance(inside, dict) and name in inside
-
-
-def _get(values: dict[str, Any], key: str) -> Any:
-    inside, name = _inside(values, key)
-    return inside.get(name) if isinstance(inside, dict) else None
 
 
 def _take(values: dict[str, Any], key: str) -> Any:

@@ -14,7 +14,7 @@ import pydantic
 from annotated_types import MaxLen, MinLen
 from pydantic import Field
 
-from xbm_keras.arguments import arguments_of
+from xbm_keras.arguments import arguments_of, union_of
 
 
 class Section(pydantic.BaseModel):
@@ -23,11 +23,21 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+    tag: ClassVar[tuple[str, str] | None] = None
+    """A key and its only value, by which `one_of` tells sections apart."""
 
 
 def is_section(annotation: Any) -> bool:
     """Whether a key of this type is a section."""
     return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def members_of(annotation: Any) -> list[Any]:
+    """The plain types of a union; what bounds one is left out."""
+    if typing.get_origin(annotation) is Annotated:
+        return members_of(typing.get_args(annotation)[0])
+    members = union_of(annotation)
+    return members if members == [annotation] else [member for each in members for member in members_of(each)]
 
 
 class ArgumentsSection(Section):
@@ -65,7 +75,8 @@ def section_of(
     for name, argument in arguments_of(constructor).items():
         if name not in without and name not in base.model_fields:
             default = (recipe or {}).get(name, argument.default)
-            default = ... if default is inspect.Parameter.empty else list(default) if _is_list(default) else default
+            default = ... if default is inspect.Parameter.empty else default
+            default = list(default) if isinstance(default, tuple | list) else default
             described = re.sub(r"\bNone\b", "null", argument.description)
             keys[name] = (_of_yaml(argument.annotation), Field(default, description=described or None))
     section = pydantic.create_model(
@@ -78,16 +89,13 @@ def section_of(
     )
     section.model_config["use_attribute_docstrings"] = True  # of the classes that inherit from it
     section.constructor = constructor
+    section.tag = next(iter(tag.items()), None)
     return section
 
 
 def one_of(sections: Iterable[type[Section]], key: str) -> Any:
     """The type of a section that is one of several, by the value of a key."""
     return Annotated[Union[tuple(sections)], Field(discriminator=key)]  # noqa: UP007
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _of_yaml(annotation: Any) -> Any:

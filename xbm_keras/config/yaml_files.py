@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import json
 import math
 import pathlib
 import re
@@ -57,7 +58,7 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
         values: Any = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))
         for keys, value in override_text.parse(overrides, values):
-            _put(values, keys, _escaped(value))
+            put(values, keys, _escaped(value))
         values = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(values), resolve=True)
     except ConfigError:
         raise
@@ -80,9 +81,10 @@ def check_config(values: dict[str, Any], origin: str, is_finished: bool = False)
     Raises:
         ConfigError: with one line per problem.
     """
-    unwritable = [text for text in _texts_in(values) if not _is_unicode(text)]
-    if unwritable:  # such as a path of other bytes on the command line; no YAML file could hold it
-        raise ConfigError(f"{origin} cannot be run:\n  received {unwritable[0]!r}; expected text that is valid Unicode")
+    # Such as a path of other bytes on the command line; no YAML file could hold it.
+    texts = json.dumps(values, default=str, ensure_ascii=False, skipkeys=True)
+    if odd := re.search(r'"([^"]*[\ud800-\udfff][^"]*)"', texts):
+        raise ConfigError(f"{origin} cannot be run:\n  received {odd[1]!r}; expected text that is valid Unicode")
     values, lines = retired.translated(values, is_finished)
     cause = None
     try:
@@ -104,22 +106,6 @@ def save_config(config: Config, path: pathlib.Path) -> None:
 def to_yaml(values: dict[str, Any]) -> str:
     """Values of a config as a document that `load_config` reads as the same values, whatever their texts are."""
     return yaml.dump_all([_escaped(values)], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts_in(each)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _Dumper(yaml.SafeDumper):
@@ -146,7 +132,7 @@ def _escaped(value: Any) -> Any:
     return value
 
 
-def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     """Set a nested value; mappings are merged."""
     for key in keys[:-1]:
         inside = values.get(key)
@@ -155,7 +141,7 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     old = values.get(keys[-1])
     if isinstance(old, dict) and isinstance(value, dict):
         for key, each in value.items():
-            _put(old, [key], each)
+            put(old, [key], each)
     else:
         values[keys[-1]] = value
 
@@ -232,7 +218,7 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
             if isinstance(field.discriminator, pydantic.Discriminator):
                 members = {t.__metadata__[0].tag: t.__origin__ for t in members_of if hasattr(t, "__metadata__")}
             elif field.discriminator:
-                members = {typing.get_args(t.model_fields[field.discriminator].annotation)[0]: t for t in sections}
+                members = {t.tag[1]: t for t in sections if t.tag}
             elif sections:
                 section = sections[0]
             keys.append(part)

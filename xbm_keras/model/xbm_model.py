@@ -97,7 +97,7 @@ class XBMModel(strategies.ReplicatedModel):
         self.active_pairs = keras.metrics.Mean(name="active_pairs")
         self.rejections = Rejections()
         # Behind a function, where Keras does not look for layers: those of the encoder are the model's own.
-        self._encoder_of = functools.lru_cache(maxsize=1)(_make_encoder)
+        self._encoder_of = functools.lru_cache(maxsize=1)(make_encoder)
 
     def build(self, input_shape):
         """Build the stages; `input_shape` is the dict of shapes of the inputs."""
@@ -272,10 +272,9 @@ class XBMModel(strategies.ReplicatedModel):
 
     def get_config(self):
         """Arguments of the constructor."""
-        config = super().get_config()
-        config.pop("autocast", None)
         stages = {name: getattr(self, name) for name in STAGES}
-        return {**config, **{name: each and keras.saving.serialize_keras_object(each) for name, each in stages.items()}}
+        stages = {name: each and keras.saving.serialize_keras_object(each) for name, each in stages.items()}
+        return {**super().get_config(), **stages}
 
     @classmethod
     def from_config(cls, config):
@@ -285,11 +284,11 @@ class XBMModel(strategies.ReplicatedModel):
         return cls(**{**config, **{name: keras.saving.deserialize_keras_object(each) for name, each in given.items()}})
 
 
-def _make_encoder(backbone: Backbone | None, head: Head, feature_dim: int) -> keras.Model:
-    """The plain model from inputs to embeddings."""
+def make_encoder(backbone: Backbone | None, head: Head, feature_dim: int, inputs=None) -> keras.Model:
+    """The plain model from inputs to embeddings; the inputs are by default of any size that the backbone takes."""
     if backbone is None:
         inputs = features = keras.Input((feature_dim,), name="features")
     else:
-        inputs = backbone.make_inputs()
+        inputs = backbone.make_inputs() if inputs is None else inputs
         features = backbone(inputs)
     return keras.Model(inputs, head(UnitLength(dtype="float32", name="unit_length")(features)), name="encoder")

@@ -117,11 +117,9 @@ def block_rows(width: int, num_anchors: int | tf.Tensor) -> int | tf.Tensor:
         num_anchors: B; a tensor where it is not known while this is traced: then so is the result.
     """
     size = GPU if tf.config.list_logical_devices("GPU") else CPU
-    if isinstance(num_anchors, int):
-        in_scores = size.scores // max(num_anchors, 1)
-        return max(min(size.keys // width, in_scores) // BLOCK_MULTIPLE * BLOCK_MULTIPLE, MIN_BLOCK_ROWS)
-    in_scores = size.scores // tf.maximum(num_anchors, 1)
-    return tf.maximum(tf.minimum(size.keys // width, in_scores) // BLOCK_MULTIPLE * BLOCK_MULTIPLE, MIN_BLOCK_ROWS)
+    least, most = (min, max) if isinstance(num_anchors, int) else (tf.minimum, tf.maximum)
+    num_rows = least(size.keys // width, size.scores // most(num_anchors, 1))
+    return most(num_rows // BLOCK_MULTIPLE * BLOCK_MULTIPLE, MIN_BLOCK_ROWS)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from keras_tuner.src.engine.conditions import Parent  # `conditional_scope` cann
 
 from xbm_keras.config.schema import Config
 from xbm_keras.config.search_schema import Dimension, Value
-from xbm_keras.config.yaml_files import ConfigError, check_config
+from xbm_keras.config.yaml_files import ConfigError, check_config, put
 
 Space = dict[str, list[Dimension]]
 SEARCHABLE = ("head", "memory", "top_k", "loss", "training")  # the others would change the features, or the data
@@ -202,9 +202,5 @@ def overridden(config: Config, overrides: Mapping[str, Value]) -> dict[str, Any]
     if overrides.get("loss.name", config.loss.name) != config.loss.name:
         nested["loss"] = {}  # the parameters of another loss
     for key, value in overrides.items():
-        *sections, name = key.split(".")
-        inside = nested
-        for section in sections:
-            inside = inside.setdefault(section, {})
-        inside[name] = value
+        put(nested, key.split("."), value)
     return nested

@@ -63,7 +63,7 @@ def saved_model(tmp_path):
 def test_keras_file_gives_the_features_of_the_network(tmp_path):
     network = small_cnn()
     network.save(tmp_path / "network.keras")
-    backbone = Backbone.from_keras_file(str(tmp_path / "network.keras"))
+    backbone = Backbone.from_file(str(tmp_path / "network.keras"))
     assert backbone.image_size == (8, 8)  # taken from the network
     features = backbone(images())
     assert features.dtype == tf.float32
@@ -162,9 +162,9 @@ def test_network_with_a_dict_of_one_output():
 def test_network_with_a_dict_of_two_outputs():
     inner = small_cnn()
     network = keras.Model(inner.inputs, {"pooled": inner.outputs[0], "twice": 2 * inner.outputs[0]})
-    with pytest.raises(ValueError, match=r"outputs pooled, twice; expected a single one\. Wrap it"):
+    with pytest.raises(ValueError, match=r"outputs pooled, twice; expected a single one, or 'sequence_output'\. Wrap"):
         Backbone(network, image_size=(8, 8))(images())
-    with pytest.raises(ValueError, match=r"outputs pooled, twice; expected a single one\. Wrap it"):
+    with pytest.raises(ValueError, match=r"outputs pooled, twice; expected a single one, or 'sequence_output'\. Wrap"):
         Backbone(network, image_size=(8, 8)).compute_output_shape((None, 8, 8, 3))
 
 
@@ -239,7 +239,7 @@ def test_mixed_precision_of_a_model_around_leaves_the_features_alone(policy):
 def test_saved_model_gives_the_features_of_the_network(saved_model):
     network, path = saved_model
     for options in ({}, {"endpoint": "serve"}, {"image_size": (8, 8)}):
-        backbone = Backbone.from_saved_model(path, **options)
+        backbone = Backbone.from_file(path, **options)
         np.testing.assert_allclose(backbone(images()), network(images(), training=False), rtol=1e-5, atol=1e-5)
         assert backbone.compute_output_shape((None, 8, 8, 3)) == (None, 5)
         assert backbone.compute_output_shape((4, 8, 8, 3)) == (4, 5)
@@ -251,7 +251,7 @@ def test_saved_model_gives_the_features_of_the_network(saved_model):
 def test_saved_model_trains_evaluates_and_encodes(saved_model, tmp_path, image_size):
     # TFSMLayer has neither input_shape nor compute_output_shape.
     network, path = saved_model
-    model = small_model(Backbone.from_saved_model(path, image_size=image_size))
+    model = small_model(Backbone.from_file(path, image_size=image_size))
     model.compile("sgd")
     x, y = batch_of(images())
     before = [v.numpy() for v in network.weights]
@@ -280,7 +280,7 @@ def test_saved_model_of_tokens(tmp_path):
     ids = keras.Input((None,), dtype="int32", name="ids")
     network = keras.Model(ids, keras.layers.Embedding(7, 4)(ids))
     network.export(str(tmp_path / "tokens"), verbose=False)
-    backbone = Backbone.from_saved_model(str(tmp_path / "tokens"))
+    backbone = Backbone.from_file(str(tmp_path / "tokens"))
     x = np.array([[1, 2, 3], [6, 5, 4]], np.int32)
     assert backbone.input_shape_per_item == (None,)
     assert backbone.compute_output_shape((2, 3)) == (2, 4)
@@ -336,14 +336,14 @@ def test_weights_file_that_is_none(tmp_path):
 
 def test_missing_files(tmp_path):
     with pytest.raises(ValueError, match=r"Received backbone '.*gone.keras', which is no file"):
-        Backbone.from_keras_file(str(tmp_path / "gone.keras"))
+        Backbone.from_file(str(tmp_path / "gone.keras"))
     with pytest.raises(ValueError, match=r"Received backbone '.*', which holds no saved_model.pb"):
-        Backbone.from_saved_model(str(tmp_path))
+        Backbone.from_file(str(tmp_path))
 
 
 def test_unknown_endpoint(saved_model):
     with pytest.raises(ValueError, match="nonsense"):
-        Backbone.from_saved_model(saved_model[1], endpoint="nonsense")
+        Backbone.from_file(saved_model[1], endpoint="nonsense")
 
 
 # --- round trips ---

@@ -126,9 +126,9 @@ def test_keras_file_by_pyramid_by_names_and_as_it_is(tmp_path):
     residual_network().save(path)
     widths = {"last": 7, "pyramid": 18}
     for kind, width in widths.items():
-        assert Backbone.from_keras_file(path, layers=kind)(images()).shape == (3, width)
-    assert Backbone.from_keras_file(path)(images()).shape == (3, 7)
-    assert Backbone.from_keras_file(path, layers=["fine", "third"])(images()).shape == (3, 9)
+        assert Backbone.from_file(path, layers=kind)(images()).shape == (3, width)
+    assert Backbone.from_file(path)(images()).shape == (3, 7)
+    assert Backbone.from_file(path, layers=["fine", "third"])(images()).shape == (3, 9)
 
 
 def test_saved_and_loaded_backbone_gives_the_same_features(tmp_path):

@@ -155,8 +155,9 @@ def test_identity_keeps_the_first_features():
 
 def test_neighbours_are_sought_once_for_all_widths_and_weightings(monkeypatch):
     features, labels = make_classes()
-    forms, searches, search = ClosedForms(features, labels), [], ClosedForms._local_between
-    monkeypatch.setattr(ClosedForms, "_local_between", lambda self, p: searches.append(1) or search(self, p))
+    searches, search = [], ClosedForms._local_between
+    monkeypatch.setattr(ClosedForms, "_local_between", lambda self, *key: searches.append(1) or search(self, *key))
+    forms = ClosedForms(features, labels)
     for embedding_dim, weighting in ((2, 0.1), (3, 0.1), (3, 0.2)):
         expected = reference_starts.nda(features, labels, embedding_dim, 0.3, weighting)
         assert_same_map(forms.nda(embedding_dim, 0.3, weighting), expected)

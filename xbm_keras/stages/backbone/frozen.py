@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from annotated_types import MinLen
 
-from xbm_keras.arguments import Positive, checked
+from xbm_keras.arguments import Positive, arguments_in, checked
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.backbone.pyramid import with_outputs
 from xbm_keras.stages.backbone.resizing import resize_by_products
@@ -128,7 +128,7 @@ class Backbone(keras.layers.Layer):
         x = self.resize_batch(inputs) if self.image_size else inputs
         if self.preprocess is not None:
             x = self.preprocess(x)
-        outputs = _outputs(self.network(x, training=False))
+        outputs = outputs_of(self.network(x, training=False))
         pooled = [tf.cast(self._pool(y), tf.float32) for y in outputs]
         if len(pooled) > 1:  # maps of different layers differ in scale
             pooled = [unit_length(y) for y in pooled]
@@ -175,7 +175,7 @@ class Backbone(keras.layers.Layer):
             dtype = tf.float32 if self.image_size else self._saved_model_input().dtype
             traced = tf.function(self.call).get_concrete_function(tf.TensorSpec((None, *item), dtype))
             return (input_shape[0], traced.output_shapes[-1])
-        shapes = _outputs(self.network.compute_output_shape((None, *item)))
+        shapes = outputs_of(self.network.compute_output_shape((None, *item)))
         return (input_shape[0], sum(shape[-1] for shape in shapes))
 
     @classmethod
@@ -219,80 +219,52 @@ class Backbone(keras.layers.Layer):
 
     @classmethod
     @checked
-    def from_keras_file(
-        cls,
-        path: str,
-        preprocessing: str | None = None,
-        image_size: ImageSize | None = None,
-        pooling: Pooling = "avg",
-        layers: Layers = "last",
-    ) -> "Backbone":
-        """A network saved as `.keras`, with arguments as for `from_file`; `image_size=None` is what it was made for.
-
-        `layers` says which of its layers give the features, as for `from_application`; "last" are its own outputs.
-
-        Raises:
-            ValueError: if there is no such file, it needs code that safe mode refuses, or has no such layers.
-        """
-        if not pathlib.Path(path).is_file():
-            raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
-        network = load_keras_file(path)
-        if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
-            image_size = tuple(network.input_shape[1:3])
-        return cls(with_outputs(network, layers), preprocessing, image_size, pooling, name="backbone")
-
-    @classmethod
-    @checked
     def from_file(
         cls,
         path: str,
         preprocessing: str | None = None,
         image_size: ImageSize | None = None,
         pooling: Pooling = "avg",
+        layers: Layers = "last",
+        endpoint: str = "serving_default",
     ) -> "Backbone":
         """A network of yours: a model saved as `.keras`, or the folder of a TensorFlow SavedModel.
+
+        Keras cannot put a SavedModel into a `.keras` file; export holds it.
 
         Args:
             path: of the file, or the folder.
             preprocessing: the `keras.applications` model whose `preprocess_input` comes first; None: images in 0..255
                 reach the network as they are.
-            image_size: height and width that pictures are resized to.
+            image_size: height and width that pictures are resized to; None is what a `.keras` model was made for.
             pooling: of the maps or tokens that it gives.
+            layers: of a `.keras` model: which give the features, as for `from_application`; "last" are its own outputs.
+            endpoint: of a SavedModel.
 
         Raises:
-            ValueError: see `from_keras_file` and `from_saved_model`.
+            ValueError: if there is no such file, it needs code that safe mode refuses, or has no such layers; for a
+                folder without a SavedModel, or one without such an endpoint.
         """
-        if pathlib.Path(path).expanduser().is_dir():
-            return cls.from_saved_model(path, preprocessing=preprocessing, image_size=image_size, pooling=pooling)
-        return cls.from_keras_file(path, preprocessing, image_size, pooling)
+        place = pathlib.Path(path).expanduser()
+        if place.is_dir():
+            if not (place / "saved_model.pb").is_file():
+                raise ValueError(
+                    f"Received backbone {path!r}, which holds no saved_model.pb; expected a SavedModel folder."
+                )
+            network = keras.layers.TFSMLayer(str(place), call_endpoint=endpoint)
+        elif place.is_file():
+            network = load_keras_file(place)
+            if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
+                image_size = tuple(network.input_shape[1:3])
+            network = with_outputs(network, layers)
+        else:
+            raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
+        return cls(network, preprocessing, image_size, pooling, name="backbone")
 
     @classmethod
     def from_glyph_net(cls) -> "Backbone":
         """The small network of 48x48 pictures that ships with the package, pretrained on Latin and Cyrillic letters."""
-        return cls.from_keras_file(str(GLYPH_NET))
-
-    @classmethod
-    @checked
-    def from_saved_model(
-        cls,
-        path: str,
-        endpoint: str = "serving_default",
-        preprocessing: str | None = None,
-        image_size: ImageSize | None = None,
-        pooling: Pooling = "avg",
-    ) -> "Backbone":
-        """A network saved as a TensorFlow SavedModel. Keras cannot put one into a `.keras` file; export holds it.
-
-        Raises:
-            ValueError: if there is no SavedModel, or it has no such endpoint.
-        """
-        if not (pathlib.Path(path) / "saved_model.pb").is_file():
-            raise ValueError(
-                f"Received backbone {path!r}, which holds no saved_model.pb; expected a SavedModel folder."
-            )
-        return cls(
-            keras.layers.TFSMLayer(path, call_endpoint=endpoint), preprocessing, image_size, pooling, name="backbone"
-        )
+        return cls.from_file(str(GLYPH_NET))
 
     @property
     def is_saved_model(self) -> bool:
@@ -301,15 +273,8 @@ class Backbone(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        config = super().get_config()
-        config.pop("autocast", None)
-        return {
-            **config,
-            "network": keras.saving.serialize_keras_object(self.network),
-            "preprocessing": self.preprocessing,
-            "image_size": self.image_size,
-            "pooling": self.pooling,
-        }
+        network = keras.saving.serialize_keras_object(self.network)
+        return {**super().get_config(), **arguments_in(self), "network": network}
 
     @classmethod
     def from_config(cls, config):
@@ -317,18 +282,16 @@ class Backbone(keras.layers.Layer):
         return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"])})
 
 
-def _outputs(outputs) -> list:
-    """The outputs, or the shapes (tuples), of a network that may give several in a list, or name its one output."""
-    if isinstance(outputs, list):
-        return outputs
+def outputs_of(outputs) -> list:
+    """The outputs, or the shapes (tuples), of a network that may give several in a list; of named ones the tokens."""
     if not isinstance(outputs, dict):
-        return [outputs]
-    if len(outputs) != 1:
+        return outputs if isinstance(outputs, list) else [outputs]
+    if "sequence_output" not in outputs and len(outputs) != 1:
         raise ValueError(
-            f"Received a network with outputs {', '.join(sorted(outputs))}; expected a single one. Wrap it in a model "
-            "that returns the features."
+            f"Received a network with outputs {', '.join(sorted(outputs))}; expected a single one, or "
+            "'sequence_output'. Wrap it in a model that returns the features."
         )
-    return list(outputs.values())
+    return [outputs.get("sequence_output", next(iter(outputs.values())))]
 
 
 def _application(name: str):

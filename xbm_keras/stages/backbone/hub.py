@@ -17,7 +17,7 @@ import tensorflow as tf
 from annotated_types import Ge
 
 from xbm_keras.arguments import checked
-from xbm_keras.stages.backbone.frozen import Backbone, ImageSize, Pooling
+from xbm_keras.stages.backbone.frozen import Backbone, ImageSize, Pooling, outputs_of
 
 TEXT_INPUTS = ("token_ids", "padding_mask")
 
@@ -113,11 +113,11 @@ class HubBackbone(Backbone):
         if self.modality == "image":
             x = self.preprocess(tf.cast(inputs, tf.float32))
             names = self.network.input if isinstance(self.network.input, dict) else ()
-            y = _main_output(self.network(dict.fromkeys(names, x) or x, training=False))
+            (y,) = outputs_of(self.network(dict.fromkeys(names, x) or x, training=False))
             return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
         token_ids, mask = (tf.cast(inputs[name], tf.int32) for name in TEXT_INPUTS)
         all_inputs = {"token_ids": token_ids, "padding_mask": mask, "segment_ids": tf.zeros_like(token_ids)}
-        y = _main_output(self.network({name: all_inputs[name] for name in self.network.input}, training=False))
+        (y,) = outputs_of(self.network({name: all_inputs[name] for name in self.network.input}, training=False))
         return tf.stop_gradient(_pool_tokens(tf.cast(y, tf.float32), mask, self.pooling))
 
     def resize(self, image):
@@ -151,7 +151,7 @@ class HubBackbone(Backbone):
     def compute_output_shape(self, input_shape):
         """(batch, D)."""
         batch = (input_shape["token_ids"] if self.modality == "text" else input_shape)[0]
-        return (batch, _main_output(self.network.output).shape[-1])
+        return (batch, outputs_of(self.network.output)[0].shape[-1])
 
     def save_tokenizer(self, folder: pathlib.Path) -> None:
         """Write the preprocessing of texts as a preset for `keras_hub.models.TextClassifierPreprocessor.from_preset`.
@@ -251,17 +251,6 @@ def _nameless(config):
         left_out = ("name",) if "trainable" in config else ()  # a dtype policy has a name that counts
         return {key: _nameless(value) for key, value in config.items() if key not in left_out}
     return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
-
-
-def _main_output(outputs):
-    """The tokens, where there are other outputs beside them."""
-    if not isinstance(outputs, dict):
-        return outputs
-    if "sequence_output" not in outputs and len(outputs) > 1:
-        raise ValueError(
-            f"Received a network with outputs {', '.join(sorted(outputs))}; expected one, or 'sequence_output'."
-        )
-    return outputs.get("sequence_output", next(iter(outputs.values())))
 
 
 def _pool_tokens(tokens, mask, pooling: str):

@@ -61,17 +61,12 @@ def masked_mean(values: tf.Tensor, mask: tf.Tensor, weights: tf.Tensor | None = 
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(mask, weights * values, 0.0)), whole)
 
 
-def share(value: tf.Tensor) -> tf.Tensor:
-    """What each replica gives of a number that is the same on all of them."""
-    step = _step()
-    return value if step is None else value / step.num_replicas_in_sync
-
-
 def evenly(loss: tf.Tensor) -> tf.Tensor:
     """A loss of which each replica gave its share, in equal shares, each with the gradient of its own.
 
     Keras weights the replicas' losses by their items where it tracks them, and some may have none.
     """
-    if _step() is None:
+    step = _step()
+    if step is None:
         return loss
-    return share(total(loss)) + (loss - tf.stop_gradient(loss))
+    return total(loss) / step.num_replicas_in_sync + (loss - tf.stop_gradient(loss))

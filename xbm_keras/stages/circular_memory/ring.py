@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.arguments import Natural, arguments_of, checked
+from xbm_keras.arguments import Natural, arguments_in, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
 from xbm_keras.stages.circular_memory.item_arrays import (
@@ -301,5 +301,4 @@ class CircularMemory(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        arguments = {name: getattr(self, name) for name in arguments_of(CircularMemory)}
-        return {**super().get_config(), **arguments}
+        return {**super().get_config(), **arguments_in(self)}

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from annotated_types import Ge, Le
 
-from xbm_keras.arguments import Cosine, NonNegative, Positive, arguments_of, checked
+from xbm_keras.arguments import Cosine, NonNegative, Positive, arguments_in, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
@@ -240,10 +240,8 @@ class HardTopK(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        config = super().get_config()
-        config.pop("autocast", None)
-        arguments = {name: getattr(self, name) for name in arguments_of(HardTopK)}
-        return {**config, **arguments, "mining": keras.saving.serialize_keras_object(self.mining)}
+        mining = keras.saving.serialize_keras_object(self.mining)
+        return {**super().get_config(), **arguments_in(self), "mining": mining}
 
     @classmethod
     def from_config(cls, config):

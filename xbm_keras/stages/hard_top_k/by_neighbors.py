@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from annotated_types import Ge, Le
 
-from xbm_keras.arguments import Share, arguments_of, checked
+from xbm_keras.arguments import Share, arguments_in, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
@@ -167,6 +167,4 @@ class NeighborTopK(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        config = super().get_config()
-        config.pop("autocast", None)
-        return {**config, **{name: getattr(self, name) for name in arguments_of(NeighborTopK)}}
+        return {**super().get_config(), **arguments_in(self)}

@@ -6,7 +6,7 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from xbm_keras.arguments import Positive, checked
+from xbm_keras.arguments import Positive, Saved, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.cosine_scores import Keys
@@ -18,7 +18,7 @@ Embed = Callable[[tf.Tensor], tf.Tensor]
 """From features [n, D] to embeddings [n, E] of unit length, under the current weights."""
 
 
-class Mining:
+class Mining(Saved):
     """A space in which `HardTopK` seeks the hardest rows. The loss embeds the picks anew, wherever they were sought."""
 
     rerank = 0
@@ -41,15 +41,6 @@ class Mining:
             embed: the head.
         """
         raise TypeError(f"{type(self).__name__} is abstract; use InFeatures, InEmbeddings or InSketch.")
-
-    def get_config(self) -> dict:
-        """Arguments of the constructor."""
-        return {}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Mining":
-        """The space that `get_config` described."""
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -127,10 +118,6 @@ class InEmbeddings(_WithStoredKeys):
             return Keys(anchors, lambda start, width: tf.slice(rows.embeddings, [start, 0], [width, -1]))
         return Keys(anchors, self._block(embed, rows))
 
-    def get_config(self):
-        """Arguments of the constructor."""
-        return {"refresh": self.refresh}
-
 
 @keras.saving.register_keras_serializable("xbm_keras")
 class InSketch(_WithStoredKeys):
@@ -154,23 +141,19 @@ class InSketch(_WithStoredKeys):
 
     @checked
     def __init__(self, dim: Positive = 64, rerank: Positive = 4, seed: int = 0):
+        self.dim, self.rerank, self.seed = dim, rerank, seed
         self.sketch = Sketch(dim, seed, name="sketch")
-        self.rerank = rerank
 
     def keep(self, memory, embedding_dim):
         """The projection, and the stored sketches."""
-        return [self.sketch, *(self._store(memory, self.sketch.sketch_dim) if memory.memory_size else [])]
+        return [self.sketch, *(self._store(memory, self.dim) if memory.memory_size else [])]
 
     def adapt(self, features):
         """Take the principal directions of these features."""
         if not self.sketch.built:
             self.sketch.build(features.shape)
-        self.sketch.projection.assign(principal_directions(features, self.sketch.sketch_dim))
+        self.sketch.projection.assign(principal_directions(features, self.dim))
 
     def keys(self, in_features, rows, anchors, embed):
         """Sketches of both."""
         return Keys(self.sketch(in_features.anchors), self._block(self.sketch, rows))
-
-    def get_config(self):
-        """Arguments of the constructor."""
-        return {"dim": self.sketch.sketch_dim, "rerank": self.rerank, "seed": self.sketch.seed}

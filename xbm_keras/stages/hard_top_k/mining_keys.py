@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from xbm_keras.arguments import Natural, Positive, checked
+from xbm_keras.arguments import Natural, Positive, arguments_in, checked
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import without_journal, write_rows, write_whole
 
@@ -92,9 +92,4 @@ class MiningKeys(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        return {
-            **super().get_config(),
-            "memory_size": self.memory_size,
-            "width": self.width,
-            "num_refreshed": self.num_refreshed,
-        }
+        return {**super().get_config(), **arguments_in(self)}

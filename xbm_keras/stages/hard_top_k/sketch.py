@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.arguments import Positive, checked
+from xbm_keras.arguments import Positive, arguments_in, checked
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 
@@ -53,9 +53,7 @@ class Sketch(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        config = super().get_config()
-        config.pop("autocast", None)
-        return {**config, "sketch_dim": self.sketch_dim, "seed": self.seed}
+        return {**super().get_config(), **arguments_in(self)}
 
 
 def principal_directions(features: FeatureRows, sketch_dim: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from annotated_types import Ge, Gt, Le, MinLen
 
-from xbm_keras.arguments import AboveZero, Positive, arguments_of, checked
+from xbm_keras.arguments import AboveZero, Positive, arguments_in, checked
 from xbm_keras.geometry import signed_power, unit_length
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
@@ -220,6 +220,5 @@ class Head(keras.layers.Layer):
 
     def get_config(self):
         """Arguments of the constructor."""
-        arguments = {name: getattr(self, name) for name in arguments_of(Head)}
         lists = {"widths": list(self.widths), "width_weights": list(self.width_weights)}
-        return {**super().get_config(), **arguments, **lists}
+        return {**super().get_config(), **arguments_in(self), **lists}

@@ -1,7 +1,6 @@
 """Closed forms that the FC layer may start from, all of them from one pass over the training features."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +59,9 @@ class ClosedForms:
         _, classes = np.unique(labels, return_inverse=True)
         counts = np.bincount(classes)
         self.num_classes = len(counts)
-        self._directions: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
-        self._local: dict[tuple[float, float], np.ndarray] = {}
-        self._eigh: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+        self._decomposed = functools.lru_cache(MAX_KEPT)(self._decompose)
+        self._local = functools.lru_cache(MAX_KEPT)(self._local_between)  # by far the dearest part
+        self._discriminants = functools.lru_cache(1)(self._leading)  # for all weightings
         sums, moment = np.zeros((len(counts), self.width)), np.zeros((self.width, self.width))
         for start in range(0, self.num_items, BLOCK_ROWS):
             block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
@@ -111,9 +110,8 @@ class ClosedForms:
             Within-class covariance normalisation, Hatch et al., Interspeech 2006; shrinkage as in Friedman,
             "Regularized Discriminant Analysis", 1989.
         """
-        projection = self._whitening(embedding_dim, shrinkage)
-        _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
-        return self._centred(self.basis @ (projection @ axes))
+        self._require(embedding_dim, shrinkage)
+        return self._principal(self._whitening(shrinkage), embedding_dim)
 
     def local(self, embedding_dim: int, shrinkage: float = 0.9, centring: float = 0.5) -> Start:
         """Whitening within neighbourhoods, then the directions of largest total variance. Labels play no part.
@@ -141,9 +139,7 @@ class ClosedForms:
                 "differ. Use start: pca or random."
             )
         variances, directions = scipy.linalg.eigh(covariance)
-        projection = _inverse_root(variances, directions, variance, shrinkage)
-        _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
-        start = self._centred(self.basis @ (projection @ axes))
+        start = self._principal(_inverse_root(variances, directions, variance, shrinkage), embedding_dim)
         return start._replace(bias=np.float32(centring) * start.bias)
 
     def lda(
@@ -191,57 +187,57 @@ class ClosedForms:
         """
         return self._weighted("nda", embedding_dim, shrinkage, weighting, total_share)
 
-    def _whitening(self, embedding_dim: int, shrinkage: float, total_share: float = 0.0) -> np.ndarray:
+    def _principal(self, projection: np.ndarray, embedding_dim: int) -> Start:
+        """The directions of largest total variance of the projected features."""
+        _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
+        return self._centred(self.basis @ (projection @ axes))
+
+    def _whitening(self, shrinkage: float, total_share: float = 0.0) -> np.ndarray:
         """Inverse square root [rank, rank] of the shrunk within-class covariance, up to a rotation."""
-        self._require(embedding_dim, shrinkage)
-        if not 0 <= total_share <= 1:
-            raise ValueError(f"Received total_share={total_share}; expected a number in 0..1.")
         if self.within_variance < 1e-12:
             raise ValueError(
                 f"Received {self.num_items} items in {self.num_classes} classes with no variation inside any class; "
                 "expected classes with at least two different items. Use start: pca or random, or give labels that "
                 "group items."
             )
+        return _inverse_root(*self._decomposed(total_share), self.within_variance, shrinkage)
 
-        def decompose():
-            total = np.trace(self.within) / np.trace(self.total) * self.total
-            return scipy.linalg.eigh((1 - total_share) * self.within + total_share * total)
+    def _decompose(self, total_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues [rank] and vectors [rank, rank] of the within-class covariance, with a share of the total one."""
+        total = np.trace(self.within) / np.trace(self.total) * self.total
+        return scipy.linalg.eigh((1 - total_share) * self.within + total_share * total)
 
-        variances, directions = _kept(self._eigh, total_share, decompose)
-        return _inverse_root(variances, directions, self.within_variance, shrinkage)
-
-    def _between(self, projection: np.ndarray) -> np.ndarray:
-        """Between-class covariance [rank, rank] of the projected features, with a little of the total covariance."""
-        between = (1 - TOTAL_IN_BETWEEN) * (self.total - self.within) + TOTAL_IN_BETWEEN * self.total
-        return projection.T @ between @ projection
-
-    def _local_between(self, projection: np.ndarray) -> np.ndarray:
-        """Sum [rank, rank] of `d d'` over items and their nearest of other classes, projected and of unit length."""
+    def _local_between(self, shrinkage: float, total_share: float) -> np.ndarray:
+        """Sum [rank, rank] of `d d'` over items and their nearest of other classes, whitened and of unit length."""
         chosen = np.random.default_rng(0).permutation(self.num_items)[:MAX_LOCAL_ITEMS]
         labels = self.labels[chosen]
         num_neighbors = min(NEIGHBORS, len(labels) - np.unique(labels, return_counts=True)[1].max())
         if not num_neighbors:
             raise ValueError("Received items of a single class; expected at least two. Use start: whiten.")
-        projection = self.basis @ projection
+        projection = self.basis @ self._whitening(shrinkage, total_share)
         z = ((np.asarray(self.features[chosen], np.float64) - self.mean) @ projection).astype(np.float32)
         return _scatter_to_nearest(unit_rows(z), labels, num_neighbors)
 
     def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float, total_share: float) -> Start:
         """The leading directions of a between-class covariance, scaled by what they tell."""
-        whitening = (shrinkage, total_share)
-        key = (kind, embedding_dim, *whitening)
-        if key not in self._directions:
-            projection = self._whitening(embedding_dim, *whitening)
-            between = self._between(projection)
-            if kind == "nda":
-                # By far the dearest part, and the same for all embedding widths.
-                local = _kept(self._local, whitening, lambda: self._local_between(projection))
-                between = (between + np.trace(between) / np.trace(local) * local) / 2
-            variances, axes = _leading_eigenvectors(between, embedding_dim)
-            # Only the last ones, for all weightings.
-            self._directions = {key: (self.basis @ (projection @ axes), np.maximum(variances, 0.0))}
-        directions, variances = self._directions[key]
+        self._require(embedding_dim, shrinkage)
+        if not 0 <= total_share <= 1:
+            raise ValueError(f"Received total_share={total_share}; expected a number in 0..1.")
+        directions, variances = self._discriminants(kind, embedding_dim, shrinkage, total_share)
         return self._centred(directions * np.sqrt(variances / np.maximum(variances + weighting, 1e-300)))
+
+    def _leading(
+        self, kind: str, embedding_dim: int, shrinkage: float, total_share: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Directions [D, E] of a between-class covariance, and its variances there [E]."""
+        projection = self._whitening(shrinkage, total_share)
+        between = (1 - TOTAL_IN_BETWEEN) * (self.total - self.within) + TOTAL_IN_BETWEEN * self.total
+        between = projection.T @ between @ projection
+        if kind == "nda":
+            local = self._local(shrinkage, total_share)
+            between = (between + np.trace(between) / np.trace(local) * local) / 2
+        variances, axes = _leading_eigenvectors(between, embedding_dim)
+        return self.basis @ (projection @ axes), np.maximum(variances, 0.0)
 
     @functools.cached_property
     def _near(self) -> tuple[np.ndarray, float]:
@@ -264,15 +260,6 @@ class ClosedForms:
                 f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
                 f"{self.rank}. Lower head.embedding_dim, or use start: random."
             )
-
-
-def _kept(cache: dict, key, make: Callable):
-    """What was made for this key; of many keys the last few are kept."""
-    if key not in cache:
-        if len(cache) == MAX_KEPT:
-            cache.pop(next(iter(cache)))
-        cache[key] = make()
-    return cache[key]
 
 
 def _inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, shrinkage: float) -> np.ndarray:

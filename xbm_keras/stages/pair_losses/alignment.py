@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from xbm_keras.arguments import AboveZero, checked
-from xbm_keras.stages.pair_losses.base import PairLoss, has_any, log_sum_exp, mean
+from xbm_keras.stages.pair_losses.base import PairLoss, log_sum_exp, mean
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -36,6 +36,7 @@ class SimilarityAlignmentLoss(PairLoss):
 
     name = "similarity_alignment"
     uses_labels = False
+    needs_both = False
 
     @checked
     def __init__(
@@ -58,10 +59,6 @@ class SimilarityAlignmentLoss(PairLoss):
         after = _log_softmax(s / self.embedding_temperature, picks.is_valid)
         before = _log_softmax(f / self.temperature, picks.is_valid)
         return tf.reduce_sum(tf.where(picks.is_valid, tf.exp(before) * (before - after), 0.0), axis=1)
-
-    def valid_anchors(self, picks):
-        """Those with any pick, [B] bool."""
-        return has_any(picks.is_valid)
 
 
 def _log_softmax(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

@@ -2,13 +2,14 @@
 
 import tensorflow as tf
 
+from xbm_keras.arguments import Saved
 from xbm_keras.stages.hard_top_k.by_label import Picks
 
 
-class PairLoss:
+class PairLoss(Saved):
     """A pair loss with its parameters, in the manner of `keras.losses.Loss`, called as `loss(similarities, picks)`.
 
-    A loss of your own is a subclass; the attributes that its constructor sets are its config.
+    A loss of your own is a subclass, which keeps the arguments of its constructor as attributes.
 
     Example:
         >>> class SquaredLoss(PairLoss):
@@ -26,23 +27,16 @@ class PairLoss:
     name: str
     uses_labels = True
     """Whether the loss tells positives from negatives; else batches need no labels."""
+    needs_both = True
+    """Whether an anchor counts with a positive and a negative alone; else with any pick."""
 
     def __call__(self, similarities: tf.Tensor, picks: Picks) -> tf.Tensor:
         """Loss per anchor, [B] float32, of similarities [B, T]."""
         raise TypeError(f"{type(self).__name__} is abstract; define __call__(similarities, picks) in a subclass.")
 
     def valid_anchors(self, picks: Picks) -> tf.Tensor:
-        """Which anchors count in the mean, [B] bool: those with a positive and a negative."""
-        return has_both(picks)
-
-    def get_config(self) -> dict:
-        """Arguments of the constructor."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_config(cls, config: dict) -> "PairLoss":
-        """The loss that `get_config` described."""
-        return cls(**config)
+        """Which anchors count in the mean, [B] bool."""
+        return has_both(picks) if self.needs_both else has_any(picks.is_valid)
 
 
 def split(picks: Picks) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from xbm_keras.arguments import AboveZero, checked
+from xbm_keras.arguments import AboveZero, Saved, checked
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.hard_top_k.by_label import Picks
 from xbm_keras.stages.head.fc_layer import Head
@@ -15,7 +15,7 @@ TEMPERATURE = 0.1  # wide, so that classes stay where they were, and the order o
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
-class StartAlignment:
+class StartAlignment(Saved):
     """Holds each anchor's similarities to its picks to what they were under the head at the start.
 
     The loss is the listwise similarity alignment, at a temperature of 0.1. The start is kept: a copy of the head, which
@@ -84,12 +84,3 @@ class StartAlignment:
             self.weight * loss(now, picks._replace(feature_scores=then))
             for now, then in zip(similarities, before, strict=True)
         ]
-
-    def get_config(self) -> dict:
-        """Arguments of the constructor."""
-        return {"weight": self.weight}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "StartAlignment":
-        """The object that `get_config` described; its start comes with the model's weights."""
-        return cls(**config)

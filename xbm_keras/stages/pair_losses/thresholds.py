@@ -25,6 +25,7 @@ class ContrastiveLoss(PairLoss):
     """
 
     name = "contrastive"
+    needs_both = False
 
     @checked
     def __init__(self, positive_margin: Cosine = 0.9, negative_margin: Cosine = 0.4):
@@ -38,10 +39,6 @@ class ContrastiveLoss(PairLoss):
         push = tf.nn.relu(similarities - self.negative_margin)
         is_positive, is_negative = split(picks)
         return mean(pull, is_positive) + mean(push, is_negative)
-
-    def valid_anchors(self, picks):
-        """Those with any pick."""
-        return has_any(picks.is_valid)
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -65,6 +62,7 @@ class MarginLoss(PairLoss):
     """
 
     name = "margin"
+    needs_both = False
 
     @checked
     def __init__(self, margin: UpTo2 = 0.2, beta: UpTo2 = 1.2):
@@ -77,10 +75,6 @@ class MarginLoss(PairLoss):
         is_positive, is_negative = split(picks)
         pull, push = tf.nn.relu(d - self.beta + self.margin), tf.nn.relu(self.beta - d + self.margin)
         return mean(pull, is_positive) + mean(push, is_negative)
-
-    def valid_anchors(self, picks):
-        """Those with any pick."""
-        return has_any(picks.is_valid)
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
