@@ -616,17 +616,27 @@ def test_a_saved_model_as_backbone(photos, tmp_path):
 def test_the_verdict_says_when_training_made_it_worse():
     def verdict(frozen, closed_form, trained):
         scores = {"frozen": frozen, "closed_form": closed_form, "trained": trained}
-        return wording.verdict({"leave_one_out": {name: {"map_at_r": value} for name, value in scores.items()}})
+        tone, said = wording.verdict({"leave_one_out": {name: {"map_at_r": value} for name, value in scores.items()}})
+        return f"{tone}: {said}"
 
-    assert "WORSE than the frozen features: MAP@R 0.400 against 0.500" in verdict(0.5, 0.45, 0.4)
-    assert "0.100 MAP@R above the frozen features, but training made it worse than" in verdict(0.5, 0.65, 0.6)
-    assert "worse than its closed form start, by 0.050: use training.epochs=0" in verdict(0.5, 0.65, 0.6)
-    assert "0.100 MAP@R above the frozen features, by its closed form alone" in verdict(0.5, 0.6, 0.6004)
-    assert "changes next to nothing: MAP@R 0.600, frozen 0.600" in verdict(0.6, 0.5, 0.6004)
-    assert "0.100 MAP@R above the best of the others (closed form), and 0.200 above the frozen" in verdict(
-        0.5, 0.6, 0.7
-    )
-    assert "0.100 MAP@R above the best of the others (frozen)" in verdict(0.6, 0.5, 0.7)
+    assert "bad: The head is WORSE than the frozen features: MAP@R 0.400 against 0.500" in verdict(0.5, 0.45, 0.4)
+    made_worse = "but training made it worse than its closed form start, by 0.050: use training.epochs=0"
+    assert f"plain: The head is 0.100 MAP@R above the frozen features, {made_worse}" in verdict(0.5, 0.65, 0.6)
+    by_start = "good: The head is 0.100 MAP@R above the frozen features, by its closed form alone"
+    assert by_start in verdict(0.5, 0.6, 0.6004)
+    assert "plain: The head changes next to nothing: MAP@R 0.600, frozen 0.600" in verdict(0.6, 0.5, 0.6004)
+    gained = "good: The trained head is 0.100 MAP@R above the best of the others"
+    assert f"{gained} (closed form), and 0.200 above the frozen" in verdict(0.5, 0.6, 0.7)
+    assert f"{gained} (frozen)" in verdict(0.6, 0.5, 0.7)
+
+
+@pytest.mark.parametrize(("start", "tone"), [(0.5, "good"), (0.6005, "plain"), (0.7, "bad")])
+def test_the_verdict_without_labels_is_by_the_neighbours_that_are_kept(start, tone):
+    kept = {"closed_form": start - 0.1, "closed_form@2": start + 0.1, "trained": 0.5, "trained@2": 0.7}
+    metrics = {"neighbors": {name: {"neighbor_overlap_at_10": value} for name, value in kept.items()}}
+    found, said = wording.verdict(metrics)
+    assert found == tone
+    assert said.startswith("Over its 2 widths the trained head keeps 60.0% of the ten nearest neighbours, ")
 
 
 def grocery_config(data_dir, tmp_path, classes, per_class):

@@ -41,7 +41,7 @@ def drawn(values=(1, 3, 2)):
         axes.plot(values, color=figures.SERIES[0])
         axes.plot(values[::-1], color=figures.GOOD)
         axes.set_title("a <b> & c", color=figures.INK)
-        return figures.to_svg(figure)
+    return figure.svg
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_colours_are_those_of_the_page_in_light_and_dark(everything):
 def test_numbers_in_figures_keep_their_digits():
     with figures.drawing() as (figure, axes):
         axes.text(0.123456, 0.5, "0.12345")
-        svg = figures.to_svg(figure)
+    svg = figure.svg
     assert ">0.12345<" in svg
     assert not re.search(r'\bd="[^"]*\.\d{3}', svg)
 

@@ -90,22 +90,16 @@ def print_kept(workdir: pathlib.Path, epoch: int) -> None:
 
 def print_scores(metrics: dict) -> None:
     """The tables of `{protocol: {embedding: {metric: value}}}`."""
-    tables: dict[tuple[str, ...], rich.table.Table] = {}
-    for protocol, embeddings in metrics.items():
-        if protocol in wording.PROTOCOLS:
-            columns = wording.shown(protocol)
-            if tuple(columns) not in tables:
-                first = "" if tables else "Test items"
-                table = rich.table.Table("", box=rich.box.SIMPLE, title=first or None, title_justify="left")
-                for title in columns.values():
-                    table.add_column(title, justify="right", no_wrap=True)
-                tables[tuple(columns)] = table
-            table = tables[tuple(columns)]
-            table.add_row(f"[bold]{wording.PROTOCOLS[protocol]}[/bold]")
-            for name, values in embeddings.items():
-                table.add_row(f"  {wording.title(name)}", *(f"{values[metric]:.3f}" for metric in columns))
     console = rich.console.Console(highlight=False)
-    for table in tables.values():
+    for number, (columns, protocols) in enumerate(wording.tables(metrics)):
+        title = None if number else "Test items"
+        table = rich.table.Table("", box=rich.box.SIMPLE, title=title, title_justify="left")
+        for column in columns.values():
+            table.add_column(column, justify="right", no_wrap=True)
+        for protocol in protocols:
+            table.add_row(f"[bold]{wording.PROTOCOLS[protocol]}[/bold]")
+            for name, values in metrics[protocol].items():
+                table.add_row(f"  {wording.title(name)}", *(f"{values[metric]:.3f}" for metric in columns))
         console.print(table)
 
 
@@ -113,7 +107,7 @@ def print_results(workdir: pathlib.Path, metrics: dict) -> None:
     """The table of `metrics.json`, the verdict and the paths."""
     console = rich.console.Console(highlight=False)
     print_scores(metrics)
-    console.print(wording.verdict(metrics), soft_wrap=True)
+    console.print(wording.verdict(metrics)[1], soft_wrap=True)
     if (workdir / "report.html").exists():
         console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)
     exported = f"{workdir}/export/1 (SavedModel), " if (workdir / "export").exists() else ""

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.geometry import unit_rows
+from xbm_keras.progress import track
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
 
 # Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
@@ -14,6 +15,7 @@ from xbm_keras.stages.cosine_scores import all_bits_of_float32
 CHUNK = 96
 MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
 GROUP = 32  # gallery items per group of the prefilter
+PAIRS = 4096  # whose similarities are computed at a time
 MEMORY_MB = 64  # with twice as much the scores of a chunk leave the cache
 
 
@@ -38,21 +40,43 @@ def nearest(
         >>> nearest(np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]), k=1)[0].tolist()
         [[1], [0], [1]]
     """
-    is_leave_one_out = gallery is None
+    own = np.arange(len(queries)) if gallery is None else None
     gallery = queries if gallery is None else gallery
-    k = min(k, len(gallery) - is_leave_one_out)
+    positions = find_nearest(queries, gallery, k, own, memory_mb)
+    places = np.repeat(np.arange(len(queries)), positions.shape[1])
+    similarities = pair_similarities(queries, places, positions.ravel(), gallery).reshape(positions.shape)
+    return positions, similarities
+
+
+def pair_similarities(
+    vectors: np.ndarray, first: np.ndarray, second: np.ndarray, others: np.ndarray | None = None
+) -> np.ndarray:
+    """Cosine similarities [P] float32 of vectors [Q, E] at the positions `first` [P] and those at `second` [P].
+
+    The latter are of the same vectors, or of others [N, E].
+    """
+    others = vectors if others is None else others
+    similarities = np.empty(len(first), np.float32)
+    for start in range(0, len(first), PAIRS):
+        rows = slice(start, start + PAIRS)
+        pair = unit_rows(vectors[first[rows]]), unit_rows(others[second[rows]])
+        similarities[rows] = np.einsum("pe,pe->p", *pair)
+    return similarities
+
+
+def find_nearest(
+    queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None = None, memory_mb: float = MEMORY_MB
+) -> np.ndarray:
+    """The positions of `nearest` alone, [Q, k] int64; queries that stand in the gallery say where, `own` [Q]."""
+    is_among = own is not None
+    k = min(k, len(gallery) - is_among)
     blocks = to_blocks(gallery, width=block_width(memory_mb))
     positions = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), CHUNK):
-        chosen = np.arange(start, min(start + CHUNK, len(queries)))
-        found = search_blocks(queries[chosen], blocks, len(gallery), k + is_leave_one_out)
-        positions[chosen] = without_own(found, chosen) if is_leave_one_out else found
-    similarities = np.empty(positions.shape, np.float32)
-    for start in range(0, len(queries), CHUNK):
+    for start in track(range(0, len(queries), CHUNK), "neighbours", len(queries)):
         rows = slice(start, start + CHUNK)
-        picked = unit_rows(gallery[positions[rows].ravel()]).reshape(*positions[rows].shape, -1)
-        similarities[rows] = np.einsum("qe,qke->qk", unit_rows(queries[rows]), picked)
-    return positions, similarities
+        found = search_blocks(queries[rows], blocks, len(gallery), k + is_among)
+        positions[rows] = found if own is None else without_own(found, own[rows])
+    return positions
 
 
 def block_width(memory_mb: float) -> int:

@@ -5,24 +5,14 @@ Letters: N items, E embedding width, D feature width.
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
 from xbm_keras.data.unit_rows import FeatureRows
-from xbm_keras.evaluation.exact_search import (
-    CHUNK,
-    MEMORY_MB,
-    block_width,
-    search_blocks,
-    to_blocks,
-    without_own,
-)
+from xbm_keras.evaluation.exact_search import find_nearest, pair_similarities
 from xbm_keras.evaluation.metrics import neighbor_overlap
-from xbm_keras.evaluation.retrieval import embed
-from xbm_keras.geometry import unit_rows
-from xbm_keras.progress import track
+from xbm_keras.evaluation.retrieval import HeadEvaluation, embed
 
 MAX_QUERIES = 10_000
 NUM_PAIRS = 50_000
@@ -66,8 +56,8 @@ class FrozenNeighbors:
         first = rng.integers(num_items, size=num_pairs)
         second = (first + rng.integers(1, num_items, size=num_pairs)) % num_items
         self.pairs = first, second
-        self.nearest = self._nearest(features)
-        self.similarities = self._similarities(features)
+        self.nearest = find_nearest(features[self.queries], features, max(self.ks), self.queries)
+        self.similarities = pair_similarities(features, *self.pairs)
 
     def score(self, vectors: np.ndarray) -> dict[str, float]:
         """Metrics of vectors [N, E] of the same items.
@@ -81,45 +71,21 @@ class FrozenNeighbors:
         """
         if len(vectors) != self.num_items:
             raise ValueError(f"Received {len(vectors)} vectors; expected {self.num_items}, one for each item.")
-        found = self._nearest(vectors)
+        found = find_nearest(vectors[self.queries], vectors, max(self.ks), self.queries)
         metrics = {f"neighbor_overlap_at_{k}": neighbor_overlap(found, self.nearest, k).mean() for k in self.ks}
-        correlation = scipy.stats.spearmanr(self._similarities(vectors), self.similarities).statistic
-        return {name: float(value) for name, value in metrics.items()} | {
-            "similarity_rank_correlation": float(correlation)
-        }
+        correlation = scipy.stats.spearmanr(pair_similarities(vectors, *self.pairs), self.similarities).statistic
+        return {name: float(value) for name, value in (metrics | {"similarity_rank_correlation": correlation}).items()}
 
     def mean_score(self, vectors: np.ndarray, widths: Sequence[int]) -> dict[str, float]:
         """The mean of the metrics over the beginnings of these widths of vectors [N, E]."""
         scores = [self.score(vectors[:, :width]) for width in widths]
         return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
 
-    def _nearest(self, vectors: np.ndarray) -> np.ndarray:
-        """Positions [Q, max k] of the nearest other items of the queries."""
-        k = min(max(self.ks), len(vectors) - 1)
-        blocks = to_blocks(vectors, width=block_width(MEMORY_MB))
-        found = np.empty((len(self.queries), k), np.int64)
-        for start in track(range(0, len(self.queries), CHUNK), "neighbours", len(self.queries)):
-            chosen = self.queries[start : start + CHUNK]
-            found[start : start + CHUNK] = without_own(
-                search_blocks(vectors[chosen], blocks, len(vectors), k + 1), chosen
-            )
-        return found
 
-    def _similarities(self, vectors: np.ndarray) -> np.ndarray:
-        rows = unit_rows(vectors)
-        return np.concatenate(
-            [
-                np.einsum("pe,pe->p", rows[self.pairs[0][part]], rows[self.pairs[1][part]])
-                for part in np.array_split(np.arange(len(self.pairs[0])), 16)
-            ]
-        )
-
-
-class NeighborEvaluation(keras.callbacks.Callback):
+class NeighborEvaluation(HeadEvaluation):
     """Writes `val_neighbor_overlap_at_10` and so on into the logs of `XBMModel.fit` after each epoch.
 
-    They are means over the nested widths of the head. The scores of the head that training starts from are in
-    `baseline`.
+    They are means over the nested widths of the head.
 
     Args:
         features: [N, D] features of the held-out items.
@@ -130,21 +96,10 @@ class NeighborEvaluation(keras.callbacks.Callback):
     """
 
     def __init__(self, features: FeatureRows, prefix: str = "val_"):
-        super().__init__()
+        super().__init__(prefix)
         self.features = features
         self.frozen = FrozenNeighbors(features[:], ks=(10, 100))
-        self.prefix = prefix
-        self.baseline: dict[str, float] = {}
 
-    def on_train_begin(self, logs=None):
-        """Score the head as it is."""
-        self.baseline = self._scores()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Score the epoch's head, in place in `logs`."""
-        if logs is not None:
-            logs.update(self._scores())
-
-    def _scores(self) -> dict[str, float]:
-        scores = self.frozen.mean_score(embed(self.model.head, self.features), self.model.head.widths)
-        return {self.prefix + name: value for name, value in scores.items()}
+    def scores(self) -> dict[str, float]:
+        """How much of the frozen features' neighbours and similarities the head keeps."""
+        return self.frozen.mean_score(embed(self.model.head, self.features), self.model.head.widths)

@@ -167,12 +167,39 @@ def embed(head: Head, features: FeatureRows, batch_size: int = 4096, of_rows: bo
     return embeddings
 
 
-class RetrievalEvaluation(keras.callbacks.Callback):
+class HeadEvaluation(keras.callbacks.Callback):
+    """Writes scores of the head into the logs of `XBMModel.fit` after each epoch.
+
+    Those of the head that training starts from are in `baseline`, under the same names.
+
+    Args:
+        prefix: of the names.
+    """
+
+    def __init__(self, prefix: str):
+        super().__init__()
+        self.prefix = prefix
+        self.baseline: dict[str, float] = {}
+
+    def scores(self) -> dict[str, float]:
+        """Of the head as it is, means over its nested widths."""
+        raise TypeError(f"{type(self).__name__} must define scores().")
+
+    def on_train_begin(self, logs=None):
+        """Score the head as it is."""
+        self.baseline = {self.prefix + name: value for name, value in self.scores().items()}
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Score the epoch's head, in place in `logs`."""
+        if logs is not None:
+            logs.update({self.prefix + name: value for name, value in self.scores().items()})
+
+
+class RetrievalEvaluation(HeadEvaluation):
     """Writes `val_recall_at_1`, `val_map_at_r` and so on into the logs of `XBMModel.fit` after each epoch.
 
     Callbacks behind this one in the list, such as `ModelCheckpoint` and `EarlyStopping`, read them; say `mode="max"`
-    there. Of a head with nested widths they are the means over the widths. The scores of the head that training starts
-    from are in `baseline`, under the same names.
+    there. Of a head with nested widths they are the means over the widths.
 
     Args:
         features: [N, D] features of the validation items.
@@ -201,14 +228,12 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         prefix: str = "val_",
         from_inputs: bool = False,
     ):
-        super().__init__()
+        super().__init__(prefix)
         self.features = features
         self.labels = np.asarray(labels)
         self.ks = tuple(ks)
         self.is_query = None if is_query is None else np.asarray(is_query)
-        self.prefix = prefix
         self.from_inputs = from_inputs
-        self.baseline: dict[str, float] = {}
         shape = (len(features),)
         if self.labels.shape != shape:
             raise ValueError(
@@ -224,12 +249,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         """Score the head as it is."""
         self._rows = self._backbone_outputs() if self.from_inputs else self.features
-        self.baseline = self._scores()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Score the epoch's head, in place in `logs`."""
-        if logs is not None:
-            logs.update(self._scores())
+        super().on_train_begin(logs)
 
     def _backbone_outputs(self) -> np.ndarray:
         backbone = self.model.backbone
@@ -241,13 +261,13 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         inputs = keras.Input(backbone.input_shape_per_item)
         return keras.Model(inputs, backbone(inputs)).predict(self.features, batch_size=32, verbose=0)
 
-    def _scores(self) -> dict[str, float]:
+    def scores(self) -> dict[str, float]:
+        """Recall@K, MAP@R and R-Precision."""
         vectors, labels, q = embed(self.model.head, self._rows), self.labels, self.is_query
         scores = []
         for width in self.model.head.widths:
             v = vectors[:, :width]
-            if q is None:
-                scores.append(evaluate_retrieval(v, labels, ks=self.ks))
-            else:
-                scores.append(evaluate_retrieval(v[q], labels[q], v[~q], labels[~q], self.ks))
-        return {self.prefix + name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
+            chosen = slice(None) if q is None else q
+            gallery: dict = {} if q is None else {"gallery": v[~q], "gallery_labels": labels[~q]}
+            scores.append(evaluate_retrieval(v[chosen], labels[chosen], ks=self.ks, **gallery))
+        return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras.report.comparison import to_plane
-from xbm_keras.report.figures import INK, MUTED, SERIES, drawing, to_svg
+from xbm_keras.report.figures import INK, MUTED, SERIES, drawing
 from xbm_keras.report.page import Figure
 
 GRAY, AMBER, BLUE = SERIES[:3]
@@ -50,11 +50,10 @@ def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]],
                 axes.axvline(best_epoch, color=MUTED, lw=1, ls=(0, (1, 2)))
             _name_epochs(axes)
             axes.legend()
-            svg = to_svg(figure)
         chosen = f"Epoch {best_epoch} was chosen." if best_epoch else "No epoch beat the untrained start."
         figures.append(
             Figure(
-                svg,
+                figure.svg,
                 f"MAP@R of the validation classes over {len(select)} epochs, beside frozen features and closed form.",
                 "MAP@R on validation classes",
                 f"{chosen} Test classes take no part in this.",
@@ -92,8 +91,7 @@ def _curve(
             axes.set_ylim(*limits)
         if axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside lower center", ncols=2)
-        svg = to_svg(figure)
-    return Figure(svg, f"{title} over the epochs: {', '.join(columns)}.", title, caption)
+    return Figure(figure.svg, f"{title} over the epochs: {', '.join(columns)}.", title, caption)
 
 
 def _name_epochs(axes) -> None:
@@ -127,9 +125,8 @@ def scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], titles: Map
         axes.set(xticks=[], xlim=(0, 1.2 * most), ylim=(0.5 - len(rows), 0.5))
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        svg = to_svg(figure)
     said = "; ".join(name if value is None else f"{name.replace('_', ' ')} {value:.3f}" for name, value in rows)
-    return Figure(svg, f"Bars of MAP@R: {said}.", "MAP@R")
+    return Figure(figure.svg, f"Bars of MAP@R: {said}.", "MAP@R")
 
 
 def widths(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], embedding_dim: int) -> list[Figure]:
@@ -161,8 +158,7 @@ def widths(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], embedding_d
             axes.minorticks_off()
             axes.set_xlabel("dimensions")
             axes.legend(loc="lower right")
-            svg = to_svg(figure)
-        figures.append(Figure(svg, f"{name} over dimensions: {'; '.join(said)}.", name))
+        figures.append(Figure(figure.svg, f"{name} over dimensions: {'; '.join(said)}.", name))
     return figures
 
 
@@ -186,12 +182,11 @@ def histograms(similarities: Mapping[str, tuple[np.ndarray, np.ndarray]], rates:
             axes.set_yticks([])
             axes.set_ylim(top=1.2 * axes.get_ylim()[1])  # room for the legend
             axes.legend(loc="upper center", ncols=2)
-            svg = to_svg(figure)
         words = name.replace("_", " ")
         caption = f"A same-class pair is the more similar one {rates[name]:.1%} of the time."
         alt = f"Histogram of the similarities of {words} embeddings: same-class pairs, median {np.median(same):.2f}; "
         alt += f"other-class pairs, median {np.median(other):.2f}."
-        figures.append(Figure(svg, alt, words.capitalize(), caption))
+        figures.append(Figure(figure.svg, alt, words.capitalize(), caption))
     return figures
 
 
@@ -220,18 +215,16 @@ def maps(embeddings: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequen
                 )
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
             axes.spines[["left", "bottom"]].set_visible(False)
-            svg = to_svg(figure)
         words = name.replace("_", " ").capitalize()
         alt = f"Scatter plot of {len(labels)} {name.replace('_', ' ')} embeddings of {len(names)} classes."
-        figures.append(Figure(svg, alt, words, f"The two axes hold {share:.0%} of the variance."))
+        figures.append(Figure(figure.svg, alt, words, f"The two axes hold {share:.0%} of the variance."))
     with drawing(350, 24 + 20 * len(names)) as (figure, axes):
         for i, name in enumerate(names):
             axes.scatter([0.03], [-i], s=42, marker=MARKERS[i], color=SERIES[i], linewidths=0)
             axes.text(0.08, -i, clipped(name, 40), va="center", color=INK)
         axes.set(xlim=(0, 1), ylim=(-len(names) + 0.4, 0.6))
         axes.set_axis_off()
-        svg = to_svg(figure)
-    return [*figures, Figure(svg, "Legend: " + ", ".join(names), "Classes")]
+    return [*figures, Figure(figure.svg, "Legend: " + ", ".join(names), "Classes")]
 
 
 def clipped(text: str, length: int) -> str:

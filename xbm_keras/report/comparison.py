@@ -145,17 +145,6 @@ def draw_pairs(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return same, different
 
 
-def pair_similarities(vectors: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Cosine similarity [P] of the two of each pair."""
-    similarities = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), 4096):
-        block = pairs[start : start + 4096]
-        similarities[start : start + 4096] = np.einsum(
-            "pe,pe->p", unit_rows(vectors[block[:, 0]]), unit_rows(vectors[block[:, 1]])
-        )
-    return similarities
-
-
 def order_rate(same: np.ndarray, different: np.ndarray) -> float:
     """How often a pair of one class is more similar than a pair of two: the area under the ROC curve, 0.5 is chance."""
     ordered = np.sort(different)

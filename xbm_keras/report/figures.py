@@ -58,22 +58,30 @@ _STYLE: Any = {
 }
 
 
+class Drawing(matplotlib.figure.Figure):
+    """A figure of a page."""
+
+    svg = ""
+    """Inline, once the block of `drawing` has ended."""
+
+
 @contextlib.contextmanager
-def drawing(width: int = 350, height: int = 220) -> Iterator[tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]]:
+def drawing(width: int = 350, height: int = 220) -> Iterator[tuple[Drawing, matplotlib.axes.Axes]]:
     """A figure of this size in CSS pixels, and its axes, in the style of the page.
 
     Example:
         >>> with drawing() as (figure, axes):
         ...     line = axes.plot([1, 2, 3], color=SERIES[2])
-        ...     svg = to_svg(figure)
+        >>> figure.svg[:4]
+        '<svg'
     """
     with matplotlib.rc_context(_STYLE):
-        figure = matplotlib.figure.Figure((width / 72, height / 72), layout="constrained", dpi=72)
+        figure = Drawing((width / 72, height / 72), layout="constrained", dpi=72)
         yield figure, figure.subplots()
+        figure.svg = _to_svg(figure)
 
 
-def to_svg(figure: matplotlib.figure.Figure) -> str:
-    """The figure as inline SVG; call it inside `drawing`."""
+def _to_svg(figure: Drawing) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()

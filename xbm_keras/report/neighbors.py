@@ -4,7 +4,7 @@ import numpy as np
 
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
-from xbm_keras.evaluation.exact_search import nearest
+from xbm_keras.evaluation.exact_search import find_nearest, pair_similarities
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.report.page import Block, Hit, Paragraph, QueryResult, QueryResults
 from xbm_keras.report.retrieval import preview_items
@@ -23,11 +23,9 @@ def searches(dataset: Dataset, head: Head) -> list[Block]:
     queries = np.sort(np.random.default_rng(0).permutation(len(test))[:NUM_QUERIES])
     found = {}
     for name, each in vectors.items():
-        positions, similarities = nearest(each[queries], each, NUM_KEPT + 1)
-        is_other = positions != queries[:, None]
-        is_other[is_other.all(axis=1), -1] = False  # copies of the query came before it
-        shape = (len(queries), -1)
-        found[name] = positions[is_other].reshape(shape), similarities[is_other].reshape(shape)
+        positions = find_nearest(each[queries], each, NUM_KEPT, queries)
+        places = np.repeat(queries, positions.shape[1])
+        found[name] = positions, pair_similarities(each, places, positions.ravel()).reshape(positions.shape)
     wanted = np.unique([queries, *(row for positions, _ in found.values() for row in positions[:, :NUM_FOUND].T)])
     items = dict(zip(wanted.tolist(), preview_items(dataset, wanted), strict=True))
     searched = []

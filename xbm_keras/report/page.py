@@ -13,15 +13,14 @@ import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jinja2
 import numpy as np
 import PIL.Image
 
 from xbm_keras.atomic_files import write_whole
-
-Tone = Literal["good", "bad", "plain"]
+from xbm_keras.evaluation.wording import Tone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ class PageTable:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A drawing. `svg` comes from `figures.to_svg`; `alt` says in words what is to be seen."""
+    """A drawing. `svg` is that of a `figures.drawing`; `alt` says in words what is to be seen."""
 
     kind: ClassVar = "figure"
     svg: str

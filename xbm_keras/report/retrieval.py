@@ -8,6 +8,7 @@ import numpy as np
 
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.exact_search import pair_similarities
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.report import charts, comparison
 from xbm_keras.report.page import (
@@ -78,14 +79,15 @@ def searches(test: TestItems) -> list[Block]:
     kinds = {"Where the head gains most": gains, "Where it loses most": losses, "Drawn at random": drawn}
     rows = np.array([*gains, *losses, *drawn], int)
     wanted = np.unique([queries[rows], *before.nearest[rows].T, *after.nearest[rows].T])
-    items = dict(zip(wanted.tolist(), _items(test, wanted), strict=True))
+    labels = [test.name_of(label) for label in test.labels[wanted]]
+    items = dict(zip(wanted.tolist(), preview_items(test.dataset, wanted, labels), strict=True))
 
     def search(row: int) -> QueryResult:
         found = {}
         for name, ranking in test.rankings.items():
             positions = ranking.nearest[row]
-            pairs = np.stack([np.full(len(positions), queries[row]), positions], axis=1)
-            similarities = comparison.pair_similarities(test.vectors[name], pairs)
+            places = np.full(len(positions), queries[row])
+            similarities = pair_similarities(test.vectors[name], places, positions)
             hits = zip(positions.tolist(), ranking.hits[row].tolist(), similarities.tolist(), strict=True)
             title = f"{name.capitalize()}: {ranking.hits[row].sum()} of {len(positions)} right"
             found[title] = [Hit(items[position], is_right, value) for position, is_right, value in hits]
@@ -110,11 +112,6 @@ def searches(test: TestItems) -> list[Block]:
 def _sampled(test: TestItems) -> str:
     num, num_all = len(test.protocol.queries), test.protocol.num_all
     return f", drawn from {num_all:,}" if num < num_all else ""
-
-
-def _items(test: TestItems, rows: np.ndarray) -> list[Item]:
-    """Previews of test items."""
-    return preview_items(test.dataset, rows, [test.name_of(label) for label in test.labels[rows]])
 
 
 def preview_items(dataset: Dataset, rows: np.ndarray, labels: Sequence[str] | None = None) -> list[Item]:
@@ -192,7 +189,7 @@ def embedding_space(test: TestItems) -> list[Block]:
     blocks: list[Block] = []
     if len(same) and len(other):
         similarities = {
-            name: (comparison.pair_similarities(vectors, same), comparison.pair_similarities(vectors, other))
+            name: (pair_similarities(vectors, *same.T), pair_similarities(vectors, *other.T))
             for name, vectors in test.vectors.items()
         }
         rates = {name: comparison.order_rate(*parts) for name, parts in similarities.items()}

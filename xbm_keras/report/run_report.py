@@ -22,7 +22,6 @@ from xbm_keras.report.page import (
     PageTable,
     Panels,
     Paragraph,
-    Tone,
     Verdict,
     write_page,
 )
@@ -31,7 +30,6 @@ from xbm_keras.stages.head.fc_layer import Head
 
 NUM_SKIPPED_LISTED = 50
 BARS = ("map_at_r", "neighbor_overlap_at_10")
-TONES: Mapping[str, Tone] = {"better": "good", "mixed": "plain", "worse": "bad"}
 
 
 def write_run_report(
@@ -78,8 +76,7 @@ def write_run_report(
         PageSection("Training", _training(pd.read_csv(history) if history.exists() else None, metrics["validation"])),
         PageSection("The run", _the_run(command, about, config, dataset, costs)),
     ]
-    verdict = wording.verdict(metrics)
-    tone = TONES[wording.outcome(metrics)]
+    tone, verdict = wording.verdict(metrics)
     write_page(path, Page(title, Verdict(verdict, tone), sections, " · ".join([about["Data"], about["Network"]])))
 
 
@@ -121,12 +118,8 @@ def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Blo
 
 def _scores_tables(metrics: Mapping, caption: str) -> list[PageTable]:
     """A table for protocols of the same metrics."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for protocol in wording.PROTOCOLS:
-        if metrics.get(protocol):
-            groups.setdefault(tuple(wording.shown(protocol)), []).append(protocol)
     tables = []
-    for columns, protocols in groups.items():
+    for columns, protocols in wording.tables(metrics):
         rows: list = []
         for protocol in protocols:
             scores = metrics[protocol]
@@ -138,7 +131,7 @@ def _scores_tables(metrics: Mapping, caption: str) -> list[PageTable]:
                     bar = values[metric] if metric in BARS else None
                     cells.append(Cell(f"{values[metric]:.3f}", bar, is_best=f"{values[metric]:.3f}" == f"{best:.3f}"))
                 rows.append(cells)
-        tables.append(PageTable(["", *wording.shown(protocols[0]).values()], rows, caption))
+        tables.append(PageTable(["", *columns.values()], rows, caption))
     return tables
 
 

@@ -8,8 +8,7 @@ import keras
 import pandas as pd
 
 from xbm_keras.atomic_files import write_whole
-from xbm_keras.evaluation.neighbors import NeighborEvaluation
-from xbm_keras.evaluation.retrieval import RetrievalEvaluation
+from xbm_keras.evaluation.retrieval import HeadEvaluation
 from xbm_keras.evaluation.wording import SCORES
 from xbm_keras.progress import Bar
 
@@ -28,9 +27,7 @@ class KeepBestHead(keras.callbacks.Callback):
         monitor: name of the score in the logs, higher is better.
     """
 
-    def __init__(
-        self, evaluation: RetrievalEvaluation | NeighborEvaluation, patience: int, monitor: str = "val_map_at_r"
-    ):
+    def __init__(self, evaluation: HeadEvaluation, patience: int, monitor: str = "val_map_at_r"):
         super().__init__()
         self.evaluation = evaluation
         self.patience = patience

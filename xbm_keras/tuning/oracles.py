@@ -11,7 +11,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
 import keras_tuner
 import numpy as np
@@ -26,28 +26,19 @@ REASON = "tuner/reason"
 TRIAL_STATE = ("trial_id", "status", "message", "score", "best_step")
 
 
-class TrialJournal(Protocol):
-    """Who is told of trials, in the process that holds the oracle."""
-
-    def on_trial_begin(self, trial: Trial) -> None:
-        """A trial was handed out."""
-
-    def on_trial_end(self, trial: Trial) -> None:
-        """A trial has its final status."""
-
-
 class ResumableOracle(keras_tuner.Oracle):
     """Draws from (seed, number of the trial), keeps its whole state in one file, and outlives its workers.
 
     A mixin: it stands before one of KerasTuner's oracles.
 
     Attributes:
-        journal: is told of trials.
+        journal: is told of trials, where the oracle is: `on_trial_begin(trial)` when one is handed out,
+            `on_trial_end(trial)` when it has its final status.
         max_failures: so many failed trials in a row end the search; their reasons are in `stop_reason`.
         worker_timeout: seconds after which the trial of a silent worker is given to another one.
     """
 
-    journal: TrialJournal | None = None
+    journal: Any = None
     max_failures = 5
     worker_timeout = math.inf
     stop_reason = ""

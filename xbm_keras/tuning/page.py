@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
 from xbm_keras.evaluation.wording import SCORES
-from xbm_keras.report.figures import GOOD, INK, MUTED, SERIES, drawing, to_svg
+from xbm_keras.report.figures import GOOD, INK, MUTED, SERIES, drawing
 from xbm_keras.report.page import (
     Cell,
     Code,
@@ -152,59 +152,49 @@ def _memory_and_k(findings: Findings) -> PageSection:
 
 def _heat_map(findings: Findings, x: str, y: str) -> Figure:
     finished = findings.finished
-    columns, rows = findings.axes[x].values or [], findings.axes[y].values or []
+    scores = finished[findings.score].groupby([finished[x].map(_text), finished[y].map(_text)]).max()
+    columns, rows = ([_text(value) for value in findings.axes[key].values or []] for key in (x, y))
     low, high = finished[findings.score].quantile(0.1), finished[findings.score].max()
-    best = finished.iloc[0]
+    best = _text(finished.iloc[0][x]), _text(finished.iloc[0][y])
     with drawing(380, 300) as (figure, axes):
         axes.grid(False)
-        for i, column in enumerate(columns):
-            for j, row in enumerate(rows):
-                found = finished[_equals(finished[x], column) & _equals(finished[y], row)][findings.score]
-                if len(found):
-                    strength = float(np.clip((found.max() - low) / max(high - low, 1e-9), 0, 1))
-                    axes.add_patch(
-                        Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=SERIES[0], alpha=0.08 + 0.5 * strength, lw=0)
-                    )
-                    label = f"{found.max():.3f}".removeprefix("0")
-                    is_best = _text(best[x]) == _text(column) and _text(best[y]) == _text(row)
-                    axes.text(
-                        i, j, label, ha="center", va="center", fontsize=9, color=INK,
-                        fontweight="bold" if is_best else "normal",
-                    )  # fmt: skip
-                    if is_best:
-                        axes.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, fill=False, edgecolor=GOOD, lw=2))
+        for column, row, score in scores.reset_index().itertuples(index=False):
+            i, j, is_best = columns.index(column), rows.index(row), (column, row) == best
+            strength = float(np.clip((score - low) / max(high - low, 1e-9), 0, 1))
+            place = (i - 0.5, j - 0.5), 1, 1
+            axes.add_patch(Rectangle(*place, facecolor=SERIES[0], alpha=0.08 + 0.5 * strength, lw=0))
+            weight = "bold" if is_best else "normal"
+            label = f"{score:.3f}".removeprefix("0")
+            axes.text(i, j, label, ha="center", va="center", fontsize=9, color=INK, fontweight=weight)
+            if is_best:
+                axes.add_patch(Rectangle(*place, fill=False, edgecolor=GOOD, lw=2))
         _categories(axes.xaxis, columns)
         _categories(axes.yaxis, rows)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel=NAMES[x], ylabel=NAMES[y])
-        svg = to_svg(figure)
-    alt = (
-        f"Best score for each pair of {NAMES[x]} and {NAMES[y]}; the best of all at {_text(best[x])}, {_text(best[y])}."
-    )
+    alt = f"Best score for each pair of {NAMES[x]} and {NAMES[y]}; the best of all at {', '.join(best)}."
     caption = "The best trial in each cell, whatever its other values; empty where none was. Framed: the best of all."
-    return Figure(svg, alt, f"{NAMES[x].capitalize()} and {NAMES[y]}", caption)
+    return Figure(figure.svg, alt, f"{NAMES[x].capitalize()} and {NAMES[y]}", caption)
 
 
 def _by_value(findings: Findings, key: str) -> PageTable:
-    finished = findings.finished
+    finished, scores = findings.finished, findings.finished[findings.score]
+    found = scores.groupby(finished[key].map(_text)).agg(["size", "max", "median"])
     rows: list[Any] = []
-    best_of = {
-        value: finished[_equals(finished[key], value)][findings.score] for value in findings.axes[key].values or []
-    }
-    top = max((scores.max() for scores in best_of.values() if len(scores)), default=0.0)
-    floor = finished[findings.score].min()
-    for value, scores in best_of.items():
-        if len(scores):
-            bar = (scores.max() - floor) / max(top - floor, 1e-9)
-            cell = Cell(f"{scores.max():.4f}", bar=float(bar), is_best=bool(scores.max() == top))
-            rows.append([_text(value), str(len(scores)), cell, f"{scores.median():.4f}"])
-        else:
-            rows.append([_text(value), "0", "", ""])
+    for value in map(_text, findings.axes[key].values or []):
+        if value not in found.index:
+            rows.append([value, "0", "", ""])
+            continue
+        count, best, median = found.loc[value]
+        bar = (best - scores.min()) / max(scores.max() - scores.min(), 1e-9)
+        cell = Cell(f"{best:.4f}", bar=float(bar), is_best=bool(best == scores.max()))
+        rows.append([value, f"{count:.0f}", cell, f"{median:.4f}"])
     return PageTable([NAMES[key], "trials", "best", "median"], rows)
 
 
 def _importance(findings: Findings) -> PageSection:
     finished = findings.finished
-    columns = {key: _as_numbers(finished[key], axis) for key, axis in findings.axes.items() if key in finished}
+    columns = {key: _places(finished[key], axis) for key, axis in findings.axes.items() if key in finished}
+    columns = {key: np.nan_to_num(values, nan=-100.0) for key, values in columns.items()}
     columns = {key: values for key, values in columns.items() if len(np.unique(values)) > 1}
     if len(finished) < MIN_TRIALS_FOR_IMPORTANCE or not columns:
         return PageSection("What mattered", [])
@@ -219,7 +209,6 @@ def _importance(findings: Findings) -> PageSection:
         axes.set_yticks(np.arange(len(order)), names)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        svg = to_svg(figure)
     ranking = ", ".join(f"{name} {share:.0%}" for name, share in zip(names[::-1], shares[order][::-1], strict=True))
     explained = max(0.0, forest.oob_score_)
     caption = (
@@ -227,7 +216,7 @@ def _importance(findings: Findings) -> PageSection:
         f"shuffled. The forest explains {explained:.0%} of the differences between trials that it was not fitted to; "
         "the lower that is, the less the shares say."
     )
-    return PageSection("What mattered", [Figure(svg, f"Importance: {ranking}.", caption=caption)])
+    return PageSection("What mattered", [Figure(figure.svg, f"Importance: {ranking}.", caption=caption)])
 
 
 def _keys(findings: Findings) -> PageSection:
@@ -242,19 +231,16 @@ def _keys(findings: Findings) -> PageSection:
 def _key_figure(findings: Findings, key: str) -> Figure:
     axis, best = findings.axes[key], findings.finished.iloc[0]
     finished = findings.finished[findings.finished[key].map(_text) != ""]
-    low, high = _limits(findings)
     with drawing(300, 200) as (figure, axes):
+        low = _frame(axes, findings)
+        places, jitter = _places(finished[key], axis), np.zeros(len(finished))
         if axis.values is None:
-            places = finished[key].astype(float).to_numpy()
             if axis.is_log:
                 axes.set_xscale("log")
                 axes.xaxis.set_major_locator(LogLocator(numticks=5))
                 axes.xaxis.set_major_formatter(lambda value, _: _text(value))  # the stock one writes TeX
                 axes.xaxis.set_minor_formatter(NullFormatter())
-            jitter = np.zeros(len(places))
         else:
-            index = {_text(value): i for i, value in enumerate(axis.values)}
-            places = finished[key].map(lambda value: index[_text(value)]).to_numpy(float)
             jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(places))
             _categories(axes.xaxis, axis.values)
             axes.set_xlim(-0.5, len(axis.values) - 0.5)
@@ -262,26 +248,20 @@ def _key_figure(findings: Findings, key: str) -> Figure:
         axes.scatter(places + jitter, scores, s=16, color=SERIES[0], alpha=0.6, linewidths=0)
         if _is_set(best, key):
             axes.scatter((places + jitter)[:1], scores[:1], s=90, marker="*", color=GOOD, zorder=3, linewidths=0)
-        axes.axhline(findings.default[findings.score], color=MUTED, linestyle="--", linewidth=1)
-        axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
-        svg = to_svg(figure)
-    return Figure(svg, f"Scores by {key}; the best trial has {_text(best.get(key)) or 'none'}.", key)
+    return Figure(figure.svg, f"Scores by {key}; the best trial has {_text(best.get(key)) or 'none'}.", key)
 
 
 def _history(findings: Findings) -> Figure:
     trials = findings.trials[findings.trials.status == "completed"]
     numbers, scores = trials.trial.astype(int).to_numpy(), trials[findings.score].to_numpy(float)
-    low, high = _limits(findings)
     with drawing(620, 240) as (figure, axes):
+        low = _frame(axes, findings)
         axes.scatter(numbers, np.maximum(scores, low), s=16, color=SERIES[0], alpha=0.6, linewidths=0, label="trial")
         axes.step(numbers, np.maximum.accumulate(scores), where="post", color=GOOD, label="best so far")
-        axes.axhline(findings.default[findings.score], color=MUTED, linestyle="--", linewidth=1, label="default")
         axes.set(xlabel="trial", ylabel=f"validation {findings.title}")
-        axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
         axes.legend(loc="lower right")
-        svg = to_svg(figure)
     first = numbers[int(np.argmax(scores))]
-    return Figure(svg, f"Score of each trial in order; the best came at trial {first:04d} of {len(trials)}.")
+    return Figure(figure.svg, f"Score of each trial in order; the best came at trial {first:04d} of {len(trials)}.")
 
 
 def _all_trials(findings: Findings) -> PageSection:
@@ -302,12 +282,14 @@ def _all_trials(findings: Findings) -> PageSection:
     return PageSection("Trials", blocks)
 
 
-def _limits(findings: Findings) -> tuple[float, float]:
-    """Where the scores of interest lie: the worst quarter may be far away."""
-    scores = findings.finished[findings.score]
-    high = max(scores.max(), findings.default[findings.score])
-    low = min(scores.quantile(0.25), findings.default[findings.score])
-    return low - 0.25 * (high - low) - 1e-4, high + 1e-4
+def _frame(axes, findings: Findings) -> float:
+    """Show the default's score, and where the scores of interest lie: the worst quarter may be far away; the lowest."""
+    scores, default = findings.finished[findings.score], findings.default[findings.score]
+    high, low = max(scores.max(), default), min(scores.quantile(0.25), default)
+    low, high = low - 0.25 * (high - low) - 1e-4, high + 1e-4
+    axes.axhline(default, color=MUTED, linestyle="--", linewidth=1, label="default")
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+    return low
 
 
 def _categories(axis, values: Sequence) -> None:
@@ -316,16 +298,12 @@ def _categories(axis, values: Sequence) -> None:
         axis.set_tick_params(rotation=35)
 
 
-def _as_numbers(column: pd.Series, axis: Axis) -> np.ndarray:
+def _places(column: pd.Series, axis: Axis) -> np.ndarray:
+    """Numbers as they are, others by their place in the list, -1 where there is none."""
     if axis.values is None:
-        values = column.to_numpy(float)
-        return np.nan_to_num(np.log(values) if axis.is_log else values, nan=-100.0)
+        return column.to_numpy(float)
     index = {_text(value): i for i, value in enumerate(axis.values)}
     return column.map(lambda value: index.get(_text(value), -1)).to_numpy(float)
-
-
-def _equals(column: pd.Series, value) -> pd.Series:
-    return column.map(_text) == _text(value)
 
 
 def _is_set(row: pd.Series, key: str) -> bool:

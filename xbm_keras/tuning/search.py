@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import rich.box
 import rich.console
-import rich.progress
 import rich.table
 import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
@@ -67,6 +66,7 @@ class HeadSearch:
         self.score = hypermodel.objective.name
         self.default: dict[str, float] = {}
         self._began: dict[str, float] = {}
+        self._seconds: list[float] = []
 
     def _claim_folder(self, tuner: str, resume: str) -> None:
         config = self.hypermodel.config
@@ -130,8 +130,7 @@ class HeadSearch:
         ours.setLevel(logging.WARNING)  # what each run says would be said in each trial
         log.setLevel(logging.INFO)
         try:
-            with self._progress():
-                serve(self.oracle, workers) if is_chief else self.tuner.search(verbose=0)
+            serve(self.oracle, workers) if is_chief else self.tuner.search(verbose=0)
         finally:
             ours.setLevel(level)
         self._write_results()
@@ -151,19 +150,10 @@ class HeadSearch:
                 raise SearchError(f"Received a config that cannot be run as it is. {error}") from error
         return json.loads(file.read_text())
 
-    def _progress(self) -> rich.progress.Progress:
-        columns = (rich.progress.MofNCompleteColumn(), rich.progress.BarColumn(), "{task.description}")
-        console = rich.get_console()
-        self.bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=self.max_trials, completed=len(self.oracle.end_order))
-        self._seconds: list[float] = []
-        return self.bar
-
     def on_trial_begin(self, trial: Trial) -> None:
         """Write its config, before it runs."""
         self._began[trial.trial_id] = time.monotonic()
-        nested = self._nested(trial)
-        write_whole(self._config_file(trial), to_yaml(nested))
+        write_whole(self.workdir / "trials" / f"{trial_number(trial)}.yaml", to_yaml(self._nested(trial)))
 
     def on_trial_end(self, trial: Trial) -> None:
         """Write the table, and say how it went."""
@@ -177,7 +167,6 @@ class HeadSearch:
         result = f"{trial.score:.4f}" if trial.status == TrialStatus.COMPLETED else f"failed: {reason_of(trial)}"
         rest = f"{best_so_far}, default {self.default[self.score]:.4f}, {_minutes(left)} left"
         log.info("%s/%d  %s  %s  %s", num_done, self.max_trials, trial_number(trial), result, rest)
-        self.bar.update(self.task, completed=num_done, description=rest)
 
     def best_trial(self) -> Trial | None:
         """The finished trial with the best score, if there is any."""
@@ -212,21 +201,18 @@ class HeadSearch:
     def write_page(self) -> None:
         """Write `search.html`; where it cannot be made, say why."""
         with kept_in(self.workdir, "The same command makes it anew."):
-            self._write_page()
-
-    def _write_page(self) -> None:
-        space, config = self.hypermodel.space, self.hypermodel.config
-        about = {
-            "tuner": self.kind,
-            "trials": str(len(self.oracle.trials)),
-            "class folds": str(config.search.folds),
-            "seed": str(config.training.seed),
-        }
-        default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
-        axes = {key: _axis(dimensions) for key, dimensions in space.items()}
-        command = f"python train.py --config {self.workdir.name}/best.yaml"
-        findings = Findings(self.table(), axes, default, self.test_scores(), command, about, self.score)
-        write_page(self.workdir / "search.html", search_page(findings, f"Search in {self.workdir.name}"))
+            space, config = self.hypermodel.space, self.hypermodel.config
+            about = {
+                "tuner": self.kind,
+                "trials": str(len(self.oracle.trials)),
+                "class folds": str(config.search.folds),
+                "seed": str(config.training.seed),
+            }
+            default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
+            axes = {key: _axis(dimensions) for key, dimensions in space.items()}
+            command = f"python train.py --config {self.workdir.name}/best.yaml"
+            findings = Findings(self.table(), axes, default, self.test_scores(), command, about, self.score)
+            write_page(self.workdir / "search.html", search_page(findings, f"Search in {self.workdir.name}"))
 
     def print_results(self) -> None:
         """Default and best side by side, and where everything is."""
@@ -271,9 +257,6 @@ class HeadSearch:
 
     def _nested(self, trial: Trial) -> dict[str, Any]:
         return trial_values(self.hypermodel.config, self.hypermodel.space, trial.hyperparameters.values)
-
-    def _config_file(self, trial: Trial) -> pathlib.Path:
-        return self.workdir / "trials" / f"{trial_number(trial)}.yaml"
 
 
 def _as_now(about: Any, file: pathlib.Path) -> tuple[str, Config] | None:
