@@ -102,7 +102,7 @@ def test_windows_files_and_blank_lines(tmp_path):
     [
         ("x.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', r"x\.jsonl, whose line 2 is no JSON"),
         ("x.jsonl", b'["a", 1]\n', r"""whose line 1 is '\["a", 1\]'; expected a JSON object such as"""),
-        ("x.jsonl", b"\xff\xfe", "cannot be read.*expected JSON lines in UTF-8"),
+        ("x.jsonl", b"\xff\xfe", "cannot be read as UTF-8.*Save it as UTF-8"),
         ("x.jsonl", b"\n", "holds no rows; expected at least one"),
         ("x.csv", b"text,label\n", "holds no rows; expected at least one"),
         ("x.csv", b"", "cannot be read"),

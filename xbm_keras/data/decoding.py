@@ -15,7 +15,6 @@ from xbm_keras.data import containers
 MAX_PIXELS = 12 << 20  # 12.6 megapixels, a telephone's 4032 x 3024 and some; about 200 MB while one is decoded
 MAX_SCANS = 30  # of a progressive JPEG, where encoders write about ten: each costs a pass over all pixels
 PARALLEL = 4  # pictures decoded at a time, each of which may have the most pixels
-DECODES_WEBP = hasattr(tf.io, "decode_webp")  # not in older TensorFlow, where Pillow reads it in training
 
 
 def decode_all(data: tf.Tensor, resize: Callable, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -44,14 +43,12 @@ def decode_all(data: tf.Tensor, resize: Callable, max_pixels: int) -> tuple[tf.T
     pictures = pictures.filter(lambda position, pixels, *header: (pixels > 0) & (pixels <= max_pixels))
     pictures = pictures.map(decode, num_parallel_calls=PARALLEL).ignore_errors()
     # A batch needs a last element, also where all are bad.
-    blank = tf.data.Dataset.from_tensors(tf.nest.map_structure(_zeros, pictures.element_spec))
+    blank = tf.data.Dataset.from_tensors(
+        tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), pictures.element_spec)
+    )
     size = tf.size(data, tf.int64) + 1
     positions, images = pictures.concatenate(blank).batch(size).get_single_element()
     return positions[:-1], images[:-1]
-
-
-def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
-    return tf.zeros(spec.shape, spec.dtype)
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
@@ -117,9 +114,9 @@ def _read_header(encoded):
         return nothing, b"", encoded, whole, nothing
 
     head = tf.pad(tf.io.decode_raw(start, tf.uint8), [[0, 16]])[:16]
-    readers = {b"\xff\xd8\xff": jpeg, b"\x89PNG\r\n\x1a\n": png, b"GIF8": gif, b"BM": bmp}
-    if DECODES_WEBP:
-        readers[b"RIFF....WEBP"] = webp
+    readers = {
+        b"\xff\xd8\xff": jpeg, b"\x89PNG\r\n\x1a\n": png, b"GIF8": gif, b"BM": bmp, b"RIFF....WEBP": webp,
+    }  # fmt: skip
     fits = tf.stack([_fits(head, signature) for signature in readers])
     branch = tf.where(tf.reduce_any(fits), tf.argmax(tf.cast(fits, tf.int32), output_type=tf.int32), len(readers))
     pixels, kind, still, around, exif = tf.switch_case(branch, [*readers.values(), other])

@@ -92,7 +92,7 @@ def encode(values, what: str, *, none: int | None = None, in_numeric_order: bool
             f"Received {what} has the shape {array.shape}; expected one label per item, [N]. Of scores or "
             "one-hot rows give the number of the largest (argmax); of several labels choose one."
         )
-    plain = [_plain(value) for value in array.tolist()] if array.dtype.kind in "OS" else _plain_array(array, what)
+    plain = [_plain(value) for value in array.tolist()] if array.dtype.kind in "OSU" else _plain_array(array, what)
     kinds = {type(value) for value in plain} - {type(None)}
     if kinds == {int, float} or kinds == {float}:
         plain = _numbers(plain, what)
@@ -193,8 +193,6 @@ def _plain_array(array: np.ndarray, what: str) -> list:
         return [None if math.isnan(value) else float(str(value)) for value in array]
     if kind in "mM":
         return [None if is_missing else str(x) for x, is_missing in zip(array, np.isnat(array).tolist(), strict=True)]
-    if kind == "U":
-        return [_plain(value) for value in array.tolist()]
     if kind not in "biu":
         raise DataError(
             f"Received {what} has the dtype {array.dtype}; expected strings or integers, one per item. Convert them."

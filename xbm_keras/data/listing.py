@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import printable
 from xbm_keras.data.pictures import PICTURE_SUFFIXES
 
@@ -25,6 +26,15 @@ class Listing:
     """How many files were left out, by suffix; and of other kinds, see `list_pictures`."""
     without_pictures: list[str]
     """Folders directly below it that hold no picture: of classes, those that are lost."""
+
+    def require_pictures(self, received: str, expected: str) -> None:
+        """Raises DataError where there are none; it says what was received, what is there and what was expected."""
+        if not self.pictures:
+            there = describe(self.ignored, self.without_pictures)
+            raise DataError(
+                f"Received {received}; {there and f'it has {there}; '}expected {expected} that end in "
+                f"{', '.join(PICTURE_SUFFIXES)}."
+            )
 
 
 def list_pictures(top: pathlib.Path, only_in_folders: bool = False) -> Listing:

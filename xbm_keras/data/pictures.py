@@ -25,7 +25,7 @@ DECODER = "pictures 2"
 # take any bytes for theirs.
 BY_PILLOW = ("AVIF", "BMP", "DIB", "HEIF", "JPEG2000", "PPM", "QOI", "TIFF")
 BY_TENSORFLOW = ("BMP", "GIF", "JPEG", "MPO", "PNG", "WEBP")
-_MODULES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # of Pillow, which may be built without them
+_MODULES = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # of Pillow, which may be built without them
 
 
 def _suffixes() -> tuple[str, ...]:
@@ -38,12 +38,8 @@ def _suffixes() -> tuple[str, ...]:
 
 def formats_of_pillow() -> tuple[str, ...]:
     """Those that Pillow decodes here."""
-    wanted = BY_PILLOW if decoding.DECODES_WEBP else (*BY_PILLOW, "WEBP")
-    return tuple(
-        name
-        for name in wanted
-        if name in PIL.Image.OPEN and (name not in _MODULES or PIL.features.check(_MODULES[name]))
-    )
+    there = [name for name in BY_PILLOW if name in PIL.Image.OPEN]
+    return tuple(name for name in there if name not in _MODULES or PIL.features.check(_MODULES[name]))
 
 
 PICTURE_SUFFIXES = _suffixes()

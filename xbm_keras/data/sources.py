@@ -17,8 +17,8 @@ import numpy as np
 
 from xbm_keras.data.errors import DataError, UnreadableItem
 from xbm_keras.data.labels import Labels, encode, printable
-from xbm_keras.data.listing import describe, list_pictures
-from xbm_keras.data.pictures import DECODER, PICTURE_SUFFIXES, decode_picture
+from xbm_keras.data.listing import list_pictures
+from xbm_keras.data.pictures import DECODER, decode_picture
 from xbm_keras.data.tables import Table
 
 READERS = 8  # threads that read and decode; the backbone computes meanwhile
@@ -171,13 +171,8 @@ class ImageFolder(_Files):
         top = _existing_folder(root)
         found = list_pictures(top, only_in_folders=True)
         self.ignored, self.without_pictures = found.ignored, found.without_pictures
-        if not found.pictures:
-            there = describe(found.ignored, found.without_pictures)
-            raise DataError(
-                f"Received data.root {root!r}, which holds no pictures in folders; "
-                + (f"it has {there}; " if there else "")
-                + f"expected {root}/<class>/<picture> with pictures ending in {', '.join(PICTURE_SUFFIXES)}."
-            )
+        expected = f"{root}/<class>/<picture> with pictures"
+        found.require_pictures(f"data.root {root!r}, which holds no pictures in folders", expected)
         names = [path.split("/")[0] for path in found.pictures]
         super().__init__(top, found.pictures, encode(names, f"{root}, whose folders"), {})
 

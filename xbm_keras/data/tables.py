@@ -110,9 +110,14 @@ def suffix_of(path: pathlib.Path) -> str:
     return pathlib.Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
-def _bytes(path: pathlib.Path) -> bytes:
+def _text(path: pathlib.Path) -> str:
     data = path.read_bytes()
-    return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+    try:
+        return (gzip.decompress(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Received table {str(path)!r}, which cannot be read as UTF-8: {error}. Save it as UTF-8."
+        ) from error
 
 
 def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
@@ -121,12 +126,7 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
     Raises:
         DataError: for a row of another length than the first one, which holds the names, or for zero bytes.
     """
-    try:
-        text = _bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"Received table {str(path)!r}, which cannot be read as UTF-8: {error}. Save it as UTF-8."
-        ) from error
+    text = _text(path)
     if "\0" in text:
         raise DataError(
             f"Received table {str(path)!r}, which cannot be read: it holds zero bytes; expected text. Save it as UTF-8."
@@ -155,26 +155,23 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
     """Names and columns of JSON objects, one per line; blank lines are none. Raises DataError that names the line."""
-    rows, number = [], 0
-    try:
-        for number, line in enumerate(_bytes(path).decode("utf-8-sig").split("\n"), 1):
-            if line.strip():
-                row = json.loads(line, object_pairs_hook=_Object)
-                if not isinstance(row, _Object):
-                    raise DataError(
-                        f"Received {path}, whose line {number} is {line.strip()[:60]!r}; expected a JSON object such "
-                        'as {"text": "...", "label": "..."} on each line.'
-                    )
-                rows.append(row)
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"Received {path}, which cannot be read: {error}; expected JSON lines in UTF-8.") from error
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:  # a number of too many digits is no JSONDecodeError
-        raise DataError(
-            f"Received {path}, whose line {number} is no JSON: {error}. Expected an object such as "
-            '{"text": "...", "label": "..."} on each line; a file that is one JSON array must be rewritten as lines.'
-        ) from error
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_Object)
+        except (ValueError, RecursionError) as error:  # a number of too many digits is no JSONDecodeError
+            raise DataError(
+                f"Received {path}, whose line {number} is no JSON: {error}. Expected an object such as "
+                '{"text": "...", "label": "..."} on each line; rewrite a file that is one JSON array as lines.'
+            ) from error
+        if not isinstance(row, _Object):
+            raise DataError(
+                f"Received {path}, whose line {number} is {line.strip()[:60]!r}; expected a JSON object such as "
+                '{"text": "...", "label": "..."} on each line.'
+            )
+        rows.append(row)
     twice = sorted({key for row in rows for key in row.twice})
     names = dict.fromkeys(name for row in rows for name in row)
     return [*names, *twice], [as_objects([row.get(name) for row in rows]) for name in (*names, *twice)]

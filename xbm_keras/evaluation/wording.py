@@ -76,8 +76,8 @@ def verdict(metrics: dict) -> tuple[Tone, str]:
     """Whether the trained head is worth having: "good", "bad" or "plain"; and one sentence that says so.
 
     Good is better than the frozen features; plain about the same, or best untrained. Of training without labels good is
-    to keep more of the neighbours than the closed form does. Of pairs good is an interval above zero of what it is above
-    the frozen features, by queries whose documents never trained; plain one that holds zero.
+    to keep more of the neighbours than the closed form does. Of pairs the interval of what the head is above the frozen
+    features, by queries whose documents never trained, excludes zero, or it is plain.
     """
     if "pairs" in metrics:
         return _verdict_of_pairs(metrics)

@@ -123,14 +123,11 @@ def network_of(backbone: dict) -> str:
     if backbone["kind"] == "none":
         return "none: it takes vectors that another model gave"
     origin = backbone.get("preset") or backbone.get("path") or backbone.get("weights") or ""
-    is_name = origin == "imagenet" or ("preset" in backbone and not _is_path(origin))
+    is_path = ("/" in origin and "://" not in origin) or pathlib.Path(origin).exists()
+    is_name = origin == "imagenet" or ("preset" in backbone and not is_path)
     weights = f", weights {f'`{origin}`' if is_name else _content_of(pathlib.Path(origin))}" if origin else ""
     size = "x".join(map(str, backbone.get("image_size") or ()))
     return f"`{backbone.get('name') or backbone['kind']}`{weights}" + (f", pictures at {size}" if size else "")
-
-
-def _is_path(preset: str) -> bool:
-    return ("/" in preset and "://" not in preset) or pathlib.Path(preset).exists()
 
 
 def _content_of(place: pathlib.Path) -> str:

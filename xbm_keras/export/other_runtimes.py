@@ -9,8 +9,7 @@ import numpy as np
 
 from xbm_keras.atomic_files import writing_whole
 from xbm_keras.export.check import in_float32, require_same
-from xbm_keras.geometry import UnitLength
-from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.model.xbm_model import XBMModel, make_encoder
 
 FORMATS = {".onnx": "onnx", ".tflite": "litert"}
 
@@ -34,7 +33,9 @@ def export_to(model: XBMModel, path: pathlib.Path) -> pathlib.Path:
         raise ValueError(f"Received {str(path)!r}; expected a path that ends in {' or '.join(FORMATS)}.")
     kind = FORMATS[path.suffix]
     with in_float32(model.backbone, model.head):
-        encoder = _encoder(model)
+        size = model.backbone and model.backbone.image_size
+        inputs = keras.Input((*size, 3), name="inputs") if size else None
+        encoder = make_encoder(model.backbone, model.head, model.memory.feature_dim, inputs)
         signature = [keras.tree.map_structure(lambda x: keras.InputSpec(x.dtype, x.shape, name=x.name), encoder.input)]
         trial = [_trial(tensor) for tensor in keras.tree.flatten(encoder.input)]
         expected = {"embeddings": encoder(keras.tree.pack_sequence_as(encoder.input, trial), training=False)}
@@ -51,17 +52,6 @@ def export_to(model: XBMModel, path: pathlib.Path) -> pathlib.Path:
             names = [tensor.name for tensor in keras.tree.flatten(encoder.input)]
             require_same(path.name, lambda: {"embeddings": run(dict(zip(names, trial, strict=True)))}, expected)
     return path
-
-
-def _encoder(model: XBMModel) -> keras.Model:
-    """Inputs -> embeddings as now computed, pictures at the size of the network."""
-    if model.backbone is None:
-        inputs = features = keras.Input((model.memory.feature_dim,), name="features")
-    else:
-        size = model.backbone.image_size
-        inputs = keras.Input((*size, 3), name="inputs") if size else model.backbone.make_inputs()
-        features = model.backbone(inputs)
-    return keras.Model(inputs, model.head(UnitLength(dtype="float32", name="unit_length")(features)), name="encoder")
 
 
 def _trial(tensor: keras.KerasTensor) -> np.ndarray:

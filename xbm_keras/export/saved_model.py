@@ -91,13 +91,11 @@ def export_encoder(
         signatures["serve_query"] = signatures["serving_default"]
         if model.head.sides != "query":
             signatures["serve_document"] = _of_layer(model, model.head.on_rows, stored, max_pixels)["serving_default"]
-    signatures |= {
-        f"{name}_{width}": (_cut(function, width), inputs)
+    signatures = {
+        name + at: (_giving(function, width, codes), inputs)
         for name, (function, inputs) in signatures.items()
-        for width in model.head.widths[:-1]
+        for at, width in [("", None), *((f"_{width}", width) for width in model.head.widths[:-1])]
     }
-    if codes:
-        signatures = {name: (_with_codes(function, codes), inputs) for name, (function, inputs) in signatures.items()}
     archive = keras.export.ExportArchive()
     if backbone is not None and backbone.is_saved_model:
         archive.track(backbone.network)  # its tables; variables are found by themselves
@@ -146,11 +144,9 @@ def _of_layer(model: XBMModel, layer: Callable, stored: list, max_pixels: int) -
     def embed(features):
         return {"embeddings": layer(unit_length(features))}
 
-    def embed_features(inputs):
-        return embed(inputs["features"])
-
+    embed_features = _with_weights(lambda inputs: embed(inputs["features"]), stored)
     features = {"features": tf.TensorSpec((None, model.memory.feature_dim), tf.float32)}
-    signatures: dict[str, Signature] = {"serve_features": (_with_weights(embed_features, stored), features)}
+    signatures: dict[str, Signature] = {"serve_features": (embed_features, features)}
     backbone = model.backbone
     if backbone is None:
         return {**signatures, "serving_default": signatures["serve_features"]}
@@ -158,24 +154,18 @@ def _of_layer(model: XBMModel, layer: Callable, stored: list, max_pixels: int) -
     return signatures | _of_inputs(backbone, embed_inputs, max_pixels)
 
 
-def _cut(function: Callable, width: int) -> Callable:
-    """The function, giving the beginnings of its embeddings, of unit length again."""
+def _giving(function: Callable, width: int | None, codes: Sequence[str]) -> Callable:
+    """The function, giving its embeddings, or beginnings of them of unit length again; and these in codes, too."""
 
     def cut(inputs):
         outputs = function(inputs)
-        return {**outputs, "embeddings": unit_length(outputs["embeddings"][:, :width])}
+        embeddings = outputs["embeddings"]
+        if width is not None:
+            embeddings = unit_length(embeddings[:, :width])
+        coded = {f"embeddings_{name}": CODES[name](embeddings) for name in codes}
+        return {**outputs, "embeddings": embeddings, **coded}
 
     return cut
-
-
-def _with_codes(function: Callable, codes: Sequence[str]) -> Callable:
-    """The function, also giving its embeddings in these codes."""
-
-    def coded(inputs):
-        outputs = function(inputs)
-        return {**outputs, **{f"embeddings_{name}": CODES[name](outputs["embeddings"]) for name in codes}}
-
-    return coded
 
 
 def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str, Signature]:
@@ -235,9 +225,9 @@ def _half(model: XBMModel) -> list[tuple[keras.Variable, tf.Variable]]:
     Raises:
         ValueError: for a weight that float16 cannot hold.
     """
-    layers = [layer for layer in (model.backbone, model.head) if layer is not None and not _is_saved_model(layer)]
-    stored = []
-    for weight in (weight for layer in layers for weight in layer.weights):
+    stored, backbone = [], model.backbone
+    of_backbone = [] if backbone is None or backbone.is_saved_model else backbone.weights
+    for weight in (*of_backbone, *model.head.weights):
         if len(weight.shape) > 1:
             half = tf.cast(weight.value, tf.float16)
             if not np.isfinite(half).all():
@@ -247,10 +237,6 @@ def _half(model: XBMModel) -> list[tuple[keras.Variable, tf.Variable]]:
                 )
             stored.append((weight, tf.Variable(half, trainable=False)))
     return stored
-
-
-def _is_saved_model(layer: keras.Layer) -> bool:
-    return isinstance(layer, Backbone) and layer.is_saved_model
 
 
 def _with_weights(function: Callable, stored: list[tuple[keras.Variable, tf.Variable]]) -> Callable:

@@ -94,8 +94,6 @@ def compute_features(
         num_to_retry = sum(not reason.is_lasting for reason in reasons.values())
         with filelock.FileLock(folder / "lock"):
             remove_leftovers(folder)
-            for leftover in folder.glob("*.tmp"):  # of older versions of the package
-                leftover.unlink()
             _describe(folder, backbone, dtype)
             places = find_places(folder)
             missing = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest and digest not in places}
@@ -119,25 +117,17 @@ def compute_features(
     if num_to_retry:
         log.warning("%d item(s) could not be read this time; the next run tries them again.", num_to_retry)
     keys = source.items.keys
-    skipped = {str(keys[i]): str(reason) for i, reason in reasons.items()}
-    kept, found = [], []
-    for i, digest in enumerate(digests):
-        if digest is None:
-            continue
-        place = places[digest]
-        if isinstance(place, str):
-            skipped[str(keys[i])] = place
-        else:
-            kept.append(i)
-            found.append(place)
+    found = {i: places[digest] for i, digest in enumerate(digests) if digest is not None}
+    kept = {i: place for i, place in found.items() if not isinstance(place, str)}
+    skipped = {str(keys[i]): str(reason) for i, reason in (reasons | found).items() if i not in kept}
     if skipped and (on_error == "raise" or not kept):
         shown = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:8])
         raise DataError(
             f"Received {len(skipped)} item(s) of {len(keys)} without usable features: {shown}. Repair or remove them"
             + (", or set cache.on_error=skip." if kept else ".")
         )
-    shard_of, row_of = np.array(found).T
-    return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(kept), skipped, len(wanted))
+    shard_of, row_of = np.array(list(kept.values())).T
+    return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(list(kept)), skipped, len(wanted))
 
 
 def fingerprint(backbone: Backbone, dtype: str = "float32", decoder: str = "") -> str:
@@ -204,13 +194,13 @@ def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title,
                 if not isinstance(outcome, UnreadableItem):
                     places[digests[i]] = number, len(rows)
                     rows.append(outcome)
-                    entries.append(entry)
-                    continue
-                places[digests[i]] = str(outcome)
-                if outcome.is_lasting:
-                    entries.append({**entry, "error": str(outcome), "is_lasting": True})
                 else:
-                    num_to_retry += 1
+                    places[digests[i]] = str(outcome)
+                    entry |= {"error": str(outcome), "is_lasting": True}
+                    if not outcome.is_lasting:
+                        num_to_retry += 1
+                        continue
+                entries.append(entry)
             if entries:
                 write_shard(folder, number, rows, dtype, entries)
                 number += 1

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from xbm_keras.data import listing
 from xbm_keras.data.errors import UnreadableItem
-from xbm_keras.data.pictures import PICTURE_SUFFIXES, decode_picture
+from xbm_keras.data.pictures import decode_picture
 
 log = logging.getLogger("xbm_keras")
 BATCH_SIZE = 16
@@ -78,13 +78,7 @@ def pictures_in(folder: pathlib.Path) -> list[str]:
         ValueError: if there are none.
     """
     found = listing.list_pictures(folder)
-    if not found.pictures:
-        there = listing.describe(found.ignored)
-        raise ValueError(
-            f"Received {str(folder)!r}, which holds no pictures; "
-            + (f"it has {there}; " if there else "")
-            + f"expected files that end in {', '.join(PICTURE_SUFFIXES)}."
-        )
+    found.require_pictures(f"{str(folder)!r}, which holds no pictures", "files")
     if found.ignored:
         log.warning("Left out in %s: %s.", folder, listing.describe(found.ignored))
     return found.pictures

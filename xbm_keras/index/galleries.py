@@ -4,6 +4,7 @@ Letters: Q queries, N gallery items, E embedding width, k answers.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -278,18 +279,12 @@ def _measure(gallery: Gallery, index) -> dict:
     if k < 1:
         return {}
     exact = ExactSearch(gallery)
-    times = []
-    answers = []
-    for find in (
-        lambda q: exact.find(q, k + 1)[0],
-        lambda q: search_approximately(gallery, index, q, k + 1)[0],
-    ):
-        find(gallery.vectors[queries[:1]])  # traces
+    times, found = [], []
+    for find in (exact.find, functools.partial(search_approximately, gallery, index)):
+        find(gallery.vectors[queries[:1]], k + 1)  # traces
         start = time.perf_counter()
-        answers.append(find(gallery.vectors[queries]))
+        ids, _ = find(gallery.vectors[queries], k + 1)
         times.append((time.perf_counter() - start) / len(queries) * 1e3)
-    own = gallery.ids[queries]
-    shared = [len((set(a) & set(b)) - {i}) for a, b, i in zip(*answers, own, strict=True)]
-    wanted = [len(set(a) - {i}) for a, i in zip(answers[0], own, strict=True)]
-    recall = float(np.sum(shared) / np.sum(wanted))
+        found.append([set(row) - {own} for row, own in zip(ids, gallery.ids[queries], strict=True)])
+    recall = sum(len(a & b) for a, b in zip(*found, strict=True)) / sum(map(len, found[0]))
     return {f"recall_at_{RECALL_AT}": recall, "exact_ms": times[0], "approximate_ms": times[1]}

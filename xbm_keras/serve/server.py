@@ -12,9 +12,11 @@ from typing import Annotated
 
 import fastapi
 import fastapi.responses
+import PIL.Image
 import tensorflow as tf
 from fastapi.concurrency import run_in_threadpool
 
+from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.data import decoding
 from xbm_keras.data.pictures import count_pixels
 from xbm_keras.index.exported_model import ExportedModel
@@ -24,12 +26,7 @@ MAX_PICTURES = 32  # per request
 REQUEST_PIXELS = 4 * decoding.MAX_PIXELS  # of all its pictures; half a gigabyte while they are decoded
 MAX_K = 100
 RELOAD_SECONDS = 1.0
-IMAGE_TYPES = {
-    b"\xff\xd8\xff": "image/jpeg",
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-}  # by the first bytes; a name says nothing
+SHOWN = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # by browsers
 ONE_PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
 log = logging.getLogger("uvicorn.error")
@@ -44,7 +41,7 @@ class Index:
     def __init__(self, folder: pathlib.Path | None, model: str):
         self.folder = folder
         self.model = model
-        self.version = 0
+        self.version = ""
         self.checked = 0.0
         self.labels: dict[str, str] = {}
         self.refresh()
@@ -56,17 +53,17 @@ class Index:
         if self.folder is None or time.monotonic() - self.checked < RELOAD_SECONDS:
             return
         self.checked = time.monotonic()
-        newest = _newest(self.folder)
-        if newest > self.version:
-            version = self.folder / str(newest)
+        found = versions(self.folder)
+        if found and found[-1].name != self.version:
+            version = found[-1]
             about = json.loads((version / "index.json").read_text())
             if about["model"] != self.model:
-                log.warning("Version %d of the index was embedded by another model; keeping %d.", newest, self.version)
+                log.warning("%s was embedded by another model; the index stays as it is.", version)
                 return
             loaded = tf.saved_model.load(str(version))
             items = json.loads((version / "items.json").read_text("utf-8"))
             labels = dict(zip(items["ids"], items["labels"], strict=True))
-            self.loaded, self.labels, self.version = loaded, labels, newest
+            self.loaded, self.labels, self.version = loaded, labels, version.name
 
     def search(self, embeddings: tf.Tensor, k: int) -> list[list[dict]]:
         """For each embedding the k nearest items, best first."""
@@ -98,7 +95,7 @@ def make_app(
         max_pixels: of all pictures of a request together.
         patience: seconds that a client may keep still.
     """
-    version = model / str(_newest(model))
+    version = latest_version(model)
     exported = ExportedModel(version)  # reads what training reads, also where TensorFlow does not know the format
     gallery = Index(index, exported.fingerprint)
     embeddings, _ = exported.embed([ONE_PIXEL])  # the first pass is slow
@@ -128,7 +125,7 @@ def make_app(
     @app.get("/health")
     def health() -> dict:
         gallery.refresh()
-        found = {"index": str(gallery.version) if index is not None else None, "items": len(gallery.labels)}
+        found = {"index": gallery.version or None, "items": len(gallery.labels)}
         return {"status": "ok", "model": version.name, **found}
 
     @app.post("/embed")
@@ -154,7 +151,7 @@ def make_app(
             results = [
                 {"valid": ok, "items": items if ok else []} for ok, items in zip(valid.tolist(), found, strict=True)
             ]
-            return {"index": str(gallery.version), "results": results}
+            return {"index": gallery.version, "results": results}
 
         return await compute(pictures, run)
 
@@ -170,10 +167,11 @@ def make_app(
         path = _find(item, folders) if item in gallery.labels else None
         if path is None:
             raise fastapi.HTTPException(404, "no such item")
-        with path.open("rb") as file:
-            kind = _image_type(file.read(12))
-        if kind is None:
-            raise fastapi.HTTPException(404, "no picture that browsers show")
+        try:
+            with PIL.Image.open(path, formats=SHOWN) as opened:  # a name says nothing
+                kind = opened.get_format_mimetype()
+        except Exception as error:  # what is no such picture raises what it likes
+            raise fastapi.HTTPException(404, "no picture that browsers show") from error
         return fastapi.responses.FileResponse(path, media_type=kind)
 
     @app.get("/")
@@ -194,13 +192,6 @@ def _find(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
     return None
 
 
-def _image_type(start: bytes) -> str | None:
-    """The media type of a picture, by its first bytes."""
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for magic, kind in IMAGE_TYPES.items() if start.startswith(magic)), None)
-
-
 def _policy(page: str) -> str:
     """What a browser may run and load: this page's own script and style, and pictures and answers of this server."""
 
@@ -213,8 +204,3 @@ def _policy(page: str) -> str:
         f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src 'self' blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _newest(folder: pathlib.Path) -> int:
-    """The highest version in a folder; 0 where there is none."""
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
