@@ -13,7 +13,6 @@ import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import jinja2
 import numpy as np
@@ -35,7 +34,6 @@ class Verdict:
 class Paragraph:
     """A paragraph; `is_note` sets it small and muted."""
 
-    kind: ClassVar = "text"
     text: str
     is_note: bool = False
 
@@ -44,7 +42,6 @@ class Paragraph:
 class Heading:
     """A heading within a section."""
 
-    kind: ClassVar = "heading"
     text: str
 
 
@@ -52,7 +49,6 @@ class Heading:
 class Facts:
     """Names and values, side by side."""
 
-    kind: ClassVar = "facts"
     pairs: Mapping[str, str]
 
 
@@ -60,7 +56,6 @@ class Facts:
 class Code:
     """Text as it is, such as a command or a config."""
 
-    kind: ClassVar = "code"
     text: str
 
 
@@ -84,7 +79,6 @@ class PageTable:
     is a `Cell` or a text. Columns named in `text_columns` are set left, the others right, as numbers are.
     """
 
-    kind: ClassVar = "table"
     columns: Sequence[str]
     rows: Sequence[Sequence["Cell | str"] | str]
     caption: str = ""
@@ -99,7 +93,6 @@ class PageTable:
 class Figure:
     """A drawing. `svg` is that of a `figures.drawing`; `alt` says in words what is to be seen."""
 
-    kind: ClassVar = "figure"
     svg: str
     alt: str
     title: str = ""
@@ -110,7 +103,6 @@ class Figure:
 class Panels:
     """Figures and tables side by side, as many as the width allows."""
 
-    kind: ClassVar = "panels"
     blocks: Sequence["Block"]
 
 
@@ -118,7 +110,6 @@ class Panels:
 class Details:
     """Blocks behind a line that opens them."""
 
-    kind: ClassVar = "details"
     summary: str
     blocks: Sequence["Block"]
 
@@ -158,7 +149,6 @@ class QueryResult:
 class QueryResults:
     """Queries, one below the other, rankings side by side."""
 
-    kind: ClassVar = "searches"
     searches: Sequence[QueryResult]
 
 
