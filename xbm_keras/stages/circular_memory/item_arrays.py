@@ -81,14 +81,11 @@ def read_sample_ids(sample_ids, batch_size: tf.Tensor | int) -> tf.Tensor:
     Raises:
         ValueError: for another dtype or shape.
     """
-    expected = "integer ids, [B] or [B, 1]"
-    sample_ids = _tensor("sample_id", sample_ids, expected)
-    if not sample_ids.dtype.is_integer:
-        raise ValueError(
-            f"Received sample_id of dtype {sample_ids.dtype.name}; expected {expected}: other dtypes lose digits, and "
-            "items that share an id hide each other in the memory. Give np.arange(num_items), which is int64."
-        )
-    return tf.cast(_vector("sample_id", sample_ids, batch_size, expected), tf.int64)
+    mend = (
+        ": other dtypes lose digits, and items that share an id hide each other in the memory. Give "
+        "np.arange(num_items), which is int64."
+    )
+    return _integers("sample_id", sample_ids, batch_size, "integer ids, [B] or [B, 1]", mend)
 
 
 def read_slot_numbers(slots) -> tf.Tensor:
@@ -100,14 +97,8 @@ def read_slot_numbers(slots) -> tf.Tensor:
     Raises:
         ValueError: for another dtype or shape.
     """
-    expected = "integer slots of the memory, [B] or [B, 1]"
-    slots = _tensor("slot", slots, expected)
-    if not slots.dtype.is_integer:
-        raise ValueError(
-            f"Received slot of dtype {slots.dtype.name}; expected {expected}. Give np.arange(memory_size), or a part."
-        )
-    size = slots.shape[0] if slots.shape.rank else None
-    return tf.cast(_vector("slot", slots, tf.shape(slots)[0] if size is None else size, expected), tf.int64)
+    mend = ". Give np.arange(memory_size), or a part."
+    return _integers("slot", slots, None, "integer slots of the memory, [B] or [B, 1]", mend)
 
 
 def read_weights(weights, batch_size: tf.Tensor | int) -> tf.Tensor:
@@ -129,6 +120,14 @@ def read_weights(weights, batch_size: tf.Tensor | int) -> tf.Tensor:
     return tf.cast(_vector("sample_weight", weights, batch_size, expected), tf.float32)
 
 
+def _integers(name: str, values, batch_size: tf.Tensor | int | None, expected: str, mend: str) -> tf.Tensor:
+    """The values as int64 [B]; B is what they have where it is None."""
+    tensor = _tensor(name, values, expected)
+    if not tensor.dtype.is_integer:
+        raise ValueError(f"Received {name} of dtype {tensor.dtype.name}; expected {expected}{mend}")
+    return tf.cast(_vector(name, tensor, batch_size, expected), tf.int64)
+
+
 def _tensor(name: str, value, expected: str) -> tf.Tensor:
     try:
         return tf.convert_to_tensor(value)
@@ -138,9 +137,9 @@ def _tensor(name: str, value, expected: str) -> tf.Tensor:
         ) from error
 
 
-def _vector(name: str, tensor: tf.Tensor, batch_size: tf.Tensor | int, expected: str) -> tf.Tensor:
+def _vector(name: str, tensor: tf.Tensor, batch_size: tf.Tensor | int | None, expected: str) -> tf.Tensor:
     """The tensor as [B]."""
-    shape, static_size = tensor.shape, tf.get_static_value(batch_size)
+    shape, static_size = tensor.shape, None if batch_size is None else tf.get_static_value(batch_size)
     is_column = shape.rank == 2 and shape[1] in (1, None)
     is_other_size = shape.rank and None not in (shape[0], static_size) and shape[0] != static_size
     if not (shape.rank in (1, None) or is_column) or is_other_size:
@@ -148,7 +147,7 @@ def _vector(name: str, tensor: tf.Tensor, batch_size: tf.Tensor | int, expected:
         raise ValueError(
             f"Received {name} of shape {shape}; expected {expected}, with B = {size}. Give one number for each item."
         )
-    return tf.reshape(tensor, [batch_size])
+    return tf.reshape(tensor, [-1 if batch_size is None else batch_size])
 
 
 def non_finite_message(num_items: int, sample_ids: np.ndarray) -> str:
