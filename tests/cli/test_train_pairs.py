@@ -10,6 +10,7 @@ import yaml
 
 from tests.cli.test_train import fails, run
 from tests.conftest import run_fresh
+from xbm_keras.cli import evaluate, index
 from xbm_keras.data.pairs import read_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import saved_run
@@ -119,6 +120,50 @@ def test_the_exported_model_gives_the_scores_of_the_run(finished, folder):
     assert "| nDCG@10 | MRR@10 |" in card
 
 
+def test_evaluate_says_the_same_and_writes_vectors(finished, folder, tmp_path):
+    output, vectors = tmp_path / "scores.json", tmp_path / "vectors.npy"
+    assert evaluate.main(["--model", str(finished), "--output", str(output), "--embed", str(vectors)]) == 0
+    scores, metrics = json.loads(output.read_text()), json.loads((finished / "metrics.json").read_text())
+    for protocol in ("pairs", "pairs_unseen_documents"):
+        for name in ("frozen", "trained", "trained@6"):
+            assert list(scores[protocol][name]) == list(metrics[protocol][name])
+            for metric, value in metrics[protocol][name].items():
+                assert scores[protocol][name][metric] == pytest.approx(value)
+    pairs = read_pairs(str(folder))
+    test = np.unique(pairs.query[pairs.split == "test"])
+    queries, documents = (np.load(tmp_path / f"vectors.{name}.npy") for name in ("queries", "documents"))
+    found = evaluate_pairs(queries, documents, *pairs.relevant(test))
+    assert found["map"].mean() == pytest.approx(metrics["pairs"]["trained"]["map"], abs=1e-6)
+    assert pd.read_csv(tmp_path / "vectors.documents.csv").id.tolist() == pairs.documents.ids.tolist()
+    assert evaluate.main(["--model", str(finished), "--items", "all", "--output", str(output)]) == 0
+    assert list(json.loads(output.read_text())) == ["pairs"]
+
+
+def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path, capsys):
+    index.main(["build", "--index", str(tmp_path / "index"), "--model", str(finished)])
+    arrays = np.load(folder / "features.npz")
+    np.save(tmp_path / "queries.npy", arrays["queries"][110:150])
+    search = ["search", "--index", str(tmp_path / "index"), "--model", str(finished), "--k", "10"]
+    capsys.readouterr()
+    index.main([*search, "--features", str(tmp_path / "queries.npy")])
+    answers = capsys.readouterr().out.split("row ")[1:]
+    assert len(answers) == 40
+    num_found = sum(f"  d{110 + i}\n" in each for i, each in enumerate(answers))
+    assert num_found > 25
+    for arguments, expected in (
+        ([], "or neither; expected one of them"),
+        (["--features", str(tmp_path / "no.npy")], "which cannot be read"),
+        (["x.jpg"], "which takes no pictures"),
+    ):
+        with pytest.raises(SystemExit):
+            index.main([*search, *arguments])
+        assert expected in capsys.readouterr().err
+    np.save(tmp_path / "narrow.npy", np.ones((2, 3)))
+    with pytest.raises(SystemExit):
+        index.main([*search, "--features", str(tmp_path / "narrow.npy")])
+    assert "shape (2, 3); expected finite numbers [n, 16]" in capsys.readouterr().err
+
+
 def test_the_saved_model_holds_the_corpus_and_the_head(finished):
     model = load_keras_file(finished / "model.keras")
     assert model.memory.memory_size == N
@@ -145,6 +190,21 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, tmp_path, o
     assert scores["trained"]["ndcg_at_10"] > scores["frozen"]["ndcg_at_10"] + 0.1
     model = tf.saved_model.load(str(tmp_path / "run/export/1"))
     assert ("serve_document" in model.signatures) == ("head.sides=query" not in overrides)
+
+
+def test_vectors_in_npy_are_enough(folder, config, tmp_path):
+    """What the page says: a folder of two arrays and index pairs, ids are row numbers."""
+    arrays, mine = np.load(folder / "features.npz"), tmp_path / "mine"
+    mine.mkdir()
+    np.save(mine / "queries.npy", arrays["queries"])
+    np.save(mine / "documents.npy", arrays["documents"])
+    np.save(mine / "pairs.npy", np.stack([np.arange(Q), np.arange(Q)], axis=1))
+    metrics = run(config, tmp_path / "run", f"data.path={mine}", "training.folds=1", "head.widths=null",
+                  "head.embedding_dim=12")  # fmt: skip
+    assert metrics["pairs"]["trained"]["ndcg_at_10"] > metrics["pairs"]["frozen"]["ndcg_at_10"] + 0.1
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["test_queries_with_documents_of_training"] == 0
+    assert sum(about["queries"].values()) == Q
 
 
 def test_nothing_is_exported_that_is_no_better(config, tmp_path, capsys):

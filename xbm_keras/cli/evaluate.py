@@ -10,6 +10,9 @@ import pandas as pd
 from xbm_keras.atomic_files import write_whole, writing_whole
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import ConfigError
+from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import saved_run
 
@@ -27,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", help="write the scores to this .json file")
     parser.add_argument(
         "--embed",
-        help="write vectors [N, E] to this .npy file, and keys and labels, where there are some, to a .csv beside it",
+        help="write vectors [N, E] to this .npy file, and keys and labels, where there are some, to a .csv beside it; "
+        "of queries and documents two of each, X.queries.npy and X.documents.npy",
     )
     options = parser.parse_args(arguments)
     terminal.set_up()
@@ -36,21 +40,49 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"Received --embed {options.embed!r}; expected a path that ends in .npy.")
         head = saved_run.load_head(options.model)
         dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
-        saved_run.check_width(head, dataset)
-        if options.embed:
-            write_vectors(pathlib.Path(options.embed), head, dataset)
-        heads = {"frozen": None, "trained": head}
-        metrics = compare(dataset, heads, dataset.splits.test)
+        path = pathlib.Path(options.embed) if options.embed else None
+        if isinstance(dataset, PairDataset):
+            metrics = score_pairs(head, dataset, path)
+        else:
+            metrics = score_items(head, dataset, path)
     terminal.print_scores(metrics)
     if options.output:
         write_whole(options.output, json.dumps(metrics, indent=1))
     return 0
 
 
-def write_vectors(path: pathlib.Path, head, dataset) -> None:
-    """Write the embeddings [N, E] of the test items, and, line for line, their keys and labels."""
+def score_items(head, dataset, path: pathlib.Path | None) -> dict:
+    """Scores of the test items; their vectors, keys and labels go to a path."""
     test = dataset.splits.test
+    saved_run.check_width(head, dataset.features)
+    if path:
+        about = {"key": dataset.keys[test], "label": dataset.names_of(test)}
+        write_vectors(path, saved_run.embed_items(head, dataset.features, test), about)
+    return compare(dataset, {"frozen": None, "trained": head}, test)
+
+
+def score_pairs(head, dataset: PairDataset, path: pathlib.Path | None) -> dict:
+    """Scores of the test queries over all documents; vectors and ids of both go beside a path."""
+    splits = dataset.splits
+    saved_run.check_width(head, dataset.queries)
+    if path:
+        sides = {"queries": (dataset.queries, splits.test), "documents": (dataset.documents, None)}
+        for name, (features, chosen) in sides.items():
+            vectors = saved_run.embed_items(head, features, chosen, of_rows=name == "documents")
+            ids = getattr(dataset.pairs, name).ids[slice(None) if chosen is None else chosen]
+            write_vectors(path.with_name(f"{path.stem}.{name}.npy"), vectors, {"id": ids})
+    trained_on = np.union1d(splits.train, splits.validation)
+    return compare_pairs(
+        UnitRows(dataset.queries, splits.test),
+        UnitRows(dataset.documents, np.arange(len(dataset.documents))),
+        *dataset.pairs.relevant(splits.test),
+        {"frozen": None, "trained": head},
+        dataset.is_unseen(splits.test, trained_on) if len(trained_on) else None,
+    )
+
+
+def write_vectors(path: pathlib.Path, vectors: np.ndarray, about: dict) -> None:
+    """Write vectors [N, E], and, line for line, what is known of them."""
     with writing_whole(path) as side:
-        np.save(side, saved_run.embed_items(head, dataset, test))
-    table = pd.DataFrame({"key": dataset.keys[test], "label": dataset.names_of(test)})
-    write_whole(path.with_suffix(".csv"), table.to_csv(index=False))
+        np.save(side, vectors)
+    write_whole(path.with_suffix(".csv"), pd.DataFrame(about).to_csv(index=False))

@@ -9,6 +9,7 @@ import numpy as np
 from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.cli import terminal
 from xbm_keras.data.labels import printable
+from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import saved_run
 from xbm_keras.index import galleries
 from xbm_keras.index.exported_model import (
@@ -17,6 +18,7 @@ from xbm_keras.index.exported_model import (
     fingerprint_of,
     pictures_in,
     read_bytes,
+    read_rows,
     why_invalid,
 )
 from xbm_keras.index.roots import choose_root, id_of, place_of
@@ -84,34 +86,45 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Print the items nearest to each picture."""
-    model = ExportedModel(_exported(options.model))
+    """Print the items nearest to each picture, or to each row of an array of features."""
+    if bool(options.picture) == bool(options.features):
+        raise ValueError("Received pictures and --features, or neither; expected one of them. Give what to search for.")
+    model = ExportedModel(_exported(options.model), "serve_features" if options.features else "serve_bytes")
     gallery, about, approximate = galleries.read_index(pathlib.Path(options.index))
     if about["model"] != model.fingerprint:
         raise ValueError(
             f"Received the model {model.fingerprint} for an index of the model {about['model']}; expected one model, "
             "since vectors of two do not compare. Give the model that the index was built with."
         )
-    vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in options.picture])
+    if options.features:
+        vectors = model.embed_features(read_rows(options.features))
+        asked, valid = [f"row {i}" for i in range(len(vectors))], np.ones(len(vectors), bool)
+    else:
+        asked = options.picture
+        vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in asked])
     if options.approximate and approximate is None:
         raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
     if options.approximate:
         ids, similarities = galleries.search_approximately(gallery, approximate, vectors, options.k)
     else:
         ids, similarities = galleries.ExactSearch(gallery).find(vectors, options.k)
-    for path, is_valid, *answers in zip(options.picture, valid, ids, similarities, strict=True):
+    for path, is_valid, *answers in zip(asked, valid, ids, similarities, strict=True):
         print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
         for item, similarity in zip(*answers, strict=True) if is_valid else ():
             print(f"  {similarity:.4f}  {item}")
 
 
 def _from_run(options) -> tuple[galleries.Gallery, str, dict[str, str]]:
-    """The items of a run's data, embedded by its head."""
+    """The items of a run's data, or its documents, embedded by its head."""
     head = saved_run.load_head(options.model)
     dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
-    saved_run.check_width(head, dataset)
+    if isinstance(dataset, PairDataset):
+        saved_run.check_width(head, dataset.documents)
+        vectors, ids = saved_run.embed_items(head, dataset.documents, of_rows=True), dataset.pairs.documents.ids
+        return galleries.Gallery(vectors, ids, np.full(len(ids), "")), fingerprint_of(_exported(options.model)), {}
+    saved_run.check_width(head, dataset.features)
     test = dataset.splits.test
-    vectors, ids = saved_run.embed_items(head, dataset, test), dataset.keys[test].astype(str)
+    vectors, ids = saved_run.embed_items(head, dataset.features, test), dataset.keys[test].astype(str)
     gallery = galleries.Gallery(vectors, ids, dataset.names_of(test))
     folder = getattr(dataset.source, "root", None)
     roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
@@ -181,9 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--replace", action="store_true", help="items whose ids are there already")
     made = command("remove", remove, help="remove items")
     made.add_argument("id", nargs="+")
-    made = command("search", search, help="the items nearest to pictures")
+    made = command("search", search, help="the items nearest to pictures, or to features")
     model(made)
     made.add_argument("--k", type=_positive, default=10)
     made.add_argument("--approximate", action="store_true")
-    made.add_argument("picture", nargs="+")
+    made.add_argument("--features", help="an .npy of features [n, D], such as those of queries, in place of pictures")
+    made.add_argument("picture", nargs="*")
     return parser

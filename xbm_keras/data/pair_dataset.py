@@ -84,6 +84,12 @@ def split_pairs(pairs: Pairs, test: float, validation: float, seed: int = 0, fol
     return Splits(pool[~is_chosen], pool[is_chosen], tested)
 
 
+def only_test_pairs(pairs: Pairs) -> Splits:
+    """All queries test that something answers."""
+    answered = np.unique(pairs.query[pairs.grade > 0])
+    return Splits(answered[:0], answered[:0], answered)
+
+
 def _refuse_queries_in_two(pairs: Pairs, parts: dict[str, np.ndarray]) -> None:
     everything = np.concatenate([*parts.values()])
     unique, counts = np.unique(everything, return_counts=True)

@@ -9,7 +9,7 @@ import numpy as np
 from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.errors import DataError
-from xbm_keras.data.pair_dataset import PairDataset, split_pairs
+from xbm_keras.data.pair_dataset import PairDataset, only_test_pairs, split_pairs
 from xbm_keras.data.pairs import Pairs, Side
 from xbm_keras.data.sources import Items, RandomAccess
 from xbm_keras.data.splits import Splits
@@ -44,12 +44,13 @@ class Texts(RandomAccess):
         return self.prefix + checked_text(self.texts[position])
 
 
-def load_pairs(config: schema.Config, backbone: Backbone | None) -> list[PairDataset]:
+def load_pairs(config: schema.Config, backbone: Backbone | None, only_test: bool = False) -> list[PairDataset]:
     """Features of queries and documents, and splits; the network sees each text once, ever.
 
     Args:
         config: of the data, the cache and `training.folds`.
         backbone: the frozen network; None where the data hold vectors.
+        only_test: whether all queries are to test.
 
     Returns:
         The data, each time with other queries held out for validation: `training.folds` times, of which "auto" makes
@@ -62,6 +63,8 @@ def load_pairs(config: schema.Config, backbone: Backbone | None) -> list[PairDat
     split = config.data.split
 
     def split_of(pairs: Pairs, fold: int = 0) -> Splits:
+        if only_test:
+            return only_test_pairs(pairs)
         return split_pairs(pairs, split.test, split.validation, split.seed, fold)
 
     split_of(pairs)  # what is wrong is told before the network runs
@@ -92,7 +95,8 @@ def load_pairs(config: schema.Config, backbone: Backbone | None) -> list[PairDat
         pairs = pairs.keeping(*everything)
         features.append(cached.rows)
     _check(features)
-    _check_head(config.head, features[0].shape[1])
+    if not only_test:
+        _check_head(config.head, features[0].shape[1])
     first = PairDataset(pairs, features[0], features[1], split_of(pairs), skipped, num_computed)
     folds, number = [first], config.training.folds
     if number == "auto":

@@ -7,10 +7,12 @@ import numpy as np
 
 from xbm_keras.config.yaml_files import ConfigError, blaming_config, check_config, load_config, read_values
 from xbm_keras.data.dataset import Dataset
-from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.data.unit_rows import FeatureRows, UnitRows
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.experiment.build import make_backbone
 from xbm_keras.experiment.loading import load_dataset
+from xbm_keras.experiment.pair_loading import load_pairs
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import load_keras_file
 from xbm_keras.stages.head.fc_layer import Head
@@ -18,15 +20,15 @@ from xbm_keras.stages.head.fc_layer import Head
 
 def load_data(
     run: str, config_path: str | None = None, overrides: Sequence[str] = (), all_test: bool = False
-) -> Dataset:
-    """The items that a config describes, with features of the network of a run.
+) -> Dataset | PairDataset:
+    """The items, or queries and documents, that a config describes, with features of the network of a run.
 
     Args:
         run: the workdir of the run.
         config_path: of the data, which need no labels, and the cache. By default the run's own. The network, and all
             that was decided about it, is the run's: other sections do not matter, and may be left out.
         overrides: `section.key=value`.
-        all_test: whether all items are test items, instead of those that the config says.
+        all_test: whether all items, or queries, test, instead of those that the config says.
 
     Raises:
         ConfigError: where the folder holds no finished run, or the config cannot be used.
@@ -46,6 +48,8 @@ def load_data(
         given["backbone"] = {"kind": "none"}
     given.setdefault("data", {})
     config = check_config({**saved, **given}, path, is_finished=True)
+    if config.is_of_pairs:
+        return load_pairs(config, make_backbone(config), only_test=all_test)[0]
     return load_dataset(config, make_backbone(config), all_test, is_training=False)
 
 
@@ -71,9 +75,9 @@ def _load(run: str) -> XBMModel:
         return load_keras_file(path)
 
 
-def check_width(head: Head, dataset: Dataset) -> None:
+def check_width(head: Head, features: FeatureRows) -> None:
     """Raises ConfigError where the features are of another width than the head's."""
-    width, expected = dataset.features.shape[1], head.kernel.shape[0]
+    width, expected = features.shape[1], head.kernel.shape[0]
     if width != expected:
         raise ConfigError(
             f"Received features of width {width} for a head that takes {expected}; expected features of the network "
@@ -81,6 +85,9 @@ def check_width(head: Head, dataset: Dataset) -> None:
         )
 
 
-def embed_items(head: Head, dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    """Embeddings [n, E] of items, float32 of unit length."""
-    return embed(head, UnitRows(dataset.features, positions))
+def embed_items(
+    head: Head, features: FeatureRows, positions: np.ndarray | None = None, of_rows: bool = False
+) -> np.ndarray:
+    """Embeddings [n, E] of items, by default of all, float32 of unit length; `of_rows` for documents."""
+    chosen = np.arange(len(features)) if positions is None else positions
+    return embed(head, UnitRows(features, chosen), of_rows=of_rows)

@@ -14,6 +14,7 @@ from xbm_keras.data.pictures import decode_picture
 
 log = logging.getLogger("xbm_keras")
 BATCH_SIZE = 16
+FEATURE_ROWS = 4096  # that are embedded at a time
 
 
 class ExportedModel:
@@ -21,19 +22,20 @@ class ExportedModel:
 
     Args:
         folder: of the model, `export/<version>/`.
+        signature: that is needed: "serve_bytes" for pictures, "serve_features" for features.
 
     Raises:
-        ValueError: if it holds no SavedModel, or one that takes no pictures.
+        ValueError: if it holds no SavedModel, or one without that signature.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, signature: str = "serve_bytes"):
         if not (folder / "saved_model.pb").is_file():
             raise ValueError(f"Received {str(folder)!r}, which holds no saved_model.pb; expected an exported model.")
         self.loaded = tf.saved_model.load(str(folder))  # kept: the signatures use its variables
-        if "serve_bytes" not in self.loaded.signatures:
+        if signature not in self.loaded.signatures:
             raise ValueError(
-                f"Received {str(folder)!r}, which takes no pictures; it has the signatures "
-                f"{', '.join(sorted(self.loaded.signatures))}. Index the run's own data instead."
+                f"Received {str(folder)!r}, which takes no {'pictures' if signature == 'serve_bytes' else 'features'}; "
+                f"it has the signatures {', '.join(sorted(self.loaded.signatures))}. Index the run's own data instead."
             )
         self.fingerprint = fingerprint_of(folder)
 
@@ -52,6 +54,34 @@ class ExportedModel:
                 embeddings[i] = self.loaded.signatures["serve_uint8"](inputs=picture)["embeddings"][0].numpy()
                 valid[i] = True
         return embeddings, valid
+
+    def embed_features(self, features: np.ndarray) -> np.ndarray:
+        """Embeddings [N, E] of features [N, D]; of a model of queries and documents they are those of queries.
+
+        Raises:
+            ValueError: for features of another width.
+        """
+        function = self.loaded.signatures["serve_features"]
+        (spec,) = function.structured_input_signature[1].values()
+        if features.ndim != 2 or features.shape[1] != spec.shape[1] or not np.isfinite(features).all():
+            raise ValueError(
+                f"Received features of shape {features.shape}; expected finite numbers [n, {spec.shape[1]}], of the "
+                "network that the model was trained on."
+            )
+        batches = [features[i : i + FEATURE_ROWS] for i in range(0, len(features), FEATURE_ROWS)]
+        found = [function(features=tf.constant(batch, tf.float32))["embeddings"].numpy() for batch in batches]
+        return np.concatenate(found)
+
+
+def read_rows(path: str) -> np.ndarray:
+    """The array of an `.npy`. Raises ValueError where it cannot be read, or is empty."""
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"Received {path!r}, which cannot be read: {error}; expected an .npy of features.") from error
+    if not isinstance(rows, np.ndarray) or not len(rows):
+        raise ValueError(f"Received {path!r}, which holds no rows; expected an .npy of features [n, D].")
+    return rows
 
 
 def why_invalid(path: pathlib.Path) -> str:
