@@ -212,6 +212,9 @@ def test_nothing_is_exported_that_is_no_better(config, tmp_path, capsys):
         "head.embedding_dim=16")  # fmt: skip
     assert not (tmp_path / "run/export").exists()
     assert "Nothing is exported" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        index.main(["build", "--index", str(tmp_path / "index"), "--model", str(tmp_path / "run")])
+    assert "a run that exported nothing" in capsys.readouterr().err
     run(config, tmp_path / "again", "training.epochs=0", "head.widths=null", "head.start=identity",
         "head.embedding_dim=16", "export.only_if_better=false")  # fmt: skip
     assert (tmp_path / "again/export/1").exists()

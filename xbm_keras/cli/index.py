@@ -148,6 +148,11 @@ def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) 
 def _exported(model: str) -> pathlib.Path:
     """The SavedModel of a run's workdir, or the folder itself."""
     folder = pathlib.Path(model)
+    if (folder / "model.keras").exists() and not (folder / "export").is_dir():
+        raise ValueError(
+            f"Received --model {model!r}, a run that exported nothing, as it says; expected an exported model. Train "
+            "another head, or have this one exported nevertheless: --set export.only_if_better=false."
+        )
     return latest_version(folder / "export") if (folder / "export").is_dir() else folder
 
 
