@@ -1,8 +1,8 @@
 """Galleries: exact search against NumPy, items that come and go, and the command line on real runs and pictures."""
 
+import functools
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -148,8 +148,8 @@ def test_without_usearch_it_says_what_to_install(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("[0-9]*"))
 
 
-def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
-    model = export_encoder(image_model(), tmp_path / "export")
+def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, capsys):
+    model = exported
     for i in range(4):
         path = tmp_path / f"photos/class {i % 2}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,17 +186,28 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, capsys):
     assert lines[1].split() == ["1.0000", "more/late.png"]
     assert lines[3].endswith("bad.jpg: no picture that can be read: no picture of a known format")
 
-    shutil.copytree(model, tmp_path / "export/2")
-    other = export_encoder(image_model(weights_seed=1), tmp_path / "export")
+    other = export_encoder(image_model(weights_seed=1), tmp_path / "other")
     with pytest.raises(SystemExit):
         command("add", f"--model={other}", f"--pictures={tmp_path}/more")
     assert "expected one model" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return export_encoder(image_model(), tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def load_once():
+    """A model read from its folder, which takes most of a command's time."""
+    return functools.cache(tf.saved_model.load)
+
+
 @pytest.fixture
-def shop(tmp_path):
+def shop(tmp_path, exported, load_once, monkeypatch):
     """Two folders with pictures at the same relative paths, another of the same name, and an index of the first."""
-    model = export_encoder(image_model(), tmp_path / "export")
+    monkeypatch.setattr(tf.saved_model, "load", load_once)
+    model = exported
     for number, folder in enumerate(("one/photos", "two/new", "three/photos", "four/new")):
         for i in range(3):
             path = tmp_path / folder / f"apples/{i}.png"

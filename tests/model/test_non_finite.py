@@ -154,7 +154,7 @@ class Bursting(SupConLoss):
 @pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_loss_that_is_not_finite_stops_with_step_and_ids(mode):
     x, y = dataset()
-    model, short = compiled(loss=Bursting(), mode=mode), compiled(mode=mode)
+    model, short = compiled(loss=Bursting(), mode=mode), compiled()
 
     def burst(batch, logs=None):
         model.pair_loss.extra.assign(np.inf if batch == 1 else 0.0)

@@ -95,8 +95,7 @@ def test_callback_list_gets_the_guard():
         model.fit(x, y, batch_size=8, verbose=0, callbacks=callbacks)
 
 
-@pytest.mark.parametrize("num_items", [24, 21])
-@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize(("is_built", "num_items"), [(True, 21), (False, 24)])
 def test_traced_once_for_the_life_of_the_model(is_built, num_items):
     # Pitfall: the memory of TF Similarity grows and retraces.
     calls = []
@@ -302,7 +301,7 @@ def test_hardness_is_measured_in_the_space_to_mine_in(mining, monkeypatch):
 def test_stored_keys_of_all_rows_train_like_exact_ones(refresh, mode):
     """Renewing all rows in each step is exact; some of them is a little stale in the mining, never in the loss."""
     x, y = dataset()
-    exact = compiled(200, HardTopK(4, 2, "hardest", InEmbeddings()), mode=mode)
+    exact = compiled(200, HardTopK(4, 2, "hardest", InEmbeddings()))
     stored = compiled(200, HardTopK(4, 2, "hardest", InEmbeddings(refresh)), mode=mode)
     losses = [[model.train_on_batch(*some(x, y, slice(i, i + 8)))[0] for i in (0, 8, 16)] for model in (exact, stored)]
     assert np.isfinite(losses[1]).all()
@@ -314,7 +313,7 @@ def test_stored_keys_of_all_rows_train_like_exact_ones(refresh, mode):
 @pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_a_sketch_that_keeps_everything_mines_like_the_features(mode):
     x, y = dataset()
-    features = compiled(200, HardTopK(4, 2, "hardest"), mode=mode)
+    features = compiled(200, HardTopK(4, 2, "hardest"))
     sketch = compiled(200, HardTopK(4, 2, "hardest", InSketch(6)), mode=mode)
     for model in (features, sketch):
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
