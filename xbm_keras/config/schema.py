@@ -163,9 +163,9 @@ WITHOUT_LABELS = {
 
 
 STARTS_OF_PAIRS = {
-    "both": ("auto", "random", "identity", "centred", "pca", "whiten"),
+    "both": ("auto", "random", "identity", "centred", "pca", "whiten", "nda"),
     "query": ("auto", "identity", "ridge", "procrustes"),
-    "two": ("auto", "random", "identity", "centred", "pca", "whiten"),
+    "two": ("auto", "random", "identity", "centred", "pca", "whiten", "nda"),
 }
 OF_PAIRS = {
     "memory": {"memory_size": 1 << 20},

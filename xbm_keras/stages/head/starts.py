@@ -78,7 +78,7 @@ class ClosedForms:
         self.basis = np.eye(self.width)
         """[D, rank]"""
         if self.rank < self.width:
-            self.basis = _leading_eigenvectors(self.total, self.rank)[1]
+            self.basis = leading_eigenvectors(self.total, self.rank)[1]
             self.total, self.within = (self.basis.T @ each @ self.basis for each in (self.total, self.within))
 
     def identity(self, embedding_dim: int) -> Start:
@@ -90,7 +90,7 @@ class ClosedForms:
     def pca(self, embedding_dim: int) -> Start:
         """The E directions of largest variance. Labels play no part."""
         self._require(embedding_dim)
-        return self._centred(self.basis @ _leading_eigenvectors(self.total, embedding_dim)[1])
+        return self._centred(self.basis @ leading_eigenvectors(self.total, embedding_dim)[1])
 
     def whiten(self, embedding_dim: int, shrinkage: float = 0.3) -> Start:
         """Within-class whitening, then the directions of largest total variance.
@@ -139,7 +139,7 @@ class ClosedForms:
                 "differ. Use start: pca or random."
             )
         variances, directions = scipy.linalg.eigh(covariance)
-        start = self._principal(_inverse_root(variances, directions, variance, shrinkage), embedding_dim)
+        start = self._principal(inverse_root(variances, directions, variance, shrinkage), embedding_dim)
         return start._replace(bias=np.float32(centring) * start.bias)
 
     def lda(
@@ -189,7 +189,7 @@ class ClosedForms:
 
     def _principal(self, projection: np.ndarray, embedding_dim: int) -> Start:
         """The directions of largest total variance of the projected features."""
-        _, axes = _leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
+        _, axes = leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
         return self._centred(self.basis @ (projection @ axes))
 
     def _whitening(self, shrinkage: float, total_share: float = 0.0) -> np.ndarray:
@@ -200,7 +200,7 @@ class ClosedForms:
                 "expected classes with at least two different items. Use start: pca or random, or give labels that "
                 "group items."
             )
-        return _inverse_root(*self._decomposed(total_share), self.within_variance, shrinkage)
+        return inverse_root(*self._decomposed(total_share), self.within_variance, shrinkage)
 
     def _decompose(self, total_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues [rank] and vectors [rank, rank] of the within-class covariance, with a share of the total one."""
@@ -236,7 +236,7 @@ class ClosedForms:
         if kind == "nda":
             local = self._local(shrinkage, total_share)
             between = (between + np.trace(between) / np.trace(local) * local) / 2
-        variances, axes = _leading_eigenvectors(between, embedding_dim)
+        variances, axes = leading_eigenvectors(between, embedding_dim)
         return self.basis @ (projection @ axes), np.maximum(variances, 0.0)
 
     @functools.cached_property
@@ -262,7 +262,7 @@ class ClosedForms:
             )
 
 
-def _inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, shrinkage: float) -> np.ndarray:
+def inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, shrinkage: float) -> np.ndarray:
     """Of a covariance with these eigenvectors [rank, rank] that is shrunk toward `scale I`, up to a rotation."""
     variances = (1 - shrinkage) * variances + shrinkage * scale
     # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
@@ -285,7 +285,7 @@ def _scatter_to_nearest(rows: np.ndarray, labels: np.ndarray, num_neighbors: int
     return ((num_neighbors + times_chosen[:, None]) * rows).T @ rows - crossed - crossed.T
 
 
-def _leading_eigenvectors(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def leading_eigenvectors(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues [count] of a symmetric matrix [D, D] and their vectors [D, count], the largest first."""
     width = len(matrix)
     values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[width - count, width - 1])
