@@ -52,6 +52,13 @@ class TestItems:
         name = str(self.dataset.label_names[label])
         return f"class {name}" if name.lstrip("-").isdigit() else name
 
+    def by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Labels of the queries' classes, how many each has, and their MAP@R, frozen and trained, [C] each."""
+        labels = self.labels[self.protocol.queries]
+        present, counts = np.unique(labels, return_counts=True)
+        sums = (np.bincount(labels, self.rankings[name].map_at_r)[present] for name in ("frozen", "trained"))
+        return present, counts, *(each / counts for each in sums)
+
 
 def rank_test_items(dataset: Dataset, head: Head, by_roles: bool = True) -> TestItems:
     """The test items that have a label under the frozen features and the head, ranked by both.
@@ -135,12 +142,7 @@ def _preview(item: np.ndarray | str) -> tuple[str, str]:
 
 def classes(test: TestItems) -> list[Block]:
     """Scores by class, the worst first, and what each is mistaken for."""
-    queries = test.protocol.queries
-    labels = test.labels[queries]
-    before, after = test.rankings["frozen"].map_at_r, test.rankings["trained"].map_at_r
-    counts = np.bincount(labels)
-    present = np.flatnonzero(counts)
-    frozen, trained = (np.bincount(labels, each)[present] / counts[present] for each in (before, after))
+    present, counts, frozen, trained = test.by_class()
     mistaken = _mistaken_for(test)
     order = np.argsort(trained, kind="stable")
     rows: list[list[Cell | str]] = []
@@ -150,7 +152,7 @@ def classes(test: TestItems) -> list[Block]:
         rows.append(
             [
                 charts.clipped(test.name_of(present[i]), 40),
-                f"{counts[present[i]]:,}",
+                f"{counts[i]:,}",
                 f"{frozen[i]:.3f}",
                 Cell(f"{trained[i]:.3f}", trained[i]),
                 Cell(f"{change:+.3f}", tone=tone),
@@ -217,10 +219,7 @@ def embedding_space(test: TestItems) -> list[Block]:
 
 def _map_items(test: TestItems) -> tuple[list[int], np.ndarray]:
     """Up to ten classes, evenly from the worst to the best, and rows of their items."""
-    labels = test.labels[test.protocol.queries]
-    counts = np.bincount(labels)
-    present = np.flatnonzero(counts)
-    scores = np.bincount(labels, test.rankings["trained"].map_at_r)[present] / counts[present]
+    present, _, _, scores = test.by_class()
     ordered = present[np.argsort(scores, kind="stable")]
     chosen = ordered[np.unique(np.linspace(0, len(ordered) - 1, 10).astype(int))]
     rng = np.random.default_rng(0)

@@ -78,11 +78,6 @@ class Findings:
         found = self.trials[self.trials.status == "completed"]
         return found.sort_values(self.score, ascending=False) if len(found) else found
 
-    @property
-    def has_better(self) -> bool:
-        """Whether a trial is better than the default."""
-        return len(self.finished) > 0 and self.finished[self.score].iloc[0] > self.default[self.score]
-
 
 def search_page(findings: Findings, title: str) -> Page:
     """The page of a search."""
@@ -101,9 +96,9 @@ def _verdict(findings: Findings) -> Verdict:
     if not len(findings.finished):
         return Verdict("No trial has finished.", "bad")
     default = findings.default[findings.score]
-    if not findings.has_better:
-        return Verdict(f"Keep the config as it is: no trial is better than its {default:.4f}.")
     best = findings.finished.iloc[0]
+    if not best[findings.score] > default:
+        return Verdict(f"Keep the config as it is: no trial is better than its {default:.4f}.")
     scores = f"validation {findings.title} {best[findings.score]:.4f} instead of {default:.4f}"
     if best.get("epoch") == 0:
         note = "Its best epoch is 0, the closed form itself: any memory size and k will do."

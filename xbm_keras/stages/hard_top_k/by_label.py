@@ -13,7 +13,7 @@ from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_and_rerank, find_best, without
 from xbm_keras.stages.hard_top_k.mining import Embed, InFeatures, Mining
-from xbm_keras.stages.hard_top_k.random_rows import random_bits, random_rows
+from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, random_bits, random_rows
 from xbm_keras.stages.hard_top_k.streamed import Search
 
 MAX_PICKS = 1 << 20
@@ -34,7 +34,7 @@ class Picks(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
-class HardTopK(keras.layers.Layer):
+class HardTopK(DrawsRows):
     """Per anchor the hardest negatives and a choice of positives, from the score matrix of batch against memory.
 
     A row that carries the anchor's own sample id is masked before anything is picked, so a sample never meets itself,
@@ -228,15 +228,6 @@ class HardTopK(keras.layers.Layer):
                 f"Received 'all' with a memory of {num_rows} rows; expected at most {self.max_rows_for_all}. "
                 "Give a number of picks, such as num_negatives=32, or raise max_rows_for_all."
             )
-
-    def save_own_variables(self, store):
-        """Weights, and the state of the random positives: Keras by itself does not save seed generators."""
-        super().save_own_variables(store)
-        store["seed_state"] = self.seed_generator.state.value.numpy()
-
-    def load_own_variables(self, store):
-        """What `save_own_variables` stored."""
-        self.seed_generator.state.assign(store["seed_state"])
 
     def get_config(self):
         """Arguments of the constructor."""

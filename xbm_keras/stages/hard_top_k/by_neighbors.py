@@ -16,13 +16,14 @@ from xbm_keras.stages.cosine_scores import Keys, cosine_scores
 from xbm_keras.stages.hard_top_k.by_label import MAX_PICKS, Picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best
 from xbm_keras.stages.hard_top_k.mining import Embed
+from xbm_keras.stages.hard_top_k.random_rows import DrawsRows
 from xbm_keras.stages.hard_top_k.streamed import Search
 
 BLOCK_ROWS = 8192  # of the pass over the features whose mean is taken
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
-class NeighborTopK(keras.layers.Layer):
+class NeighborTopK(DrawsRows):
     """Per anchor the rows of highest feature score, and random rows, whatever their labels.
 
     The neighbours alone say what is near, not what is far: a head that is trained on them keeps the near and loses the
@@ -154,16 +155,6 @@ class NeighborTopK(keras.layers.Layer):
         missing = tf.fill([self.num_random], tf.constant(-1, tf.int64))  # where the memory holds fewer rows
         keys, drawn = tf.math.top_k(tf.concat([keys, missing], axis=0), self.num_random)
         return tf.where(keys >= 0, tf.cast(drawn, tf.int64), 0), keys >= 0
-
-    def save_own_variables(self, store):
-        """The offset, and the state of the random rows: Keras by itself does not save seed generators."""
-        super().save_own_variables(store)
-        store["seed_state"] = self.seed_generator.state.value.numpy()
-
-    def load_own_variables(self, store):
-        """What `save_own_variables` stored."""
-        self.offset.assign(store["0"])
-        self.seed_generator.state.assign(store["seed_state"])
 
     def get_config(self):
         """Arguments of the constructor."""

@@ -3,9 +3,26 @@
 Letters: B anchors, M memory rows, C codes, k rows per anchor.
 """
 
+import keras
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import replicas
+
+
+class DrawsRows(keras.layers.Layer):
+    """A layer that draws by `seed_generator`, whose state is saved with it: Keras by itself does not."""
+
+    seed_generator: keras.random.SeedGenerator
+
+    def save_own_variables(self, store):
+        """Weights, and the state of the draws."""
+        super().save_own_variables(store)
+        store["seed_state"] = self.seed_generator.state.value.numpy()
+
+    def load_own_variables(self, store):
+        """What `save_own_variables` stored."""
+        super().load_own_variables({key: store[key] for key in store.keys() if key != "seed_state"})  # noqa: SIM118
+        self.seed_generator.state.assign(store["seed_state"])
 
 
 def random_rows(
