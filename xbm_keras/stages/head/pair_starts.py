@@ -182,7 +182,8 @@ class PairForms:
                 "that differ. Use start: pca or identity, or other pairs."
             )
         if shrinkage not in self._root:
-            self._root[shrinkage] = inverse_root(*scipy.linalg.eigh(self.difference), scale, shrinkage)
+            variances, directions = scipy.linalg.eigh(self.difference)
+            self._root[shrinkage] = inverse_root(variances, directions, scale, shrinkage)
         return self._root[shrinkage]
 
     def _scatter_to_hardest(self, root: np.ndarray) -> np.ndarray:
