@@ -110,7 +110,14 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert set(metrics["validation"]) == {"leave_one_out", "epoch", *chosen}
     for embeddings in (metrics["leave_one_out"], metrics["query_gallery"], metrics["validation"]["leave_one_out"]):
         assert set(embeddings) == {"frozen", "closed_form", "trained"}
-        assert all(set(values) == METRICS for values in embeddings.values())
+        for name, values in embeddings.items():
+            above = {f"map_at_r_above_{each}{end}" for each in ("frozen", "closed_form") for end in ("", "_interval")}
+            assert set(values) == METRICS | {"map_at_r_interval"} | (above if name == "trained" else set())
+            low, high = values["map_at_r_interval"]
+            assert low < values["map_at_r"] < high
+        trained, frozen = embeddings["trained"], embeddings["frozen"]
+        assert trained["map_at_r_above_frozen"] == pytest.approx(trained["map_at_r"] - frozen["map_at_r"], abs=1e-6)
+        assert trained["map_at_r_above_frozen_interval"][0] > 0
     history = pd.read_csv(finished / "history.csv")
     assert history.phase.tolist()[:6] == ["select"] * 3 + ["select_2"] * 3
     mean = [history.val_map_at_r[history.phase == phase].to_numpy() for phase in ("select", "select_2")]
@@ -355,7 +362,9 @@ def test_zero_epochs_exports_the_closed_form(vectors, tmp_path):
 def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
     metrics = run(vectors, tmp_path / "run", "training.learning_rate=100.0")
     assert metrics["validation"]["epoch"] == 0
-    assert metrics["leave_one_out"]["trained"] == metrics["leave_one_out"]["closed_form"]
+    trained, start = (metrics["leave_one_out"][name] for name in ("trained", "closed_form"))
+    assert {name: trained[name] for name in start} == start
+    assert trained["map_at_r_above_closed_form_interval"] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,29 @@ def evaluate_retrieval(
     Reference:
         Musgrave et al., "A Metric Learning Reality Check", arXiv 2003.08505.
     """
+    order, scores = score_queries(queries, query_labels, gallery, gallery_labels, ks, memory_mb=memory_mb)
+    metrics = {name: float(values.mean()) for name, values in scores.items()}
+    if counts:
+        metrics |= {"num_queries": len(order), "num_without_match": len(queries) - len(order)}
+    return metrics
+
+
+def score_queries(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    memory_mb: float = MEMORY_MB,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The metrics of each query that has a match, of which `evaluate_retrieval` takes the means.
+
+    Arguments and errors are those of `evaluate_retrieval`.
+
+    Returns:
+        Positions of these queries, [n], in an order that labels alone decide, and each metric of them, [n].
+    """
     if not ks or min(ks) < 1 or memory_mb <= 0:
         raise ValueError(f"Received ks={ks} and memory_mb={memory_mb}; expected ks of 1 or more, and some memory.")
     if (gallery is None) != (gallery_labels is None):
@@ -110,10 +133,7 @@ def evaluate_retrieval(
     finally:
         pool.shutdown(cancel_futures=True)
     names = [*(f"recall_at_{k}" for k in ks), "map_at_r", "r_precision"]
-    metrics = dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))
-    if counts:
-        metrics |= {"num_queries": len(order), "num_without_match": len(queries) - len(order)}
-    return metrics
+    return order, dict(zip(names, np.concatenate(values, axis=1), strict=True))
 
 
 def _checked(name: str, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,63 @@
+"""What is said of scores whose intervals are known."""
+
+import pytest
+
+from xbm_keras.evaluation.wording import verdict
+
+
+def items(frozen, closed_form, trained, above_frozen, above_closed_form):
+    of = {"map_at_r": trained}
+    of |= {"map_at_r_above_frozen_interval": above_frozen, "map_at_r_above_closed_form_interval": above_closed_form}
+    return {"leave_one_out": {"frozen": {"map_at_r": frozen}, "closed_form": {"map_at_r": closed_form}, "trained": of}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tone", "expected"),
+    [
+        (
+            items(0.5, 0.6, 0.7, [0.1, 0.3], [0.05, 0.15]),
+            "good",
+            "(closed form) (95 % interval over classes +0.050 to +0.150), and 0.200 above the frozen",
+        ),
+        (
+            items(0.5, 0.6, 0.62, [0.1, 0.14], [-0.01, 0.05]),
+            "good",
+            "(closed form), which may be chance (95 % interval over classes -0.010 to +0.050)",
+        ),
+        (
+            items(0.5, 0.49, 0.51, [-0.02, 0.04], [0.01, 0.03]),
+            "plain",
+            "0.010 MAP@R above the frozen features, which may be chance (95 % interval over classes -0.020 to +0.040)",
+        ),
+        (
+            items(0.5, 0.4, 0.48, [-0.05, 0.01], [0.0, 0.1]),
+            "plain",
+            "no better than the frozen features: MAP@R 0.480 against 0.500 (95 % interval over classes -0",
+        ),
+        (items(0.5, 0.4, 0.4, [-0.15, -0.05], [0.0, 0.0]), "bad", "WORSE than the frozen features"),
+    ],
+)
+def test_better_is_said_where_the_interval_excludes_zero(metrics, tone, expected):
+    found, said = verdict(metrics)
+    assert found == tone
+    assert expected in said
+
+
+def pairs(above, interval):
+    trained = {
+        "ndcg_at_10": 0.6 + above,
+        "ndcg_at_10_above_frozen": above,
+        "ndcg_at_10_above_frozen_interval": interval,
+    }
+    return {"frozen": {"ndcg_at_10": 0.6}, "trained": trained}
+
+
+def test_what_is_learnt_by_heart_does_not_count():
+    metrics = {"pairs": pairs(0.1, [0.05, 0.15]), "pairs_unseen_documents": pairs(-0.02, [-0.05, 0.01])}
+    tone, said = verdict(metrics)
+    assert tone == "plain"
+    assert "not surely better" in said
+    assert "0.580 against 0.600 of queries whose documents never trained" in said
+    assert "Of all test queries 0.700 against 0.600" in said
+    assert verdict({"pairs": pairs(0.1, [0.05, 0.15])})[0] == "good"
+    assert verdict({"pairs": pairs(-0.1, [-0.15, -0.05])})[0] == "bad"
