@@ -1,0 +1,122 @@
+"""What training on queries and documents gives, with the memory off and on, over memory sizes and over k.
+
+    python -m benchmarks.pairs --config configs/medquad.yaml                     # table: three seeds, test queries
+    python -m benchmarks.pairs --config configs/medquad.yaml --curves            # over memory size and k
+    python -m benchmarks.pairs --plot docs/pairs_memory_and_k.svg --json X.json  # the picture of such curves
+
+Start and number of epochs are chosen on held-out queries, whose documents answer none that train; the memory off may
+take four times the epochs, and a batch of 256 queries beside that of 64, of which held-out queries choose as well.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+from benchmarks import common
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.experiment import pair_loading, pair_phases
+from xbm_keras.report.stage_costs import Costs
+
+OFF = ["memory.memory_size=0", "training.epochs=40", "training.patience=10"]
+WAYS = {
+    "memory off": [OFF, [*OFF, "training.batch_size=256"]],
+    "memory on": [[]],
+    "memory on, queries alone": [["head.sides=query", "head.widths=null", "head.embedding_dim={width}"]],
+}
+SIZES = (0, 256, 1024, 4096, 16_384)
+KS = (1, 4, 16, 32, 64, 256)
+
+
+def main():
+    options = common.parser(__doc__)
+    options.add_argument("--config", default="configs/medquad.yaml")
+    options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the config")
+    options.add_argument("--curves", action="store_true", help="over memory size and k")
+    options.add_argument("--plot", help="draw the curves that --json holds into this .svg")
+    options = options.parse_args()
+    if options.plot:
+        plot(json.loads(pathlib.Path(options.json).read_text())["results"], options.plot)
+        return
+    results = curves(options) if options.curves else [row for way in options.ways for row in table(options, way)]
+    common.report(results, options)
+
+
+def table(options, way: str) -> list[dict]:
+    """Rows of one way: of each embedding nDCG@10 of test queries, mean and spread over seeds."""
+    found = []
+    for seed in options.seeds:
+        tried = [train(options, each, seed) for each in WAYS[way]]
+        found.append(max(tried, key=lambda metrics: metrics["validation"]["pairs"]["trained"]["ndcg_at_10"]))
+    names = ["frozen", "closed_form", *(n for n in found[0]["pairs"] if n.startswith("trained"))]
+    rows = []
+    for name in names:
+        row = {"way": way, "embedding": name, "epochs": [each["validation"]["epoch"] for each in found]}
+        for protocol in ("pairs", "pairs_unseen_documents"):
+            values = [each[protocol][name]["ndcg_at_10"] for each in found if protocol in each]
+            row[protocol] = f"{np.mean(values):.4f} ({np.std(values):.4f})"
+        row["interval, first seed"] = [round(x, 4) for x in found[0]["pairs"][name]["ndcg_at_10_interval"]]
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def curves(options) -> list[dict]:
+    """nDCG@10 of test queries over the memory's size at the config's k, and over k with the whole corpus."""
+    rows = []
+    ways = [("memory_size", size, [f"memory.memory_size={size}"]) for size in SIZES]
+    ways += [("num_negatives", k, [f"top_k.num_negatives={k}"]) for k in KS]
+    for key, value, overrides in ways:
+        found = [train(options, [*overrides, "training.refit=false", "training.folds=1"], s) for s in options.seeds]
+        scores = [each["pairs"]["trained"]["ndcg_at_10"] for each in found]
+        rows.append({"key": key, "value": value, "ndcg_at_10": [round(score, 4) for score in scores]})
+        rows[-1]["frozen"] = round(found[0]["pairs"]["frozen"]["ndcg_at_10"], 4)
+        rows[-1]["closed_form"] = round(found[0]["pairs"]["closed_form"]["ndcg_at_10"], 4)
+        print(rows[-1], flush=True)
+    return rows
+
+
+def train(options, overrides: list[str], seed: int) -> dict:
+    """The metrics of one run."""
+    config = load_config(options.config, options.set)
+    width = pair_loading.load_pairs(config, None)[0].queries.shape[1]
+    given = [*options.set, *(each.format(width=width) for each in overrides), f"training.seed={seed}"]
+    config = load_config(options.config, given)
+    with tempfile.TemporaryDirectory() as folder:
+        folds = pair_loading.load_pairs(config, None)
+        return pair_phases.run(config, folds, None, pathlib.Path(folder), Costs())[1]
+
+
+def plot(rows: list[dict], path: str) -> None:
+    """Two panels: mean and range over seeds, beside frozen features and closed form."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    titles = {"memory_size": "memory size, rows", "num_negatives": "k, hardest documents per query"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
+        chosen = [row for row in rows if row["key"] == key]
+        values = np.array([row["ndcg_at_10"] for row in chosen])
+        names = ["off" if row["value"] == 0 else f"{row['value']:,}" for row in chosen]
+        panel.plot(names, values.mean(axis=1), marker="o", color="#2a6fb0", label="trained")
+        panel.fill_between(names, values.min(axis=1), values.max(axis=1), color="#2a6fb0", alpha=0.2, linewidth=0)
+        for name, color in (("closed_form", "#777777"), ("frozen", "#bb5533")):
+            panel.axhline(chosen[0][name], color=color, linestyle="--", linewidth=1)
+            panel.annotate(name.replace("_", " "), (0.02, chosen[0][name]), xycoords=("axes fraction", "data"),
+                           xytext=(0, 3), textcoords="offset points", fontsize=8, color=color)  # fmt: skip
+        panel.set_xlabel(title)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("nDCG@10 of test queries")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
