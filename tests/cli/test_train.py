@@ -233,7 +233,7 @@ def left_in(workdir):
     return {name: (workdir / name).stat().st_mtime_ns for name in names}
 
 
-@pytest.mark.parametrize("culprit", ["write_run_report", "write_projector", "_about"])
+@pytest.mark.parametrize("culprit", ["write_run_report", "write_projector", "about_items"])
 def test_whatever_a_report_raises_it_alone_is_made_anew(vectors, tmp_path, capsys, monkeypatch, culprit):
     def broken(*args, **kwargs):
         raise KeyError("map_at_r")

@@ -78,6 +78,8 @@ def test_a_run_tells_what_is_learnt_from_what_is_learnt_by_heart(finished):
         assert low < scores["trained"]["ndcg_at_10"] < high
         assert scores["trained"]["ndcg_at_10_above_frozen_interval"][0] > 0
     assert {"epoch", "start", "pairs"} <= set(metrics["validation"])
+    page = (finished / "report.html").read_text("utf-8")
+    assert f"nDCG@10 {metrics['pairs_unseen_documents']['trained']['ndcg_at_10']:.3f} against" in page
     about = json.loads((finished / "data.json").read_text())
     assert about["queries"]["train"] + about["queries"]["validation"] == 110
     assert about["queries"]["test"] == 50

@@ -4,7 +4,7 @@
 - selection: what is chosen on held-out classes, by `training.folds` of them
 - build, loading: from a config to stages, and to the features of all items
 - work: what of this differs with the data
-- pair_loading, pair_starts, pair_phases, pair_folder: for queries and documents
+- pair_loading, pair_starts, pair_phases, pair_folder, pair_learning: for queries and documents
 - devices: which of this machine train
-- run_folder, saved_run: what a run leaves, and how it is opened again
+- run_folder, run_facts, saved_run: what a run leaves, and how it is opened again
 """

@@ -10,13 +10,21 @@ import numpy as np
 
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config.schema import Config
+from xbm_keras.config.yaml_files import public_values
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.evaluation.wording import is_better_on_held_out_queries
 from xbm_keras.experiment import run_folder
+from xbm_keras.experiment.pair_learning import learning_curve
+from xbm_keras.experiment.run_facts import about_pairs
 from xbm_keras.experiment.run_folder import read_record
+from xbm_keras.export.model_card import as_yaml
 from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.report.failures import kept_in
+from xbm_keras.report.pair_report import write_pair_report
+from xbm_keras.report.stage_costs import Cost
+from xbm_keras.stages.head.fc_layer import Head
 
 log = logging.getLogger("xbm_keras")
 
@@ -92,5 +100,29 @@ def _digest(dataset: PairDataset) -> str:
     return digest.hexdigest()
 
 
-def write_report(workdir, config, folds, head, metrics, costs):
-    """To come."""
+def write_report(
+    workdir: pathlib.Path,
+    config: Config,
+    folds: Sequence[PairDataset],
+    head: Head,
+    metrics: dict,
+    costs: Sequence[Cost],
+) -> None:
+    """Write `report.html`; where it cannot be made, say why. As `run_folder.write_report` does."""
+    dataset = folds[0]
+    splits = dataset.splits
+    with kept_in(workdir, f"To make it anew: the same command with --workdir {workdir}"):
+        write_pair_report(
+            workdir / "report.html",
+            title=workdir.name,
+            command="python train.py --config config.yaml",  # not as given, which holds paths and what a shell put in
+            about=about_pairs(config, dataset, metrics),
+            left_out=dataset.pairs.ignored,
+            config=as_yaml(public_values(config)),
+            dataset=dataset,
+            head=head,
+            trained_on=np.union1d(splits.train, splits.validation) if config.training.refit else splits.train,
+            metrics=metrics,
+            learning=learning_curve(config, dataset, head, metrics["validation"]),
+            costs=costs,
+        )

@@ -228,5 +228,5 @@ def run(
         model.head.set_weights(kept[1])
         raise Interrupted(model, kept[0]) from interrupt
     phase = "refit" if config.training.refit else "select"
-    chosen = {"epoch": epoch, **head.model_dump(include={"start", "shrinkage"})}
+    chosen = {"epoch": epoch, **head.model_dump(include={"start", "shrinkage", "parameters"})}
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}

@@ -13,16 +13,15 @@ from collections.abc import Iterator, Sequence
 
 import filelock
 import numpy as np
-import tensorflow as tf
 
 from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
-from xbm_keras.config.schema import Config, Neighbors
+from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, load_config, public_values, save_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.labels import printable
 from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
-from xbm_keras.evaluation.wording import views
+from xbm_keras.experiment.run_facts import about_items, num_classes
 from xbm_keras.export import model_card
 from xbm_keras.export.saved_model import describe_signatures
 from xbm_keras.model.xbm_model import XBMModel
@@ -212,7 +211,7 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
     about: dict = {
         "labels": dataset.label_names,
         "items": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-        "classes": {name: _num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
+        "classes": {name: num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
         "in_no_part": len(np.setdiff1d(everything, np.concatenate(parts))),
         "unlabelled": dataset.num_unlabelled,
@@ -300,7 +299,7 @@ def write_report(
             workdir / "report.html",
             title=workdir.name,
             command="python train.py --config config.yaml",  # not as given, which holds paths and what a shell put in
-            about=_about(config, dataset, head, metrics),
+            about=about_items(config, dataset, metrics),
             config=model_card.as_yaml(public_values(config)),
             dataset=dataset,
             head=head,
@@ -308,42 +307,3 @@ def write_report(
             costs=costs,
         )
         write_projector(workdir / TENSORBOARD, dataset, head)
-
-
-def _num_classes(dataset: Dataset, positions: np.ndarray) -> int:
-    return len(np.unique(dataset.labels[dataset.labelled(positions)]))
-
-
-def _about(config: Config, dataset: Dataset, head: Head, metrics: dict) -> dict[str, str]:
-    """What was run, for people."""
-    c, splits = config, dataset.splits
-    counts = {
-        name: f"{len(rows):,} items" + (f", {_num_classes(dataset, rows):,} classes" if dataset.has_labels else "")
-        for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
-    }
-    chosen = metrics["validation"]
-    start = chosen.get("start", c.head.start)  # which one, where the config says "auto"
-    dataset = dataset.keeping_views(chosen.get("views", 1) > 1, bool(chosen.get("turned_classes")))
-    trained_on = np.union1d(splits.train, splits.validation) if c.training.refit else splits.train
-    memory_size = min(c.memory.memory_size, len(dataset.with_views(trained_on)))
-    widths = ", ".join(map(str, c.head.widths or [c.head.embedding_dim]))
-    if isinstance(c.top_k, Neighbors):
-        picked = f"{c.top_k.num_neighbors} neighbours, {c.top_k.num_random} random rows, without labels"
-    else:
-        picked = f"{c.top_k.num_negatives} negatives, {c.top_k.num_positives} positives, in {c.top_k.mine_in}"
-    devices = tf.config.list_physical_devices("GPU")
-    return {
-        "Data": model_card.data_of(c.data.model_dump()).replace("`", ""),
-        "Network": model_card.network_of(c.backbone.model_dump()).replace("`", ""),
-        "Training": counts["train"] + views(chosen),
-        "Validation": counts["validation"],
-        "Test": counts["test"],
-        "Head": f"{c.head.kind}, {dataset.features.shape[1]} → {widths} dimensions, start {start}",
-        "Memory": f"{memory_size:,} rows, {c.memory.storage_dtype}" if memory_size else "off: pairs within a batch",
-        "Top-k sample": picked,
-        "Loss": ", ".join(f"{name} {value}" for name, value in c.loss.model_dump().items()).removeprefix("name "),
-        "Epochs": f"{chosen['epoch']} of at most {c.training.epochs}; last phase {metrics['phase']}",
-        "Seed": str(c.training.seed),
-        "Device": "CPU" if not devices else str(tf.config.experimental.get_device_details(devices[0])["device_name"]),
-        "Versions": ", ".join(f"{name} {version}" for name, version in model_card.VERSIONS.items()),
-    }

@@ -16,8 +16,14 @@ MARKERS = "osD^vPX*<>"
 OVER_WIDTHS = {
     ("leave_one_out", "map_at_r"): "MAP@R",
     ("neighbors", "neighbor_overlap_at_10"): "Kept of the 10 nearest neighbours",
+    ("pairs", "ndcg_at_10"): "nDCG@10 of all test queries",
+    ("pairs_unseen_documents", "ndcg_at_10"): "nDCG@10 of those whose documents never trained",
 }
-PHASES = {"select": ("-", "choosing the epoch"), "refit": ((0, (4, 2)), "all training classes")}
+CHOSEN_BY = {
+    "map_at_r": ("MAP@R", "validation classes", "classes"),
+    "ndcg_at_10": ("nDCG@10", "validation queries", "queries"),
+}
+PHASES = {"select": ("-", "choosing the epoch"), "refit": ((0, (4, 2)), "all training data")}
 
 
 def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]], best_epoch: int) -> list[Figure]:
@@ -25,7 +31,7 @@ def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]],
 
     Args:
         history: columns phase, epoch and the logs of `fit`.
-        validation: `{embedding: {metric: value}}` of the validation classes.
+        validation: `{embedding: {metric: value}}` of the validation classes, or queries.
         best_epoch: the chosen one.
     """
     figures = [_curve(history, "Loss", {"loss": ""}, "Training loss per epoch.")]
@@ -34,31 +40,15 @@ def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]],
         kept = {"val_neighbor_overlap_at_10": "overlap@10", "val_neighbor_overlap_at_100": "overlap@100"}
         caption = "Of held-out items, mean over widths."
         figures.append(_curve(select, "Agreement with the frozen features", kept, caption))
-    if "val_map_at_r" in history and len(select):
-        with drawing() as (figure, axes):
-            axes.plot(select.epoch, select.val_map_at_r, color=BLUE, marker="o", markersize=3, label="head")
-            for name in ("frozen", "closed_form"):
-                if name in validation:
-                    label = name.replace("_", " ")
-                    axes.axhline(
-                        validation[name]["map_at_r"],
-                        color=COLOR_OF[name],
-                        ls="--" if name == "frozen" else ":",
-                        label=label,
-                    )
-            if best_epoch:
-                axes.axvline(best_epoch, color=MUTED, lw=1, ls=(0, (1, 2)))
-            _name_epochs(axes)
-            axes.legend()
-        chosen = f"Epoch {best_epoch} was chosen." if best_epoch else "No epoch beat the untrained start."
-        figures.append(
-            Figure(
-                figure.svg,
-                f"MAP@R of the validation classes over {len(select)} epochs, beside frozen features and closed form.",
-                "MAP@R on validation classes",
-                f"{chosen} Test classes take no part in this.",
-            )
-        )
+    for metric, (name, validated, tested) in CHOSEN_BY.items():
+        if f"val_{metric}" in history and len(select):
+            svg = _validation_curve(history, metric, validation, best_epoch)
+            alt = f"{name} of the {validated} over {len(select)} epochs, beside frozen features and closed form."
+            chosen = f"Epoch {best_epoch} was chosen." if best_epoch else "No epoch beat the untrained start."
+            caption = f"{chosen} Test {tested} take no part in this."
+            if (history.phase == "select_2").any():
+                caption += " Thin: the same with others held out; all together choose."
+            figures.append(Figure(svg, alt, f"{name} on {validated}", caption))
     pairs = {"active_pairs": "pairs with a gradient", "valid_anchors": "anchors with a pair"}
     similarities = {"positive_sim": "positives", "negative_sim": "negatives"}
     figures += [
@@ -67,6 +57,24 @@ def curves(history: pd.DataFrame, validation: Mapping[str, Mapping[str, float]],
         _curve(history, "Memory occupancy", {"occupancy": ""}, "Filled share of the cross-batch memory.", (0, 1.04)),
     ]
     return [figure for figure in figures if figure is not None]
+
+
+def _validation_curve(history: pd.DataFrame, metric: str, validation: Mapping, best_epoch: int) -> str:
+    """What the epoch is chosen by; mean over nested widths, as it is logged."""
+    with drawing() as (figure, axes):
+        for phase, rows in history[history.phase.str.startswith("select")].groupby("phase", sort=False):
+            is_first = phase == "select"
+            look: dict = {"marker": "o", "markersize": 3, "label": "head"} if is_first else {"lw": 0.8, "alpha": 0.55}
+            axes.plot(rows.epoch, rows[f"val_{metric}"], color=BLUE, **look)
+        for name, dashes in (("frozen", "--"), ("closed_form", ":")):
+            levels = [values[metric] for each, values in validation.items() if each.split("@")[0] == name]
+            if levels:
+                axes.axhline(np.mean(levels), color=COLOR_OF[name], ls=dashes, label=name.replace("_", " "))
+        if best_epoch:
+            axes.axvline(best_epoch, color=MUTED, lw=1, ls=(0, (1, 2)))
+        _name_epochs(axes)
+        axes.legend()
+    return figure.svg
 
 
 def _curve(
@@ -141,10 +149,15 @@ def widths(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], embedding_d
         if protocol not in metrics:
             continue
         scores, said = metrics[protocol], []
-        named = [(each.partition("@"), values[metric]) for each, values in scores.items()]
+        named = [
+            (each.partition("@"), values[metric], values.get(f"{metric}_interval")) for each, values in scores.items()
+        ]
         with drawing() as (figure, axes):
             for kind, marker in (("closed_form", "s"), ("trained", "o")):
-                points = sorted((int(at[2] or embedding_dim), value) for at, value in named if at[0] == kind)
+                points = sorted((int(at[2] or embedding_dim), value) for at, value, _ in named if at[0] == kind)
+                for at, _, ends in named:
+                    if ends and at[0] == kind:
+                        axes.plot([int(at[2] or embedding_dim)] * 2, ends, color=COLOR_OF[kind], lw=1)
                 if points:
                     words = kind.replace("_", " ")
                     x, y = zip(*points, strict=True)
@@ -157,7 +170,7 @@ def widths(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], embedding_d
             axes.set_xticks(x, [str(width) for width in x])
             axes.minorticks_off()
             axes.set_xlabel("dimensions")
-            axes.legend(loc="lower right")
+            figure.legend(loc="outside lower center", ncols=3)
         figures.append(Figure(figure.svg, f"{name} over dimensions: {'; '.join(said)}.", name))
     return figures
 

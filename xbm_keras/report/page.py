@@ -69,6 +69,8 @@ class Cell:
     tone: Tone = "plain"
     is_best: bool = False
     """Set in bold."""
+    note: str = ""
+    """Small beneath the text, such as an interval."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Item:
     picture: str | None = None
     """A data URI, from `picture_uri`."""
     text: str | None = None
+    """Of a long one two lines are shown, and all of it on a click."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +134,8 @@ class Hit:
     """A neighbour of a query."""
 
     item: Item
-    is_right: bool
+    is_right: bool | None
+    """None where nobody knows."""
     similarity: float
 
 

@@ -61,7 +61,7 @@ def write_run_report(
         DataError: for an item that was readable when its features were computed, and now is not.
         OSError: where the file cannot be written.
     """
-    history = pathlib.Path(path).with_name("history.csv")
+    history, validation = pathlib.Path(path).with_name("history.csv"), metrics["validation"]
     sections = [PageSection("Results", _results(metrics, dataset, head.embedding_dim))]
     if "leave_one_out" in metrics:
         test = retrieval.rank_test_items(dataset, head, by_roles="query_gallery" in metrics)
@@ -73,8 +73,8 @@ def write_run_report(
     else:
         sections.append(PageSection("What it keeps", neighbors.searches(dataset, head)))
     sections += [
-        PageSection("Training", _training(pd.read_csv(history) if history.exists() else None, metrics["validation"])),
-        PageSection("The run", _the_run(command, about, config, dataset, costs)),
+        PageSection("Training", training(history, validation.get("leave_one_out", {}), validation["epoch"])),
+        PageSection("The run", the_run(command, about, config, dataset.skipped, costs)),
     ]
     tone, verdict = wording.verdict(metrics)
     write_page(path, Page(title, Verdict(verdict, tone), sections, " · ".join([about["Data"], about["Network"]])))
@@ -135,15 +135,17 @@ def _scores_tables(metrics: Mapping, caption: str) -> list[PageTable]:
     return tables
 
 
-def _training(history: pd.DataFrame | None, validation: Mapping) -> list[Block]:
-    if history is None:
+def training(history: pathlib.Path, validation: Mapping, best_epoch: int) -> list[Block]:
+    """Curves of a `history.csv`, which a run without epochs lacks; for the rest see `charts.curves`."""
+    if not history.exists():
         return [Paragraph("No epoch was trained: the head is its start.")]
-    return [Panels(charts.curves(history, validation.get("leave_one_out", {}), validation["epoch"]))]
+    return [Panels(charts.curves(pd.read_csv(history), validation, best_epoch))]
 
 
-def _the_run(
-    command: str, about: Mapping[str, str], config: str, dataset: Dataset, costs: Sequence[Cost]
+def the_run(
+    command: str, about: Mapping[str, str], config: str, skipped: Mapping[str, str], costs: Sequence[Cost]
 ) -> list[Block]:
+    """What makes the run again, what it was, what it cost, and what was skipped and why."""
     columns = ["Stage", "Time", "Peak memory"]
     has_gpu = any(cost.gpu_peak_mb is not None for cost in costs)
     rows = []
@@ -155,13 +157,13 @@ def _the_run(
         Facts(about),
         PageTable([*columns, *["GPU memory"] * has_gpu], rows, "Peak memory is the process's so far."),
     ]
-    if dataset.skipped:
-        listed = list(dataset.skipped.items())[:NUM_SKIPPED_LISTED]
-        reasons = collections.Counter(dataset.skipped.values()).most_common(3)
+    if skipped:
+        listed = list(skipped.items())[:NUM_SKIPPED_LISTED]
+        reasons = collections.Counter(skipped.values()).most_common(3)
         said = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
         table = PageTable(["Item", "Why"], [[key, reason] for key, reason in listed], text_columns=["Why"])
-        more = f" The first {len(listed)}:" if len(listed) < len(dataset.skipped) else ""
-        blocks.append(Details(f"{len(dataset.skipped):,} item(s) were skipped: {said}.{more}", [table]))
+        more = f" The first {len(listed)}:" if len(listed) < len(skipped) else ""
+        blocks.append(Details(f"{len(skipped):,} item(s) were skipped: {said}.{more}", [table]))
     else:
         blocks.append(Paragraph("No item was skipped."))
     return [*blocks, Details("The config, without paths", [Code(config)])]

@@ -1,0 +1,70 @@
+"""Would more pairs help: the chosen closed form by the number of training queries."""
+
+import dataclasses
+
+import numpy as np
+
+from xbm_keras.config.schema import Config
+from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.data.unit_rows import ChosenRows, UnitRows
+from xbm_keras.evaluation.intervals import bootstrap_interval
+from xbm_keras.evaluation.pairs import evaluate_pairs
+from xbm_keras.evaluation.retrieval import embed
+from xbm_keras.experiment.pair_starts import MAX_DOCUMENTS, MAX_QUERIES, PairHead, make_pair_start
+from xbm_keras.experiment.phases import copy_head
+from xbm_keras.progress import track
+from xbm_keras.report.pair_report import LearningCurve
+from xbm_keras.stages.head.fc_layer import Head
+
+MIN_QUERIES = 100
+SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def learning_curve(config: Config, dataset: PairDataset, head: Head, chosen: dict) -> LearningCurve | None:
+    """nDCG@10 of the validation queries under the closed form of 5 to 100 % of the training queries.
+
+    Of large data a part: the documents that answer, and of the others some.
+
+    Args:
+        config: of the run.
+        dataset: the data.
+        head: as wide as the one that trained, and of the same sides.
+        chosen: the start and its parameters, as `metrics.json` has them.
+
+    Returns:
+        None where the start is random, or fewer than 100 queries train.
+    """
+    train = dataset.splits.train
+    if chosen["start"] == "random" or len(train) < MIN_QUERIES:
+        return None
+    keys = ("start", "shrinkage", "parameters")
+    start = PairHead(**{**config.head.model_dump(), **{key: chosen[key] for key in keys}})
+    rng = np.random.default_rng(0)
+    dataset = _part(dataset, rng)
+    validation = np.sort(rng.permutation(dataset.splits.validation)[:MAX_QUERIES])
+    relevant, grades = dataset.pairs.relevant(validation)
+    documents = UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    queries = UnitRows(dataset.queries, validation)
+    frozen = evaluate_pairs(queries[:], documents[:], relevant, grades)["ndcg_at_10"]
+    head = copy_head(head)
+    order = rng.permutation(train)
+    counts = [round(share * len(train)) for share in SHARES]
+    found: dict[int, np.ndarray] = {}  # [q] each
+    for i in track(range(len(counts)), "report: learning curve", len(counts)):
+        head.set_start(make_pair_start(start, dataset, np.sort(order[: counts[i]])).scaled())
+        embedded = embed(head, queries), embed(head, documents, of_rows=True)
+        found[counts[i]] = evaluate_pairs(*embedded, relevant, grades)["ndcg_at_10"]
+    doubling = bootstrap_interval(found[counts[-1]] - found[counts[-2]])
+    return LearningCurve({count: float(each.mean()) for count, each in found.items()}, float(frozen.mean()), doubling)
+
+
+def _part(dataset: PairDataset, rng: np.random.Generator) -> PairDataset:
+    """The same with at most `MAX_DOCUMENTS` of the documents that answer no query."""
+    pairs = dataset.pairs
+    answers = np.unique(pairs.document[pairs.grade > 0])
+    others = np.setdiff1d(np.arange(len(dataset.documents)), answers)
+    if len(others) <= MAX_DOCUMENTS:
+        return dataset
+    kept = np.sort(np.concatenate([answers, rng.permutation(others)[:MAX_DOCUMENTS]]))
+    pairs = pairs.keeping(np.arange(len(dataset.queries)), kept)
+    return dataclasses.replace(dataset, pairs=pairs, documents=ChosenRows(dataset.documents, kept))
