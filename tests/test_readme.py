@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 TESTED_ELSEWHERE = {
     "python train.py": "cli/test_train_glyphs.py",
-    "python train.py --config configs/grocery.yaml": "cli/test_train.py",
+    "python train.py --config configs/grocery.yaml": "cli/test_train_photos.py",
     "python train.py --config configs/cars196.yaml": "data/test_tfds.py, on a data set that can be had offline",
     "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "cli/test_train_hub.py: needs [hub]",
     "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.cli.test_train import run
+from tests.cli.runs import run
 from tests.conftest import ROOT
 from xbm_keras.cli import export, index
 from xbm_keras.config.yaml_files import check_config, load_config, public_values

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from tests.cli.test_train import finished, vectors  # noqa: F401 (fixtures)
 from tests.export.test_saved_model import stored_dtypes
 from xbm_keras import atomic_files
 from xbm_keras.cli import evaluate, export, index
@@ -22,7 +21,7 @@ from xbm_keras.index.galleries import read_index
 
 
 @pytest.fixture
-def other_data(vectors, tmp_path):  # noqa: F811
+def other_data(vectors, tmp_path):
     """A config of three classes, which are too few to train on."""
     with np.load(vectors.with_name("vectors.npz")) as data:
         chosen = np.isin(data["label"], np.unique(data["label"])[:3])
@@ -33,7 +32,7 @@ def other_data(vectors, tmp_path):  # noqa: F811
     return tmp_path / "other.yaml"
 
 
-def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):  # noqa: F811
+def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):
     assert evaluate.main([f"--model={finished}", f"--output={tmp_path}/scores.json"]) == 0
     scores, run = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", finished / "metrics.json"))
     for protocol in ("leave_one_out", "query_gallery"):
@@ -42,7 +41,7 @@ def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):  # noqa: 
     assert "leave-one-out" in capsys.readouterr().out
 
 
-def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):  # noqa: F811
+def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):
     command = [f"--model={finished}", f"--config={other_data}", "--items=all", f"--embed={tmp_path}/vectors.npy"]
     assert evaluate.main([*command, f"--output={tmp_path}/scores.json"]) == 0
     with np.load(tmp_path / "other.npz") as data:
@@ -55,7 +54,7 @@ def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vectors.csv", "vectors", "."])  # of a .csv the table would be written over it
-def test_vectors_go_into_an_npy_alone(finished, tmp_path, capsys, name):  # noqa: F811
+def test_vectors_go_into_an_npy_alone(finished, tmp_path, capsys, name):
     with pytest.raises(SystemExit) as raised:
         evaluate.main([f"--model={finished}", f"--embed={tmp_path / name}"])
     assert raised.value.code == 2
@@ -70,7 +69,7 @@ def test_vectors_go_into_an_npy_alone(finished, tmp_path, capsys, name):  # noqa
         (lambda folder: (folder / "model.keras").unlink(), "holds no model.keras"),
     ],
 )
-def test_what_is_no_run_is_told(finished, tmp_path, capsys, change, message):  # noqa: F811
+def test_what_is_no_run_is_told(finished, tmp_path, capsys, change, message):
     shutil.copytree(finished, tmp_path / "run")
     change(tmp_path / "run")
     with pytest.raises(SystemExit):
@@ -78,7 +77,7 @@ def test_what_is_no_run_is_told(finished, tmp_path, capsys, change, message):  #
     assert message in capsys.readouterr().err
 
 
-def test_features_of_another_width_are_told(finished, other_data, tmp_path, capsys):  # noqa: F811
+def test_features_of_another_width_are_told(finished, other_data, tmp_path, capsys):
     with np.load(tmp_path / "other.npz") as data:
         np.savez(tmp_path / "other.npz", **{**data, "features": data["features"][:, :5]})
     with pytest.raises(SystemExit):
@@ -86,7 +85,7 @@ def test_features_of_another_width_are_told(finished, other_data, tmp_path, caps
     assert "features of width 5 for a head that takes 24" in capsys.readouterr().err
 
 
-def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):  # noqa: F811
+def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):
     command = ["build", f"--model={finished}", f"--index={tmp_path}/index"]
     assert index.main(command) == 0
     gallery, about, _ = read_index(tmp_path / "index")
@@ -99,7 +98,7 @@ def test_an_index_of_the_runs_own_data(finished, vectors, tmp_path):  # noqa: F8
     assert read_index(tmp_path / "index")[1]["items"] == 144
 
 
-def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
+def test_a_run_is_exported_again(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     assert export.main([f"--model={tmp_path}/run", "--set=export.weights=float16"]) == 0
     assert capsys.readouterr().out.split()[-1] == str(tmp_path / "run/export/2")
@@ -111,7 +110,7 @@ def test_a_run_is_exported_again(finished, tmp_path, capsys):  # noqa: F811
     assert "expected a finished run" in capsys.readouterr().err
 
 
-def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  # noqa: F811
+def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):
     exports = shutil.copytree(finished, tmp_path / "run") / "export"
     whole = {path.relative_to(exports / "1") for path in (exports / "1").rglob("*")}
     seen, render, sync = [], model_card.render_card, atomic_files.sync
@@ -141,8 +140,8 @@ def test_a_version_is_seen_once_it_is_whole(finished, tmp_path, monkeypatch):  #
 
 @pytest.mark.parametrize("sections", ["the data alone", "a whole config"])
 def test_vectors_without_labels_are_embedded_and_indexed_by_a_run_with_labels(
-    finished,  # noqa: F811
-    vectors,  # noqa: F811
+    finished,
+    vectors,
     tmp_path,
     capsys,
     sections,
@@ -191,7 +190,7 @@ def test_the_network_is_the_runs_whatever_the_data_are(tmp_path, monkeypatch, ru
     assert [(each.layers, each.image_size) for each in seen[::2]] == [(layers, [96, 96])] * 2
 
 
-def test_a_key_of_the_data_that_does_not_exist_is_told(finished, capsys):  # noqa: F811
+def test_a_key_of_the_data_that_does_not_exist_is_told(finished, capsys):
     for key, near in (("dat.path", "'data'"), ("data.pth", "'path'")):
         with pytest.raises(SystemExit):
             evaluate.main([f"--model={finished}", f"--set={key}=x"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.cli.test_train import run
+from tests.cli.runs import run
 from tests.conftest import ROOT
 from xbm_keras.cli import train
 from xbm_keras.config.yaml_files import load_config

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests import hub_presets
-from tests.cli.test_train import fails, run
+from tests.cli.runs import fails, run
 from tests.conftest import run_fresh
 
 SERVE = """

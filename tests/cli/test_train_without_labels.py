@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from tests.cli.test_train import fails, run
+from tests.cli.runs import fails, run
 from xbm_keras.cli import evaluate, index
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.errors import DataError

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.cli.test_train import fails
+from tests.cli.runs import fails
 from tests.conftest import ROOT
 from xbm_keras import Backbone
 from xbm_keras.config.yaml_files import ConfigError, check_config, load_config

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests import reference_starts
-from tests.cli.test_train import run
+from tests.cli.runs import run
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data import dataset
 from xbm_keras.data.splits import Splits
