@@ -226,14 +226,22 @@ def _holding_out(dataset: Dataset, positions: np.ndarray) -> Dataset:
     return dataclasses.replace(dataset, splits=dataclasses.replace(splits, train=train, validation=positions))
 
 
-def best_epoch(curves: Sequence[Sequence[float]]) -> int:
+def best_epoch(curves: Sequence[Sequence[float]], simplest: bool = False) -> int:
     """The epoch of the highest mean score over folds.
 
     Args:
         curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score; none at
             all leave epoch 0.
+        simplest: the first epoch that is within one standard error, of its differences from the best one over the
+            folds: what a few folds alone would go farther for is left to chance. Of one fold it is the best.
     """
     length = max(map(len, curves))
     if not length:
         return 0
-    return int(np.argmax(np.mean([[*curve, *[curve[-1]] * (length - len(curve))] for curve in curves], axis=0)))
+    scores = np.array([[*curve, *[curve[-1]] * (length - len(curve))] for curve in curves])  # [folds, epochs]
+    best = int(np.argmax(scores.mean(axis=0)))
+    if not simplest or len(scores) == 1:
+        return best
+    lacking = scores[:, best, None] - scores
+    error = lacking.std(axis=0, ddof=1) / np.sqrt(len(scores))
+    return int(np.argmax(lacking.mean(axis=0) <= error))
