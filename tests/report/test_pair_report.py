@@ -14,13 +14,14 @@ from xbm_keras.data.splits import Splits
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
-from xbm_keras.report import pair_searches
+from xbm_keras.report import charts, pair_searches
 from xbm_keras.report.page import Heading, QueryResults
 from xbm_keras.report.pair_report import LearningCurve, write_pair_report
 from xbm_keras.report.stage_costs import Cost
 
 NUM_QUERIES, NUM_DOCUMENTS, WIDTH = 24, 30, 6
 EVIL = '</q><script>alert("x")</script> & more'
+MARKS = {"right": "✓", "wrong": "✗", "unknown": "·"}
 LONG = "It is a long text. " * 30
 
 
@@ -28,6 +29,7 @@ def make_dataset(has_texts=True):
     """Queries 0 to 11 train. Of the others 12 to 17 are answered by documents of these, 18 to 23 by their own."""
     rng = np.random.default_rng(0)
     documents = rng.normal(size=(NUM_DOCUMENTS, WIDTH)).astype(np.float32)
+    documents[27] = documents[19] + 0.01  # judged, and no answer, but as near
     answers = np.concatenate([np.arange(12), np.arange(6), np.arange(18, 24)])
     queries = documents[answers] + 0.9 * rng.normal(size=(NUM_QUERIES, WIDTH)).astype(np.float32)
     everyone = np.arange(NUM_QUERIES)
@@ -133,6 +135,13 @@ def test_texts_are_texts_and_long_ones_open_on_a_click(report):
     assert not re.search(r'<details class="long"><summary><q>question', report[0])  # is short
 
 
+def test_what_nobody_judged_is_marked_neither_right_nor_wrong(report):
+    marks = {name: len(re.findall(rf'aria-label="{name}">{sign}<', report[0])) for name, sign in MARKS.items()}
+    counted = {name: report[0].count(f'<li class="{name}">') for name in MARKS}
+    assert marks == counted
+    assert all(marks.values())
+
+
 def test_what_it_finds_is_what_ranks_first_and_is_judged(report):
     dataset = make_dataset()
     test = pair_searches.rank_test_queries(dataset, make_head(), np.arange(12))
@@ -185,6 +194,18 @@ def test_it_says_what_learns_what_was_chosen_and_what_was_left_out(report):
     assert any(text.startswith("Epoch 2 was chosen. Test queries take no part in this. Thin:") for text in said)
     assert said[said.index("queries that nothing answers") + 1 :][:2].count("7") == 1
     assert "python train.py --config x.yaml" in said
+
+
+def test_the_curve_of_validation_has_the_other_folds_beside_it():
+    rows = {"phase": ["select"] * 2 + ["select_2"] * 2 + ["refit"] * 2, "epoch": [1, 2] * 3, "loss": 1.0}
+
+    def curve(*values):
+        figures = charts.curves(pd.DataFrame({**rows, "val_ndcg_at_10": values}), {}, 2)
+        return next(figure.svg for figure in figures if figure.title == "nDCG@10 on validation queries")
+
+    first = curve(0.5, 0.6, 0.52, 0.56, 0.4, 0.4)
+    assert curve(0.5, 0.6, 0.52, 0.58, 0.4, 0.4) != first
+    assert curve(0.5, 0.6, 0.52, 0.56, 0.4, 0.8) == first
 
 
 def test_without_texts_there_are_ids_and_without_curve_or_epochs_no_sections(tmp_path):
