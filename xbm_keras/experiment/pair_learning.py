@@ -6,7 +6,7 @@ import numpy as np
 
 from xbm_keras.config.schema import Config
 from xbm_keras.data.pair_dataset import PairDataset
-from xbm_keras.data.unit_rows import ChosenRows, UnitRows
+from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.evaluation.retrieval import embed
@@ -67,4 +67,4 @@ def _part(dataset: PairDataset, rng: np.random.Generator) -> PairDataset:
         return dataset
     kept = np.sort(np.concatenate([answers, rng.permutation(others)[:MAX_DOCUMENTS]]))
     pairs = pairs.keeping(np.arange(len(dataset.queries)), kept)
-    return dataclasses.replace(dataset, pairs=pairs, documents=ChosenRows(dataset.documents, kept))
+    return dataclasses.replace(dataset, pairs=pairs, documents=UnitRows(dataset.documents, kept))
