@@ -1,0 +1,349 @@
+"""What published methods give on the same vectors and splits as ours, beside frozen features and our own default.
+
+    python -m benchmarks.pair_peers --config configs/medquad.yaml
+    python -m benchmarks.pair_peers --config configs/scifact.yaml --steps 600 --every 20
+
+Each is written from the formulas of its text, in batches of 64 queries with one of their documents each, with Adam. The
+validation queries choose the learning rate and at most one weight (first seed, first fold), and of each seed the number
+of steps (mean over folds); then it trains anew on training and validation queries, and is tested once. What texts
+leave open is read thus: means in place of sums, over features too, so that weights do not hang on the batch; a constant
+learning rate; residual layers start from zero, thus from the frozen features.
+
+- `adapter`: the linear adapter of queries of LlamaIndex (`EmbeddingAdapterFinetuneEngine`): a D x D matrix without bias
+  from the identity, documents as they are, multiple negatives ranking loss (Henderson et al., arXiv 1705.00652; cosine,
+  scale 20), where other documents of the batch that answer a query are negatives too. Its batches are of 10 by default.
+- `adapter, random`: the same with 64 random documents of the corpus as negatives, one draw for a batch, but for those
+  that answer the query.
+- `search-adaptor` (Yoon et al., ACL 2024, arXiv 2310.08750): one residual layer `x + f(x)` of both sides; ranking loss,
+  `(y_ij - y_ik) log(1 + exp(s_ik - s_ij))` over documents with `y_ij > y_ik`; recovery loss, the absolute difference
+  from the frozen features; prediction loss, the absolute difference of a query from what a predictor makes of its
+  document. Left open: where negatives come from (here the batch), the layer (here linear; so is the predictor, from the
+  identity). Recovery and prediction have one weight, which is chosen.
+- `matryoshka-adaptor`, supervised (Yoon et al., EMNLP 2024, arXiv 2407.20243): a residual layer; absolute differences
+  of the similarities of documents, frozen and cut to each nested width, over the pairs of the batch and over nearest
+  neighbours; recovery loss; the ranking loss at each nested width, whose weight is chosen, that of the others is 1.
+  Left open: the widths (here 64, 128, 256 and D; scored at 128), the neighbours (here the 10 nearest of the corpus).
+- `smec` (Zhang et al., EMNLP 2025, arXiv 2510.12474): one FC layer from D to 128; the ranking loss (equation 8), and
+  the absolute differences of frozen and reduced similarities to the top k of a memory of frozen features (equation 7),
+  whose weight is chosen. Left open: the start (here the principal directions of the corpus), what enters the memory
+  (here queries and documents of the batch; it is filled with random documents before), its size and k (here 5,000 and
+  10). Width by width training and the choice of dimensions, which serve many widths, are not a part of it.
+
+DIVE (arXiv 2605.20689) is not here: of its text the abstract alone was at hand, which names a hinge loss of triplets
+and a contrastive one of head-wise projections, but no formula, margin or choice of triplets.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import itertools
+import pathlib
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import common
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.intervals import bootstrap_interval
+from xbm_keras.evaluation.pairs import evaluate_pairs
+from xbm_keras.experiment import pair_loading, pair_phases
+from xbm_keras.report.stage_costs import Costs
+from xbm_keras.stages.head.starts import leading_eigenvectors
+
+BATCH, PATIENCE = 64, 500  # queries; steps
+SCALE, NEIGHBORS, MEMORY, WIDTH = 20.0, 10, 5000, 128
+PROTOCOLS = ("pairs", "pairs_unseen_documents")
+
+
+def main():
+    options = common.parser(__doc__)
+    options.add_argument("--config", default="configs/medquad.yaml")
+    options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    options.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
+    options.add_argument("--steps", type=int, default=2000, help="at most")
+    options.add_argument("--every", type=int, default=100, help="steps between two looks at the validation queries")
+    options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the config")
+    options = options.parse_args()
+    folds = pair_loading.load_pairs(load_config(options.config, options.set), None)
+    results = ours(options, folds)
+    for name in options.peers:
+        results.append(peer(options, [Data(fold) for fold in folds], name))
+        print(results[-1], flush=True)
+    common.report(results, options)
+
+
+def ours(options, folds) -> list[dict]:
+    """Rows of frozen features, closed form and our default."""
+    found = []
+    for seed in options.seeds:
+        config = load_config(options.config, [*options.set, f"training.seed={seed}"])
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(pair_phases.run(config, folds, None, pathlib.Path(folder), Costs())[1])
+    epochs = [each["validation"]["epoch"] for each in found]
+    about = {"frozen": "-", "closed_form": found[0]["validation"]["start"], "trained": f"epochs {epochs}"}
+    rows = [_row(n, [{p: each[p][n] for p in PROTOCOLS if p in each} for each in found], about[n]) for n in about]
+    print(*rows, sep="\n", flush=True)
+    return rows
+
+
+def peer(options, folds: list["Data"], name: str) -> dict:
+    """The row of one method: chosen, trained anew and tested for each seed."""
+    begun, make, (first, *_) = time.perf_counter(), PEERS[name], options.seeds
+    grid = list(itertools.product(options.rates, make.weights))
+    curves = [validation_curve(make(folds[0], weight, first), rate, options) for rate, weight in grid]
+    rate, weight = grid[int(np.argmax([curve.max() for curve in curves]))]
+    scores, steps, known = [], [], curves[grid.index((rate, weight))]
+    dataset = folds[0].dataset
+    queries = np.union1d(dataset.splits.train, dataset.splits.validation)
+    for seed in options.seeds:
+        done = [known] if seed == first else []
+        done += [validation_curve(make(fold, weight, seed), rate, options) for fold in folds[len(done) :]]
+        steps.append(int(np.mean(done, axis=0).argmax()) * options.every)
+        model = make(Data(dataset, queries), weight, seed)
+        trainer(model, rate)(steps[-1])
+        scores.append(test(model))
+    chosen = f"steps {steps}, rate {rate:g}" + (f", weight {weight:g}" if len(make.weights) > 1 else "")
+    return _row(f"{name}, {model.width}", scores, chosen) | {"minutes": round((time.perf_counter() - begun) / 60, 1)}
+
+
+def _row(name: str, scores: list[dict], chosen: str) -> dict:
+    row = {"name": name}
+    for protocol, title in zip(PROTOCOLS, ("all", "unseen documents"), strict=True):
+        found = [each[protocol] for each in scores if protocol in each]
+        if found:
+            values = [each["ndcg_at_10"] for each in found]
+            low, high = found[0]["ndcg_at_10_interval"]
+            row[title] = f"{np.mean(values):.4f} ({np.std(values):.4f})"
+            row[f"{title}, interval"] = f"{low:.3f}..{high:.3f}"
+    return row | {"chosen": chosen}
+
+
+def validation_curve(model: "Peer", rate: float, options) -> np.ndarray:
+    """nDCG@10 of the validation queries from none to all steps; what patience leaves out is as the last."""
+    step, validation = trainer(model, rate), model.data.dataset.splits.validation
+    scores = [evaluate(model, validation).mean()]
+    while len(scores) * options.every <= min(options.steps, np.argmax(scores) * options.every + PATIENCE):
+        step(options.every)
+        scores.append(evaluate(model, validation).mean())
+    return np.pad(scores, (0, options.steps // options.every + 1 - len(scores)), mode="edge")
+
+
+def test(model: "Peer") -> dict:
+    """nDCG@10 and its interval by both protocols, as `compare_pairs` has them."""
+    dataset = model.data.dataset
+    values, is_unseen = evaluate(model, dataset.splits.test), dataset.is_unseen(dataset.splits.test, model.data.trained)
+    found = {"pairs": values, "pairs_unseen_documents": values[is_unseen]}
+    return {
+        p: {"ndcg_at_10": v.mean(), "ndcg_at_10_interval": bootstrap_interval(v)} for p, v in found.items() if len(v)
+    }
+
+
+def evaluate(model: "Peer", queries: np.ndarray) -> np.ndarray:
+    """[q] nDCG@10 over the whole corpus."""
+    data = model.data
+    embedded = model.embed_queries(tf.gather(data.queries, queries)), model.embed_documents(data.documents)
+    return evaluate_pairs(*(each.numpy() for each in embedded), *data.dataset.pairs.relevant(queries))["ndcg_at_10"]
+
+
+class Data:
+    """Unit features, and the documents that answer the queries that train."""
+
+    def __init__(self, dataset, trained: np.ndarray | None = None):
+        self.dataset = dataset
+        self.trained = dataset.splits.train if trained is None else trained
+        self.queries = tf.constant(UnitRows(dataset.queries, np.arange(len(dataset.queries)))[:], tf.float32)
+        self.documents = tf.constant(UnitRows(dataset.documents, np.arange(len(dataset.documents)))[:], tf.float32)
+        self.relevant, grades = dataset.pairs.relevant(self.trained)
+        self.grades, self.width = tf.constant(grades, tf.float32), int(self.queries.shape[1])
+
+    def draw(self, rng: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places among the queries that train, each as often as another, and one document of each, [steps, B]."""
+        epochs = -(-steps * BATCH // len(self.trained))
+        order = np.concatenate([rng.permutation(len(self.trained)) for _ in range(epochs)])[: steps * BATCH]
+        documents = self.relevant[order, rng.integers((self.relevant >= 0).sum(axis=1)[order])]
+        return order.reshape(steps, -1), documents.reshape(steps, -1)
+
+    def relevance(self, places, documents):
+        """[B, C] grades of documents for queries, 0 where they do not answer."""
+        is_it = tf.gather(self.relevant, places)[:, :, None] == documents  # [B, P, C]
+        return tf.reduce_sum(tf.where(is_it, tf.gather(self.grades, places)[:, :, None], 0.0), axis=1)
+
+
+class Peer:
+    """A method: its layer, what it makes of queries and documents, and its `loss`, a part of which has a weight."""
+
+    weights: tuple[float, ...] = (0.0,)
+    """Of which the validation queries choose."""
+
+    def __init__(self, data: Data, weight: float, seed: int):
+        self.data, self.weight, self.rng = data, weight, np.random.default_rng(seed)
+        self.kernel = tf.Variable(tf.zeros([data.width, data.width]))
+        self.variables, self.width = [self.kernel], data.width
+
+    def embed_queries(self, queries):
+        """[n, D] to [n, E]."""
+        return queries + queries @ self.kernel
+
+    def embed_documents(self, documents):
+        """[n, D] to [n, E]."""
+        return self.embed_queries(documents)
+
+    def gather(self, places, documents):
+        """Features [B, D] of queries by place among those that train, and of documents by position."""
+        queries = tf.gather(self.data.queries, tf.gather(self.data.trained, places))
+        return queries, tf.gather(self.data.documents, documents)
+
+
+class _Adapter(Peer):
+    def embed_documents(self, documents):
+        return documents
+
+    def loss(self, places, documents):
+        queries, documents = self.gather(places, documents)
+        return cross_entropy(cosines(self.embed_queries(queries), documents), tf.range(BATCH))
+
+
+class _RandomAdapter(_Adapter):
+    def loss(self, places, documents):
+        others = tf.random.uniform([BATCH], maxval=len(self.data.documents), dtype=tf.int64)
+        queries, documents = self.gather(places, documents)
+        queries = self.embed_queries(queries)
+        negatives = cosines(queries, tf.gather(self.data.documents, others))
+        negatives = tf.where(self.data.relevance(places, others) > 0, -1e3, negatives)
+        positives = tf.linalg.diag_part(cosines(queries, documents))
+        return cross_entropy(tf.concat([positives[:, None], negatives], axis=1), tf.zeros(BATCH, tf.int32))
+
+
+class _SearchAdaptor(Peer):
+    weights = (0.0, 1.0, 10.0)
+
+    def __init__(self, data: Data, weight: float, seed: int):
+        super().__init__(data, weight, seed)
+        self.predictor = tf.Variable(tf.eye(data.width))
+        self.variables.append(self.predictor)
+
+    def loss(self, places, documents):
+        frozen_q, frozen_d = self.gather(places, documents)
+        q, d = self.embed_queries(frozen_q), self.embed_queries(frozen_d)
+        recovery, prediction = distance(q, frozen_q) + distance(d, frozen_d), distance(q, d @ self.predictor)
+        ranked = ranking(cosines(q, d), self.data.relevance(places, documents))
+        return ranked + self.weight * (recovery + prediction)
+
+
+class _MatryoshkaAdaptor(Peer):
+    weights = (1.0, 10.0)
+
+    def __init__(self, data: Data, weight: float, seed: int):
+        super().__init__(data, weight, seed)
+        self.width, self.widths = WIDTH, (64, 128, 256, data.width)
+        self.neighbors = nearest(data.documents)
+
+    def embed_queries(self, queries):
+        return super().embed_queries(queries)[:, : self.width]
+
+    def loss(self, places, documents):
+        frozen_q, frozen_d = self.gather(places, documents)
+        frozen_n = tf.gather(self.data.documents, tf.gather(self.neighbors, documents))  # [B, k, D]
+        q, d, n = (each + each @ self.kernel for each in (frozen_q, frozen_d, frozen_n))
+        relevance, total = self.data.relevance(places, documents), 0.0
+        for w in self.widths:
+            total += distance(cosines(d[:, :w], d[:, :w]), cosines(frozen_d, frozen_d))
+            total += distance(cosines(d[:, None, :w], n[..., :w]), cosines(frozen_d[:, None], frozen_n))
+            total += self.weight * ranking(cosines(q[:, :w], d[:, :w]), relevance)
+        return total / len(self.widths) + distance(d, frozen_d)
+
+
+class _Smec(Peer):
+    weights = (0.1, 1.0)
+
+    def __init__(self, data: Data, weight: float, seed: int):
+        super().__init__(data, weight, seed)
+        directions = leading_eigenvectors(np.cov(data.documents, rowvar=False), WIDTH)[1]
+        self.kernel, self.width = tf.Variable(tf.constant(directions, tf.float32)), WIDTH
+        self.variables = [self.kernel]
+        filled = self.rng.integers(len(data.documents), size=MEMORY)
+        self.memory = tf.Variable(tf.gather(data.documents, filled), trainable=False)
+
+    def embed_queries(self, queries):
+        return queries @ self.kernel
+
+    def loss(self, places, documents):
+        batch = tf.concat(self.gather(places, documents), axis=0)  # [2 B, D]
+        scores = batch @ tf.transpose(self.memory)
+        picked = tf.math.top_k(tf.where(scores > 1 - 1e-5, -1.0, scores), NEIGHBORS).indices  # without itself
+        picked = tf.gather(self.memory, picked)  # [2 B, k, D]
+        self.memory.assign(tf.concat([self.memory[len(batch) :], batch], axis=0))
+        reduced = batch @ self.kernel
+        aligned = distance(cosines(reduced[:, None], picked @ self.kernel), cosines(batch[:, None], picked))
+        ranked = ranking(cosines(*tf.split(reduced, 2)), self.data.relevance(places, documents))
+        return ranked + self.weight * aligned
+
+
+PEERS = {
+    "adapter": _Adapter,
+    "adapter, random": _RandomAdapter,
+    "search-adaptor": _SearchAdaptor,
+    "matryoshka-adaptor": _MatryoshkaAdaptor,
+    "smec": _Smec,
+}
+
+
+def trainer(model: Peer, rate: float):
+    """What takes so many steps of Adam."""
+    keras.utils.set_random_seed(int(model.rng.integers(1 << 31)))
+    optimizer = keras.optimizers.Adam(rate)
+    optimizer.build(model.variables)
+
+    @tf.function(reduce_retracing=True)
+    def run(places, documents):
+        for i in tf.range(tf.shape(places)[0]):
+            with tf.GradientTape() as tape:
+                loss = model.loss(places[i], documents[i])
+            optimizer.apply(tape.gradient(loss, model.variables, unconnected_gradients="zero"))
+
+    def train(steps):
+        if steps:
+            run(*map(tf.constant, model.data.draw(model.rng, steps)))
+
+    return train
+
+
+def cosines(a, b):
+    """[..., n, E] and [..., m, E] to [..., n, m]."""
+    return tf.matmul(tf.math.l2_normalize(a, -1), tf.math.l2_normalize(b, -1), transpose_b=True)
+
+
+def distance(a, b):
+    """Mean absolute difference."""
+    return tf.reduce_mean(tf.abs(a - b))
+
+
+def cross_entropy(scores, labels):
+    """Of which document answers, [B], among those that cosines [B, K] are of."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, SCALE * scores))
+
+
+def ranking(scores, relevance):
+    """Weighted mean of `log(1 + exp(s_ik - s_ij))` over y_ij > y_ik, by `y_ij - y_ik`; of [B, C] both."""
+    weights = tf.nn.relu(relevance[:, :, None] - relevance[:, None, :])  # [B, j, k]
+    losses = tf.nn.softplus(scores[:, None, :] - scores[:, :, None])
+    return tf.reduce_sum(weights * losses) / tf.maximum(tf.reduce_sum(weights), 1.0)
+
+
+def nearest(documents) -> tf.Tensor:
+    """[N, k] positions of the nearest other documents."""
+    found = []
+    for own in tf.split(tf.range(len(documents)), [*[1024] * (len(documents) // 1024), len(documents) % 1024]):
+        scores = tf.gather(documents, own) @ tf.transpose(documents) - 3.0 * tf.one_hot(own, len(documents))
+        found.append(tf.math.top_k(scores, NEIGHBORS).indices)
+    return tf.concat(found, axis=0)
+
+
+if __name__ == "__main__":
+    main()
