@@ -1,13 +1,13 @@
 """What published methods give on the same vectors and splits as ours, beside frozen features and our own default.
 
     python -m benchmarks.pair_peers --config configs/medquad.yaml
-    python -m benchmarks.pair_peers --config configs/scifact.yaml --steps 600 --every 20
+    python -m benchmarks.pair_peers --config configs/scifact.yaml --steps 600 --every 20 --rates 1e-4 3e-4 1e-3
 
 Each is written from the formulas of its text, in batches of 64 queries with one of their documents each, with Adam. The
-validation queries choose the learning rate and at most one weight (first seed, first fold), and of each seed the number
-of steps (mean over folds); then it trains anew on training and validation queries, and is tested once. What texts
-leave open is read thus: means in place of sums, over features too, so that weights do not hang on the batch; a constant
-learning rate; residual layers start from zero, thus from the frozen features.
+validation queries of all folds choose learning rate and at most one weight (first seed), and the number of steps (each
+seed); then it trains anew on training and validation queries, and is tested once. What texts leave open is read thus:
+means in place of sums, over features too, so that weights do not hang on the batch; a constant learning rate; residual
+layers start from zero, thus from the frozen features.
 
 - `adapter`: the linear adapter of queries of LlamaIndex (`EmbeddingAdapterFinetuneEngine`): a D x D matrix without bias
   from the identity, documents as they are, multiple negatives ranking loss (Henderson et al., arXiv 1705.00652; cosine,
@@ -55,7 +55,7 @@ from xbm_keras.experiment import pair_loading, pair_phases
 from xbm_keras.report.stage_costs import Costs
 from xbm_keras.stages.head.starts import leading_eigenvectors
 
-BATCH, PATIENCE = 64, 500  # queries; steps
+BATCH, PATIENCE = 64, 5  # queries; looks at the validation queries
 SCALE, NEIGHBORS, MEMORY, WIDTH = 20.0, 10, 5000, 128
 PROTOCOLS = ("pairs", "pairs_unseen_documents")
 
@@ -95,17 +95,18 @@ def ours(options, folds) -> list[dict]:
 def peer(options, folds: list["Data"], name: str) -> dict:
     """The row of one method: chosen, trained anew and tested for each seed."""
     begun, make, (first, *_) = time.perf_counter(), PEERS[name], options.seeds
-    grid = list(itertools.product(options.rates, make.weights))
-    curves = [validation_curve(make(folds[0], weight, first), rate, options) for rate, weight in grid]
-    rate, weight = grid[int(np.argmax([curve.max() for curve in curves]))]
-    scores, steps, known = [], [], curves[grid.index((rate, weight))]
-    dataset = folds[0].dataset
-    queries = np.union1d(dataset.splits.train, dataset.splits.validation)
+    dataset, scores, steps = folds[0].dataset, [], []
+
+    def curve(seed, rate, weight):
+        return np.mean([validation_curve(make(fold, weight, seed), rate, options) for fold in folds], axis=0)
+
+    curves = {each: curve(first, *each) for each in itertools.product(options.rates, make.weights)}
+    rate, weight = max(curves, key=lambda each: curves[each].max())
+    data = Data(dataset, np.union1d(dataset.splits.train, dataset.splits.validation))
     for seed in options.seeds:
-        done = [known] if seed == first else []
-        done += [validation_curve(make(fold, weight, seed), rate, options) for fold in folds[len(done) :]]
-        steps.append(int(np.mean(done, axis=0).argmax()) * options.every)
-        model = make(Data(dataset, queries), weight, seed)
+        chosen = curves[rate, weight] if seed == first else curve(seed, rate, weight)
+        steps.append(int(chosen.argmax()) * options.every)
+        model = make(data, weight, seed)
         trainer(model, rate)(steps[-1])
         scores.append(test(model))
     chosen = f"steps {steps}, rate {rate:g}" + (f", weight {weight:g}" if len(make.weights) > 1 else "")
@@ -128,7 +129,7 @@ def validation_curve(model: "Peer", rate: float, options) -> np.ndarray:
     """nDCG@10 of the validation queries from none to all steps; what patience leaves out is as the last."""
     step, validation = trainer(model, rate), model.data.dataset.splits.validation
     scores = [evaluate(model, validation).mean()]
-    while len(scores) * options.every <= min(options.steps, np.argmax(scores) * options.every + PATIENCE):
+    while len(scores) <= min(options.steps // options.every, np.argmax(scores) + PATIENCE):
         step(options.every)
         scores.append(evaluate(model, validation).mean())
     return np.pad(scores, (0, options.steps // options.every + 1 - len(scores)), mode="edge")
