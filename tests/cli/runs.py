@@ -29,6 +29,11 @@ SERVE = """
 METRICS = {"recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "r_precision"}
 
 
+def means_of(scores):
+    """The metrics, without intervals and differences."""
+    return {name: scores[name] for name in METRICS}
+
+
 def serve_in_a_fresh_process(export, inputs, tmp_path):
     """What the SavedModel gives for the first 1, 33 and 0 inputs, loaded by a process that imports TensorFlow alone."""
     np.save(tmp_path / "inputs.npy", inputs)

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import pathlib
-import pickle
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -92,7 +91,12 @@ def _compute(ray, source, backbone, batch_size, num_workers, fingerprint, shards
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 if table["position"].to_pylist() != list(itertools.islice(positions, len(table))):
                     raise RuntimeError("Ray Data returned blocks in another order than they were given.")
-                yield [pickle.loads(each) for each in table["outcome"].to_pylist()]
+                yield [
+                    np.frombuffer(row, np.float32) if row is not None else UnreadableItem(problem, is_lasting)
+                    for row, problem, is_lasting in zip(
+                        *(table[name].to_pylist() for name in ("row", "problem", "is_lasting")), strict=True
+                    )
+                ]
         except ray.exceptions.RayError as error:
             reason = next(line for line in reversed(str(error).splitlines()) if line.strip())
             raise DataError(
@@ -186,8 +190,16 @@ class _Worker:
             raise DataError(f"{key} is another item on that machine")
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Positions [n], and of each item the row, float32 [D], or an `UnreadableItem`, pickled."""
+        """Positions [n] to as many rows (bytes of float32 [D]) or problems (str)."""
         positions = block["position"].to_pylist()
         batches = compute_batches(self.source, self.network, self.backbone.prepare, [positions], self.batch_size)
-        outcomes = pa.array(map(pickle.dumps, itertools.chain.from_iterable(batches)), pa.large_binary())
-        return pa.table({"position": block["position"], "outcome": outcomes})
+        outcomes = itertools.chain.from_iterable(batches)
+        pairs = [(None, o) if isinstance(o, UnreadableItem) else (o.tobytes(), None) for o in outcomes]
+        return pa.table(
+            {
+                "position": block["position"],
+                "row": pa.array([row for row, _ in pairs], pa.large_binary()),
+                "problem": pa.array([problem and str(problem) for _, problem in pairs], pa.string()),
+                "is_lasting": pa.array([problem and problem.is_lasting for _, problem in pairs], pa.bool_()),
+            }
+        )
