@@ -1,17 +1,20 @@
 """train.py on keras_hub backbones: texts to a SavedModel that needs neither keras_hub nor this package."""
 
+import importlib
 import json
 import sys
 
 import keras
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import yaml
 
 from tests import hub_presets
 from tests.cli.runs import fails, run
-from tests.conftest import run_fresh
+from tests.conftest import ROOT, run_fresh
+from xbm_keras.cli import evaluate, index
 
 SERVE = """
 import sys
@@ -94,6 +97,54 @@ def test_texts_end_to_end(keras_hub, text_config, tmp_path):
     again = run(config, tmp_path / "again")
     assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
     assert again["leave_one_out"]["frozen"] == metrics["leave_one_out"]["frozen"]
+
+
+def write_pairs(folder):
+    """Questions and answers of the same words, in another order; an empty answer, and one that nobody asked for."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    own = [hub_presets.WORDS[i % 16 : i % 16 + 4] + hub_presets.WORDS[i // 16 : i // 16 + 2] for i in range(48)]
+    lines = [{"_id": f"d{i}", "title": "", "text": " ".join(rng.permutation(words))} for i, words in enumerate(own)]
+    lines += [{"_id": "empty", "text": " "}, {"_id": "alone", "text": "a"}]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [{"_id": f"q{i}", "text": " ".join(rng.permutation(words))} for i, words in enumerate(own)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    (folder / "qrels").mkdir()
+    for split, rows in (("train", range(30)), ("test", range(30, 48))):
+        pairs = [f"q{i}\td{i}\t1\n" for i in rows] + ["q0\tempty\t1\n"] * (split == "train")
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(pairs))
+
+
+def test_questions_and_answers_end_to_end(keras_hub, tmp_path, monkeypatch):
+    """Texts of both sides to an index that a client with the run's tokenizer searches."""
+    write_pairs(tmp_path / "pairs")
+    data = {"source": "pairs", "path": str(tmp_path / "pairs"), "query_prefix": "the "}
+    backbone = {"kind": "keras_hub", "preset": str(hub_presets.tiny_bert(tmp_path / "bert")), "max_length": 12}
+    config = config_of(tmp_path, data, backbone)
+    plain = ["training.batch_size=8", "export.only_if_better=false"]
+    metrics = run(config, tmp_path / "run", *plain)
+    assert np.isfinite(metrics["pairs_unseen_documents"]["trained"]["ndcg_at_10"])
+    about = json.loads((tmp_path / "run/data.json").read_text())
+    assert about["documents"] == 49
+    assert about["skipped"] == {"documents empty": "an empty text"}
+    assert about["read_for_backbone"] == 48 + 49
+    run(config, tmp_path / "again", *plain, "training.epochs=0")
+    assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
+    run(config, tmp_path / "other", *plain, "training.epochs=0", "data.query_prefix=")
+    assert json.loads((tmp_path / "other/data.json").read_text())["read_for_backbone"] == 48  # queries without a prefix
+
+    index.main(["build", "--index", str(tmp_path / "run/index"), "--model", str(tmp_path / "run")])
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    client = importlib.import_module("search_texts")
+    asked = [json.loads(line)["text"] for line in (tmp_path / "pairs/queries.jsonl").read_text().splitlines()]
+    answers = client.search(tmp_path / "run", [f"the {text}" for text in asked], k=49)
+    evaluate.main(["--model", str(tmp_path / "run"), "--items", "all", "--embed", str(tmp_path / "v.npy")])
+    queries, documents = (np.load(tmp_path / f"v.{name}.npy") for name in ("queries", "documents"))
+    names = pd.read_csv(tmp_path / "v.documents.csv").id.tolist()
+    for vector, found in zip(queries, answers, strict=True):
+        expected = documents @ vector
+        assert [value for _, value in found] == pytest.approx(np.sort(expected)[::-1], abs=1e-5)
+        assert dict(found)[names[0]] == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_pictures_end_to_end(keras_hub, tmp_path):
