@@ -15,6 +15,7 @@ from xbm_keras.data.pairs import read_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import saved_run
 from xbm_keras.stages.backbone.frozen import load_keras_file
+from xbm_keras.training.callbacks import HistoryCsv
 
 D, N, Q = 16, 240, 160
 
@@ -164,6 +165,29 @@ def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path
     with pytest.raises(SystemExit):
         index.main([*search, "--features", str(tmp_path / "narrow.npy")])
     assert "shape (2, 3); expected finite numbers [n, 16]" in capsys.readouterr().err
+
+
+class _Killed(RuntimeError):
+    """In place of a signal."""
+
+
+@pytest.mark.parametrize("killed_in", ["select_2", "refit"])
+def test_a_killed_run_goes_on_to_the_same_numbers(finished, config, tmp_path, monkeypatch, killed_in):
+    """After three epochs of a phase; a checkpoint each epoch."""
+    write = HistoryCsv.on_epoch_end
+
+    def dying(self, epoch, logs=None):
+        if self.phase == killed_in and epoch == 3:
+            raise _Killed
+        write(self, epoch, logs)
+
+    monkeypatch.setattr(HistoryCsv, "on_epoch_end", dying)
+    often = "training.checkpoint_every_seconds=0"
+    with pytest.raises(_Killed):
+        run(config, tmp_path / "run", often)
+    monkeypatch.setattr(HistoryCsv, "on_epoch_end", write)
+    metrics = run(config, tmp_path / "run", often)
+    assert metrics == json.loads((finished / "metrics.json").read_text())
 
 
 def test_the_saved_model_holds_the_corpus_and_the_head(finished):
