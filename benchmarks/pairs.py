@@ -102,10 +102,12 @@ def plot(rows: list[dict], path: str) -> None:
     titles = {"memory_size": "memory size, rows", "num_negatives": "k, hardest documents per query"}
     for panel, (key, title) in zip(panels, titles.items(), strict=True):
         chosen = [row for row in rows if row["key"] == key]
-        values = np.array([row["ndcg_at_10"] for row in chosen])
+        means, lows, highs = ([f(row["ndcg_at_10"]) for row in chosen] for f in (np.mean, np.min, np.max))
         names = ["off" if row["value"] == 0 else f"{row['value']:,}" for row in chosen]
-        panel.plot(names, values.mean(axis=1), marker="o", color="#2a6fb0", label="trained")
-        panel.fill_between(names, values.min(axis=1), values.max(axis=1), color="#2a6fb0", alpha=0.2, linewidth=0)
+        panel.plot(names, means, marker="o", color="#2a6fb0", label="trained")
+        panel.fill_between(names, lows, highs, color="#2a6fb0", alpha=0.2, linewidth=0)
+        panel.annotate("trained", (0.02, means[0]), xycoords=("axes fraction", "data"), xytext=(0, 10),
+                       textcoords="offset points", fontsize=8, color="#2a6fb0")  # fmt: skip
         for name, color in (("closed_form", "#777777"), ("frozen", "#bb5533")):
             panel.axhline(chosen[0][name], color=color, linestyle="--", linewidth=1)
             panel.annotate(name.replace("_", " "), (0.02, chosen[0][name]), xycoords=("axes fraction", "data"),

@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {
     "python train.py --config configs/grocery.yaml": "cli/test_train_photos.py",
     "python train.py --config configs/cars196.yaml": "data/test_tfds.py, on a data set that can be had offline",
     "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "cli/test_train_hub.py: needs [hub]",
+    "python train.py --config configs/pairs.yaml --set data.path=my_pairs": "cli/test_train_hub.py: needs [hub]",
     "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",
     "xbm-keras serve --model runs/my_photos/export": "serve/test_server.py",
 }
@@ -71,6 +72,10 @@ def test_the_readme_runs(data_dir, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(240, 320)).astype(np.float32)
     np.savez(tmp_path / "my_vectors.npz", features=vectors, label=np.arange(240) % 12)
     np.save(tmp_path / "my_vectors.npy", vectors)
+    (tmp_path / "my_vectors").mkdir()
+    np.save(tmp_path / "my_vectors/queries.npy", vectors[:120])
+    np.save(tmp_path / "my_vectors/documents.npy", vectors[::-1] + 0.1)
+    np.save(tmp_path / "my_vectors/pairs.npy", np.stack([np.arange(120), 239 - np.arange(120)], axis=1))
     weights = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
     (tmp_path / "keras/models").mkdir(parents=True)
     (tmp_path / "keras/models" / weights).symlink_to(data_dir / "weights" / weights)

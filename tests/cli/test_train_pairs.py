@@ -233,6 +233,20 @@ def test_vectors_in_npy_are_enough(folder, config, tmp_path):
     assert sum(about["queries"].values()) == Q
 
 
+def test_forms_that_pairs_do_not_have_are_no_candidates(config, tmp_path):
+    """Documents that equal their queries: nothing to whiten, and nothing to mend."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    vectors = np.random.default_rng(0).normal(size=(80, D)).astype("float32")
+    for name in ("queries", "documents"):
+        np.save(mine / f"{name}.npy", vectors)
+    np.save(mine / "pairs.npy", np.stack([np.arange(80), np.arange(80)], axis=1))
+    options = [f"data.path={mine}", "training.epochs=0", "head.widths=null", "head.embedding_dim=16"]
+    metrics = run(config, tmp_path / "run", *options)
+    assert metrics["validation"]["start"] == "identity"
+    assert metrics["pairs"]["trained"]["ndcg_at_10"] == 1
+
+
 def test_nothing_is_exported_that_is_no_better(config, tmp_path, capsys):
     run(config, tmp_path / "run", "training.epochs=0", "head.widths=null", "head.start=identity",
         "head.embedding_dim=16")  # fmt: skip

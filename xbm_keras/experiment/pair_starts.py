@@ -95,7 +95,11 @@ def _scores(given: schema.HeadConfig, tried: list, fold: PairDataset) -> list[fl
     found = []
     for i in track(range(len(tried)), "closed forms", len(tried)):
         name, parameters = tried[i]
-        kernel, bias = getattr(forms, name)(given.embedding_dim, **parameters)
+        try:
+            kernel, bias = getattr(forms, name)(given.embedding_dim, **parameters)
+        except ValueError:  # a form that these pairs do not have, such as whitening where both of each pair are equal
+            found.append(-np.inf)
+            continue
         q = unit_rows(queries @ kernel + bias)
         d = documents if given.sides == "query" else unit_rows(documents @ kernel + bias)
         widths = given.widths or [given.embedding_dim]
