@@ -20,14 +20,14 @@ from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import make_model, steps_per_epoch
 from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
-from xbm_keras.experiment.phases import Interrupted, copy_head, watch
+from xbm_keras.experiment.phases import Interrupted, copy_head, fit_batches, watch
 from xbm_keras.experiment.selection import best_epoch
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.fc_layer import Head
-from xbm_keras.training.callbacks import KeepBestHead, TrainingProgress
+from xbm_keras.training.callbacks import KeepBestHead
 from xbm_keras.training.checkpoints import Checkpoints
 from xbm_keras.training.memory_batches import prefill_order
 
@@ -111,10 +111,7 @@ def fit(
     steps = steps_per_epoch(config, sampler)
     held = None if model.memory.frozen and model.memory.memory_size else roles.rows
     batches = query_dataset(roles.anchors, roles.anchor_ids, roles.relevant, sampler, held, first_epoch * steps)
-    with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
-        all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
-        counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}
-        model.fit(batches, **counts, callbacks=all_callbacks, verbose=0, shuffle=False)
+    fit_batches(model, batches, steps, epochs, callbacks, show_progress, first_epoch)
 
 
 def select(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from xbm_keras import progress
 from xbm_keras.config import schema
@@ -107,6 +108,19 @@ def fit(
     sampler = make_sampler(config, labels)
     steps = steps_per_epoch(config, sampler)
     batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
+    fit_batches(model, batches, steps, epochs, callbacks, show_progress, first_epoch)
+
+
+def fit_batches(
+    model: XBMModel,
+    batches: tf.data.Dataset,
+    steps: int,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    show_progress: bool,
+    first_epoch: int,
+) -> None:
+    """`model.fit` with a bar, for epochs of so many steps, of which some may be done."""
     with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
         all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
         counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}
