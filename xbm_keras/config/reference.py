@@ -54,8 +54,8 @@ def is_tag(key: Key) -> bool:
 def pages_of(key: str, folder: pathlib.Path) -> list[str]:
     """Names of the pages in a folder that name a dotted key."""
     named = re.compile(rf"(?<![\w.]){re.escape(key)}(?!\w)")
-    pages = sorted(path for path in folder.glob("*.md") if path.name != "config.md")
-    return [page.name for page in pages if named.search(page.read_text("utf-8"))]
+    pages = sorted(path for path in folder.rglob("*.md") if path.name != "config.md")
+    return [page.relative_to(folder).as_posix() for page in pages if named.search(page.read_text("utf-8"))]
 
 
 def page(folder: pathlib.Path) -> str:
@@ -75,7 +75,7 @@ def page(folder: pathlib.Path) -> str:
             about = inspect.cleandoc(key.section.__doc__ or "").split("\n\n")[0]
             lines += [f"\n## `{key.name.rpartition('.')[0]}`{tag}\n", " ".join(about.split()), *HEAD]
         what = " ".join((key.field.description or "").split()).replace("|", "\\|")
-        pages = ", ".join(f"[{name.removesuffix('.md')}]({name})" for name in pages_of(key.name, folder))
+        pages = ", ".join(f"[{pathlib.PurePosixPath(name).stem}]({name})" for name in pages_of(key.name, folder))
         cells = (f"`{key.name}`", _said(key.field), _default(key.field))
         lines.append(f"| {' | '.join(cells)} | {what[:1].upper()}{what[1:]} | {pages} |")
     return "\n".join(lines) + "\n"

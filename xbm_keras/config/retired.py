@@ -57,8 +57,8 @@ class Left(NamedTuple):
     decides_features: bool = False
 
 
-NO_GAIN = "it gained nothing where it was measured (docs/quality.md)"
-CHOSEN = "each run chooses it on held-out classes (docs/quality.md)"
+NO_GAIN = "it gained nothing where it was measured (docs/measured/quality.md)"
+CHOSEN = "each run chooses it on held-out classes (docs/measured/quality.md)"
 UNMEASURED = "no measurement shows that it pays"
 IN_CODE = "leave it out; in code {} takes it"
 
@@ -83,11 +83,11 @@ def _of_loss(loss: type[PairLoss], *names: str, became: str = UNMEASURED) -> dic
 
 LEFT = {
     "data.split.validation_fraction": Left((0.25,), "it is a quarter, or without labels a tenth", unlabelled=0.1),
-    "data.split.validation_fold": Left((0,), "training.folds holds out one after another (docs/quality.md)"),
+    "data.split.validation_fold": Left((0,), "training.folds holds out one after another (docs/measured/quality.md)"),
     "data.image_key": Left(("image",), "it is the feature image, or the only image", decides_features=True),
     **_in_code("data", Glyphs, "min_fonts", "drawings", "rotation", "noise", decides_features=True),
     **_in_code(
-        "backbone", Backbone.from_application, "pooling", became="maxima found no more than means (docs/quality.md)",
+        "backbone", Backbone.from_application, "pooling", became="maxima found no more than means",
         where=("backbone.kind", "keras_applications"), decides_features=True,
     ),
     **_in_code(
@@ -102,21 +102,21 @@ LEFT = {
     "head.power": Left(("auto",), CHOSEN, IN_CODE.format("Head"), unlabelled=1.0),
     "head.nesting": Left(("joint",), UNMEASURED, "leave it out: all widths train at once"),
     "top_k.kind": Left(("hard", "neighbors"), "it follows from loss.name"),
-    "top_k.sketch_dim": Left((64,), "other widths picked no better (docs/rows.md)"),
-    "top_k.rerank": Left((4,), "fewer candidates picked worse (docs/rows.md)"),
+    "top_k.sketch_dim": Left((64,), "other widths picked no better (docs/measured/rows.md)"),
+    "top_k.rerank": Left((4,), "fewer candidates picked worse (docs/measured/rows.md)"),
     **_in_code("top_k", HardTopK, "positives", "max_score", "absolute_margin", "relative_margin"),
     **_of_loss(MultiSimilarityLoss, "alpha", "epsilon"),
     **_of_loss(TupletLoss, "scale"),
     **_of_loss(LiftedStructureLoss, "temperature"),
     **_of_loss(RecallSurrogateLoss, "ks", "rank_temperature"),
     **_of_loss(SimilarityAlignmentLoss, "form", became="others keep what is far (docs/compress.md)"),
-    "training.schedule": Left(("growing",), "the rate grows, so that the epoch chooses how far (docs/quality.md)"),
-    "training.warmup": Left((0.0,), "the rate rises all the way (docs/quality.md)"),
+    "training.schedule": Left(("growing",), "the rate grows: the epoch chooses how far (docs/measured/quality.md)"),
+    "training.warmup": Left((0.0,), "the rate rises all the way (docs/measured/quality.md)"),
     "training.weight_decay": Left((0.0,), UNMEASURED),
     "training.feature_dropout": Left((0.0,), NO_GAIN),
     "training.averaging": Left((None,), NO_GAIN),
     "training.start_l2": Left((0.0,), NO_GAIN, "leave it out; training.start_alignment also holds on to the start"),
-    "training.jit_compile": Left(("auto",), "Keras chooses (docs/rows.md)", IN_CODE.format("compile()")),
+    "training.jit_compile": Left(("auto",), "Keras chooses (docs/scale.md)", IN_CODE.format("compile()")),
     "export.license": Left((None,), "the model card tells it", "put a LICENSE file beside the weights"),
     "search.patience": Left((2,), "it is a constant", "leave it out; training.patience may be smaller"),
 }  # fmt: skip
