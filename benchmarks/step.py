@@ -3,19 +3,23 @@
     python -m benchmarks.step [--rows 1024 65536 ...] [--peer /path/to/its/python] [--json FILE]
 
 D = 1280 features, E = 128, a batch of 128, 32 negatives and 8 random positives, AdamW on a linear head, memory filled.
+Each variant takes turns with a step whose memory is off, and is gone before the next one: `x off` is their ratio.
 
+- `default`: exact mining by the current head, as `train.py` does it: the memory is frozen and gives the batch, too.
 - `features`, `features float16`, ...: exact mining in the features, by storage type.
 - `embeddings`: mining in stored embeddings, S rows renewed per step (`refresh`, the column `S`).
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
-  environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py.
+  environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py. `x peer` is the ratio to its step.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import gc
 
 import keras
 import numpy as np
@@ -26,13 +30,22 @@ from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, 
 from xbm_keras.stages.cosine_scores import block_rows
 
 D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
+MINING = {
+    "default": lambda num_rows: InEmbeddings(),
+    "features": lambda num_rows: InFeatures(),
+    "embeddings": lambda num_rows: InEmbeddings(max(num_rows // 64, 256)),
+    "sketch": lambda num_rows: InSketch(64),
+}
+NAMES = [*MINING, "floor", "peer"]
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
 
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_024, 8_192, 65_536, 262_144])
-    parser.add_argument("--names", nargs="+", default=["features", "embeddings", "sketch", "floor", "peer"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_024, 8_192, 65_536, 262_144, 1_048_576])
+    parser.add_argument(
+        "--names", nargs="+", default=["default", "features", "embeddings", "sketch", "floor", "peer"], choices=NAMES
+    )
     parser.add_argument("--storage", nargs="+", default=["float32"], help="storage types of the memory")
     parser.add_argument("--peer", default=os.environ.get("XBM_KERAS_PEER"))
     parser.add_argument("--repeats", type=int, default=5)
@@ -45,22 +58,33 @@ def main():
 
 def measure(num_rows, options) -> list[dict]:
     features, labels = make_features(num_rows), np.random.default_rng(1).integers(0, max(num_rows // 10, 40), num_rows)
-    variants, notes = {}, {}
+    off = step_of(make_model("off", "float32", features, labels), features, labels)
+    results = []
+
+    def time(name, variant, **notes):
+        times = common.interleaved({name: variant, "off": off}, options.repeats)
+        ratio = times[name]["ms"] / times["off"]["ms"]
+        results.append({"name": name, "rows": num_rows, **times[name], "x off": ratio, **notes})
+
     for storage in options.storage:
         suffix = "" if storage == "float32" else f" {storage}"
-        for name in set(options.names) & {"features", "embeddings", "sketch"}:
-            model = make_model(name, storage, features, labels)
-            variants[name + suffix] = step_of(model, features, labels)
-            notes[name + suffix] = {"S": model.top_k.mining.refresh} if name == "embeddings" else {}
+        for name in options.names:
+            if name in MINING:
+                model = make_model(name, storage, features, labels)
+                notes = {"S": model.top_k.mining.refresh} if name == "embeddings" else {}
+                time(name + suffix, step_of(model, features, labels), **notes)
+                del model
+                gc.collect()
         if "floor" in options.names:
-            variants["floor 1280" + suffix] = floor_of(tf.cast(features, storage))
+            time("floor 1280" + suffix, floor_of(tf.cast(features, storage)))
     if "floor" in options.names:
-        variants["floor 128"] = floor_of(tf.constant(features[:, :E]))
+        time("floor 128", floor_of(tf.constant(features[:, :E])))
     with common.Peer(options.peer if "peer" in options.names else None, "step", num_rows) as peer:
         if peer:
-            variants["peer"] = peer
-        times = common.interleaved(variants, options.repeats)
-    return [{"name": name, "rows": num_rows, **each, **notes.get(name, {})} for name, each in times.items()]
+            time("peer", peer)
+            results = [{**each, "x peer": each["ms"] / results[-1]["ms"]} for each in results]
+    results.append({"name": "memory off", "rows": num_rows, **common.interleaved({0: off}, options.repeats)[0]})
+    return results
 
 
 def make_features(num_rows: int) -> np.ndarray:
@@ -76,11 +100,11 @@ def make_features(num_rows: int) -> np.ndarray:
 
 
 def make_model(name, storage, features, labels) -> XBMModel:
+    """A model and its full memory; the name `off` is of one without."""
     num_rows = len(features)
-    refresh = max(num_rows // 64, 256)
-    mining = {"features": InFeatures(), "sketch": InSketch(64), "embeddings": InEmbeddings(refresh)}[name]
-    top_k = HardTopK(NEGATIVES, POSITIVES, mining=mining)
-    model = XBMModel(None, Head(E), CircularMemory(num_rows, storage), top_k, SupConLoss())
+    memory = CircularMemory(num_rows if name in MINING else 0, storage, frozen=name == "default")
+    top_k = HardTopK(NEGATIVES, POSITIVES, mining=MINING.get(name, MINING["default"])(num_rows))
+    model = XBMModel(None, Head(E), memory, top_k, SupConLoss())
     model.build({"features": (None, D)})
     top_k.adapt(features[:20_000])
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
@@ -89,13 +113,16 @@ def make_model(name, storage, features, labels) -> XBMModel:
 
 
 def step_of(model, features, labels):
-    """A step on a batch of 32 classes, four items each, new to the memory."""
+    """A step on a batch of 32 classes, four items each: of the memory's own where it is frozen, else new to it."""
     train = tf.function(lambda x, y: model.train_step((x, y)))
     random = np.random.default_rng(3)
     count = [len(features)]
 
     def step():
         drawn = random.integers(0, len(features), B)
+        if model.memory.frozen:
+            train({"slot": tf.constant(drawn)}, None)["loss"].numpy()
+            return
         x = {"features": tf.constant(features[drawn]), "sample_id": tf.range(count[0], count[0] + B, dtype=tf.int64)}
         count[0] += B
         train(x, tf.constant(np.repeat(labels[drawn[: B // 4]], 4)))["loss"].numpy()
