@@ -11,7 +11,7 @@ from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.arrays import Features
 from xbm_keras.data.labels import Labels
 from xbm_keras.data.sources import DataError, ImageTable, Items
-from xbm_keras.data.splits import Splits, split_items, with_neighborhoods_held_out
+from xbm_keras.data.splits import Splits, only_test, split_items, with_neighborhoods_held_out
 from xbm_keras.experiment import build, loading
 
 LABELS = np.repeat([f"c{i:02d}" for i in range(20)], 3)
@@ -77,6 +77,11 @@ def test_query_and_gallery():
     splits = split_items(items(part=column, role=role), column="part", query_column="role")
     assert splits.is_query.sum() == splits.is_gallery.sum() == 10
     assert (role[splits.test][splits.is_query] == "test").all()
+    named = {"query_values": ["train", "val"], "gallery_values": ["test"]}
+    splits = split_items(items(part=column, role=role), column="part", query_column="role", **named)
+    np.testing.assert_array_equal(splits.is_query, role[splits.test] != "test")
+    np.testing.assert_array_equal(splits.is_gallery, role[splits.test] == "test")
+    np.testing.assert_array_equal(only_test(items(role=role), "role", **named).is_gallery, role == "test")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from xbm_keras.data.arrays import Features, ImageArray
 from xbm_keras.data.glyphs import Glyphs
 from xbm_keras.data.pairs import read_pairs
 from xbm_keras.data.sources import ImageFolder, ImageTable
+from xbm_keras.data.splits import GALLERY_VALUES, QUERY_VALUES
 from xbm_keras.data.texts import TextTable
 from xbm_keras.data.tfds import TFDS
 from xbm_keras.feature_cache.cache import compute_features
@@ -35,8 +36,11 @@ class Split(Section):
     test: Fraction | list[str | int] = 0.5
     """The share of the classes (or items) that test, drawn with `seed`; or the classes."""
     query_column: str | None = None
-    """Column that says which test items are queries ("query" or "test") and which are the gallery ("gallery" or
-    "train") of the query/gallery protocol; items with another value take part in neither."""
+    """Column that says which test items are queries and which are the gallery of the query/gallery protocol."""
+    query_values: list[str] = list(QUERY_VALUES)  # noqa: RUF012 (pydantic copies it)
+    """What `query_column` says of queries."""
+    gallery_values: list[str] = list(GALLERY_VALUES)  # noqa: RUF012
+    """What it says of the gallery. Items with another value take part in neither."""
     seed: Seed = 0
     """Of the draw."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,6 +42,8 @@ def split_items(
     validation_fraction: float = 0.25,
     validation_fold: int = 0,
     query_column: str | None = None,
+    query_values: Sequence[str] = QUERY_VALUES,
+    gallery_values: Sequence[str] = GALLERY_VALUES,
     seed: int = 0,
 ) -> Splits:
     """Split items into train, validation and test; see docs/config.md, `data.split`, for the arguments.
@@ -99,7 +102,8 @@ def split_items(
     folds = tuple(np.flatnonzero(is_train & np.isin(units, fold)) for fold in names_of_folds)
     validation, tested = folds[validation_fold], np.flatnonzero(is_test)
     train = np.setdiff1d(np.flatnonzero(is_train), validation)
-    return Splits(train, validation, tested, *_roles(items, tested, query_column), folds)
+    roles = _roles(items, tested, query_column, query_values, gallery_values)
+    return Splits(train, validation, tested, *roles, folds)
 
 
 def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int, fold: int = 0) -> Splits:
@@ -127,10 +131,15 @@ def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int
     return dataclasses.replace(splits, train=positions[~is_held], validation=validation, folds=(validation,))
 
 
-def only_test(items: Items, query_column: str | None = None) -> Splits:
+def only_test(
+    items: Items,
+    query_column: str | None = None,
+    query_values: Sequence[str] = QUERY_VALUES,
+    gallery_values: Sequence[str] = GALLERY_VALUES,
+) -> Splits:
     """All items test. Raises DataError for a query column that does not exist or never says who is what."""
     test, none = np.arange(len(items.keys)), np.arange(0)
-    return Splits(none, none, test, *_roles(items, test, query_column))
+    return Splits(none, none, test, *_roles(items, test, query_column, query_values, gallery_values))
 
 
 def require_pairs(codes: np.ndarray, splits: Splits) -> None:
@@ -155,17 +164,23 @@ def require_neighbors(splits: Splits) -> None:
             )
 
 
-def _roles(items: Items, test: np.ndarray, query_column: str | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _roles(
+    items: Items,
+    test: np.ndarray,
+    query_column: str | None,
+    query_values: Sequence[str],
+    gallery_values: Sequence[str],
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Which of the test items are queries, and which the gallery."""
     if query_column is None:
         return None, None
     require_column(query_column, items.columns, "the data")
     roles = as_text(items.columns[query_column])[test]
-    is_query, is_gallery = np.isin(roles, QUERY_VALUES), np.isin(roles, GALLERY_VALUES)
+    is_query, is_gallery = (np.isin(roles, list(values)) for values in (query_values, gallery_values))
     if not (is_query.any() and is_gallery.any()):
         raise DataError(
             f"Received query column {query_column!r} with the values {', '.join(np.unique(roles)[:8])} on test "
-            f"items; expected one of {', '.join(QUERY_VALUES)} and one of {', '.join(GALLERY_VALUES)} among them."
+            f"items; expected one of {', '.join(query_values)} and one of {', '.join(gallery_values)} among them."
         )
     return is_query, is_gallery
 

@@ -143,7 +143,7 @@ def _split(config: schema.Config, items: sources.Items, all_test: bool, is_train
     """Who does what. Raises DataError where that leaves nothing to train on, to choose by or to test."""
     split = config.data.split
     if all_test:
-        return only_test(items, split.query_column)
+        return only_test(items, split.query_column, split.query_values, split.gallery_values)
     fraction = VALIDATION_WITHOUT_LABELS if config.is_without_labels else VALIDATION
     splits = split_items(items, **split.model_dump(), validation_fraction=fraction, validation_fold=fold)
     if is_training and not config.is_without_labels and items.labels is not None:
