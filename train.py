@@ -15,10 +15,7 @@ if "--verbose" not in sys.argv:
     finally:
         os.dup2(stderr, 2)
 
-from absl import app, flags
+from xbm_keras.cli.__main__ import main
 
-from xbm_keras.cli import train
-
-flags.adopt_module_key_flags(train)  # those that --help lists
 if __name__ == "__main__":
-    app.run(train.main)
+    sys.exit(main(["train", *sys.argv[1:]]))

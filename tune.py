@@ -3,11 +3,10 @@
 python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2
 """
 
-from absl import app, flags
+import sys
 
 import train  # noqa: F401  first: it keeps the start of TensorFlow quiet
-from xbm_keras.cli import tune
+from xbm_keras.cli.__main__ import main
 
-flags.adopt_module_key_flags(tune)  # those that --help lists
 if __name__ == "__main__":
-    app.run(tune.main)
+    sys.exit(main(["tune", *sys.argv[1:]]))

@@ -17,7 +17,7 @@ from xbm_keras.cli import evaluate, export, index
 from xbm_keras.config.yaml_files import load_config, save_config
 from xbm_keras.experiment import saved_run
 from xbm_keras.export import model_card
-from xbm_keras.index.exported_model import fingerprint_of
+from xbm_keras.index.exported_model import exported_by, fingerprint_of
 from xbm_keras.index.galleries import read_index
 
 
@@ -41,6 +41,25 @@ def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):
             found, expected = (means_of(each[protocol][name]) for each in (scores, run))
             assert found == pytest.approx(expected, abs=1e-6)
     assert "leave-one-out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["", "export", "export/1", "model.keras"])
+def test_a_model_is_named_by_its_run_its_export_or_a_version(finished, monkeypatch, part):
+    assert saved_run.run_of(str(finished / part)) == finished
+    assert exported_by(finished / part) == finished / "export/1"
+    monkeypatch.chdir(finished / "export/1")
+    assert saved_run.load_head("..").embedding_dim == saved_run.load_head(str(finished)).embedding_dim
+
+
+def test_an_export_that_was_moved_serves_without_its_run(finished, tmp_path, capsys):
+    shutil.copytree(finished / "export", tmp_path / "elsewhere")
+    assert exported_by(tmp_path / "elsewhere") == tmp_path / "elsewhere/1"
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--model={tmp_path}/elsewhere/1"])
+    assert "holds no model.keras; expected the workdir of a run" in capsys.readouterr().err
+    for nothing in ("nowhere", "."):
+        with pytest.raises(ValueError, match="expected the workdir of a run, its export, or a version of it"):
+            exported_by(tmp_path / nothing)
 
 
 def test_any_data_can_be_evaluated_and_embedded(finished, other_data, tmp_path):

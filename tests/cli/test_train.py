@@ -12,6 +12,7 @@ import pytest
 import xbm_keras
 from tests.cli.runs import METRICS, fails, means_of, run, serve_in_a_fresh_process
 from tests.conftest import ROOT
+from xbm_keras.config import yaml_files
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
 from xbm_keras.experiment import phases, work
@@ -97,6 +98,17 @@ def test_a_checkout_that_is_not_installed_trains(vectors, tmp_path, monkeypatch)
     card, report = (tmp_path / "run" / name for name in ("export/1/model_card.md", "report.html"))
     assert f"xbm-keras {xbm_keras.__version__}, keras {keras.__version__}" in card.read_text("utf-8")
     assert f"xbm-keras {xbm_keras.__version__}" in report.read_text("utf-8")
+
+
+def test_the_package_that_is_installed_holds_the_configs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    setuptools = pytest.importorskip("setuptools", "77")
+    command = setuptools.distutils.core.run_setup("setup.py", stop_after="config").get_command_obj("build_py")
+    command.ensure_finalized()
+    assert {"xbm_keras", "xbm_keras.stages.hard_top_k", "xbm_keras.cli", "xbm_keras.configs"} <= set(command.packages)
+    assert command.get_package_dir("xbm_keras.configs") == "configs"
+    assert command.package_data["xbm_keras.configs"] == ["*.yaml"]
+    assert yaml_files.PRESETS[1].parts[-2:] == ("xbm_keras", "configs")
 
 
 def test_the_version_has_one_home():

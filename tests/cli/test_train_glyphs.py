@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.cli.runs import run
 from tests.conftest import ROOT
 from xbm_keras.cli import train
-from xbm_keras.config.yaml_files import load_config
+from xbm_keras.config.yaml_files import find_config, load_config
 from xbm_keras.data.glyphs import Glyphs
 from xbm_keras.experiment import build
 from xbm_keras.stages.backbone.frozen import GLYPH_NET
@@ -36,7 +36,7 @@ def test_the_default_experiment_with_few_characters(tmp_path):
 
 
 def test_it_is_the_default():
-    assert train.CONFIG.default == "configs/default.yaml"
+    assert find_config(train.CONFIG.default) == CONFIG
 
 
 def test_the_shipped_network_is_small_and_knows_characters_it_never_saw(tmp_path):

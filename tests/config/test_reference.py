@@ -1,6 +1,7 @@
 """docs/config.md says what the schema says, and each key is shown in another page."""
 
 from tests.conftest import ROOT
+from xbm_keras.cli.__main__ import main
 from xbm_keras.config import reference
 
 DOCS = ROOT / "docs"
@@ -34,3 +35,12 @@ def test_a_page_names_a_key_as_a_whole(tmp_path):
     assert reference.pages_of("memory.memory_size", tmp_path) == ["a.md"]
     assert not reference.pages_of("data.path", tmp_path)
     assert not reference.pages_of("memory.memory", tmp_path)
+
+
+def test_the_help_lists_each_key_with_what_it_takes_and_what_for(capsys):
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "  --workdir: " in said
+    assert "  training.refit: true or false [true]\n      After the number of epochs was chosen, train again" in said
+    assert "  loss.temperature: a number above 0 [0.1]\n      (info_nce, nt_xent) T, of similarities" in said
+    assert not [key.name for key in reference.keys_of() if not reference.is_tag(key) and f"  {key.name}: " not in said]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from xbm_keras.config import yaml_files
 from xbm_keras.config.yaml_files import ConfigError, check_config, load_config, save_config
 from xbm_keras.stages.pair_losses import LOSSES
 
@@ -257,8 +258,16 @@ def test_a_text_like_a_day_that_there_is_not(path):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ConfigError, match=r"'configs/nope\.yaml', which is no file"):
-        load_config("configs/nope.yaml")
+    with pytest.raises(ConfigError, match=r"'configs/groceries\.yaml', which is no file.*, grocery, .* mean grocery\?"):
+        load_config("configs/groceries.yaml")
+
+
+@pytest.mark.parametrize("name", ["grocery", "grocery.yaml", "configs/grocery.yaml"])
+def test_a_config_of_the_package_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert yaml_files.find_config(name).read_text() == (ROOT / "configs/grocery.yaml").read_text()
+    pathlib.Path("grocery").write_text("one's own comes first")
+    assert yaml_files.find_config("grocery") == pathlib.Path("grocery")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda p: p.stem)

@@ -1,9 +1,11 @@
 """`xbm-keras COMMAND ...`, also `python -m xbm_keras.cli COMMAND ...`."""
 
 import importlib
+import inspect
 import sys
+from collections.abc import Sequence
 
-from absl import app
+from absl import app, flags
 
 COMMANDS = {
     "train": "train the head of a frozen network, evaluate and export it (as train.py does)",
@@ -17,9 +19,9 @@ COMMANDS = {
 OF_FLAGS = ("train", "tune")  # the others read their arguments by argparse
 
 
-def main() -> int:
-    """Run the command that the first argument names; the exit code."""
-    command, *arguments = sys.argv[1:] or ["--help"]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument, by default of the program, names; the exit code."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command not in COMMANDS:
         width = max(map(len, COMMANDS))
         usage = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
@@ -28,9 +30,22 @@ def main() -> int:
         print(f"{received}usage: xbm-keras COMMAND ...\n\n{usage}", file=sys.stdout if is_asked else sys.stderr)
         return 0 if is_asked else 2
     module = importlib.import_module(f"xbm_keras.cli.{command}")
-    if command in OF_FLAGS:
-        app.run(module.main, argv=[f"xbm-keras {command}", *arguments])
-    return module.main(arguments)
+    if command not in OF_FLAGS:
+        return module.main(rest)
+    if {"--help", "-h", "-help"} & set(rest):
+        print_help(module)
+        return 0
+    app.run(module.main, argv=[f"xbm-keras {command}", *rest])
+    return 0
+
+
+def print_help(module) -> None:
+    """What a command of flags does, its flags, and all keys of a config."""
+    from xbm_keras.config import reference
+
+    own = [name for name in ("xbm_keras.cli.train", module.__name__) if name in sys.modules]
+    print(inspect.getdoc(module), *(flags.FLAGS.module_help(name) for name in dict.fromkeys(own)), sep="\n")
+    print(f"Keys of a config, as --set section.key=value:\n{reference.summary()}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="xbm-keras evaluate",
         description="Evaluate a finished run on any data, or embed them.",
     )
-    parser.add_argument("--model", required=True, help="the workdir of the run")
+    parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument("--config", help="of the data, which need no labels; by default the run's own")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     parser.add_argument("--items", choices=("test", "all"), default="test", help="which of the data's items")

@@ -12,13 +12,14 @@ from xbm_keras.export.other_runtimes import export_to
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
     parser = argparse.ArgumentParser(prog="xbm-keras export", description="Export a finished run again.")
-    parser.add_argument("--model", required=True, help="the workdir of the run")
+    parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument("--output", help="an .onnx or .tflite file; by default a SavedModel, the run's next version")
     parser.add_argument("--set", action="append", default=[], metavar="export.key=value", help="over the run's config")
     options = parser.parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
-        model, run = saved_run.load_model(options.model), pathlib.Path(options.model)
+        run = saved_run.run_of(options.model)
+        model = saved_run.load_model(options.model)
         if options.output:
             print(export_to(model, pathlib.Path(options.output)))
             return 0

@@ -15,6 +15,7 @@ from xbm_keras.index import galleries
 from xbm_keras.index.exported_model import (
     ExportedModel,
     embed_folder,
+    exported_by,
     fingerprint_of,
     pictures_in,
     read_bytes,
@@ -39,7 +40,7 @@ def build(options: argparse.Namespace) -> None:
     """Embed the run's data, or a folder of pictures, and write a version of them alone."""
     if options.pictures:
         root = choose_root(options.pictures, options.root or "", {})
-        model = ExportedModel(_exported(options.model))
+        model = ExportedModel(exported_by(options.model))
         gallery = _embedded(model, options.pictures, root, pictures_in(pathlib.Path(options.pictures)))
         model_print, roots = model.fingerprint, {root: place_of(options.pictures)}
     else:
@@ -53,7 +54,7 @@ def build(options: argparse.Namespace) -> None:
 def add(options: argparse.Namespace) -> None:
     """Embed a folder of pictures, and write a version with them. What is refused is so before anything is embedded."""
     folder, pictures = pathlib.Path(options.index), pathlib.Path(options.pictures)
-    model, paths = ExportedModel(_exported(options.model)), pictures_in(pictures)
+    model, paths = ExportedModel(exported_by(options.model)), pictures_in(pictures)
     gallery, about, _ = galleries.read_index(folder)
     known = about.get("roots")
     root = choose_root(options.pictures, options.root, known or {})
@@ -89,7 +90,7 @@ def search(options: argparse.Namespace) -> None:
     """Print the items nearest to each picture, or to each row of an array of features."""
     if bool(options.picture) == bool(options.features):
         raise ValueError("Received pictures and --features, or neither; expected one of them. Give what to search for.")
-    model = ExportedModel(_exported(options.model), "serve_features" if options.features else "serve_bytes")
+    model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
     gallery, about, approximate = galleries.read_index(pathlib.Path(options.index))
     if about["model"] != model.fingerprint:
         raise ValueError(
@@ -121,14 +122,14 @@ def _from_run(options) -> tuple[galleries.Gallery, str, dict[str, str]]:
     if isinstance(dataset, PairDataset):
         saved_run.check_width(head, dataset.documents)
         vectors, ids = saved_run.embed_items(head, dataset.documents, of_rows=True), dataset.pairs.documents.ids
-        return galleries.Gallery(vectors, ids, np.full(len(ids), "")), fingerprint_of(_exported(options.model)), {}
+        return galleries.Gallery(vectors, ids, np.full(len(ids), "")), fingerprint_of(exported_by(options.model)), {}
     saved_run.check_width(head, dataset.features)
     test = dataset.splits.test
     vectors, ids = saved_run.embed_items(head, dataset.features, test), dataset.keys[test].astype(str)
     gallery = galleries.Gallery(vectors, ids, dataset.names_of(test))
     folder = getattr(dataset.source, "root", None)
     roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
-    return gallery, fingerprint_of(_exported(options.model)), roots
+    return gallery, fingerprint_of(exported_by(options.model)), roots
 
 
 def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> galleries.Gallery:
@@ -143,17 +144,6 @@ def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) 
     return galleries.Gallery(
         np.concatenate(vectors), np.array([id_of(root, path) for path in found], dtype=str), labels
     )
-
-
-def _exported(model: str) -> pathlib.Path:
-    """The SavedModel of a run's workdir, or the folder itself."""
-    folder = pathlib.Path(model)
-    if (folder / "model.keras").exists() and not (folder / "export").is_dir():
-        raise ValueError(
-            f"Received --model {model!r}, a run that exported nothing, as it says; expected an exported model. Train "
-            "another head, or have this one exported nevertheless: --set export.only_if_better=false."
-        )
-    return latest_version(folder / "export") if (folder / "export").is_dir() else folder
 
 
 def _report(options, about: dict, more: str = "") -> None:
@@ -182,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def model(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--model", required=True, help="the workdir of a run, or an exported model")
+        made.add_argument("--model", required=True, help=terminal.MODEL)
 
     made = command("build", build, help="embed a run's data, or a folder of pictures")
     model(made)

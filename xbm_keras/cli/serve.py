@@ -5,6 +5,8 @@ import pathlib
 
 import uvicorn
 
+from xbm_keras.cli import terminal
+from xbm_keras.index.exported_model import exported_by
 from xbm_keras.serve.limits import WatchedConnection
 from xbm_keras.serve.server import REQUEST_PIXELS, make_app
 
@@ -19,7 +21,7 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; serves until it is stopped."""
     parser = argparse.ArgumentParser(prog="xbm-keras serve", description="Serve embeddings and nearest items.")
-    parser.add_argument("--model", type=pathlib.Path, required=True, help="the folder of the exported versions")
+    parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument("--index", type=pathlib.Path, help="the folder of the index's versions, to search")
     parser.add_argument(
         "--pictures",
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]
     limits = {"max_pixels": options.max_pixels, "patience": options.patience}
     folders = dict(map(_named, options.pictures))
-    app = make_app(options.model, options.index, folders, hosts=hosts, **limits)
+    with terminal.readable_errors():
+        app = make_app(exported_by(options.model), options.index, folders, hosts=hosts, **limits)
     WatchedConnection.patience = options.patience
     uvicorn.run(
         app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none", backlog=128

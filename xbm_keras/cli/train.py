@@ -8,7 +8,7 @@ from xbm_keras.experiment import build, devices, phases, run_folder, saved_run
 from xbm_keras.experiment.work import work_of
 from xbm_keras.report.stage_costs import Costs
 
-CONFIG = flags.DEFINE_string("config", "configs/default.yaml", "YAML file that describes the experiment.")
+CONFIG = flags.DEFINE_string("config", "default", "YAML file of the experiment, or the name of one of the package's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
 SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
 RESUME = flags.DEFINE_enum(

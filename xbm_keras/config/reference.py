@@ -81,6 +81,21 @@ def page(folder: pathlib.Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary() -> str:
+    """All keys, a line each with type and default and a line with what it means, for a terminal."""
+    tags: dict[tuple[str, str], list[str]] = {}
+    for key in keys_of():
+        if not is_tag(key):
+            said, default = _said(key.field).replace("`", ""), _default(key.field).strip("`")
+            what = re.split(r"(?<=\.)\s", " ".join((key.field.description or "").split()))[0]
+            about = f"  {key.name}: {said}{default and f' [{default}]'}", f"{what[:1].upper()}{what[1:]}"
+            tags.setdefault(about, []).append(key.tag.partition(": ")[2] if key.tag else "")
+    lines = []
+    for (first, what), of in tags.items():
+        lines += [first, f"      ({', '.join(of)}) {what}" if all(of) else f"      {what}"]
+    return "\n".join(lines)
+
+
 def _said(field: fields.FieldInfo) -> str:
     """A type in words, as YAML writes values."""
     said = expected(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)

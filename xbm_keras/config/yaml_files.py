@@ -23,6 +23,9 @@ SHOWN = ("data", "backbone", "cache", "views", "head", "memory", "top_k", "loss"
 # Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.
 NAMES = ("data.name", "backbone.name", "backbone.preprocessing", "backbone.layers")
 
+HERE = pathlib.Path(__file__).parents[1]
+PRESETS = (HERE.parent / "configs", HERE / "configs")  # of a checkout, and of the installed package
+
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key, what was received and what was expected."""
@@ -42,11 +45,7 @@ def load_config(path: str, overrides: Sequence[str] = (), is_finished: bool = Fa
 
 def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What `load_config` checks, nested. Raises ConfigError for what is no config at all."""
-    if not pathlib.Path(path).is_file():
-        near = ", ".join(str(p) for p in sorted(pathlib.Path("configs").glob("*.yaml")))
-        raise ConfigError(
-            f"Received --config {path!r}, which is no file; expected a YAML file{near and ', such as: '}{near}."
-        )
+    path = str(find_config(path))
     malformed = [override for override in overrides if not re.match(r"[^=.]+(\.[^=.]+)*=", override)]
     if malformed:
         raise ConfigError(
@@ -68,6 +67,24 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"Received {path}, which cannot be read as a config: {about}. Mend it, or put text in quotes."
         ) from error
     return values
+
+
+def find_config(path: str) -> pathlib.Path:
+    """The file of a config: that path, or of the package's own the one of that name, such as "grocery".
+
+    Raises ConfigError where there is none.
+    """
+    if pathlib.Path(path).is_file():
+        return pathlib.Path(path)
+    presets = {file.stem: file for folder in PRESETS for file in sorted(folder.glob("*.yaml"))}
+    name = path.removesuffix(".yaml").removeprefix("configs/")
+    if name in presets:
+        return presets[name]
+    near = difflib.get_close_matches(pathlib.Path(name).name, presets, n=1)
+    raise ConfigError(
+        f"Received --config {path!r}, which is no file; expected a YAML file, or one of the package's own: "
+        f"{', '.join(presets)}. {f'Did you mean {near[0]}?' if near else 'Mend the path.'}"
+    )
 
 
 def check_config(values: dict[str, Any], origin: str, is_finished: bool = False) -> Config:

@@ -1,5 +1,6 @@
 """A finished run, opened again: what its network and head make of any data."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -18,13 +19,23 @@ from xbm_keras.stages.backbone.frozen import load_keras_file
 from xbm_keras.stages.head.fc_layer import Head
 
 
+def run_of(model: str) -> pathlib.Path:
+    """The workdir of the run that `--model` names: itself, or that of its export or of a version of it."""
+    path = pathlib.Path(os.path.abspath(model))
+    if (path / "config.yaml").is_file():
+        return pathlib.Path(model)
+    if path.name in ("export", "model.keras"):
+        return path.parent
+    return path.parent.parent if path.parent.name == "export" else pathlib.Path(model)
+
+
 def load_data(
     run: str, config_path: str | None = None, overrides: Sequence[str] = (), all_test: bool = False
 ) -> Dataset | PairDataset:
     """The items, or queries and documents, that a config describes, with features of the network of a run.
 
     Args:
-        run: the workdir of the run.
+        run: its workdir, export, or a version of it.
         config_path: of the data, which need no labels, and the cache. By default the run's own. The network, and all
             that was decided about it, is the run's: other sections do not matter, and may be left out.
         overrides: `section.key=value`.
@@ -34,7 +45,7 @@ def load_data(
         ConfigError: where the folder holds no finished run, or the config cannot be used.
         DataError: for data that cannot be used.
     """
-    own = pathlib.Path(run) / "config.yaml"
+    own = run_of(run) / "config.yaml"
     if not own.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no config.yaml; expected the workdir of a run.")
     saved = load_config(str(own), is_finished=True).model_dump(mode="json")
@@ -61,14 +72,14 @@ def load_head(run: str) -> Head:
 def load_model(run: str) -> XBMModel:
     """The whole model, with its backbone. Raises ConfigError where the folder holds no finished run."""
     model = _load(run)
-    backbone = make_backbone(load_config(str(pathlib.Path(run) / "config.yaml"), is_finished=True))
+    backbone = make_backbone(load_config(str(run_of(run) / "config.yaml"), is_finished=True))
     if backbone is None or model.backbone is not None:
         return model
     return model.with_backbone(backbone)  # it was saved without
 
 
 def _load(run: str) -> XBMModel:
-    path = pathlib.Path(run) / "model.keras"
+    path = run_of(run) / "model.keras"
     if not path.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no model.keras; expected the workdir of a run.")
     with blaming_config():

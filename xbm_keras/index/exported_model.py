@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.data import listing
 from xbm_keras.data.errors import UnreadableItem
 from xbm_keras.data.pictures import decode_picture
@@ -94,6 +95,31 @@ def why_invalid(path: pathlib.Path) -> str:
     except OSError as error:
         reason = error.strerror or str(error)
     return f"no picture that can be read{reason and ': '}{reason}"
+
+
+def exported_by(model: str | pathlib.Path) -> pathlib.Path:
+    """The version of an exported model that `--model` names: itself, the newest of its folder, or of a run's export.
+
+    Raises:
+        ValueError: where there is none, as after a run whose head was not better than the frozen features.
+    """
+    folder = pathlib.Path(model)
+    folder = folder.parent if folder.is_file() else folder
+    if (folder / "saved_model.pb").is_file():
+        return folder
+    if (folder / "export").is_dir():
+        return latest_version(folder / "export")
+    if (folder / "model.keras").exists():
+        raise ValueError(
+            f"Received --model {str(model)!r}, a run that exported nothing, as it says; expected an exported model. "
+            "Train another head, or have this one exported nevertheless: --set export.only_if_better=false."
+        )
+    if found := versions(folder):
+        return found[-1]
+    raise ValueError(
+        f"Received --model {str(model)!r}, {'in which there is' if folder.is_dir() else 'which is'} none; expected the "
+        "workdir of a run, its export, or a version of it. Give the --workdir of train.py."
+    )
 
 
 def fingerprint_of(folder: pathlib.Path) -> str:

@@ -16,7 +16,7 @@ import PIL.Image
 import tensorflow as tf
 from fastapi.concurrency import run_in_threadpool
 
-from xbm_keras.atomic_files import latest_version, versions
+from xbm_keras.atomic_files import versions
 from xbm_keras.data import decoding
 from xbm_keras.data.pictures import count_pixels
 from xbm_keras.index.exported_model import ExportedModel
@@ -46,7 +46,10 @@ class Index:
         self.labels: dict[str, str] = {}
         self.refresh()
         if folder is not None and not self.version:
-            raise SystemExit(f"Received --index {folder}, which holds no version that this model embedded.")
+            raise ValueError(
+                f"Received --index {folder}, which holds no version that this model embedded; expected an index of "
+                "this model. Build one: xbm-keras index build."
+            )
 
     def refresh(self) -> None:
         """Look for a newer version, at most once in a while."""
@@ -87,7 +90,7 @@ def make_app(
     """The service, an ASGI app.
 
     Args:
-        model: the folder of the exported versions.
+        model: the exported model, a folder such as `export/1`.
         index: the folder of the index's versions; None embeds pictures, and finds nothing.
         folders: of the pictures, to show them, by the name of their root in the index. The id of an item is the root's
             name and the path below its folder; the path alone for "".
@@ -95,8 +98,7 @@ def make_app(
         max_pixels: of all pictures of a request together.
         patience: seconds that a client may keep still.
     """
-    version = latest_version(model)
-    exported = ExportedModel(version)  # reads what training reads, also where TensorFlow does not know the format
+    exported = ExportedModel(model)  # reads what training reads, also where TensorFlow does not know the format
     gallery = Index(index, exported.fingerprint)
     embeddings, _ = exported.embed([ONE_PIXEL])  # the first pass is slow
     if index is not None:
@@ -126,7 +128,7 @@ def make_app(
     def health() -> dict:
         gallery.refresh()
         found = {"index": gallery.version or None, "items": len(gallery.labels)}
-        return {"status": "ok", "model": version.name, **found}
+        return {"status": "ok", "model": model.name, **found}
 
     @app.post("/embed")
     async def embed(pictures: list[fastapi.UploadFile]) -> dict:
