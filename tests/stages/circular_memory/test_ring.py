@@ -250,6 +250,15 @@ def test_enqueue_for_xla_leaves_out_the_op_that_has_no_kernel_there():
     assert "DisableCopyOnRead" not in ops
 
 
+def test_rows_that_nobody_reads_cost_a_graph_nothing():
+    """Of what a function returns nothing of, TensorFlow runs the ops on variables and leaves out the others."""
+    memory = make_memory(50)
+    take = tf.function(lambda at: tf.size(memory.read().take(at)))
+    ops = [op.type for op in take.get_concrete_function(tf.TensorSpec([3, 4], tf.int64)).graph.get_operations()]
+    assert "GatherV2" in ops
+    assert "ResourceGather" not in ops
+
+
 @pytest.mark.parametrize("num_rows", [0, 3, 5, 17])
 def test_prefill_keeps_the_newest_rows(num_rows, monkeypatch):
     monkeypatch.setattr(ring, "PREFILL_ROWS", 4)  # several blocks, the last one smaller

@@ -50,7 +50,8 @@ class Rows(NamedTuple):
 
     def take(self, indices: tf.Tensor) -> tf.Tensor:
         """Features of the rows at `indices` [...], float32 [..., D]."""
-        features = tf.gather(self.features if self.variable is None else self.variable, indices)
+        # Not from the variable where it can be helped: a graph keeps each op that reads one, be its result used or not.
+        features = tf.gather(self.features if self.scales is None else self.variable, indices)
         features = tf.cast(features, tf.float32)
         return features if self.scales is None else features * tf.gather(self.scales, indices)[..., None]
 
