@@ -15,8 +15,9 @@ from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.report import charts, pair_searches
+from xbm_keras.report.learning_curve import LearningCurve
 from xbm_keras.report.page import Heading, QueryResults
-from xbm_keras.report.pair_report import LearningCurve, write_pair_report
+from xbm_keras.report.pair_report import write_pair_report
 from xbm_keras.report.stage_costs import Cost
 
 NUM_QUERIES, NUM_DOCUMENTS, WIDTH = 24, 30, 6
@@ -80,7 +81,7 @@ def report_of(dataset, path, **changes):
         "config": "head: {embedding_dim: 4}\n",
         "trained_on": np.arange(12),
         "metrics": metrics,
-        "learning": LearningCurve({50: 0.5, 100: 0.625}, 0.25, (0.1, 0.15)),
+        "learning": LearningCurve({50: 0.5, 100: 0.625}, 0.25, (0.1, 0.15), "nDCG@10", "queries"),
         "costs": [Cost("features", 0.5, None, None)],
         **changes,
     }
@@ -187,8 +188,8 @@ def test_gains_and_losses_are_counted_by_group():
 def test_it_says_what_learns_what_was_chosen_and_what_was_left_out(report):
     said = Reader(report[0]).texts
     assert (
-        "The closed form (whiten) of 50 training queries gives 0.500, that of all 100 0.625: +0.125 (95 % interval "
-        "+0.100 to +0.150). It still rises: more pairs would likely help."
+        "The closed form of 50 training queries gives 0.500, that of all 100 0.625: +0.125 (95 % interval "
+        "+0.100 to +0.150). It still rises: more queries would likely help."
     ) in said
     assert "nDCG@10 on validation queries" in said
     assert any(text.startswith("Epoch 2 was chosen. Test queries take no part in this. Thin:") for text in said)
@@ -213,7 +214,7 @@ def test_without_texts_there_are_ids_and_without_curve_or_epochs_no_sections(tmp
     said = Reader(text).texts
     assert "query q12" in said or "query q18" in said
     assert sum(bool(re.fullmatch(r"document d\d+", text)) for text in said) > 20
-    assert "Would more pairs help" not in said
+    assert "Would more queries help" not in said
     assert "No epoch was trained: the head is its start." in said
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.report.test_page import Reader
 from xbm_keras.data import arrays, dataset, splits, texts
+from xbm_keras.report.learning_curve import LearningCurve
 from xbm_keras.report.run_report import write_run_report
 from xbm_keras.report.stage_costs import Cost
 from xbm_keras.stages.head.fc_layer import Head
@@ -42,12 +43,18 @@ def report_of(dataset, path, names=("frozen", "closed_form", "trained"), **chang
     head.build((None, WIDTH))
     metrics = ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "r_precision")
     scores = {name: dict.fromkeys(metrics, 0.4 + 0.1 * i) for i, name in enumerate(names)}
+    validation = {"leave_one_out": scores, "epoch": 2, "start": "lda"}
     arguments = {
         "title": "grocery",
         "command": "python train.py --config x.yaml",
         "about": {"Data": "photos", "Network": "MobileNetV2"},
         "config": "head: {embedding_dim: 4}\n",
-        "metrics": {"leave_one_out": scores, "validation": {"leave_one_out": scores, "epoch": 2}, "phase": "refit"},
+        "metrics": {
+            "leave_one_out": scores,
+            "validation": validation,
+            "phase": "refit",
+        },
+        "learning": LearningCurve({5: 0.4, 10: 0.5}, 0.3, (0.05, 0.15), "MAP@R", "classes"),
         "costs": [Cost("features", 0.5, None, None), Cost("training", 4000.0, 123.4, None)],
         **changes,
     }
@@ -79,6 +86,7 @@ def test_it_says_what_the_run_found(texts_report):
     assert "1 item(s) were skipped: an empty file (1)." in said
     assert {"0.5 s", "1 h 06 min", "123 MB"} <= set(said)
     assert "Epoch 2 was chosen. Test classes take no part in this." in said
+    assert "Would more classes help" in said
     assert "Loss" in said
     assert "Active pairs" not in said  # the history has none
 
@@ -98,11 +106,12 @@ def test_vectors_are_shown_by_their_ids_and_a_run_without_epochs_has_a_report(tm
     np.savez(tmp_path / "x.npz", features=np.ones((2, 2), np.float32), label=np.arange(2))
     source = arrays.Features(str(tmp_path / "x.npz"))
     dataset = make_dataset(source, [7, 8, 9, 10, 11, 12], range(NUM_CLASSES * PER_CLASS))
-    said = Reader(report_of(dataset, tmp_path, names=("frozen", "trained"))).texts
+    said = Reader(report_of(dataset, tmp_path, names=("frozen", "trained"), learning=None)).texts
     assert any(re.match(r"item \d+", text) for text in said)
     assert "class 7" in said
     assert "No epoch was trained: the head is its start." in said
     assert not any("closed form" in text and "0.5" in text for text in said)
+    assert "Would more classes help" not in said
 
 
 def test_the_skipped_are_bounded(tmp_path, texts_report):

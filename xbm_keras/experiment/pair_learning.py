@@ -1,4 +1,4 @@
-"""Would more pairs help: the chosen closed form by the number of training queries."""
+"""The learning curve of queries and documents: see `learning`."""
 
 import dataclasses
 
@@ -7,17 +7,15 @@ import numpy as np
 from xbm_keras.config.schema import Config
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.unit_rows import UnitRows
-from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.evaluation.retrieval import embed
+from xbm_keras.experiment.learning import curve_of
 from xbm_keras.experiment.pair_starts import MAX_DOCUMENTS, MAX_QUERIES, PairHead, make_pair_start
 from xbm_keras.experiment.phases import copy_head
-from xbm_keras.progress import track
-from xbm_keras.report.pair_report import LearningCurve
+from xbm_keras.report.learning_curve import LearningCurve
 from xbm_keras.stages.head.fc_layer import Head
 
 MIN_QUERIES = 100
-SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def learning_curve(config: Config, dataset: PairDataset, head: Head, chosen: dict) -> LearningCurve | None:
@@ -47,15 +45,13 @@ def learning_curve(config: Config, dataset: PairDataset, head: Head, chosen: dic
     queries = UnitRows(dataset.queries, validation)
     frozen = evaluate_pairs(queries[:], documents[:], relevant, grades)["ndcg_at_10"]
     head = copy_head(head)
-    order = rng.permutation(train)
-    counts = [round(share * len(train)) for share in SHARES]
-    found: dict[int, np.ndarray] = {}  # [q] each
-    for i in track(range(len(counts)), "report: learning curve", len(counts)):
-        head.set_start(make_pair_start(start, dataset, np.sort(order[: counts[i]])).scaled())
+
+    def score(some: np.ndarray) -> np.ndarray:
+        head.set_start(make_pair_start(start, dataset, some).scaled())
         embedded = embed(head, queries), embed(head, documents, of_rows=True)
-        found[counts[i]] = evaluate_pairs(*embedded, relevant, grades)["ndcg_at_10"]
-    doubling = bootstrap_interval(found[counts[-1]] - found[counts[-2]])
-    return LearningCurve({count: float(each.mean()) for count, each in found.items()}, float(frozen.mean()), doubling)
+        return evaluate_pairs(*embedded, relevant, grades)["ndcg_at_10"]
+
+    return curve_of(rng.permutation(train), score, frozen, "nDCG@10", "queries")
 
 
 def _part(dataset: PairDataset, rng: np.random.Generator) -> PairDataset:

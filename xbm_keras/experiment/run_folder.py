@@ -21,6 +21,7 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.labels import printable
 from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
+from xbm_keras.experiment.learning import class_learning_curve
 from xbm_keras.experiment.run_facts import about_items, num_classes
 from xbm_keras.export import model_card
 from xbm_keras.export.saved_model import describe_signatures
@@ -304,6 +305,7 @@ def write_report(
             dataset=dataset,
             head=head,
             metrics=metrics,
+            learning=None if config.is_without_labels else class_learning_curve(config, dataset, metrics["validation"]),
             costs=costs,
         )
         write_projector(workdir / TENSORBOARD, dataset, head)

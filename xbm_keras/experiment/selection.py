@@ -101,7 +101,7 @@ class HeldOutFolds:
             self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
         scored = dataset.splits.validation
         if self.uses_labels:
-            scored = _some_classes(scored, dataset.labels)
+            scored = some_classes(scored, dataset.labels)
         kernel, bias = make_start(choice, self._closed_forms[key])
         embeddings = np.asarray(UnitRows(dataset.features, scored, choice.power)) @ kernel + bias
         if not self.uses_labels:
@@ -211,7 +211,7 @@ def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:
     return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
 
 
-def _some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads."""
     names, counts = np.unique(labels[positions], return_counts=True)
     order = np.random.default_rng(0).permutation(len(names))

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import matplotlib.ticker
 
 from xbm_keras.evaluation.wording import title
-from xbm_keras.report.charts import AMBER, BLUE, COLOR_OF, GRAY
-from xbm_keras.report.figures import BAD, GOOD, INK, MUTED, PAPER, drawing
+from xbm_keras.report.charts import BLUE, COLOR_OF, GRAY
+from xbm_keras.report.figures import BAD, GOOD, INK, PAPER, drawing
 from xbm_keras.report.page import Figure
 
 FILLED = {"pairs": False, "pairs_unseen_documents": True}
@@ -80,18 +80,3 @@ def shares(groups: Mapping[str, tuple[int, int, int]]) -> Figure:
             axes.barh([0], [0], color=color, label=label, alpha=0.45 if color == GRAY else 1)
         figure.legend(loc="outside lower center", ncols=3, handlelength=1.2)
     return Figure(figure.svg, f"Stacked bars. {'; '.join(said)}.", "Queries that lose, stay and gain")
-
-
-def learning(scores: Mapping[int, float], frozen: float) -> Figure:
-    """nDCG@10 of a closed form by the number of training queries, beside that of the frozen features."""
-    with drawing() as (figure, axes):
-        axes.plot(list(scores), list(scores.values()), color=AMBER, marker="s", markersize=4, label="closed form")
-        axes.axhline(frozen, color=GRAY, ls="--", label="frozen")
-        axes.set_xscale("log")
-        axes.set_xticks(list(scores), [f"{count:,}" for count in scores])
-        axes.minorticks_off()
-        axes.set_xlabel("training queries", color=MUTED)
-        figure.legend(loc="outside lower center", ncols=3)
-    said = ", ".join(f"{score:.3f} with {count}" for count, score in scores.items())
-    alt = f"nDCG@10 of validation queries by training queries: {said}; frozen {frozen:.3f}."
-    return Figure(figure.svg, alt, "nDCG@10 of validation queries")

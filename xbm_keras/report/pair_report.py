@@ -1,6 +1,5 @@
 """`report.html` of a run on queries and documents: whether the head helps, on what, and how the run went."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ import numpy as np
 
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.evaluation import wording
-from xbm_keras.report import charts, pair_charts, pair_searches
+from xbm_keras.report import charts, learning_curve, pair_charts, pair_searches
 from xbm_keras.report.page import (
     Block,
     Cell,
@@ -30,18 +29,6 @@ PROTOCOLS = ("pairs", "pairs_unseen_documents")
 ABOVE = "ndcg_at_10_above_frozen"
 
 
-@dataclasses.dataclass(frozen=True)
-class LearningCurve:
-    """nDCG@10 of the validation queries under the closed form of more and more of the training queries."""
-
-    scores: Mapping[int, float]
-    """By number of training queries, ascending."""
-    frozen: float
-    """Of the frozen features."""
-    doubling: tuple[float, float]
-    """Ends of the 95 % interval of what all training queries give above half of them, query by query."""
-
-
 def write_pair_report(
     path: str | os.PathLike,
     *,
@@ -54,7 +41,7 @@ def write_pair_report(
     head: Head,
     trained_on: np.ndarray,
     metrics: dict,
-    learning: LearningCurve | None,
+    learning: learning_curve.LearningCurve | None,
     costs: Sequence[Cost],
 ) -> None:
     """Write the report of a finished run.
@@ -84,7 +71,7 @@ def write_pair_report(
         PageSection("Where it gains and loses", pair_searches.gains(test)),
     ]
     if learning is not None:
-        sections.append(PageSection("Would more pairs help", _learning(learning, validation)))
+        sections.append(learning_curve.section(learning, validation["start"]))
     run = the_run(command, about, config, dataset.skipped, costs)
     if left_out:
         rows = [[what, f"{count:,}"] for what, count in left_out.items()]
@@ -146,22 +133,3 @@ def _table(scores: Mapping[str, Mapping], caption: str, heading: str | None = No
             rows.append([*cells[:2], above, *cells[2:]])
     names = list(columns.values())
     return PageTable(["", names[0], "against frozen", *names[1:]], rows, caption)
-
-
-def _learning(curve: LearningCurve, validation: Mapping) -> list[Block]:
-    form = wording.title(validation["start"])
-    counts, scores = list(curve.scores), list(curve.scores.values())
-    gain, (low, high) = scores[-1] - scores[-2], curve.doubling
-    if max(scores) - min(scores) < 0.0005:
-        said = f"The closed form ({form}) hardly depends on the pairs, so it does not tell."
-    else:
-        said = (
-            f"The closed form ({form}) of {counts[-2]:,} training queries gives {scores[-2]:.3f}, that of all "
-            f"{counts[-1]:,} {scores[-1]:.3f}: {gain:+.3f} (95 % interval {low:+.3f} to {high:+.3f}). "
-        )
-        said += "It still rises: more pairs would likely help." if low > 0 else "No sure gain by the last doubling."
-    note = (
-        "Of the validation queries, none of whose documents trained. The closed form is measured because it takes a "
-        "second; what training adds may need fewer pairs, or more."
-    )
-    return [Paragraph(said), Panels([pair_charts.learning(curve.scores, curve.frozen)]), Paragraph(note, is_note=True)]

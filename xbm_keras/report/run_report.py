@@ -10,7 +10,7 @@ import pandas as pd
 
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.evaluation import wording
-from xbm_keras.report import charts, neighbors, retrieval
+from xbm_keras.report import charts, learning_curve, neighbors, retrieval
 from xbm_keras.report.page import (
     Block,
     Cell,
@@ -42,6 +42,7 @@ def write_run_report(
     dataset: Dataset,
     head: Head,
     metrics: dict,
+    learning: learning_curve.LearningCurve | None,
     costs: Sequence[Cost],
 ) -> None:
     """Write the report of a finished run.
@@ -55,6 +56,7 @@ def write_run_report(
         dataset: the items.
         head: the trained head.
         metrics: the contents of `metrics.json`.
+        learning: None where there is no closed form by labels, or too little to learn from.
         costs: of the stages.
 
     Raises:
@@ -72,6 +74,8 @@ def write_run_report(
         ]
     else:
         sections.append(PageSection("What it keeps", neighbors.searches(dataset, head)))
+    if learning is not None:
+        sections.append(learning_curve.section(learning, validation["start"]))
     sections += [
         PageSection("Training", training(history, validation.get("leave_one_out", {}), validation["epoch"])),
         PageSection("The run", the_run(command, about, config, dataset.skipped, costs)),

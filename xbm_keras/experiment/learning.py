@@ -1,0 +1,83 @@
+"""Would more data help: the chosen closed form by the number of training classes, or queries."""
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+
+from xbm_keras.config.schema import Config
+from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.intervals import bootstrap_interval
+from xbm_keras.evaluation.retrieval import score_queries
+from xbm_keras.experiment.selection import PARAMETERS, RANK, ChosenHead, closed_forms_of, make_start, some_classes
+from xbm_keras.progress import track
+from xbm_keras.report.learning_curve import LearningCurve
+
+MIN_CLASSES = 10
+SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> LearningCurve | None:
+    """MAP@R of the validation classes under the closed form of 5 to 100 % of the training classes.
+
+    Args:
+        config: of the run.
+        dataset: its data, with all views that it tried.
+        chosen: the start, its parameters and the views, as `metrics.json` has them.
+
+    Returns:
+        None where the start is random, or fewer than ten classes train.
+    """
+    train, labels = dataset.splits.train, dataset.labels
+    classes = np.unique(labels[train])
+    if chosen["start"] == "random" or len(classes) < MIN_CLASSES:
+        return None
+    keys = ("start", "power", *PARAMETERS.get(chosen["start"], ()))
+    head = ChosenHead(**{**config.head.model_dump(), **{key: chosen[key] for key in keys}})
+    data = dataset.keeping_views(chosen["views"] > 1, chosen["turned_classes"])
+    scored = some_classes(dataset.splits.validation, labels)
+    rows = np.asarray(UnitRows(dataset.features, scored, head.power))
+
+    def score(some: np.ndarray) -> np.ndarray:
+        positions = data.with_views(train[np.isin(labels[train], some)])
+        forms = closed_forms_of(data, positions, head.power, max(RANK, head.embedding_dim))
+        kernel, bias = make_start(head, forms)
+        return score_queries(rows @ kernel + bias, labels[scored])[1]["map_at_r"]
+
+    order, frozen = score_queries(UnitRows(dataset.features, scored)[:], labels[scored])
+    shuffled = np.random.default_rng(0).permutation(classes)
+    return curve_of(shuffled, score, frozen["map_at_r"], "MAP@R", "classes", labels[scored][order])
+
+
+def curve_of(
+    order: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    frozen: np.ndarray,
+    metric: str,
+    units: str,
+    groups: np.ndarray | None = None,
+) -> LearningCurve | None:
+    """The curve over 5, 10, 20, 50 and 100 % of what may train.
+
+    Args:
+        order: [n] what may train, at random: the first of it are taken.
+        score: from a sorted part of it to the scores [q] of the same held-out items or queries.
+        frozen: [q] those of the frozen features.
+        metric: what it is called.
+        units: what is counted.
+        groups: [q] what the bootstrap draws, by default single scores.
+
+    Returns:
+        None where fewer than two parts give a closed form.
+    """
+    counts = np.unique([max(2, round(share * len(order))) for share in SHARES]).tolist()
+    found: dict[int, np.ndarray] = {}
+    for i in track(range(len(counts)), "learning curve", len(counts)):
+        with contextlib.suppress(ValueError):  # of parts too small for the form, such as classes of one item each
+            found[counts[i]] = score(np.sort(order[: counts[i]]))
+    if len(found) < 2:
+        return None
+    *_, less, most = found.values()
+    means = {count: float(each.mean()) for count, each in found.items()}
+    return LearningCurve(means, float(frozen.mean()), bootstrap_interval(most - less, groups), metric, units)
