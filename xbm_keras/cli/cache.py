@@ -1,4 +1,4 @@
-"""`xbm-keras cache`: list, check and delete feature caches."""
+"""`xbm-keras cache`: list, check and delete caches of features, and of their neighbours."""
 
 import argparse
 import datetime
@@ -16,12 +16,15 @@ import rich.table
 
 from xbm_keras.atomic_files import PREFIX
 from xbm_keras.data.errors import DataError
+from xbm_keras.feature_cache.kept_blocks import DESCRIPTION, blocks_of, read_block
 from xbm_keras.feature_cache.shards import Shards, listings, number_of, read_listing
+
+DESCRIPTIONS = ("backbone.json", DESCRIPTION)  # of features, and of neighbours
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 1 where `check` found something wrong."""
-    parser = argparse.ArgumentParser(prog="xbm-keras cache", description="Feature caches on disk.")
+    parser = argparse.ArgumentParser(prog="xbm-keras cache", description="Caches of features and neighbours on disk.")
     parser.add_argument("--dir", default="~/.cache/xbm_keras", help="the folder of the caches (cache.dir)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is there")
@@ -30,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     delete.add_argument("id", nargs="+", help="as `list` shows it, or 'all'")
     options = parser.parse_args(arguments)
     top = pathlib.Path(os.path.expanduser(options.dir))
-    folders = sorted(path.parent for path in top.glob("*/backbone.json"))
+    folders = sorted(path.parent for name in DESCRIPTIONS for path in top.glob(f"*/{name}"))
     if options.command == "list":
         show(folders)
         return 0
@@ -50,7 +53,8 @@ def remove(folder: pathlib.Path) -> bool:
     """Remove a cache that no process is at work in; whether there was none."""
     try:
         with filelock.FileLock(folder / "lock", timeout=0):
-            (folder / "backbone.json").unlink(missing_ok=True)  # with it goes what `list` and `check` know it by
+            for name in DESCRIPTIONS:  # with it goes what `list` and `check` know it by
+                (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=os.name == "nt")  # where an open lock cannot be removed
     except filelock.Timeout:
         print(f"Received {folder.name}, in which a process is at work; wait for its end.", file=sys.stderr)
@@ -66,8 +70,9 @@ def show(folders: list[pathlib.Path]) -> None:
         table.add_column(column, justify="right" if column in ("items", "MB") else "left")
     for folder in folders:
         try:
-            about = dict(json.loads((folder / "backbone.json").read_text("utf-8")))
-            items = f"{sum(map(len, map(read_listing, listings(folder)))):,}"
+            (file,) = (path for name in DESCRIPTIONS if (path := folder / name).exists())
+            about = dict(json.loads(file.read_text("utf-8")))
+            items = f"{about.get('items') or sum(map(len, map(read_listing, listings(folder)))):,}"
         except (ValueError, TypeError):  # what is damaged can be deleted by its id
             about, items = {}, "damaged"
         # Not what a process at work there is about to rename.
@@ -76,15 +81,15 @@ def show(folders: list[pathlib.Path]) -> None:
         size = "x".join(map(str, about.get("image_size") or ())) or "-"
         megabytes = sum(file.st_size for file in files) / 1e6
         table.add_row(
-            folder.name, about.get("network", "-"), about.get("preprocessing") or "-", size, about.get("dtype", "-"),
-            items, f"{megabytes:,.1f}", f"{written:%Y-%m-%d %H:%M}",
+            folder.name, about.get("network") or about.get("what", "-"), about.get("preprocessing") or "-", size,
+            about.get("dtype", "-"), items, f"{megabytes:,.1f}", f"{written:%Y-%m-%d %H:%M}",
         )  # fmt: skip
     console = rich.console.Console()
     rich.console.Console(width=None if console.is_terminal else 140).print(table)
 
 
 def damage(folder: pathlib.Path) -> list[str]:
-    """What is wrong with the shards of a cache, a line each."""
+    """What is wrong with the shards or blocks of a cache, a line each."""
     problems, shards = [], Shards(folder)
     for listing in listings(folder):
         shard = listing.with_suffix(".npy")
@@ -93,4 +98,5 @@ def damage(folder: pathlib.Path) -> list[str]:
                 problems.append(f"{shard}: values that are not finite; delete {folder.name}")
         except (OSError, DataError) as error:
             problems.append(f"{shard}: cannot be read ({error.__cause__ or error}); delete {folder.name}")
-    return problems
+    bad = [block for block in blocks_of(folder) if read_block(block) is None]
+    return problems + [f"{block}: cannot be read; the next run that needs it computes it anew" for block in bad]

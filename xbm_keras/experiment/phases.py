@@ -36,6 +36,7 @@ from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import ClosedForms
 from xbm_keras.training.callbacks import HistoryCsv, KeepBestHead, TrainingProgress
 from xbm_keras.training.checkpoints import Checkpoints
+from xbm_keras.training.known_neighbors import know_neighbors
 from xbm_keras.training.memory_batches import prefill_order, training_batches
 
 log = logging.getLogger("xbm_keras")
@@ -108,6 +109,8 @@ def fit(
     sampler = make_sampler(config, labels)
     steps = steps_per_epoch(config, sampler)
     batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
+    if "slot" in batches.element_spec[0]:
+        know_neighbors(model, (epochs - first_epoch) * steps * sampler.batch_size, config.cache.dir)
     fit_batches(model, batches, steps, epochs, callbacks, show_progress, first_epoch)
 
 

@@ -4,4 +4,5 @@
 - digests: which item is which, by its content
 - extraction, ray_extraction: the pass, here or on a Ray cluster
 - shards: the files
+- kept_blocks: what else takes long and is computed once, such as neighbours
 """

@@ -209,6 +209,7 @@ def read_slots(slots, memory: CircularMemory) -> tuple[dict, tf.Tensor]:
         )
     slots = read_slot_numbers(slots)
     is_held = (slots >= 0) & (slots < memory.occupancy())
-    features, labels, sample_ids = memory.items(tf.where(is_held, slots, 0))
+    held = tf.where(is_held, slots, 0)
+    features, labels, sample_ids = memory.items(held)
     features = tf.where(is_held[:, None], features, float("nan"))
-    return {"features": features, "sample_id": tf.where(is_held, sample_ids, slots)}, labels
+    return {"features": features, "sample_id": tf.where(is_held, sample_ids, slots), "number": held}, labels

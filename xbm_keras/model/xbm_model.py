@@ -150,6 +150,7 @@ class XBMModel(strategies.ReplicatedModel):
         wanted, ids, items, source = read_batch(x, y, features, self, training)  # [B] or [B, P], [B], rows
         items = replicas.gather(*items)  # the same, of all devices where there are several
         rows = self.memory.enqueue(*items) if training else batch_as_rows(*items)  # [M, D]
+        rows = rows._replace(numbers=x.get("number") if training else None)  # known neighbours are of the memory
         rows = self._embed_all_of_few(rows, anchors)  # [M, D], and [M, E] unless the picks are fewer
         picks = self.top_k(features, rows, wanted, ids, anchors=anchors, embed=self.head.on_rows)  # [B, T]
         similarities = self.head.compare(anchors, rows, picks)  # FC layer on the picks, [B, T] for each nested width

@@ -47,6 +47,8 @@ class Rows(NamedTuple):
     """How many rows the memory was given so far, an int64; None for a batch in the role of the memory."""
     num_new: tf.Tensor | None = None
     """How many of them this step gave, at most; None outside of a step."""
+    numbers: tf.Tensor | None = None
+    """[B] int64, which anchors of a neighbour table those of this step are; None where that is not known."""
 
     def take(self, indices: tf.Tensor) -> tf.Tensor:
         """Features of the rows at `indices` [...], float32 [..., D]."""
@@ -108,6 +110,7 @@ class CircularMemory(keras.layers.Layer):
         self.memory_size = memory_size
         self.storage_dtype = storage_dtype
         self.frozen = frozen
+        self.is_sealed = False
 
     def build(self, input_shape):
         """Create the rows for features of shape `(batch, D)`."""
@@ -175,7 +178,27 @@ class CircularMemory(keras.layers.Layer):
         num_items = features.shape[0] or tf.shape(features)[0]
         return read_labels(labels, num_items), read_sample_ids(sample_ids, num_items)
 
+    def seal(self) -> None:
+        """Rows change no more: something was made of them that would be wrong with others.
+
+        Raises ValueError where steps may change them.
+        """
+        if not self.frozen or not self.memory_size:
+            raise ValueError(
+                f"Received a memory with frozen={self.frozen} and memory_size={self.memory_size}, to search once; "
+                "expected one that no step changes. Use frozen=True and prefill."
+            )
+        self.is_sealed = True
+
+    def _refuse_if_sealed(self):
+        if self.is_sealed:
+            raise ValueError(
+                "Received rows for a memory whose neighbours are known; expected it to stay as it is, or steps would "
+                "find those of the rows before. Make a new memory and model for other rows."
+            )
+
     def _write(self, features, labels, sample_ids):
+        self._refuse_if_sealed()
         n = tf.shape(features, tf.int64)[0]
         skipped = tf.maximum(n - self.memory_size, 0)  # older rows of a batch larger than the memory
         numbers = self.num_enqueued.value + tf.range(skipped, n)  # in the order of enqueues
@@ -225,6 +248,7 @@ class CircularMemory(keras.layers.Layer):
 
     def reset(self) -> None:
         """Forget all rows."""
+        self._refuse_if_sealed()
         if self.memory_size:
             self.num_enqueued.assign(0)
             self.newest_of_id.reset()
@@ -279,6 +303,7 @@ class CircularMemory(keras.layers.Layer):
         """
         if not self.memory_size:
             return
+        self._refuse_if_sealed()
         blocks = [(key, *key.rsplit("_", 1)) for key in store.keys() if key != "num_enqueued"]  # noqa: SIM118
         saved: dict[str, tuple] = {}
         for key, name, _ in blocks:

@@ -13,6 +13,7 @@ from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_and_rerank, find_best, without
 from xbm_keras.stages.hard_top_k.mining import Embed, InFeatures, Mining
+from xbm_keras.stages.hard_top_k.neighbor_table import Found, NeighborTable
 from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, random_bits, random_rows
 from xbm_keras.stages.hard_top_k.streamed import Search
 
@@ -110,6 +111,7 @@ class HardTopK(DrawsRows):
         self.max_rows_for_all = max_rows_for_all
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.table: NeighborTable | None = None
         self.built = True
 
     def keep(self, memory: CircularMemory, embedding_dim: int) -> list[keras.Layer]:
@@ -150,15 +152,14 @@ class HardTopK(DrawsRows):
         features = tf.stop_gradient(tf.cast(features, tf.float32))
         in_features = Keys(features, rows.block)
         among = self._candidates(rows, labels, sample_ids)
-        ceilings = self._ceilings(in_features, among)
+        picked = {} if self.table is None or rows.numbers is None else {"negatives": self.table.of(rows.numbers)}
+        ceilings = None if picked else self._ceilings(in_features, among)
         searches = {}
         if isinstance(self.num_positives, int) and self.num_positives and self.positives != "random":
             sign = 1.0 if self.positives == "easiest" else -1.0
             searches["positives"] = Search(self.num_positives, sign, among.own_class)
-        if isinstance(self.num_negatives, int) and self.num_negatives:
-            searches["negatives"] = Search(
-                self.num_negatives, 1.0, among.other_classes, ceilings, None if is_under_xla() else among.common_code
-            )
+        if isinstance(self.num_negatives, int) and self.num_negatives and not picked:
+            searches["negatives"] = self._negatives(self.num_negatives, among, ceilings)
         keys = self.mining.keys(in_features, rows, anchors, embed)
         keys = keys._replace(anchors=tf.stop_gradient(tf.cast(keys.anchors, tf.float32)))
         if self.mining.rerank:
@@ -166,7 +167,7 @@ class HardTopK(DrawsRows):
         else:
             is_other = ceilings is not None and keys.block is not in_features.block
             best = find_best(keys, searches, among, guard=in_features if is_other else None)
-        picked = {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
+        picked |= {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
         if isinstance(self.num_positives, int) and self.num_positives and self.positives == "random":
             picked["positives"] = self._random_positives(among, self.num_positives + 1)
         if "all" in (self.num_negatives, self.num_positives):
@@ -174,6 +175,22 @@ class HardTopK(DrawsRows):
         indices, is_positive, is_valid = _joined(picked)
         scores = scores_of_picks(features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
         return Picks(indices, is_positive, is_valid, scores)
+
+    @property
+    def num_known(self) -> int:
+        """k of a neighbour table, which holds the negatives; 0 where they change though the rows do not."""
+        k = self.num_negatives
+        return k if isinstance(self.mining, InFeatures) and isinstance(k, int) else 0
+
+    def search(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Found:
+        """The negatives alone, by features, as `call` finds them without a table."""
+        in_features = Keys(tf.cast(features, tf.float32), rows.block)
+        among = self._candidates(rows, labels, sample_ids)
+        negatives = self._negatives(self.num_known, among, self._ceilings(in_features, among))
+        return find_best(in_features, {"negatives": negatives}, among)["negatives"][1:]
+
+    def _negatives(self, k, among, ceilings):
+        return Search(k, 1.0, among.other_classes, ceilings, None if is_under_xla() else among.common_code)
 
     def _candidates(self, rows, labels, sample_ids):
         """Which rows are positives of which anchor, and which negatives."""

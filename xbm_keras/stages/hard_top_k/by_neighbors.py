@@ -12,10 +12,11 @@ from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
-from xbm_keras.stages.cosine_scores import Keys, cosine_scores
+from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.by_label import MAX_PICKS, Picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best
 from xbm_keras.stages.hard_top_k.mining import Embed
+from xbm_keras.stages.hard_top_k.neighbor_table import Found, NeighborTable
 from xbm_keras.stages.hard_top_k.random_rows import DrawsRows
 from xbm_keras.stages.hard_top_k.streamed import Search
 
@@ -77,6 +78,7 @@ class NeighborTopK(DrawsRows):
         self.centring = centring
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.table: NeighborTable | None = None
 
     def build(self, input_shape):
         """Create the offset for features of shape `(batch, D)`."""
@@ -86,6 +88,11 @@ class NeighborTopK(DrawsRows):
 
     def adapt(self, features: FeatureRows) -> None:
         """Take the mean of these features, [N, D] unit vectors, for the `centring`; they are read in blocks."""
+        if self.table is not None:
+            raise ValueError(
+                "Received features to adapt to, after the neighbours were searched; expected them before. Make a new "
+                "NeighborTopK."
+            )
         if not self.built:
             self.build(features.shape)
         total = np.zeros(features.shape[1])
@@ -121,14 +128,11 @@ class NeighborTopK(DrawsRows):
             embed: not used.
         """
         features = tf.stop_gradient(self._centred(features))
-        # To `Candidates` all rows are of one class, the anchors'.
-        among = Candidates.of(
-            rows._replace(labels=tf.zeros_like(rows.sample_ids)), tf.zeros_like(sample_ids), sample_ids
-        )
-        keys = Keys(features, lambda start, width: self._centred(rows.block(start, width)))
-        common = None if is_under_xla() else tf.constant(0, tf.int64)  # all valid rows have this code
-        searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
-        scores, indices, is_valid = find_best(keys, searches, among)["neighbors"]
+        if self.table is None or rows.numbers is None:
+            scores, indices, is_valid = self._nearest(features, rows, sample_ids)
+        else:
+            indices, is_valid = self.table.of(rows.numbers)
+            scores = scores_of_picks(features, self._centred(rows.take(indices)))
         scores, is_neighbor = tf.where(is_valid, scores, 0.0), tf.ones_like(is_valid)
         if self.num_random:
             drawn, is_drawn = self._draw(rows)  # [random]
@@ -141,6 +145,26 @@ class NeighborTopK(DrawsRows):
             is_neighbor = tf.concat([is_neighbor, tf.zeros_like(is_drawn)], axis=1)
             scores = tf.concat([scores, drawn_scores], axis=1)
         return Picks(indices, is_neighbor, is_valid, tf.stop_gradient(scores))
+
+    @property
+    def num_known(self) -> int:
+        """k of a neighbour table."""
+        return self.num_neighbors
+
+    def search(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Found:
+        """The neighbours alone, as `call` finds them without a table."""
+        return self._nearest(self._centred(features), rows, sample_ids)[1:]
+
+    def _nearest(self, features, rows, sample_ids):
+        """Scores, indices and validity of the neighbours of centred features, each [B, k]."""
+        # To `Candidates` all rows are of one class, the anchors'.
+        among = Candidates.of(
+            rows._replace(labels=tf.zeros_like(rows.sample_ids)), tf.zeros_like(sample_ids), sample_ids
+        )
+        keys = Keys(features, lambda start, width: self._centred(rows.block(start, width)))
+        common = None if is_under_xla() else tf.constant(0, tf.int64)  # all valid rows have this code
+        searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
+        return find_best(keys, searches, among)["neighbors"]
 
     def _centred(self, features):
         """Features [..., D] less the offset, float32 of unit length."""
