@@ -2,10 +2,12 @@
 
     python -m benchmarks.pairs --config configs/medquad.yaml                     # table: three seeds, test queries
     python -m benchmarks.pairs --config configs/medquad.yaml --curves            # over memory size and k
+    python -m benchmarks.pairs --config configs/scifact.yaml --by-epoch          # test queries, however far one trains
     python -m benchmarks.pairs --plot docs/pairs_memory_and_k.svg --json X.json  # the picture of such curves
 
 Start and number of epochs are chosen on held-out queries, whose documents answer none that train; the memory off may
-take four times the epochs, and a batch of 256 queries beside that of 64, of which held-out queries choose as well.
+take four times the epochs, and a batch of 256 queries beside that of 64, of which held-out queries choose as well. With
+--by-epoch nothing is held out and nothing chosen but the start: the best epoch of a row is the best on test queries.
 """
 
 import os
@@ -16,11 +18,15 @@ import json
 import pathlib
 import tempfile
 
+import keras
 import numpy as np
 
 from benchmarks import common
 from xbm_keras.config.yaml_files import load_config
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.pair_scores import PairEvaluation
 from xbm_keras.experiment import pair_loading, pair_phases
+from xbm_keras.experiment.pair_starts import choose_pair_start
 from xbm_keras.report.stage_costs import Costs
 
 OFF = ["memory.memory_size=0", "training.epochs=40", "training.patience=10"]
@@ -40,12 +46,14 @@ def main():
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options.add_argument("--set", nargs="+", default=[], help="section.key=value, over the config")
     options.add_argument("--curves", action="store_true", help="over memory size and k")
+    options.add_argument("--by-epoch", action="store_true", help="test queries after each epoch")
     options.add_argument("--plot", help="draw the curves that --json holds into this .svg")
     options = options.parse_args()
     if options.plot:
         plot(json.loads(pathlib.Path(options.json).read_text())["results"], options.plot)
         return
-    results = curves(options) if options.curves else [row for way in options.ways for row in table(options, way)]
+    rows_of = by_epoch if options.by_epoch else table
+    results = curves(options) if options.curves else [row for way in options.ways for row in rows_of(options, way)]
     common.report(results, options)
 
 
@@ -68,6 +76,42 @@ def table(options, way: str) -> list[dict]:
     return rows
 
 
+def by_epoch(options, way: str) -> list[dict]:
+    """A row for each setting of one way: nDCG@10 of test queries after each epoch, the mean over seeds."""
+    rows = []
+    for overrides in WAYS[way]:
+        found = [_scores_by_epoch(config_of(options, overrides, seed)) for seed in options.seeds]
+        means, best = np.mean(found, axis=0), [int(each[:, 0].argmax()) for each in found]
+        bests = [each[epoch, 0] for each, epoch in zip(found, best, strict=True)]
+        row = {"way": way, "set": " ".join(overrides) or "-", "best epochs": best}
+        row["all, best epoch"] = f"{np.mean(bests):.4f} ({np.std(bests):.4f})"
+        for i, name in enumerate(("all", "unseen documents")):
+            row[name] = " ".join(f"{score:.3f}" for score in means[:, i])
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def _scores_by_epoch(config) -> list[list[float]]:
+    """[epochs + 1, 2] of all test queries, and of those whose documents never trained."""
+    folds = pair_loading.load_pairs(config, None)
+    dataset = folds[0]
+    config = config.model_copy(update={"head": choose_pair_start(config.head, folds)})
+    trained, test = np.union1d(dataset.splits.train, dataset.splits.validation), dataset.splits.test
+    corpus = UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    parts = {"all": test, "unseen": test[dataset.is_unseen(test, trained)]}
+    evaluations = [
+        PairEvaluation(UnitRows(dataset.queries, part), corpus, *dataset.pairs.relevant(part), prefix=f"{name}_")
+        for name, part in parts.items()
+    ]
+    rows: list[dict] = []
+    noting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: rows.append(dict(logs)))
+    model = pair_phases.start_model(config, dataset, None, trained)
+    pair_phases.fit(config, dataset, model, trained, config.training.epochs, [*evaluations, noting], False)
+    rows.insert(0, {name: value for each in evaluations for name, value in each.baseline.items()})
+    return [[row[f"{name}_ndcg_at_10"] for name in parts] for row in rows]
+
+
 def curves(options) -> list[dict]:
     """nDCG@10 of test queries over the memory's size at the config's k, and over k with the whole corpus."""
     rows = []
@@ -85,13 +129,17 @@ def curves(options) -> list[dict]:
 
 def train(options, overrides: list[str], seed: int) -> dict:
     """The metrics of one run."""
-    config = load_config(options.config, options.set)
-    width = pair_loading.load_pairs(config, None)[0].queries.shape[1]
-    given = [*options.set, *(each.format(width=width) for each in overrides), f"training.seed={seed}"]
-    config = load_config(options.config, given)
+    config = config_of(options, overrides, seed)
     with tempfile.TemporaryDirectory() as folder:
         folds = pair_loading.load_pairs(config, None)
         return pair_phases.run(config, folds, None, pathlib.Path(folder), Costs())[1]
+
+
+def config_of(options, overrides: list[str], seed: int):
+    """The config with these changes."""
+    width = pair_loading.load_pairs(load_config(options.config, options.set), None)[0].queries.shape[1]
+    given = [*options.set, *(each.format(width=width) for each in overrides), f"training.seed={seed}"]
+    return load_config(options.config, given)
 
 
 def plot(rows: list[dict], path: str) -> None:

@@ -121,7 +121,7 @@ def test_questions_and_answers_end_to_end(keras_hub, tmp_path, monkeypatch):
     data = {"source": "pairs", "path": str(tmp_path / "pairs"), "query_prefix": "the "}
     backbone = {"kind": "keras_hub", "preset": str(hub_presets.tiny_bert(tmp_path / "bert")), "max_length": 12}
     config = config_of(tmp_path, data, backbone)
-    plain = ["training.batch_size=8", "export.only_if_better=false"]
+    plain = ["training.batch_size=8", "export.only_if_better=false", "head.sides=two"]
     metrics = run(config, tmp_path / "run", *plain)
     assert np.isfinite(metrics["pairs_unseen_documents"]["trained"]["ndcg_at_10"])
     about = json.loads((tmp_path / "run/data.json").read_text())
@@ -134,10 +134,16 @@ def test_questions_and_answers_end_to_end(keras_hub, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "other/data.json").read_text())["read_for_backbone"] == 48  # queries without a prefix
 
     index.main(["build", "--index", str(tmp_path / "run/index"), "--model", str(tmp_path / "run")])
+    (tmp_path / "run/index/1").rename(tmp_path / "run/index/10")
+    (tmp_path / "run/index/9").mkdir()  # an older version
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     client = importlib.import_module("search_texts")
     asked = [json.loads(line)["text"] for line in (tmp_path / "pairs/queries.jsonl").read_text().splitlines()]
-    answers = client.search(tmp_path / "run", [f"the {text}" for text in asked], k=49)
+    asked = [f"the {text}" for text in asked]
+    answers = client.search(tmp_path / "run", asked, k=49)
+    assert list(map(dict, client.search(tmp_path / "run", asked[:2], k=3))) == [
+        pytest.approx(dict(each[:3]), abs=1e-5) for each in answers[:2]
+    ]
     evaluate.main(["--model", str(tmp_path / "run"), "--items", "all", "--embed", str(tmp_path / "v.npy")])
     queries, documents = (np.load(tmp_path / f"v.{name}.npy") for name in ("queries", "documents"))
     names = pd.read_csv(tmp_path / "v.documents.csv").id.tolist()

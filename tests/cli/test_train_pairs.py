@@ -14,6 +14,7 @@ from xbm_keras.cli import evaluate, index
 from xbm_keras.data.pairs import read_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import saved_run
+from xbm_keras.index import galleries
 from xbm_keras.stages.backbone.frozen import load_keras_file
 from xbm_keras.training.callbacks import HistoryCsv
 
@@ -208,7 +209,8 @@ def test_the_saved_model_holds_the_corpus_and_the_head(finished):
         ["memory.memory_size=0", "head.embedding_dim=8", "head.start=random"],
     ],
 )
-def test_other_ways_to_train_are_better_than_frozen_features(config, tmp_path, overrides):
+def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp_path, overrides):
+    """And their index holds documents as the exported model embeds these, or as they are."""
     plain = ["training.folds=1", "head.widths=null", *overrides]
     run(config, tmp_path / "run", *plain)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -216,6 +218,12 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, tmp_path, o
     assert scores["trained"]["ndcg_at_10"] > scores["frozen"]["ndcg_at_10"] + 0.1
     model = tf.saved_model.load(str(tmp_path / "run/export/1"))
     assert ("serve_document" in model.signatures) == ("head.sides=query" not in overrides)
+    index.main(["build", "--index", str(tmp_path / "index"), "--model", str(tmp_path / "run")])
+    found = np.load(folder / "features.npz")["documents"]
+    if "serve_document" in model.signatures:
+        found = model.signatures["serve_document"](features=tf.constant(found))["embeddings"].numpy()
+    expected = found / np.linalg.norm(found, axis=1, keepdims=True)
+    np.testing.assert_allclose(galleries.read_index(tmp_path / "index")[0].vectors, expected, atol=1e-5)
 
 
 def test_vectors_in_npy_are_enough(folder, config, tmp_path):

@@ -52,3 +52,16 @@ def test_several_folds_hold_out_other_queries(config):
     _, folds = load_pair_folds(values)
     held = [tuple(fold.splits.validation) for fold in folds]
     assert len(set(held)) == 3
+
+
+def test_each_head_has_a_closed_form_of_its_own(config):
+    """Whatever heads were tried before."""
+
+    def score(hypermodel, width):
+        values = load_config(str(config), [f"head.embedding_dim={width}", "training.epochs=1"])
+        return hypermodel.evaluate(values)[hypermodel.score]
+
+    used, new = (PairHyperModel(*load_pair_folds(load_config(str(config)))) for _ in range(2))
+    wide, narrow = score(used, 12), score(used, 4)
+    assert narrow > wide + 0.05  # half of the features are noise
+    assert narrow == score(new, 4)

@@ -232,8 +232,8 @@ def best_epoch(curves: Sequence[Sequence[float]], simplest: bool = False) -> int
     Args:
         curves: scores of all epochs of each fold, epoch 0 first. One that ended early keeps its last score; none at
             all leave epoch 0.
-        simplest: the first epoch that is within one standard error, of its differences from the best one over the
-            folds: what a few folds alone would go farther for is left to chance. Of one fold it is the best.
+        simplest: the first epoch that is within two standard errors, of its differences from the best one over the
+            folds: to go farther on what may be chance is to learn by heart. Of one fold it is the best.
     """
     length = max(map(len, curves))
     if not length:
@@ -244,4 +244,4 @@ def best_epoch(curves: Sequence[Sequence[float]], simplest: bool = False) -> int
         return best
     lacking = scores[:, best, None] - scores
     error = lacking.std(axis=0, ddof=1) / np.sqrt(len(scores))
-    return int(np.argmax(lacking.mean(axis=0) <= error))
+    return int(np.argmax(lacking.mean(axis=0) <= 2 * error))
