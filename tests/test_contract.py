@@ -125,6 +125,7 @@ ROWS = {
     "Backbone": Row(small_backbone),  # of pictures: see tests/stages/test_backbone.py, and the saved model below
     "CircularMemory": Row(lambda: built(CircularMemory(6, "float16")), enqueue),
     "ClosedForms": Row(),  # NumPy
+    **{name: Row() for name in ("FittedHead", "FittedPairs", "fit_head", "fit_pairs")},  # files and NumPy
     "HardTopK": Row(
         lambda: HardTopK(3, 2, "easiest", max_score=0.9),
         lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(LABELS), tf.constant(IDS))),
@@ -139,12 +140,14 @@ ROWS = {
     ),
     "NonFiniteFeatures": Row(),
     "NonFiniteLoss": Row(),
+    "PKSampler": Row(),  # NumPy
     "PairLoss": Row(),  # abstract
     "Picks": Row(),
     "RelevantTopK": Row(
         lambda: RelevantTopK(3, 2, "easiest", max_score=0.9),
         lambda top_k, f: tuple(top_k(f, rows_of(f), tf.constant(IDS[:, None] // 2 * 2), tf.constant(-IDS))),
     ),
+    "RetrievalEvaluation": Row(),
     "Rows": Row(),
     "Start": Row(),  # NumPy
     "StartAlignment": Row(lambda: StartAlignment(2.0)),  # of a model: see its saved model below
@@ -153,6 +156,7 @@ ROWS = {
         lambda: xbm_keras.batch_as_rows,
         lambda f, x: [each for each in f(x, tf.constant(LABELS), tf.constant(IDS)) if each is not None],
     ),
+    **{name: Row() for name in ("evaluate_retrieval", "export_encoder", "near_duplicates")},
     "cosine_scores": Row(lambda: xbm_keras.cosine_scores, lambda f, x: f(x, x)),
     **{name: loss_row(name) for name in xbm_keras.__all__ if name.endswith("Loss") and name not in
        ("PairLoss", "NonFiniteLoss")},

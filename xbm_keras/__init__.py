@@ -1,5 +1,12 @@
 """Turn any frozen pretrained network into a better, smaller retrieval embedding."""
 
+__version__ = "0.1.0"
+
+from xbm_keras.data.batches import PKSampler
+from xbm_keras.evaluation.near_duplicates import near_duplicates
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation, evaluate_retrieval
+from xbm_keras.experiment.fitting import FittedHead, FittedPairs, fit_head, fit_pairs
+from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.model.non_finite import NonFiniteFeatures, NonFiniteLoss
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
@@ -30,14 +37,14 @@ from xbm_keras.stages.pair_losses import (
 from xbm_keras.stages.pair_losses.base import PairLoss
 from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Backbone",
     "CircleLoss",
     "CircularMemory",
     "ClosedForms",
     "ContrastiveLoss",
+    "FittedHead",
+    "FittedPairs",
     "HardTopK",
     "Head",
     "InEmbeddings",
@@ -51,10 +58,12 @@ __all__ = [
     "NeighborTopK",
     "NonFiniteFeatures",
     "NonFiniteLoss",
+    "PKSampler",
     "PairLoss",
     "Picks",
     "RecallSurrogateLoss",
     "RelevantTopK",
+    "RetrievalEvaluation",
     "Rows",
     "SemiHardTripletLoss",
     "SimilarityAlignmentLoss",
@@ -67,4 +76,9 @@ __all__ = [
     "XBMModel",
     "batch_as_rows",
     "cosine_scores",
+    "evaluate_retrieval",
+    "export_encoder",
+    "fit_head",
+    "fit_pairs",
+    "near_duplicates",
 ]

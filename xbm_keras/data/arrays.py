@@ -120,8 +120,27 @@ def _image_shape(arrays: "_Arrays", file: str) -> tuple[int, ...] | None:
     return tuple(shape)
 
 
-class Features:
+class Vectors:
     """Vectors that some model already gave: no backbone, no cache.
+
+    Args:
+        features: [N, D] floats; may be memory-mapped.
+        items: of which they are.
+
+    Raises:
+        DataError: where they are no such array, or a vector is not finite or all zero in float32.
+    """
+
+    modality = "vector"
+
+    def __init__(self, features: np.ndarray, items: Items):
+        _require_rows(features)
+        self.features, self.items = features, items
+        check_vectors(features, items.keys)
+
+
+class Features(Vectors):
+    """Vectors in a file.
 
     Args:
         path: an `.npy` [N, D] (memory-mapped), an `.npz` with such an array, or a Parquet file with a column of lists.
@@ -135,18 +154,20 @@ class Features:
             float32.
     """
 
-    modality = "vector"
-
     def __init__(self, path: str, features: str = "features", labels: str | None = "label"):
         arrays = _Arrays(path)
-        self.features = arrays.get(features)
-        if self.features.ndim != 2 or self.features.dtype.kind != "f":
-            raise DataError(
-                f"Received features of shape {self.features.shape} and dtype {self.features.dtype} in {path}; expected "
-                "floats [N, D]."
-            )
-        self.items = arrays.items(len(self.features), labels)
-        check_vectors(self.features, self.items.keys)
+        found = arrays.get(features)
+        _require_rows(found, f" in {path}")
+        super().__init__(found, arrays.items(len(found), labels))
+
+
+def _require_rows(features: np.ndarray, where: str = "") -> None:
+    """Raises DataError for what are no vectors."""
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise DataError(
+            f"Received features of shape {features.shape} and dtype {features.dtype}{where}; expected floats [N, D], "
+            "a row for each item. Give the network's output, pooled to one vector."
+        )
 
 
 class _Arrays:

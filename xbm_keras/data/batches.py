@@ -26,6 +26,11 @@ class PKSampler:
 
     Raises:
         DataError: if there are fewer classes than P.
+
+    Example:
+        >>> sampler = PKSampler(np.array([0, 0, 1, 1, 2, 2]), classes_per_batch=2, samples_per_class=2)
+        >>> sampler.batch_size, sampler.num_items
+        (4, 6)
     """
 
     def __init__(self, labels: np.ndarray, classes_per_batch: int, samples_per_class: int, seed: int = 0):

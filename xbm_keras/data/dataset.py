@@ -32,7 +32,7 @@ class Dataset:
     """Key of each item left out, and why."""
     num_computed: int
     """Items and views that were read for the backbone in this run; the rest was cached."""
-    source: sources.Source | arrays.Features
+    source: sources.Source | arrays.Vectors
     """Where the items are, to show some of them."""
     source_positions: np.ndarray
     """[N] their positions there."""
@@ -91,7 +91,7 @@ class Dataset:
 
         Raises UnreadableItem for one that can no longer be read.
         """
-        if isinstance(self.source, arrays.Features):
+        if isinstance(self.source, arrays.Vectors):
             return None
         unique, places = np.unique(self.source_positions[positions], return_inverse=True)
         shown = list(self.source.read(unique.tolist(), prepare))

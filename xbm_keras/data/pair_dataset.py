@@ -38,7 +38,7 @@ class PairDataset:
         return np.logical_not(np.isin(relevant, seen[seen >= 0]).any(axis=1))
 
 
-def split_pairs(pairs: Pairs, test: float, validation: float, seed: int = 0, fold: int = 0) -> Splits:
+def split_pairs(pairs: Pairs, test: float | None, validation: float, seed: int = 0, fold: int = 0) -> Splits:
     """Which queries train, choose and test.
 
     A split that the data give is taken as it is, but that queries choose only where their documents answer none that
@@ -47,7 +47,7 @@ def split_pairs(pairs: Pairs, test: float, validation: float, seed: int = 0, fol
 
     Args:
         pairs: of all queries.
-        test: share of the queries that test, where the data do not say.
+        test: share of the queries that test, where the data do not say; None for none.
         validation: share of those that train that choose, where the data do not say.
         seed: of the draws.
         fold: another number holds out other queries to choose by.
@@ -71,7 +71,7 @@ def split_pairs(pairs: Pairs, test: float, validation: float, seed: int = 0, fol
         tested, pool = parts["test"], np.union1d(parts["train"], parts.get("validation", parts["train"]))
     else:
         answered = np.unique(query)
-        is_test = hold_out(labels[answered], test, seed)
+        is_test = np.zeros(len(answered), bool) if test is None else hold_out(labels[answered], test, seed)
         tested, pool = answered[is_test], answered[~is_test]
     given = np.setdiff1d(parts.get("validation", pool[:0]), tested)
     trained = np.setdiff1d(pool, given)

@@ -205,15 +205,30 @@ def _judgements(folder: pathlib.Path) -> tuple[list[tuple[str, str]], list[tuple
         return names, judged
     plain = folder / "pairs.npy"
     if plain.is_file():
-        array = _open(plain)[""]
-        if array.ndim != 2 or array.shape[1] not in (2, 3):
-            raise DataError(f"Received {plain} of shape {array.shape}; expected [J, 2], or [J, 3] with grades.")
-        names = [(str(int(q)), str(int(d))) for q, d in array[:, :2].tolist()]
-        return names, [(float(g), "") for g in (array[:, 2] if array.shape[1] == 3 else np.ones(len(array)))]
+        return _by_number(_open(plain)[""], str(plain))
     raise DataError(
         f"Received {folder}, which holds neither qrels/*.tsv nor pairs.npy; expected judgements, such as "
         "qrels/train.tsv with the columns query-id, corpus-id and score."
     )
+
+
+def _by_number(array: np.ndarray, where: str) -> tuple[list[tuple[str, str]], list[tuple[float, str]]]:
+    """The same of an array of row numbers."""
+    if array.ndim != 2 or array.shape[1] not in (2, 3) or array.dtype.kind not in "iuf":
+        raise DataError(
+            f"Received {where} of shape {array.shape} and dtype {array.dtype}; expected numbers [J, 2], of query and "
+            "document, or [J, 3] with grades."
+        )
+    names = [(str(int(q)), str(int(d))) for q, d in array[:, :2].tolist()]
+    return names, [(float(g), "") for g in (array[:, 2] if array.shape[1] == 3 else np.ones(len(array)))]
+
+
+def pairs_of_positions(queries: Side, documents: Side, pairs: np.ndarray, where: str) -> Pairs:
+    """Judgements [J, 2], or [J, 3] with grades, of sides whose ids are row numbers; `where` they stand, for messages.
+
+    Raises DataError as `read_pairs` does.
+    """
+    return _pairs(queries, documents, *_by_number(pairs, where), where)
 
 
 def _rows(path: pathlib.Path) -> list[tuple[str, str, float]]:

@@ -38,7 +38,7 @@ def split_items(
     by: str = "class",
     column: str | None = None,
     num_train_classes: int | None = None,
-    test: float | list = 0.5,
+    test: float | list | None = 0.5,
     validation_fraction: float = 0.25,
     validation_fold: int = 0,
     query_column: str | None = None,
@@ -48,9 +48,9 @@ def split_items(
 ) -> Splits:
     """Split items into train, validation and test; see docs/config.md, `data.split`, for the arguments.
 
-    Validation is carved from what trains, with the same unit (classes or items): `validation_fraction` of them, which
-    cuts them into several parts, and `validation_fold` says which. By class, items without a label are in none of the
-    three.
+    Where `test` is None nothing tests. Validation is carved from what trains, with the same unit (classes or items):
+    `validation_fraction` of them, which cuts them into several parts, and `validation_fold` says which. By class, items
+    without a label are in none of the three.
 
     Raises:
         DataError: for a column that does not exist, never says "train" or "test", or says both of one class; for
@@ -80,6 +80,8 @@ def split_items(
     else:
         if num_train_classes is not None:
             is_test = units >= num_train_classes
+        elif test is None:
+            is_test = np.zeros(num_items, bool)
         elif isinstance(test, list):
             is_test = np.isin(units, _chosen(test, names, items.labels))
         else:
@@ -87,7 +89,7 @@ def split_items(
         is_train = is_known & ~is_test
     train_names = shuffled[np.isin(shuffled, units[is_train])]
     num_validation = max(2, round(validation_fraction * len(train_names)))
-    if len(train_names) - num_validation < 2 or not is_test.any():
+    if len(train_names) - num_validation < 2 or not (is_test.any() or test is None):
         raise DataError(
             f"Received {len(train_names)} training and {len(np.unique(units[is_test]))} test {_plural(by)}; expected "
             "at least 4 to train on, 2 of which validate, and 1 to test on. Change data.split, or add data."
@@ -157,7 +159,7 @@ def require_neighbors(splits: Splits) -> None:
     """Raises DataError where a part has too few items for neighbours to be compared there."""
     for name in ("validation", "test"):
         count = len(getattr(splits, name))
-        if count < MIN_COMPARED:
+        if count < MIN_COMPARED and (count or name == "validation"):  # nothing may test
             raise DataError(
                 f"Received {count} {name} items; expected at least {MIN_COMPARED}, or there are no neighbours to "
                 "compare. Add data, or change data.split.test."

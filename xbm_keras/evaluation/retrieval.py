@@ -234,9 +234,15 @@ class RetrievalEvaluation(HeadEvaluation):
         ValueError: for labels or a mask that do not fit; when training begins, for what `evaluate_retrieval` refuses.
 
     Example:
+        >>> features, labels = np.random.default_rng(0).normal(size=(64, 32)).astype("float32"), np.arange(64) % 8
         >>> evaluation = RetrievalEvaluation(features, labels)
         >>> stop = keras.callbacks.EarlyStopping("val_map_at_r", mode="max", patience=3)
-        >>> model.fit(x, y, callbacks=[evaluation, stop])
+        >>> model = XBMModel(None, Head(8), CircularMemory(64), HardTopK(4, 2), SupConLoss())
+        >>> model.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
+        >>> x = {"features": features, "sample_id": np.arange(64)}
+        >>> history = model.fit(x, labels, verbose=0, callbacks=[evaluation, stop])
+        >>> sorted(name for name in history.history if name.startswith("val_recall"))
+        ['val_recall_at_1', 'val_recall_at_10', 'val_recall_at_5']
     """
 
     def __init__(

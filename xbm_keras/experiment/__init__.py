@@ -3,6 +3,7 @@
 - phases: a run from above: select, refit, test
 - selection: what is chosen on held-out classes, by `training.folds` of them
 - learning: whether more data would help
+- fitting: the same as one call, of data at hand
 - build, loading: from a config to stages, and to the features of all items
 - work: what of this differs with the data
 - pair_loading, pair_starts, pair_phases, pair_folder, pair_learning: for queries and documents

@@ -24,7 +24,7 @@ FIRST_RATE = 1 / 30  # of the learning rate, in the first step
 SKETCH_DIM = 64
 
 
-def make_source(config: schema.Config) -> sources.Source | arrays.Features:
+def make_source(config: schema.Config) -> sources.Source | arrays.Vectors:
     """The items."""
     keeps = "cache_dir" in arguments_of(type(config.data).constructor)
     return config.data.make(**({"cache_dir": config.cache.dir} if keeps else {}))

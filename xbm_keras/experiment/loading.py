@@ -37,10 +37,23 @@ def load_dataset(
     is_training: bool = True,
     fold: int = 0,
 ) -> Dataset:
+    """Features, labels and splits of the items that a config names: see `dataset_of`."""
+    return dataset_of(make_source(config), config, backbone, all_test, is_training, fold)
+
+
+def dataset_of(
+    source: sources.Source | arrays.Vectors,
+    config: schema.Config,
+    backbone: Backbone | None,
+    all_test: bool = False,
+    is_training: bool = True,
+    fold: int = 0,
+) -> Dataset:
     """Features, labels and splits; the backbone sees each item once, ever.
 
     Args:
-        config: of the data and the cache.
+        source: the items.
+        config: of the splits and the cache.
         backbone: the frozen network.
         all_test: whether all items are test items, instead of those that the config says.
         is_training: whether the items are to be trained on. Else they need no labels: where a split by class finds
@@ -50,7 +63,6 @@ def load_dataset(
     Raises:
         DataError: for data that cannot be used as they are.
     """
-    source = make_source(config)
     num_items, num_unlabelled = len(source.items.keys), _num_unlabelled(source.items)
     if num_unlabelled == num_items and not is_training and config.data.split.by == "class" and not all_test:
         log.info("The data has no labels to split by: all %d items are taken.", num_items)
@@ -61,7 +73,7 @@ def load_dataset(
     _split(config, items, all_test, is_training, fold)
     items.sample_ids()
     features: FeatureRows
-    if isinstance(source, arrays.Features):
+    if isinstance(source, arrays.Vectors):
         features = source.features if len(chosen) == len(source.features) else ChosenRows(source.features, chosen)
         contents, skipped, num_computed = None, {}, 0
     elif backbone is None:
@@ -165,7 +177,7 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
     has_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
     source, positions, features = dataset.source, dataset.source_positions[train], dataset.features
     if (
-        isinstance(source, arrays.Features) or backbone is None or not isinstance(features, ShardedRows)
+        isinstance(source, arrays.Vectors) or backbone is None or not isinstance(features, ShardedRows)
     ):  # vectors have no views
         return dataset
     views = [(augmented(source, positions, number, c.flip), 0) for number in range(1, num_views)]

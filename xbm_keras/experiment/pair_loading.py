@@ -45,10 +45,18 @@ class Texts(RandomAccess):
 
 
 def load_pairs(config: schema.Config, backbone: Backbone | None, only_test: bool = False) -> list[PairDataset]:
+    """Features of the queries and documents that a config names, and splits: see `folds_of`."""
+    return folds_of(config.data.make(), config, backbone, only_test)
+
+
+def folds_of(
+    pairs: Pairs, config: schema.Config, backbone: Backbone | None, only_test: bool = False
+) -> list[PairDataset]:
     """Features of queries and documents, and splits; the network sees each text once, ever.
 
     Args:
-        config: of the data, the cache and `training.folds`.
+        pairs: queries, documents, and which answers which.
+        config: of splits, the cache and `training.folds`.
         backbone: the frozen network; None where the data hold vectors.
         only_test: whether all queries are to test.
 
@@ -59,7 +67,6 @@ def load_pairs(config: schema.Config, backbone: Backbone | None, only_test: bool
     Raises:
         DataError: for data that cannot be used as they are.
     """
-    pairs: Pairs = config.data.make()
     split = config.data.split
 
     def split_of(pairs: Pairs, fold: int = 0) -> Splits:

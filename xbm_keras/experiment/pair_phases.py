@@ -231,7 +231,7 @@ def run(
             fit(config, dataset, model, trained_on, epoch, [*logs, checkpoints], first_epoch=done)
             kept = epoch, model.head.get_weights()
         costs.begin("test")
-        metrics = compare(config, dataset, start, model.head, splits.test, trained_on)
+        metrics = compare(config, dataset, start, model.head, splits.test, trained_on) if len(splits.test) else {}
     except KeyboardInterrupt as interrupt:
         model.head.set_weights(kept[1])
         raise Interrupted(model, kept[0]) from interrupt

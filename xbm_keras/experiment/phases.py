@@ -225,7 +225,7 @@ def run(
             fit(config, dataset, model, everything, epoch, [*logs, checkpoints], first_epoch=done)
             kept = epoch, model.head.get_weights()
         costs.begin("test")
-        metrics = _compare(config, dataset, start, model.head, splits.test)
+        metrics = _compare(config, dataset, start, model.head, splits.test) if len(splits.test) else {}
     except KeyboardInterrupt as interrupt:
         model.head.set_weights(kept[1])
         raise Interrupted(model, kept[0]) from interrupt

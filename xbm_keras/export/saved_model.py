@@ -82,6 +82,16 @@ def export_encoder(
     Raises:
         ValueError: for other weights or codes, weights that float16 cannot hold, or where what was written does not
             run or gives other embeddings. There is no new version then.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> model = XBMModel(None, Head(8), CircularMemory(16), HardTopK(4, 2), SupConLoss())
+        >>> model.build({"features": (None, 32)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     version = export_encoder(model, pathlib.Path(folder))
+        ...     serve = tf.saved_model.load(str(version)).signatures["serving_default"]
+        ...     version.name, serve(features=tf.ones([3, 32]))["embeddings"].shape
+        ('1', TensorShape([3, 8]))
     """
     stored = _half(model) if weights == "float16" else []
 
