@@ -8,6 +8,8 @@ Each variant takes turns with a step whose memory is off, and is gone before the
 - `default`: exact mining by the current head, as `train.py` does it: the memory is frozen and gives the batch, too.
 - `features`, `features float16`, ...: exact mining in the features, by storage type.
 - `embeddings`: mining in stored embeddings, S rows renewed per step (`refresh`, the column `S`).
+- `table`: the same as `features` with a neighbour table, of the rows that the benchmark draws; the memory is frozen.
+  What it takes to search for all rows is a row of benchmarks/topk.py.
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
@@ -28,24 +30,26 @@ import tensorflow as tf
 from benchmarks import common
 from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, InSketch, SupConLoss, XBMModel
 from xbm_keras.stages.cosine_scores import block_rows
+from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
 
 D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
 MINING = {
     "default": lambda num_rows: InEmbeddings(),
     "features": lambda num_rows: InFeatures(),
+    "table": lambda num_rows: InFeatures(),
     "embeddings": lambda num_rows: InEmbeddings(max(num_rows // 64, 256)),
     "sketch": lambda num_rows: InSketch(64),
 }
 NAMES = [*MINING, "floor", "peer"]
+FROZEN = ("default", "table")
+DRAWN = 1024  # of which a batch is drawn
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
 
 
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_024, 8_192, 65_536, 262_144, 1_048_576])
-    parser.add_argument(
-        "--names", nargs="+", default=["default", "features", "embeddings", "sketch", "floor", "peer"], choices=NAMES
-    )
+    parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--storage", nargs="+", default=["float32"], help="storage types of the memory")
     parser.add_argument("--peer", default=os.environ.get("XBM_KERAS_PEER"))
     parser.add_argument("--repeats", type=int, default=5)
@@ -102,13 +106,18 @@ def make_features(num_rows: int) -> np.ndarray:
 def make_model(name, storage, features, labels) -> XBMModel:
     """A model and its full memory; the name `off` is of one without."""
     num_rows = len(features)
-    memory = CircularMemory(num_rows if name in MINING else 0, storage, frozen=name == "default")
+    memory = CircularMemory(num_rows if name in MINING else 0, storage, frozen=name in FROZEN)
     top_k = HardTopK(NEGATIVES, POSITIVES, mining=MINING.get(name, MINING["default"])(num_rows))
     model = XBMModel(None, Head(E), memory, top_k, SupConLoss())
     model.build({"features": (None, D)})
     top_k.adapt(features[:20_000])
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     model.memory.prefill(features, labels, np.arange(num_rows))
+    if name == "table":
+        table = NeighborTable(memory, top_k.search, NEGATIVES)
+        for start in table.starts[: max(1, DRAWN // table.block_rows)]:
+            table.fill(start, table.searched(start))
+        top_k.table = table
     return model
 
 
@@ -119,7 +128,7 @@ def step_of(model, features, labels):
     count = [len(features)]
 
     def step():
-        drawn = random.integers(0, len(features), B)
+        drawn = random.integers(0, min(DRAWN, len(features)), B)
         if model.memory.frozen:
             train({"slot": tf.constant(drawn)}, None)["loss"].numpy()
             return

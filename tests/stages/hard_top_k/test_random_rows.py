@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import MODES, in_mode
-from xbm_keras.stages.hard_top_k.random_rows import random_rows
+from xbm_keras.stages.hard_top_k.random_rows import RowsByLabel, random_rows
 
 
 def draw(codes, wanted, k, seed=(1, 2), mode="eager"):
@@ -61,3 +61,20 @@ def test_a_large_memory_is_reached_to_its_end():
     assert rows.max() > 99_000
     assert rows.min() < 1_000
     np.testing.assert_allclose(rows.mean(), 50_000, atol=3_000)
+
+
+@pytest.mark.parametrize("num_valid", [0, 1, 40, 60])
+def test_rows_that_are_sorted_once_are_drawn_as_rows_of_any_order(num_valid):
+    random = np.random.default_rng(num_valid)
+    labels = random.choice([2**40, 7, -3, 9], 60)
+    is_valid = random.permutation(60) < num_valid
+    codes = np.where(is_valid, np.unique(labels, return_inverse=True)[1], 4)
+    rows = random.integers(0, 60, 30)
+    for seed in range(3):
+        seeds = tf.constant([seed, 5])
+        wanted = np.unique(labels, return_inverse=True)[1][rows]
+        searched = random_rows(tf.constant(codes), tf.constant(5, tf.int64), tf.constant(wanted), 6, seeds)
+        drawn = RowsByLabel(labels, is_valid).random_rows(tf.constant(rows), 6, seeds)
+        for a, b in zip(drawn, searched, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert drawn[1].numpy().any() == (num_valid > 0)

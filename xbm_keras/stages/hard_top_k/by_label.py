@@ -212,8 +212,11 @@ class HardTopK(DrawsRows):
     def _random_positives(self, among, k):
         """Indices [B, k - 1] and validity [B, k - 1]."""
         seeds = [self.seed_generator.next() for _ in range(2)]
-        num_codes = tf.shape(among.own_class, tf.int64)[0]
-        drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
+        if self.table is not None and among.rows.numbers is not None:
+            drawn, is_valid = self.table.by_label.random_rows(among.rows.numbers, k, seeds[0])
+        else:
+            num_codes = tf.shape(among.own_class, tf.int64)[0]
+            drawn, is_valid = random_rows(among.codes, num_codes, among.classes, k, seeds[0])
         # Without the anchor's own row, or without any one of k + 1: either way all sets of k are equally likely.
         any_one = random_bits(tf.size(among.sample_ids), 1, seeds[1])[:, 0] % k
         any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none

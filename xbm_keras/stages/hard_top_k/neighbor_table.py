@@ -9,6 +9,7 @@ import tensorflow as tf
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import write_rows
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
+from xbm_keras.stages.hard_top_k.random_rows import RowsByLabel
 
 BLOCK = 512  # anchors that are searched at a time: more are hardly quicker, and a killed search loses little
 
@@ -59,6 +60,7 @@ class NeighborTable:
         self.num_anchors = num_anchors or memory.memory_size
         self.block_rows = min(BLOCK, self.num_anchors)
         self.indices = keras.Variable(tf.fill([self.num_anchors, k], tf.constant(-1, tf.int64)), trainable=False)
+        self.by_label = RowsByLabel(memory.labels.numpy(), memory.read().is_valid.numpy())
         self._anchors = anchors or memory.items
         self._search = tf.function(lambda features, *labels_and_ids: search(features, memory.read(), *labels_and_ids))
 

@@ -4,6 +4,7 @@ Letters: B anchors, M memory rows, C codes, k rows per anchor.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import replicas
@@ -69,6 +70,29 @@ def random_rows(
     is_before = up_to_row <= tf.cast(within, tf.float32)[:, :, None]
     rows = sections * section + tf.cast(tf.reduce_sum(tf.cast(is_before, tf.float32), axis=2), tf.int64)
     return tf.where(ranks >= 0, rows, 0), ranks >= 0
+
+
+class RowsByLabel:
+    """The rows of each row's label, sorted once, for rows that change no more: draws without a look at all M of them.
+
+    Args:
+        labels: [M].
+        is_valid: [M] bool, which of the rows may be drawn.
+    """
+
+    def __init__(self, labels: np.ndarray, is_valid: np.ndarray):
+        order = np.argsort(labels, kind="stable")
+        order = order[is_valid[order]]
+        first, behind = (np.searchsorted(labels[order], labels, side) for side in ("left", "right"))
+        columns = order if len(order) else np.zeros(1, np.int64), first, behind - first
+        self.order, self.first, self.counts = (keras.Variable(each, dtype="int64", trainable=False) for each in columns)
+
+    def random_rows(self, rows: tf.Tensor, k: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """For each of `rows` [B] k rows of its label: those that `random_rows` draws by the same seed, as it does."""
+        ranks = _random_ranks(tf.gather(self.counts.value, rows), k, seed)
+        places = tf.gather(self.first.value, rows)[:, None] + tf.maximum(ranks, 0)
+        drawn = tf.gather(self.order.value, tf.minimum(places, self.order.shape[0] - 1))
+        return tf.where(ranks >= 0, drawn, 0), ranks >= 0
 
 
 def random_bits(num_anchors: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
