@@ -50,10 +50,13 @@ def interleaved(variants: dict[Any, Callable], repeats: int) -> dict[Any, dict[s
     }
 
 
-def peak_mb(process: int | str = "self") -> float:
-    """Peak memory of a process in MB; not by getrusage, whose maximum begins with that of the parent process."""
+def peak_mb(process: int | str = "self", kind: str = "VmHWM") -> float:
+    """Peak memory of a process in MB; not by getrusage, whose maximum begins with that of the parent process.
+
+    Of another kind, `VmRSS`, what it holds now.
+    """
     status = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1e3
+    return int(next(line for line in status if line.startswith(kind)).split()[1]) / 1e3
 
 
 class Peer:
@@ -84,9 +87,9 @@ class Peer:
         *milliseconds, self.gpu_mb = (float(each) for each in self.process.stdout.readline().split())
         return milliseconds
 
-    def peak_mb(self) -> float:
-        """Its peak memory in MB."""
-        return peak_mb(self.process.pid)
+    def peak_mb(self, kind: str = "VmHWM") -> float:
+        """Its peak memory in MB, or what it holds now."""
+        return peak_mb(self.process.pid, kind)
 
     def device_peak_mb(self) -> float:
         """The same of the GPU, after a round on one; else that of the process."""
