@@ -3,6 +3,7 @@
 import collections
 import itertools
 
+import keras
 import numpy as np
 import pytest
 
@@ -172,6 +173,25 @@ def test_the_rate_grows_by_a_constant_factor(dataset):
     assert rates[0] == pytest.approx(config.training.learning_rate / 30, rel=1e-4)
     assert rates[-1] == pytest.approx(config.training.learning_rate, rel=1e-4)
     np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("num_steps", "of_call"), [(12, 12), (34, 2)])
+def test_several_steps_of_a_call_are_the_same_steps(dataset, num_steps, of_call, monkeypatch):
+    config = config_of(start="pca", power=1)
+    training = config.training.model_copy(update={"steps_per_epoch": num_steps, "classes_per_batch": 3})
+    config = config.model_copy(update={"training": training})
+    kernels, calls, advances = [], [], []
+    monkeypatch.setattr(phases.progress.Bar, "advance", lambda bar, count=1, note=None: advances.append(count))
+    for most in (phases.MAX_STEPS_OF_CALL, 1):
+        monkeypatch.setattr(phases, "MAX_STEPS_OF_CALL", most)
+        model = phases.start_model(config, dataset, None, np.arange(54))
+        advances.clear()  # those of the prefill
+        note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: calls.append(batch))
+        phases.fit(config, dataset, model, np.arange(54), 2, [note])
+        kernels.append(model.head.kernel.numpy())
+        assert int(model.optimizer.iterations) == sum(advances) == 2 * num_steps
+    np.testing.assert_array_equal(*kernels)
+    assert calls == 2 * [*range(of_call - 1, num_steps, of_call)] + 2 * [*range(num_steps)]
 
 
 def test_folds_hold_out_other_items(dataset):

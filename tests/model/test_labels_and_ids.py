@@ -124,6 +124,14 @@ def test_ids_that_number_the_items_of_the_data_are_not_spoken_of(num_items, memo
     model.fit(x, y, batch_size=8, epochs=4, verbose=0)
 
 
+def test_a_call_of_several_steps_is_no_batch():
+    x, y = dataset(48)  # warnings are errors
+    x["sample_id"] = np.arange(48) % 12  # views of items, more than a batch has
+    model = compiled(memory_size=48)
+    model.steps_per_execution = 3
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+
+
 # --- weights of anchors ---
 
 

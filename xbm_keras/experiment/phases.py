@@ -40,6 +40,7 @@ from xbm_keras.training.known_neighbors import know_neighbors
 from xbm_keras.training.memory_batches import prefill_order, training_batches
 
 log = logging.getLogger("xbm_keras")
+MAX_STEPS_OF_CALL = 16
 
 
 class Interrupted(KeyboardInterrupt):
@@ -123,7 +124,13 @@ def fit_batches(
     show_progress: bool,
     first_epoch: int,
 ) -> None:
-    """`model.fit` with a bar, for epochs of so many steps, of which some may be done."""
+    """`model.fit` with a bar, for epochs of so many steps, of which some may be done.
+
+    Several steps make one call of TensorFlow: between calls Keras reads all metrics back for its callbacks. Keras does
+    whole calls alone, so their steps divide those of an epoch.
+    """
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        model.steps_per_execution = max(n for n in range(1, MAX_STEPS_OF_CALL + 1) if steps % n == 0)
     with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
         all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
         counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}

@@ -35,9 +35,9 @@ class WarnOfRepeatedIds(keras.callbacks.Callback):
         self.num_before, self.batch_size = self._num_enqueued(), None
 
     def on_train_batch_end(self, batch, logs=None):
-        """Note the size of the epoch's first batch: the others are no larger."""
+        """Note the size of the epoch's first batch, or of those of a call of several steps: no other is larger."""
         if self.batch_size is None:
-            self.batch_size = self._num_enqueued() - self.num_before
+            self.batch_size = (self._num_enqueued() - self.num_before) // (batch + 1)
 
     def on_epoch_end(self, epoch, logs=None):
         """Look at the memory."""

@@ -90,9 +90,14 @@ class TrainingProgress(keras.callbacks.Callback):
         self.best = (float("-inf"), 0)
         self.last_line = time.monotonic()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """No step of it is done."""
+        self.num_done = 0
+
     def on_train_batch_end(self, batch, logs=None):
-        """One step."""
-        self.bar.advance()
+        """The steps up to this one, by its number in the epoch, are done."""
+        self.bar.advance(batch + 1 - self.num_done)
+        self.num_done = batch + 1
 
     def on_epoch_end(self, epoch, logs=None):
         """Note loss and score."""
