@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xbm_keras.data import batches
-from xbm_keras.data.batches import PKSampler, ShuffledSampler, batch_dataset
+from xbm_keras.data.batches import PKSampler, ShuffledSampler, alone_in_class, batch_dataset
 from xbm_keras.data.generators import generators
 from xbm_keras.data.sources import DataError
 
@@ -45,6 +45,23 @@ def test_a_small_class_repeats_its_items():
     labels = np.array([0, 1, 1, 1, 1])
     drawn = PKSampler(labels, 2, 4, seed=0)(0)
     assert (labels[drawn] == 0).sum() == 4
+
+
+def test_items_that_are_left_out_are_never_drawn():
+    labels = labels_of([6, 1, 5, 4, 3], seed=2)
+    is_left_out = labels == 10
+    is_left_out[np.flatnonzero(labels == 20)[3]] = True
+    some = np.flatnonzero(~is_left_out)
+    all_of, without = PKSampler(labels, 3, 2, 5, is_left_out), PKSampler(labels[some], 3, 2, 5)
+    for step in range(20):
+        np.testing.assert_array_equal(all_of(step), some[without(step)])
+    assert all_of.num_items == len(some) == 17
+
+
+def test_an_item_with_views_alone_is_alone_in_its_class():
+    labels = np.array([4, 9, 4, 7, 9, 7, 1, 5, 5])
+    ids = np.array([1, 2, 1, 3, 6, 3, 8, 2**62, 0])
+    assert alone_in_class(labels, ids).tolist() == [True, False, True, True, False, True, True, False, False]
 
 
 def test_batches_are_a_function_of_seed_and_step():

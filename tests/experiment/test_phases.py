@@ -175,6 +175,22 @@ def test_the_rate_grows_by_a_constant_factor(dataset):
     np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
 
 
+@pytest.mark.parametrize("memory_size", [40, 20, 0])
+def test_items_alone_in_their_class_are_drawn_only_where_the_memory_does_not_hold_them(dataset, memory_size, caplog):
+    config = config_of(start="pca", power=1)
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"memory_size": memory_size})})
+    dataset.sample_ids[30:33] = dataset.sample_ids[30]  # an item and its views
+    positions = np.r_[0:25, 30:33]  # four classes of six items, and two of one
+    holds_all = memory_size == 40
+    with caplog.at_level("INFO", "xbm_keras"):
+        model = phases.start_model(config, dataset, None, positions)
+    assert ("2 items are alone in their class" in caplog.text) == holds_all
+    sampler = phases.make_sampler(config, dataset.labels[positions], dataset.sample_ids[positions])
+    assert sampler.num_items == (24 if holds_all else 28)
+    if holds_all:
+        assert set(dataset.sample_ids[positions]) == set(model.memory.sample_ids.numpy())
+
+
 @pytest.mark.parametrize(("num_steps", "of_call"), [(12, 12), (34, 2)])
 def test_several_steps_of_a_call_are_the_same_steps(dataset, num_steps, of_call, monkeypatch):
     config = config_of(start="pca", power=1)

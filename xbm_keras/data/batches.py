@@ -23,6 +23,7 @@ class PKSampler:
         classes_per_batch: P.
         samples_per_class: K.
         seed: of all shuffling.
+        is_left_out: [N] bool, items that are in no batch; by default none.
 
     Raises:
         DataError: if there are fewer classes than P.
@@ -33,8 +34,16 @@ class PKSampler:
         (4, 6)
     """
 
-    def __init__(self, labels: np.ndarray, classes_per_batch: int, samples_per_class: int, seed: int = 0):
-        names, codes = np.unique(labels, return_inverse=True)
+    def __init__(
+        self,
+        labels: np.ndarray,
+        classes_per_batch: int,
+        samples_per_class: int,
+        seed: int = 0,
+        is_left_out: np.ndarray | None = None,
+    ):
+        drawn = np.arange(len(labels)) if is_left_out is None else np.flatnonzero(~is_left_out)
+        names, codes = np.unique(np.asarray(labels)[drawn], return_inverse=True)
         if len(names) < classes_per_batch:
             raise DataError(
                 f"Received training.classes_per_batch={classes_per_batch} with {len(names)} training classes; expected "
@@ -44,7 +53,7 @@ class PKSampler:
         self.samples_per_class = samples_per_class
         self.seed = seed
         order = np.argsort(codes, kind="stable")
-        self.members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+        self.members = np.split(drawn[order], np.cumsum(np.bincount(codes))[:-1])
         self._rounds: dict[int, np.ndarray] = {}
         # One pile of each class is kept, as to make a generator takes longer than to deal: all of them in a row.
         self._sizes = np.array([len(members) for members in self.members])
@@ -56,7 +65,7 @@ class PKSampler:
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """N, less those that are left out."""
         return sum(map(len, self.members))
 
     @property
@@ -108,6 +117,19 @@ class PKSampler:
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream])
+
+
+def alone_in_class(labels: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+    """[N] bool, items whose class has no other item, and so no positive for them; views of an item bear its id.
+
+    Example:
+        >>> alone_in_class(np.array([0, 0, 1, 2, 2]), np.array([5, 6, 7, 8, 8])).tolist()
+        [False, False, True, True, True]
+    """
+    classes = np.unique(labels, return_inverse=True)[1]
+    order = np.lexsort((sample_ids, classes))
+    is_new = np.append(True, np.diff(classes[order]) | np.diff(sample_ids[order])) != 0
+    return np.bincount(classes[order], weights=is_new)[classes] < 2
 
 
 class ShuffledSampler:

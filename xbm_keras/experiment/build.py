@@ -10,7 +10,7 @@ from xbm_keras.arguments import arguments_of
 from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import ConfigError, blaming_config
 from xbm_keras.data import arrays, sources
-from xbm_keras.data.batches import PKSampler, ShuffledSampler
+from xbm_keras.data.batches import PKSampler, ShuffledSampler, alone_in_class
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
@@ -82,12 +82,10 @@ def make_model(
             config.memory.memory_size,
         )
     alignment = config.training.start_alignment
-    # A prefilled memory that holds all there is has nothing to learn from a batch.
-    frozen = config.memory.prefill and memory_size == num_rows
     model = XBMModel(
         backbone,
         config.head.make(power=power, seed=config.training.seed, name="head"),
-        config.memory.make(memory_size=memory_size, frozen=frozen, name="memory"),
+        config.memory.make(memory_size=memory_size, frozen=holds_all(config, num_rows), name="memory"),
         make_top_k(config, width),
         config.loss.make(),
         StartAlignment(alignment) if alignment else None,
@@ -101,12 +99,27 @@ def make_model(
     return model
 
 
-def make_sampler(config: schema.Config, labels: np.ndarray) -> PKSampler | ShuffledSampler:
-    """Batches of items with these labels."""
+def holds_all(config: schema.Config, num_rows: int) -> bool:
+    """Whether the memory is prefilled with all there is, and so has nothing to learn from a batch."""
+    return config.memory.prefill and config.memory.memory_size >= num_rows
+
+
+def left_out(config: schema.Config, labels: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+    """[N] bool, items that no batch draws: as anchors they are never valid, and as negatives the memory holds them."""
+    if config.is_without_labels or not holds_all(config, len(labels)):
+        return np.zeros(len(labels), bool)
+    is_alone = alone_in_class(labels, sample_ids)
+    return is_alone & ~is_alone.all()
+
+
+def make_sampler(config: schema.Config, labels: np.ndarray, sample_ids: np.ndarray) -> PKSampler | ShuffledSampler:
+    """Batches of items with these labels and ids."""
     c = config.training
     if config.is_without_labels:
         return ShuffledSampler(len(labels), min(c.batch_size, len(labels)), c.seed)
-    return PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
+    is_left_out = left_out(config, labels, sample_ids)
+    num_classes = len(np.unique(labels[~is_left_out]))
+    return PKSampler(labels, min(c.classes_per_batch, num_classes), c.samples_per_class, c.seed, is_left_out)
 
 
 def steps_per_epoch(config: schema.Config, sampler: PKSampler | ShuffledSampler) -> int:

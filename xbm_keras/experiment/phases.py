@@ -17,7 +17,7 @@ from xbm_keras.evaluation.neighbors import NeighborEvaluation
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation
 from xbm_keras.evaluation.side_by_side import Scores, compare
 from xbm_keras.experiment import devices
-from xbm_keras.experiment.build import make_model, make_sampler, steps_per_epoch
+from xbm_keras.experiment.build import left_out, make_model, make_sampler, steps_per_epoch
 from xbm_keras.experiment.selection import (
     PARAMETERS,
     HeldOutFolds,
@@ -71,14 +71,17 @@ def start_model(
         positions: of the training items.
         closed_forms: of the same items, where they are known already.
     """
-    labels = dataset.labels[positions]
+    labels, ids = dataset.labels[positions], dataset.sample_ids[positions]
+    num_alone = len(np.unique(ids[left_out(config, labels, ids)]))
+    if num_alone:
+        log.info("%d items are alone in their class: they are negatives of the others, and no anchors.", num_alone)
     head = choose_start(config.head, dataset, HeldOutFolds(dataset, not config.is_without_labels))
     config = config.model_copy(update={"head": head})
     strategy = devices.make_strategy(config.training)
     if strategy.num_replicas_in_sync > 1:
         log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
     with strategies.scope(strategy):
-        num_steps = config.training.epochs * steps_per_epoch(config, make_sampler(config, labels))
+        num_steps = config.training.epochs * steps_per_epoch(config, make_sampler(config, labels, ids))
         model = make_model(config, backbone, dataset.features.shape[1], len(labels), num_steps, head.power)
     if head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power)
@@ -89,7 +92,7 @@ def start_model(
         order = prefill_order(len(positions), config.training.seed)
         shuffled = UnitRows(dataset.features, positions[order])
         with progress.watch(shuffled, "prefill") as rows:
-            model.memory.prefill(rows, labels[order], dataset.sample_ids[positions][order])
+            model.memory.prefill(rows, labels[order], ids[order])
     return model
 
 
@@ -107,7 +110,7 @@ def fit(
     if not epochs:
         return
     rows, labels, ids = UnitRows(dataset.features, positions), dataset.labels[positions], dataset.sample_ids[positions]
-    sampler = make_sampler(config, labels)
+    sampler = make_sampler(config, labels, ids)
     steps = steps_per_epoch(config, sampler)
     batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
     if "slot" in batches.element_spec[0]:
