@@ -61,7 +61,8 @@ def test_views_are_of_training_pictures_and_turned_ones_are_classes_of_their_own
         changed = keras.ops.image.resize(changes[number](picture).astype(np.float32), (SIZE, SIZE))
         np.testing.assert_allclose(dataset.features[[row]][0], np.array(changed)[0, 0], atol=0.51)
         assert dataset.labels[row] == plain.labels[origin] + NUM_CLASSES * max(0, number - 1)
-        assert dataset.sample_ids[row] == plain.sample_ids[origin]
+    np.testing.assert_array_equal(dataset.sample_ids[:60], plain.sample_ids)
+    assert len(np.unique(dataset.sample_ids)) == 260  # else of all views of a picture one row of the memory counts
     np.testing.assert_array_equal(dataset.features[np.arange(60)], plain.features[np.arange(60)])
     assert load(values, number=3, turned_classes=True)[2].num_computed == 0
 
@@ -72,7 +73,6 @@ def test_views_train_beside_their_items(values):
     of_some = dataset.with_views(some)
     assert len(of_some) == 3 * 5
     np.testing.assert_array_equal(of_some[:3], some)
-    assert set(dataset.sample_ids[of_some]) == set(plain.sample_ids[some])
     np.testing.assert_array_equal(dataset.with_views(plain.splits.test), plain.splits.test)
     np.testing.assert_array_equal(plain.with_views(some), some)
     for augmented, turned in ((True, False), (False, True), (False, False)):
@@ -207,8 +207,7 @@ def test_a_run_trains_on_views_and_tests_without(values, tmp_path):
         overrides = [f"views.number={num_views}", f"views.turned_classes={str(turned).lower()}"]
         metrics[name] = run(tmp_path / "x.yaml", tmp_path / name, *overrides, report=True)
         rows = keras.saving.load_model(tmp_path / name / "model.keras").memory.read()
-        assert len(rows.sample_ids) == 40 * (5 if name == "views" else 1)
-        assert len(np.unique(rows.sample_ids)) == 40  # a view is no positive of its picture
+        assert np.count_nonzero(rows.is_valid) == 40 * (5 if name == "views" else 1)
         assert metrics[name]["validation"]["views"] == num_views
         assert metrics[name]["validation"]["turned_classes"] == turned
         said = (tmp_path / name / "report.html").read_text("utf-8")

@@ -139,7 +139,7 @@ class Views(Section):
     """What trains beside the pictures themselves."""
 
     number: Positive | Literal["auto"] = "auto"
-    """Of each training picture: 1 is the picture alone, more adds augmented ones, all with the picture's sample id.
+    """Of each training picture: 1 is the picture alone, more adds augmented ones, which train like further pictures.
     "auto" tries 3 where there are at most 8,192 training pictures with labels, and takes them where held-out training
     classes are told apart better for it."""
     turned_classes: bool | Literal["auto"] = "auto"

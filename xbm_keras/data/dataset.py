@@ -23,7 +23,7 @@ class Dataset:
     Turned pictures have others."""
     label_names: list
     sample_ids: np.ndarray
-    """[N + V] int64."""
+    """[N + V] int64, each another: a view is an item like the others, and a positive of those of its class."""
     keys: np.ndarray
     """[N] str."""
     splits: Splits

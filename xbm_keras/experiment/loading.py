@@ -184,7 +184,7 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
     views += [(turned(source, positions, quarters), quarters) for quarters in QUARTERS if has_turned]
     if not views:
         return dataset
-    rows, labels, sample_ids, origins = [features], [dataset.labels], [dataset.sample_ids], []
+    rows, labels, keys, origins = [features], [dataset.labels], [dataset.keys], []
     num_computed = dataset.num_computed
     for view, quarters in views:
         cached = compute_features(
@@ -193,7 +193,7 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
         items = train[cached.positions]
         rows.append(cached.rows)
         labels.append(dataset.labels[items] + quarters * len(dataset.label_names))
-        sample_ids.append(dataset.sample_ids[items])
+        keys.append(np.array([f"{key}, {view.name}" for key in dataset.keys[items]]))
         origins.append(items)
         num_computed += cached.num_computed
     view_origins = np.concatenate(origins)
@@ -201,7 +201,7 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
         dataset,
         features=ShardedRows.concatenate(rows),
         labels=np.concatenate(labels),
-        sample_ids=np.concatenate(sample_ids),
+        sample_ids=sources.Items(np.concatenate(keys), None, {}).sample_ids(),
         num_computed=num_computed,
         view_rows=len(dataset.keys) + np.arange(len(view_origins)),
         view_origins=view_origins,
