@@ -10,6 +10,7 @@ from absl import app, flags
 COMMANDS = {
     "train": "train the head of a frozen network, evaluate and export it (as train.py does)",
     "tune": "search for the best memory size, k, loss and head (as tune.py does)",
+    "preview": "what closed forms would give, without training: leave it, solve it, or train it",
     "evaluate": "scores and vectors of a finished run on any data",
     "export": "export a finished run again, in another form",
     "index": "build a gallery, add and remove items, and search it",

@@ -44,7 +44,7 @@ class HeadConfig(section_of(Head, without=IN_CODE_ALONE["head"], recipe=RECIPE["
     ] = "auto"
     """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
     whichever is better on held-out training classes. Of pairs it takes the best of all that go with `sides`, on
-    held-out queries; ridge and procrustes, of queries alone, and centred are of pairs."""
+    held-out queries; ridge and procrustes, of queries alone, are of pairs."""
     shrinkage: Share | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
     the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""
@@ -259,7 +259,7 @@ class Config(Section):
                 f"head.sides {self.head.sides!r} and training.anchors {self.training.anchors!r} do not go with "
                 f"data.source {source!r}; they are of pairs"
             )
-        elif self.head.start in ("centred", "ridge", "procrustes"):
+        elif self.head.start in ("ridge", "procrustes"):
             raise ValueError(f"head.start {self.head.start!r} does not go with data.source {source!r}; it is of pairs")
         if (modality == "vector") != (kind == "none"):
             raise ValueError(

@@ -14,7 +14,7 @@ from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.neighbors import FrozenNeighbors
-from xbm_keras.evaluation.retrieval import evaluate_retrieval
+from xbm_keras.evaluation.retrieval import score_queries
 from xbm_keras.experiment.loading import TRIED_VIEWS
 from xbm_keras.stages.head.starts import ClosedForms, Start
 
@@ -81,34 +81,50 @@ class HeldOutFolds:
     def __init__(self, dataset: Dataset, uses_labels: bool = True):
         self.uses_labels = uses_labels
         self.folds = held_out(dataset) if uses_labels else [dataset]
-        self._scores: dict[str, float] = {}
+        self._found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
         self._frozen: FrozenNeighbors | None = None
 
     def score(self, choice: ChosenHead) -> float:
         """Of a start on held-out items: MAP@R, the mean over folds."""
-        key = choice.model_dump_json()
-        if key not in self._scores:
-            self._scores[key] = float(np.mean([self._score_fold(i, choice) for i in range(len(self.folds))]))
-        return self._scores[key]
+        return float(np.mean([values.mean() for values, _ in self.found(choice)]))
 
-    def _score_fold(self, i: int, choice: ChosenHead) -> float:
+    def found(self, choice: ChosenHead | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.
+
+        Without labels it is the overlap of each fold, [1], and no class.
+        """
+        key = "frozen" if choice is None else choice.model_dump_json()
+        if key not in self._found:
+            self._found[key] = [self._find(i, choice) for i in range(len(self.folds))]
+        return self._found[key]
+
+    def _find(self, i: int, choice: ChosenHead | None) -> tuple[np.ndarray, np.ndarray]:
         dataset = self.folds[i]
+        scored = dataset.splits.validation
+        if self.uses_labels:
+            scored = some_classes(scored, dataset.labels)
+        embeddings = self._embedded(i, choice, scored)
+        if not self.uses_labels:
+            self._frozen = self._frozen or FrozenNeighbors(UnitRows(dataset.features, scored))
+            widths = (choice and choice.widths) or [embeddings.shape[1]]
+            overlap = self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
+            return np.array([overlap]), np.arange(0)
+        labels = dataset.labels[scored]
+        order, found = score_queries(embeddings, labels)
+        return found["map_at_r"], labels[order]
+
+    def _embedded(self, i: int, choice: ChosenHead | None, positions: np.ndarray) -> np.ndarray:
+        dataset = self.folds[i]
+        if choice is None:
+            return np.asarray(UnitRows(dataset.features, positions))
         rank = max(RANK, choice.embedding_dim)
         key = (i, choice.power, rank)
         if key not in self._closed_forms:
             train = dataset.with_views(dataset.splits.train)
             self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
-        scored = dataset.splits.validation
-        if self.uses_labels:
-            scored = some_classes(scored, dataset.labels)
         kernel, bias = make_start(choice, self._closed_forms[key])
-        embeddings = np.asarray(UnitRows(dataset.features, scored, choice.power)) @ kernel + bias
-        if not self.uses_labels:
-            self._frozen = self._frozen or FrozenNeighbors(UnitRows(dataset.features, scored))
-            widths = choice.widths or [choice.embedding_dim]
-            return self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
-        return evaluate_retrieval(embeddings, dataset.labels[scored])["map_at_r"]
+        return np.asarray(UnitRows(dataset.features, positions, choice.power)) @ kernel + bias
 
 
 def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> ChosenHead:

@@ -75,6 +75,12 @@ def test_local_whitening_equals_the_oracle(num_items, shrinkage, monkeypatch):
         )
 
 
+def test_centred_takes_off_the_mean():
+    features, labels = make_classes()
+    kernel, bias = ClosedForms(features, labels).centred(3)
+    np.testing.assert_allclose(features @ kernel + bias, (features - features.mean(axis=0))[:, :3], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["whiten", "lda", "nda"])
 def test_a_rank_keeps_to_the_directions_of_largest_variance(kind):
     features, labels = make_classes()

@@ -87,6 +87,10 @@ class ClosedForms:
         kernel = np.eye(self.width, embedding_dim, dtype=np.float32)
         return Start(kernel, np.zeros(embedding_dim, np.float32))
 
+    def centred(self, embedding_dim: int) -> Start:
+        """The same, with what the mean of all is taken off."""
+        return self._centred(self.identity(embedding_dim).kernel)
+
     def pca(self, embedding_dim: int) -> Start:
         """The E directions of largest variance. Labels play no part."""
         self._require(embedding_dim)

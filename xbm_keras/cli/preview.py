@@ -1,0 +1,50 @@
+"""`xbm-keras preview`: what closed forms would give, in seconds once the features are there, and what to do."""
+
+import argparse
+
+import rich.box
+import rich.console
+import rich.table
+
+from xbm_keras.cli import terminal
+from xbm_keras.config.yaml_files import ConfigError, load_config
+from xbm_keras.experiment import build, loading
+from xbm_keras.experiment.preview import Preview, preview
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 2 where it cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="xbm-keras preview",
+        description="Frozen features and closed forms on held-out training classes: leave it, solve it, or train it.",
+    )
+    parser.add_argument("--config", default="configs/default.yaml", help="of the run that is thought of")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    options = parser.parse_args(arguments)
+    terminal.set_up()
+    with terminal.readable_errors():
+        config = load_config(options.config, options.set)
+        if config.is_of_pairs or config.is_without_labels:
+            raise ConfigError(
+                f"Received data.source {config.data.source!r} with loss.name {config.loss.name!r}; expected items with "
+                "classes and a loss that uses them. Run train.py with training.epochs=0, which needs no more time."
+            )
+        backbone = build.make_backbone(config)
+        build.check_head(config, backbone)
+        show(preview(config, loading.load_dataset(config, backbone)))
+    return 0
+
+
+def show(found: Preview) -> None:
+    """The table, what the learning curve says, and the advice."""
+    console = rich.console.Console(highlight=False)
+    table = rich.table.Table("", box=rich.box.SIMPLE, title="Held-out training classes", title_justify="left")
+    for column in ("MAP@R", "95 %", "above frozen, 95 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        above = "" if row.above_frozen is None else "{:+.3f} to {:+.3f}".format(*row.above_frozen)
+        table.add_row(row.name, f"{row.score:.3f}", "{:.3f} to {:.3f}".format(*row.interval), above)
+    console.print(table)
+    if found.curve is not None:
+        console.print(str(found.curve), soft_wrap=True)
+    console.print(found.advice, soft_wrap=True)
