@@ -208,7 +208,8 @@ def query_dataset(
         relevant: [n, P] positions of the documents that answer each query, at least one, and -1.
         sampler: says which queries make up a step.
         documents: [N, D]; then each query brings one of these documents, drawn at random, with its position as
-            `document_id`. None where the memory holds all of them.
+            `document_id`. None where the memory holds all of them: then it brings its `number`, which one of `queries`
+            it is.
         first_step: number of steps before.
     """
     batch_size, width = sampler.batch_size, queries.shape[1]
@@ -221,19 +222,19 @@ def query_dataset(
         if documents is not None:
             drawn = np.random.default_rng([sampler.seed, 2, int(step)]).random(len(positions))
             chosen = in_front[positions, (drawn * counts[positions]).astype(np.int64)]
-            found += [np.asarray(documents[chosen], np.float32), chosen]
-        return found
+            return [*found, np.asarray(documents[chosen], np.float32), chosen]
+        return [*found, np.asarray(positions, np.int64)]
 
+    names = ("number",) if documents is None else ("document", "document_id")
     shapes = [(tf.float32, (width,)), (tf.int64, ()), (tf.int64, relevant.shape[1:])]
-    shapes += [(tf.float32, (width,)), (tf.int64, ())] if documents is not None else []
+    shapes += [(tf.int64, ())] if documents is None else [(tf.float32, (width,)), (tf.int64, ())]
 
     def batch(step):
         tensors = tf.numpy_function(rows, [step], [dtype for dtype, _ in shapes], stateful=False)
         f, ids, wanted, *given = (
             tf.ensure_shape(t, (batch_size, *more)) for t, (_, more) in zip(tensors, shapes, strict=True)
         )
-        inputs = {"features": f, "sample_id": ids}
-        return (inputs | dict(zip(("document", "document_id"), given, strict=True)) if given else inputs), wanted
+        return {"features": f, "sample_id": ids, **dict(zip(names, given, strict=True))}, wanted
 
     return _steps(first_step).map(batch).prefetch(tf.data.AUTOTUNE)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from xbm_keras import progress
 from xbm_keras.config import schema
@@ -22,6 +23,7 @@ from xbm_keras.experiment.build import make_model, steps_per_epoch
 from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
 from xbm_keras.experiment.phases import Interrupted, copy_head, fit_batches, watch
 from xbm_keras.experiment.selection import best_epoch
+from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs
@@ -29,6 +31,7 @@ from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.training.callbacks import KeepBestHead
 from xbm_keras.training.checkpoints import Checkpoints
+from xbm_keras.training.known_neighbors import know_neighbors
 from xbm_keras.training.memory_batches import prefill_order
 
 log = logging.getLogger("xbm_keras")
@@ -60,6 +63,11 @@ class Roles:
             self.relevant[which[order], columns] = places[order]
             self.anchors, self.anchor_ids = UnitRows(dataset.documents, answered), answered
             self.rows, self.row_ids = UnitRows(dataset.queries, queries), np.arange(len(queries))
+
+    def anchors_at(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What a step is given of these anchors, [n]: features [n, D], relevant rows [n, P], and ids, of no row."""
+        features, relevant = self.anchors[numbers.numpy()], self.relevant[numbers.numpy()]
+        return unit_length(tf.constant(features)), tf.constant(relevant), -tf.ones_like(numbers)
 
 
 def start_model(
@@ -110,6 +118,9 @@ def fit(
     sampler = _sampler(config, roles)
     steps = steps_per_epoch(config, sampler)
     held = None if model.memory.frozen and model.memory.memory_size else roles.rows
+    if held is None:
+        num_ahead = (epochs - first_epoch) * steps * sampler.batch_size
+        know_neighbors(model, num_ahead, config.cache.dir, roles.anchors_at, len(roles.anchors))
     batches = query_dataset(roles.anchors, roles.anchor_ids, roles.relevant, sampler, held, first_epoch * steps)
     fit_batches(model, batches, steps, epochs, callbacks, show_progress, first_epoch)
 
