@@ -11,11 +11,14 @@ import time
 import keras
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from tests.conftest import ROOT
+from xbm_keras.cli import terminal
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
+from xbm_keras.experiment import phases
 
 
 def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
@@ -67,3 +70,21 @@ def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
     vectors = embed(model.head, UnitRows(features, validation))
     if epoch == best.epoch:
         assert np.isclose(evaluate_retrieval(vectors, labels[validation])["map_at_r"], best.val_map_at_r, atol=1e-5)
+
+
+def test_sigterm_is_told_as_ctrl_c_is(capsys):
+    former = signal.getsignal(signal.SIGTERM)
+
+    @terminal.readable_errors()
+    def run():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt as interrupt:  # as a phase does, which keeps its head
+            raise phases.Interrupted(None, 0) from interrupt
+
+    with pytest.raises(SystemExit) as raised:
+        run()
+    assert raised.value.code == 143
+    assert capsys.readouterr().err.startswith("Terminated. The same command goes on from what is kept: features")
+    assert signal.getsignal(signal.SIGTERM) is former

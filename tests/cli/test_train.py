@@ -27,7 +27,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
     assert metrics["phase"] == "refit"
     chosen = {"start", "shrinkage", "weighting", "total_share", "power", "views", "turned_classes"}
-    assert set(metrics["validation"]) == {"leave_one_out", "epoch", *chosen}
+    assert set(metrics["validation"]) == {"leave_one_out", "epoch", "held_out", "folds", *chosen}
     for embeddings in (metrics["leave_one_out"], metrics["query_gallery"], metrics["validation"]["leave_one_out"]):
         assert set(embeddings) == {"frozen", "closed_form", "trained"}
         for name, values in embeddings.items():
@@ -281,21 +281,23 @@ def test_what_is_left_out_or_doubtful_is_counted(vectors, tmp_path, capsys):
     assert about["same_content"] == {"in_several_classes": same, "in_train_and_test": same}
     told = " ".join(capsys.readouterr().out.split())
     assert "2 of 288 items have no label and are left out" in told
-    assert "12 item(s) neither train nor validate nor test" in told
-    assert "3 item(s) of the same 1 content(s) are in train and test, such as 0 and 200; all are kept" in told
+    assert "neither to train nor to validate nor to test: 12 items." in told
+    assert "3 items of the same 1 content: in train and test, such as 0 and 200; all are kept" in told
 
 
 def test_the_verdict_says_when_training_made_it_worse():
-    def verdict(frozen, closed_form, trained):
+    def verdict(frozen, closed_form, trained, epoch=1):
         scores = {"frozen": frozen, "closed_form": closed_form, "trained": trained}
-        tone, said = wording.verdict({"leave_one_out": {name: {"map_at_r": value} for name, value in scores.items()}})
+        by_class = {name: {"map_at_r": value} for name, value in scores.items()}
+        tone, said = wording.verdict({"leave_one_out": by_class, "validation": {"epoch": epoch}})
         return f"{tone}: {said}"
 
     assert "bad: The head is WORSE than the frozen features: MAP@R 0.400 against 0.500" in verdict(0.5, 0.45, 0.4)
     made_worse = "but training made it worse than its closed form start, by 0.050: use training.epochs=0"
     assert f"plain: The head is 0.100 MAP@R above the frozen features, {made_worse}" in verdict(0.5, 0.65, 0.6)
     by_start = "good: The head is 0.100 MAP@R above the frozen features, by its closed form alone"
-    assert by_start in verdict(0.5, 0.6, 0.6004)
+    assert f"{by_start}: training changed next to nothing." in verdict(0.5, 0.6, 0.6004)
+    assert f"{by_start}: no step of it was better on held-out classes." in verdict(0.5, 0.6, 0.6, epoch=0)
     assert "plain: The head changes next to nothing: MAP@R 0.600, frozen 0.600" in verdict(0.6, 0.5, 0.6004)
     gained = "good: The trained head is 0.100 MAP@R above the best of the others"
     assert f"{gained} (closed form), and 0.200 above the frozen" in verdict(0.5, 0.6, 0.7)

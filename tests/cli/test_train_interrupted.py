@@ -104,6 +104,15 @@ def test_whatever_a_report_raises_it_alone_is_made_anew(vectors, tmp_path, capsy
     assert "holds a finished run" in fails(vectors, tmp_path / "run", "training.epochs=1", capsys=capsys)
 
 
+def test_a_run_that_fails_before_it_began_leaves_no_folder(vectors, tmp_path, capsys):
+    workdir, nowhere = tmp_path / "made/for/it", f"data.path={tmp_path}/nowhere.npz"
+    assert "which is no file" in fails(vectors, workdir, nowhere, capsys=capsys)
+    assert not (tmp_path / "made").exists()
+    workdir.mkdir(parents=True)
+    fails(vectors, workdir, nowhere, capsys=capsys)
+    assert workdir.exists()  # it was there before
+
+
 @pytest.mark.parametrize("other", ["training.epochs=2", "--resume=never"])
 def test_a_run_that_lacks_its_report_is_not_begun_anew(vectors, tmp_path, capsys, monkeypatch, other):
     monkeypatch.setattr(run_folder, "write_run_report", lambda *args, **kwargs: 1 / 0)

@@ -48,7 +48,7 @@ def test_empty_folders_are_told(tmp_path, capsys):
 def test_a_folder_with_a_corrupt_picture_and_a_lonely_one(photos, tmp_path, capsys):
     run(photos, tmp_path / "run", report=True)
     report = (tmp_path / "run/report.html").read_text("utf-8")
-    assert "1 item(s) were skipped: an empty file (1)." in report
+    assert "1 item skipped: an empty file (1)." in report
     assert report.count("data:image/webp;base64,") > 20
     about = json.loads((tmp_path / "run/data.json").read_text())
     assert about["skipped"] == {"klasse 1/2.png": "an empty file"}
@@ -56,8 +56,8 @@ def test_a_folder_with_a_corrupt_picture_and_a_lonely_one(photos, tmp_path, caps
     assert sum(about["items"].values()) == 47
     assert about["read_for_backbone"] == 48
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 item(s) skipped" in said
-    assert "1 class(es) with one item" in said
+    assert "1 item skipped" in said
+    assert "1 class with one item" in said
     assert "klasse 1/2.png: an empty file" in fails(photos, tmp_path / "no", "cache.on_error=raise", capsys=capsys)
 
 

@@ -261,10 +261,8 @@ def test_nothing_is_replaced_unasked(shop, tmp_path, capsys, monkeypatch):
     same = "photos", "photos/", "../one/photos", tmp_path / "one/photos", tmp_path / "link"
     monkeypatch.setattr(index, "embed_folder", None)  # it is refused before anything is embedded
     for folder in same:
-        assert "3 of 3 item(s) whose ids the index holds already" in refused(
-            capsys, shop, "add", f"--pictures={folder}"
-        )
-    assert "3 of 3 item(s)" in refused(capsys, shop, "add", f"--pictures={tmp_path}/two/new", "--root=")
+        assert "3 of 3 items whose ids the index holds already" in refused(capsys, shop, "add", f"--pictures={folder}")
+    assert "3 of 3 items" in refused(capsys, shop, "add", f"--pictures={tmp_path}/two/new", "--root=")
     for name in ("..", "a/b", "a\\b"):
         assert "expected a name without slashes" in refused(
             capsys, shop, "add", f"--pictures={tmp_path}/two/new", f"--root={name}"

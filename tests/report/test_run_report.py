@@ -83,7 +83,7 @@ def test_it_says_what_the_run_found(texts_report):
     assert f"{verdict} the frozen features." in said
     assert {"Results", "What it finds", "Classes", "Embedding space", "Training", "The run"} <= set(said)
     assert "python train.py --config x.yaml" in said
-    assert "1 item(s) were skipped: an empty file (1)." in said
+    assert "1 item skipped: an empty file (1)." in said
     assert {"0.5 s", "1 h 06 min", "123 MB"} <= set(said)
     assert "Epoch 2 was chosen. Test classes take no part in this." in said
     assert "Would more classes help" in said

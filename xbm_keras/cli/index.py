@@ -8,7 +8,7 @@ import numpy as np
 
 from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.cli import terminal
-from xbm_keras.data.labels import printable
+from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import saved_run
 from xbm_keras.index import galleries
@@ -60,9 +60,9 @@ def add(options: argparse.Namespace) -> None:
     root = choose_root(options.pictures, options.root, known or {})
     if known is None and options.root is None and (shared := np.intersect1d(paths, gallery.ids)).size:
         raise ValueError(
-            f"Received {len(shared)} picture(s) of paths that are ids of this index, such as {str(shared[0])!r}, and "
-            "an index that does not know its folders, as older versions wrote it; expected to be told whether this "
-            f"folder is that of these items. If so, say --root='' --replace, else --root={root}."
+            f"Received {counted(len(shared), 'picture')} of paths that are ids of this index, such as "
+            f"{str(shared[0])!r}, and an index that does not know its folders, as older versions wrote it; expected to "
+            f"be told whether this folder is that of these items. If so, say --root='' --replace, else --root={root}."
         )
     galleries.check_new(
         gallery, about, np.array([id_of(root, path) for path in paths]), model.fingerprint, options.replace

@@ -4,7 +4,9 @@ import contextlib
 import logging
 import pathlib
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 import absl.logging
@@ -45,19 +47,24 @@ OURS = re.compile(r"(?:Exception encountered when calling .*?\n\n\x1b\[1m)?(Rece
 
 @contextlib.contextmanager
 def readable_errors(*more: type[Exception]) -> Iterator[None]:
-    """What a user can mend, and these, ends as one message and exit code 2; Ctrl-C with 130. Neither as a traceback.
+    """What a user can mend, and these, ends as one message and exit code 2; Ctrl-C with 130, SIGTERM with 143. None as
+    a traceback.
 
     Whatever the package refuses is what a user gave: a ValueError of ours, which says what was received, too.
     """
     told: tuple[type[Exception], ...] = (*TOLD, *more)
+    is_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, _terminate) if is_main else None
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        is_signal = any(isinstance(each, Terminated) for each in _causes(interrupt))
         print(
-            "Interrupted. The same command goes on from what is kept: features computed, epochs saved, trials done.",
+            f"{'Terminated' if is_signal else 'Interrupted'}. The same command goes on from what is kept: features "
+            "computed, epochs saved, trials done.",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if is_signal else signal.SIGINT))
     except OSError as error:
         _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
         sys.exit(2)
@@ -76,6 +83,23 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
             raise
         _print_error(ours[1])
         sys.exit(2)
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, former)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which a machine asks a process to end: handled as Ctrl-C."""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _terminate(number, frame):
+    raise Terminated
 
 
 def _print_error(error: object) -> None:

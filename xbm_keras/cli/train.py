@@ -27,13 +27,20 @@ def main(argv):
         config = load_config(CONFIG.value, SET.value)
         devices.make_strategy(config.training)  # or an error, before features are computed
         with run_folder.claim(WORKDIR.value, CONFIG.value, config, RESUME.value) as workdir:
-            costs = Costs()
+            costs = Costs(stages_of(config))
             costs.begin("features")
             backbone = build.make_backbone(config)
             build.check_head(config, backbone)
             data = work_of(config).load(config, backbone)
             metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics)
+
+
+def stages_of(config) -> list[str]:
+    """What a run does, in its order."""
+    refit = ["refit: training"] if config.training.refit else []
+    report = ["report"] if REPORT.value else []
+    return ["features", "select: training", "select: validation", *refit, "test", "saving", *report]
 
 
 def train(config, data, backbone, workdir, costs):
@@ -46,7 +53,9 @@ def train(config, data, backbone, workdir, costs):
     else:
         head = saved_run.load_head(str(workdir))
     if REPORT.value:
-        work.write_report(workdir, config, data, head, metrics, costs.end())
+        finished = list(costs.end())
+        costs.begin("report")
+        work.write_report(workdir, config, data, head, metrics, finished)
     return metrics
 
 

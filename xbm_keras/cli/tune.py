@@ -6,7 +6,7 @@ import sys
 
 from absl import app, flags
 
-from xbm_keras.cli.train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, train
+from xbm_keras.cli.train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, stages_of, train
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build, devices, run_folder
@@ -66,4 +66,4 @@ def train_once(config, data, backbone, workdir):
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
     if not run_folder.is_finished(workdir):
         with run_folder.claim(str(workdir), CONFIG.value, config):
-            train(config, data, backbone, workdir, Costs())
+            train(config, data, backbone, workdir, Costs(stages_of(config)[1:]))

@@ -157,6 +157,13 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 item", "2,703 items", "3 classes", "2 queries"."""
+    if number != 1:
+        noun = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun}"
+
+
 def as_objects(values: Sequence) -> np.ndarray:
     """An array [N] of the values as they are, also where these are lists."""
     array = np.empty(len(values), object)

@@ -117,4 +117,4 @@ def describe(ignored: dict[str, int], without_pictures: Iterable[str] = ()) -> s
     """Both for people: "12 .heic, 1 .txt; no picture in the folder(s) pears"; empty where there is nothing to say."""
     counts = ", ".join(f"{count} {what}" for what, count in ignored.items())
     names = ", ".join(without_pictures)
-    return printable("; ".join(filter(None, (counts, names and f"no picture in the folder(s) {names}"))))
+    return printable("; ".join(filter(None, (counts, names and f"no picture in {names}"))))

@@ -70,16 +70,16 @@ def make_model(
     config: schema.Config, backbone: Backbone | None, width: int, num_rows: int, num_steps: int, power: float
 ) -> XBMModel:
     """The model for features of a width, raised to a power; its memory holds at most the rows that there are."""
-    what = "training items"
+    what = "training rows"
     if config.is_of_pairs:
         what = "documents" if config.training.anchors == "queries" else "training queries"
     memory_size = min(config.memory.memory_size, num_rows)
     if memory_size < config.memory.memory_size:
         log.info(
-            "The memory holds all %d %s (memory.memory_size is %d).",
-            num_rows,
+            "The memory holds all %s %s (memory.memory_size is %s).",
+            f"{num_rows:,}",
             what,
-            config.memory.memory_size,
+            f"{config.memory.memory_size:,}",
         )
     alignment = config.training.start_alignment
     model = XBMModel(

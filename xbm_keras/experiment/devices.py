@@ -32,7 +32,7 @@ def make_strategy(training: Training) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if len(devices) < 2:
         raise ConfigError(
-            f"Received training.strategy 'mirrored' on a machine of which TensorFlow sees {len(gpus)} GPU(s); expected "
+            f"Received training.strategy 'mirrored' on a machine of which TensorFlow sees {len(gpus)} GPUs; expected "
             "two GPUs or more, over which a batch is split. Leave training.strategy out: 'auto' takes all there are."
         )
     # The one way to reduce that can gather, too; what is reduced beside it is small: the gradient of the head.

@@ -9,7 +9,7 @@ from xbm_keras.config import schema
 from xbm_keras.data import arrays, sources, tfds
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.duplicates import contents_of, find_duplicates
-from xbm_keras.data.labels import Labels
+from xbm_keras.data.labels import Labels, counted
 from xbm_keras.data.splits import (
     Splits,
     only_test,
@@ -96,7 +96,7 @@ def dataset_of(
             raise
         key, reason = next(iter(skipped.items()))
         raise sources.DataError(
-            f"{error} {len(skipped)} item(s) could not be used, such as {key} ({reason})."
+            f"{error} {counted(len(skipped), 'item')} could not be used, such as {key} ({reason})."
         ) from error
     if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
         splits = with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)

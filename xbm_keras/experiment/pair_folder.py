@@ -12,7 +12,7 @@ from xbm_keras.atomic_files import write_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import public_values
 from xbm_keras.data.errors import DataError
-from xbm_keras.data.labels import printable
+from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.evaluation.wording import is_better_on_held_out_queries
 from xbm_keras.experiment import run_folder
@@ -74,7 +74,7 @@ def write_data(workdir: pathlib.Path, folds: Sequence[PairDataset]) -> None:
     for what, count in pairs.ignored.items():
         log.warning("Left out: %d %s.", count, what)
     if dataset.skipped:
-        log.warning("%d text(s) skipped; see data.json.", len(dataset.skipped))
+        log.warning("%s skipped; see data.json.", counted(len(dataset.skipped), "text"))
 
 
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path | None:

@@ -21,7 +21,7 @@ from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import make_model, steps_per_epoch
 from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
-from xbm_keras.experiment.phases import Interrupted, copy_head, fit_batches, watch
+from xbm_keras.experiment.phases import Interrupted, copy_head, fit_batches, told_of_refit, watch
 from xbm_keras.experiment.selection import best_epoch
 from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
@@ -210,9 +210,8 @@ def run(
     config = config.model_copy(update={"head": head})
     dataset, has_start = folds[0], head.start != "random"
     splits = dataset.splits
-    log.info("Phase select: %d queries train, %d choose the epoch.", len(splits.train), len(splits.validation))
-    if len(folds) > 1:
-        log.info("So %d times, each time with others held out.", len(folds))
+    times = f", and others, {len(folds)} times in all" if len(folds) > 1 else ""
+    log.info("%d queries train, %d choose the epoch%s.", len(splits.train), len(splits.validation), times)
     model = start_model(config, dataset, backbone, splits.train)
     start = copy_head(model.head) if has_start else None
     best = select(config, dataset, model, *watch(config, workdir, "select"))
@@ -234,7 +233,7 @@ def run(
         if config.training.refit:
             costs.begin("refit: training")
             trained_on = np.union1d(splits.train, splits.validation)
-            log.info("Phase refit: all %d training queries, %d epochs.", len(trained_on), epoch)
+            log.info(told_of_refit(epoch), f"{len(trained_on):,} queries")
             model = start_model(config, dataset, backbone, trained_on)
             start = copy_head(model.head) if has_start else None
             logs, checkpoints = watch(config, workdir, "refit")

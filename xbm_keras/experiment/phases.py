@@ -12,6 +12,7 @@ from xbm_keras import progress
 from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.labels import counted
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.neighbors import NeighborEvaluation
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation
@@ -205,9 +206,9 @@ def run(
     start = copy_head(model.head)
     counts = len(first.splits.train), len(first.splits.validation)
     what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
-    log.info("Phase select: %d items train, %d %s choose the epoch.", *counts, what)
-    if other_folds:
-        log.info("So %d times, each time with others held out.", 1 + len(other_folds))
+    times = f", and others, {1 + len(other_folds)} times in all" if other_folds else ""
+    views = f" in {len(positions):,} views" if len(positions) > counts[0] else ""
+    log.info("%s train%s, %s %s choose the epoch%s.", f"{counts[0]:,} items", views, f"{counts[1]:,}", what, times)
     best = select(config, first, model, *watch(config, workdir, "select"))
     curves = [best.scores]
     kept = best.epoch, model.head.get_weights()  # what Ctrl-C leaves from here on, an epoch and its head
@@ -227,7 +228,7 @@ def run(
         if config.training.refit:
             costs.begin("refit: training")
             everything = dataset.with_views(np.union1d(splits.train, splits.validation))
-            log.info("Phase refit: all %d training items, %d epochs.", len(everything), epoch)
+            log.info(told_of_refit(epoch), f"{len(splits.train) + len(splits.validation):,} items")
             model = start_model(config, dataset, backbone, everything)
             start = copy_head(model.head)
             logs, checkpoints = watch(config, workdir, "refit")
@@ -242,11 +243,20 @@ def run(
     phase = "refit" if config.training.refit else "select"
     chosen = {
         "epoch": epoch,
+        "held_out": counts[1],
+        "folds": 1 + len(other_folds),
         "views": config.views.number,
         "turned_classes": config.views.turned_classes,
         **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
     }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
+
+
+def told_of_refit(epoch: int) -> str:
+    """What is said before it, with a place for how many are trained on."""
+    if not epoch:
+        return "The untrained start was best: it is computed anew of all %s, and no step is taken."
+    return f"All %s train, for {counted(epoch, 'epoch')}."
 
 
 def copy_head(head: Head) -> Head:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, load_config, public_values, save_config
 from xbm_keras.data.dataset import Dataset
-from xbm_keras.data.labels import printable
+from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
 from xbm_keras.experiment.learning import class_learning_curve
@@ -63,7 +64,8 @@ def claim(workdir: str | None, config_path: str, config: Config, resume: str = "
     folder = pathlib.Path(workdir)
     if printable(str(workdir)) != str(workdir):  # TensorFlow could not write there
         raise ConfigError(f"Received --workdir {printable(str(workdir))}, which is not UTF-8; expected a path that is.")
-    with _locked(folder):
+    missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
+    with _locked(folder), _nothing_left_before_it_began(missing):
         try:
             for each in (folder, folder / TENSORBOARD):
                 remove_leftovers(each)
@@ -72,6 +74,20 @@ def claim(workdir: str | None, config_path: str, config: Config, resume: str = "
             raise _not_writable(folder, error) from error
         yield folder
         shutil.rmtree(folder / CHECKPOINTS)
+
+
+@contextlib.contextmanager
+def _nothing_left_before_it_began(missing: Sequence[pathlib.Path]) -> Iterator[None]:
+    """Where a run ends before its data were there, remove its folder again, and those above it that it made."""
+    try:
+        yield
+    except BaseException:
+        if missing and not (missing[0] / "data.json").exists():
+            shutil.rmtree(missing[0], ignore_errors=True)
+            for folder in missing[1:]:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -224,21 +240,22 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         "digest": digest,
     }
     write_whole(file, printable(json.dumps(about, indent=1, ensure_ascii=False)))  # names of files may be no UTF-8
-    for key, what in (("skipped", "item(s) skipped"), ("classes_with_one_item", "class(es) with one item")):
+    for key, noun, what in (("skipped", "item", "skipped"), ("classes_with_one_item", "class", "with one item")):
         if about[key]:
-            log.warning("%d %s; see data.json.", len(about[key]), what)
+            log.warning("%s %s; see data.json.", counted(len(about[key]), noun), what)
     if left_out := describe(about["ignored"], about["folders_without_pictures"]):
         log.warning("Left out in data.root: %s.", left_out)
     if about["in_no_part"]:
-        log.warning("%d item(s) neither train nor validate nor test, by data.split.", about["in_no_part"])
+        left_out = counted(about["in_no_part"], "item")
+        log.warning("Left out by data.split, neither to train nor to validate nor to test: %s.", left_out)
     for name, found in dataset.duplicates.items():
         if found.num_items:
             such = " and ".join(found.examples[0][:2])
             what = name.replace("_", " ")
             log.warning(
-                "%d item(s) of the same %d content(s) are %s, such as %s; all are kept: see data.json.",
-                found.num_items,
-                found.num_contents,
+                "%s of the same %s: %s, such as %s; all are kept: see data.json.",
+                counted(found.num_items, "item"),
+                counted(found.num_contents, "content"),
                 what,
                 such,
             )

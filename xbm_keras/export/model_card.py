@@ -90,7 +90,9 @@ def _trained_on(data: dict, metrics: dict) -> str:
         return f"{count:,} queries; {chose} chose the number of epochs"
     parts = ("train", "validation") if phase == "refit" else ("train",)
     items, classes = (sum(data[what][part] for part in parts) for what in ("items", "classes"))
-    chose = f"{data['items']['validation']:,} items {'of these' if phase == 'refit' else 'of other classes'}"
+    held_out = metrics["validation"].get("held_out", data["items"]["validation"])
+    times = f", and others, {folds} times in all," if (folds := metrics["validation"].get("folds", 1)) > 1 else ""
+    chose = f"{held_out:,} items {'of these' if phase == 'refit' else 'of other classes'}{times}"
     return f"{items:,} items{_of_classes(classes)}{views(metrics['validation'])}; {chose} chose the number of epochs"
 
 

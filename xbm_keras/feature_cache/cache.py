@@ -27,6 +27,7 @@ import tensorflow as tf
 from xbm_keras import progress
 from xbm_keras.arguments import Natural, Positive
 from xbm_keras.atomic_files import remove_leftovers, write_whole
+from xbm_keras.data.labels import counted
 from xbm_keras.data.sources import DataError, Source, UnreadableItem
 from xbm_keras.feature_cache import ray_extraction
 from xbm_keras.feature_cache.digests import find_digests
@@ -115,7 +116,8 @@ def compute_features(
         ) from error
 
     if num_to_retry:
-        log.warning("%d item(s) could not be read this time; the next run tries them again.", num_to_retry)
+        told = counted(num_to_retry, "item")
+        log.warning("%s could not be read this time; the next run tries again.", told)
     keys = source.items.keys
     found = {i: places[digest] for i, digest in enumerate(digests) if digest is not None}
     kept = {i: place for i, place in found.items() if not isinstance(place, str)}
@@ -123,8 +125,8 @@ def compute_features(
     if skipped and (on_error == "raise" or not kept):
         shown = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:8])
         raise DataError(
-            f"Received {len(skipped)} item(s) of {len(keys)} without usable features: {shown}. Repair or remove them"
-            + (", or set cache.on_error=skip." if kept else ".")
+            f"Received {counted(len(skipped), 'item')} of {len(keys)} without usable features: {shown}. Repair or "
+            "remove them" + (", or set cache.on_error=skip." if kept else ".")
         )
     shard_of, row_of = np.array(list(kept.values())).T
     return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(list(kept)), skipped, len(wanted))

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version, new_version, write_whole, writing_whole
+from xbm_keras.data.labels import counted
 from xbm_keras.data.sources import Items
 from xbm_keras.geometry import unit_length
 from xbm_keras.index import usearch_graph
@@ -66,8 +67,8 @@ class Gallery:
         unknown = np.setdiff1d(ids, self.ids)
         if len(unknown):
             raise ValueError(
-                f"Received {len(unknown)} id(s), such as {str(unknown[0])!r}, which the gallery does not hold; "
-                f"expected ids of its {len(self.ids)} items, such as {', '.join(map(repr, self.ids[:3].tolist()))}. "
+                f"Received {counted(len(unknown), 'id')}, such as {str(unknown[0])!r}, which the gallery does not hold"
+                f"; expected ids of its {len(self.ids)} items, such as {', '.join(map(repr, self.ids[:3].tolist()))}. "
                 "Nothing was removed."
             )
         kept = ~np.isin(self.ids, ids)
@@ -197,9 +198,9 @@ def check_new(gallery: Gallery, about: dict, ids, model: str, replace: bool) -> 
     here = np.intersect1d(ids, gallery.ids)
     if len(here) and not replace:
         raise ValueError(
-            f"Received {len(here)} of {len(ids)} item(s) whose ids the index holds already, such as {str(here[0])!r}; "
-            "expected new ones. Replace those by --replace; or, where they are others, give their folder a name of its "
-            "own by --root. Nothing was added."
+            f"Received {len(here)} of {counted(len(ids), 'item')} whose ids the index holds already, such as "
+            f"{str(here[0])!r}; expected new ones. Replace those by --replace; or, where they are others, give their "
+            "folder a name of its own by --root. Nothing was added."
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.labels import counted
 from xbm_keras.evaluation import wording
 from xbm_keras.report import charts, learning_curve, neighbors, retrieval
 from xbm_keras.report.page import (
@@ -167,7 +168,7 @@ def the_run(
         said = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
         table = PageTable(["Item", "Why"], [[key, reason] for key, reason in listed], text_columns=["Why"])
         more = f" The first {len(listed)}:" if len(listed) < len(skipped) else ""
-        blocks.append(Details(f"{len(skipped):,} item(s) were skipped: {said}.{more}", [table]))
+        blocks.append(Details(f"{counted(len(skipped), 'item')} skipped: {said}.{more}", [table]))
     else:
         blocks.append(Paragraph("No item was skipped."))
     return [*blocks, Details("The config, without paths", [Code(config)])]

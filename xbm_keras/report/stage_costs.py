@@ -2,13 +2,17 @@
 
 import contextlib
 import dataclasses
+import logging
 import sys
 import time
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 with contextlib.suppress(ImportError):
     import resource  # not on Windows
+
+log = logging.getLogger("xbm_keras")
 
 
 @dataclasses.dataclass
@@ -24,7 +28,10 @@ class Cost:
 
 
 class Costs:
-    """A stopwatch: `begin` ends the stage before.
+    """A stopwatch: `begin` ends the stage before, and says where a run is.
+
+    Args:
+        planned: all stages that there will be, in their order.
 
     Example:
         >>> costs = Costs()
@@ -34,13 +41,16 @@ class Costs:
         ['features', 'training']
     """
 
-    def __init__(self):
+    def __init__(self, planned: Sequence[str] = ()):
+        self.planned = planned
         self.finished: list[Cost] = []
         self._stage: str | None = None
 
     def begin(self, stage: str) -> None:
         """A stage begins."""
         self.end()
+        if stage in self.planned:
+            log.info("%d of %d: %s", 1 + self.planned.index(stage), len(self.planned), stage)
         self._stage, self._start = stage, time.perf_counter()
         if tf.config.list_physical_devices("GPU"):
             tf.config.experimental.reset_memory_stats("GPU:0")
