@@ -100,9 +100,9 @@ def test_the_power_is_the_best_over_the_halves(dataset, start):
 
 def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
     summed, scored = [], []
-    of_dataset, score = selection.closed_forms_of, selection.evaluate_retrieval
+    of_dataset, score = selection.closed_forms_of, selection.score_queries
     monkeypatch.setattr(selection, "closed_forms_of", lambda *args: summed.append(args[2]) or of_dataset(*args))
-    monkeypatch.setattr(selection, "evaluate_retrieval", lambda *args: scored.append(1) or score(*args))
+    monkeypatch.setattr(selection, "score_queries", lambda *args: scored.append(1) or score(*args))
     folds = selection.HeldOutFolds(dataset)
     heads = [config_of(start=start).head for start in ("auto", "lda", "nda", "auto")]
     chosen = [selection.choose_start(head, dataset, folds) for head in heads]
@@ -129,12 +129,12 @@ def test_few_classes_are_held_out_by_halves_and_many_by_one_fold(dataset, monkey
 def test_large_folds_are_scored_by_some_of_their_classes(dataset, monkeypatch):
     monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 12)
     fold = dataset.splits.folds[0]
-    some = selection._some_classes(fold, dataset.labels)
+    some = selection.some_classes(fold, dataset.labels)
     assert len(some) == 12
     assert set(some) < set(fold)
     assert len(np.unique(dataset.labels[some])) == 2
     monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 1000)
-    assert list(selection._some_classes(fold, dataset.labels)) == list(fold)
+    assert list(selection.some_classes(fold, dataset.labels)) == list(fold)
 
 
 def test_what_the_config_gives_stays(dataset):
@@ -165,14 +165,18 @@ def test_a_model_starts_at_its_closed_form(dataset, start):
     np.testing.assert_allclose(embeddings @ embeddings.T, z @ z.T, atol=1e-3)
 
 
-def test_the_rate_grows_by_a_constant_factor(dataset):
+@pytest.mark.parametrize(("epochs", "until"), [(4, 4), (10, 10), (20, 10)])
+def test_the_rate_grows_by_a_constant_factor(epochs, until, dataset):
     config = config_of()
+    config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
     model = phases.start_model(config, dataset, None, dataset.splits.train)
-    steps = config.training.epochs * 2  # 36 items of 6 classes: two batches of 6 x 4
+    steps = until * 2  # 36 items of 6 classes: two batches of 6 x 4
     rates = np.array([float(model.optimizer._learning_rate(step)) for step in range(steps + 1)])
     assert rates[0] == pytest.approx(config.training.learning_rate / 30, rel=1e-4)
     assert rates[-1] == pytest.approx(config.training.learning_rate, rel=1e-4)
     np.testing.assert_allclose(rates[1:] / rates[:-1], 30 ** (1 / steps), rtol=1e-4)
+    beyond = float(model.optimizer._learning_rate(2 * steps))
+    assert beyond == pytest.approx(30 * config.training.learning_rate, rel=1e-4)  # and on at the same pace
 
 
 @pytest.mark.parametrize("memory_size", [40, 20, 0])

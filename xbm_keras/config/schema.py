@@ -97,7 +97,7 @@ class Neighbors(section_of(NeighborTopK, without=["seed"])):  # type: ignore[mis
 class Training(Section):
     """How the head is fitted."""
 
-    epochs: Natural = 10
+    epochs: Natural = 20
     """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
     folds: Positive | Literal["auto"] = "auto"
     """How many times other training classes are held out to choose the epoch by the mean; at most four, for each
@@ -116,8 +116,9 @@ class Training(Section):
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once; without labels 50."""
     learning_rate: AboveZero = 1e-3
-    """The last one of `epochs`: the rate grows by a constant factor each step, from a thirtieth of it, so that to
-    choose the epoch is to choose how far to go from the start: on some data the best head is near it, on others far."""
+    """Of the last of `epochs`, or of the tenth, if that comes before: the rate grows by a constant factor each step,
+    from a thirtieth of it and on beyond it, so that to choose the epoch is to choose how far to go from the start: on
+    some data the best head is near it, on others far. Of pairs it is the last one's."""
     start_alignment: NonNegative = 0.0
     """Weight of a second loss, which holds similarities to what they were at the start: training may change the order
     of what is near, and leaves classes where they were. Without labels the default is 10."""
@@ -151,6 +152,7 @@ WITHOUT_LABELS = {
     "data": {"split": {"by": "item"}},
     "head": {"start": "local"},
     "training": {
+        "epochs": 10,
         "steps_per_epoch": 50,
         "learning_rate": 1.5e-3,
         "patience": 10,
@@ -169,7 +171,7 @@ STARTS_OF_PAIRS = {
 }
 OF_PAIRS = {
     "memory": {"memory_size": 1 << 20},
-    "training": {"batch_size": 64},
+    "training": {"epochs": 10, "batch_size": 64},
 }
 """The defaults of queries and documents, where they are others."""
 

@@ -21,6 +21,7 @@ from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 log = logging.getLogger("xbm_keras")
 FIRST_RATE = 1 / 30  # of the learning rate, in the first step
+GROWTH_EPOCHS = 10  # at most, until the learning rate is what the config says
 SKETCH_DIM = 64
 
 

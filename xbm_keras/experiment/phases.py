@@ -18,7 +18,7 @@ from xbm_keras.evaluation.neighbors import NeighborEvaluation
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation
 from xbm_keras.evaluation.side_by_side import Scores, compare
 from xbm_keras.experiment import devices
-from xbm_keras.experiment.build import left_out, make_model, make_sampler, steps_per_epoch
+from xbm_keras.experiment.build import GROWTH_EPOCHS, left_out, make_model, make_sampler, steps_per_epoch
 from xbm_keras.experiment.selection import (
     PARAMETERS,
     HeldOutFolds,
@@ -82,7 +82,8 @@ def start_model(
     if strategy.num_replicas_in_sync > 1:
         log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
     with strategies.scope(strategy):
-        num_steps = config.training.epochs * steps_per_epoch(config, make_sampler(config, labels, ids))
+        num_epochs = min(config.training.epochs, GROWTH_EPOCHS)
+        num_steps = num_epochs * steps_per_epoch(config, make_sampler(config, labels, ids))
         model = make_model(config, backbone, dataset.features.shape[1], len(labels), num_steps, head.power)
     if head.start != "random":
         closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power)
