@@ -17,18 +17,18 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 TESTED_ELSEWHERE = {
     "python train.py": "cli/test_train_glyphs.py",
-    "python train.py --config configs/grocery.yaml": "cli/test_train_photos.py",
     "python train.py --config configs/cars196.yaml": "data/test_tfds.py, on a data set that can be had offline",
     "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "cli/test_train_hub.py: needs [hub]",
     "python train.py --config configs/pairs.yaml --set data.path=my_pairs": "cli/test_train_hub.py: needs [hub]",
     "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",
-    "xbm-keras serve --model runs/my_photos/export": "serve/test_server.py",
+    "xbm-keras serve --model runs/my_photos --index runs/my_photos/index": "serve/test_server.py",
 }
 
 
 def steps():
-    """Commands and blocks of Python, as they come in the README."""
-    found = re.findall(r"```(bash|python)\n(.*?)```|\| `(python [^`]*)` \|", README, re.DOTALL)
+    """Commands and blocks of Python, as they come in the README, and those of the page for users of the library."""
+    text = README + (ROOT / "docs/library.md").read_text("utf-8")
+    found = re.findall(r"```(bash|python)\n(.*?)```|\| `((?:python|xbm-keras) [^`]*)` \|", text, re.DOTALL)
     for language, block, command in found:
         if language == "python":
             yield [sys.executable, "-c", block]
@@ -49,8 +49,16 @@ def test_what_is_tested_elsewhere_is_in_the_readme():
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     prose = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.DOTALL)
-    links = set(re.findall(r"\]\(([^)#:]+)", prose))
+    links = set(re.findall(r"(?:\]\(|(?:src|srcset)=\")([^)#:\"]+)", prose))
     assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_the_picture_and_its_dark_twin_differ_in_colours_alone():
+    """Written out: not all viewers know variables of CSS."""
+    light, dark = ((ROOT / f"docs/{name}.svg").read_text("utf-8") for name in ("pipeline", "pipeline-dark"))
+    assert re.sub("#[0-9a-f]{6}", "", light) == re.sub("#[0-9a-f]{6}", "", dark)
+    assert light != dark
+    assert "var(" not in light
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -297,7 +297,7 @@ def test_the_verdict_says_when_training_made_it_worse():
     assert f"plain: The head is 0.100 MAP@R above the frozen features, {made_worse}" in verdict(0.5, 0.65, 0.6)
     by_start = "good: The head is 0.100 MAP@R above the frozen features, by its closed form alone"
     assert f"{by_start}: training changed next to nothing." in verdict(0.5, 0.6, 0.6004)
-    assert f"{by_start}: no step of it was better on held-out classes." in verdict(0.5, 0.6, 0.6, epoch=0)
+    assert f"{by_start}: no epoch of training was better on held-out classes." in verdict(0.5, 0.6, 0.6, epoch=0)
     assert "plain: The head changes next to nothing: MAP@R 0.600, frozen 0.600" in verdict(0.6, 0.5, 0.6004)
     gained = "good: The trained head is 0.100 MAP@R above the best of the others"
     assert f"{gained} (closed form), and 0.200 above the frozen" in verdict(0.5, 0.6, 0.7)

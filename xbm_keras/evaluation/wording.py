@@ -103,9 +103,9 @@ def verdict(metrics: dict) -> tuple[Tone, str]:
         worse = f"training made it worse than its {name} start, by {-gain:.3f}"
         return "plain", f"{said}, but {worse}: use training.epochs=0."
     if gain < SMALL:
-        is_untrained = metrics.get("validation", {}).get("epoch") == 0
-        why = "no step of it was better on held-out classes" if is_untrained else "training changed next to nothing"
-        return "good", f"{said}, by its {name} alone: {why}."
+        if metrics.get("validation", {}).get("epoch") == 0:
+            return "good", f"{said}, by its {name} alone: no epoch of training was better on held-out classes."
+        return "good", f"{said}, by its {name} alone: training changed next to nothing."
     beside = f", and {above:.3f} above the frozen features" if best != "frozen" else ""
     (low, _), told = _interval_above(metrics, best)
     chance = ", which may be chance" if low <= 0 else ""
