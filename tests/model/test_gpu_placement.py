@@ -27,6 +27,7 @@ from xbm_keras.evaluation import exact_search
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.index import galleries
 from xbm_keras.stages import cosine_scores
+from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
 from xbm_keras.stages.pair_losses import ContrastiveLoss, RecallSurrogateLoss
 
 B, D, E, M = 128, 64, 16, 40_000
@@ -87,6 +88,16 @@ def traced(step, batch_size=B, jit_compile=False):
 def test_training_step(name, jit_compile):
     model = make_model(**WAYS[name])
     assert misplaced(traced(model.train_step, jit_compile=jit_compile), large=LARGE, xla=jit_compile) == []
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
+@pytest.mark.parametrize("name", ["by label", "neighbours, nested"])
+def test_training_step_whose_neighbours_are_known(name, jit_compile):
+    model = make_model(**{**WAYS.get(name, {}), "frozen": True, "storage_dtype": "float32"})
+    model.top_k.table = NeighborTable(model.memory, model.top_k.search, model.top_k.num_known)
+    step = tf.function(lambda x: model.train_step((x,)), jit_compile=jit_compile)
+    function = step.get_concrete_function({"slot": tf.TensorSpec((B,), tf.int64)})
+    assert misplaced(function, large=LARGE, xla=jit_compile) == []
 
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])

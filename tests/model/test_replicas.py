@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 from xbm_keras import *
+from xbm_keras.training.known_neighbors import know_neighbors
 
 rng = np.random.default_rng(0)
 x = {"features": rng.normal(size=(48, 6)).astype(np.float32), "sample_id": rng.permutation(48) + 100}
@@ -101,6 +102,8 @@ with strategy.scope():
 two.set_weights(one.get_weights())
 for model in (one, two):
     model.memory.prefill(x["features"], y, x["sample_id"])
+know_neighbors(two, num_ahead=1000)
+assert len(copies(two.top_k.table.indices)) == 2
 slots = tf.data.Dataset.from_tensor_slices(({"slot": np.arange(48)},)).batch(15)
 assert_same_logs(two.fit(slots, verbose=0).history, one.fit(slots, verbose=0).history)
 assert_alike(two, one)

@@ -57,6 +57,7 @@ def know_neighbors(
             table.fill(start, block)
             bar.advance(len(block))
     top_k.table = table
+    model.train_function = None  # one that is traced already would search on
 
 
 def _telling(table, num_anchors, folder):
