@@ -6,8 +6,9 @@
     python -m benchmarks.pairs --plot docs/pairs_memory_and_k.svg --json X.json  # the picture of such curves
 
 Start and number of epochs are chosen on held-out queries, whose documents answer none that train; the memory off may
-take four times the epochs, and a batch of 256 queries beside that of 64, of which held-out queries choose as well. With
---by-epoch nothing is held out and nothing chosen but the start: the best epoch of a row is the best on test queries.
+take twice the epochs, and a batch of 256 queries beside that of 64, of which held-out queries choose too. The curves
+are of ten epochs, of a memory that documents of the whole corpus fill, but for one point: all that answer training
+queries. With --by-epoch nothing is chosen but the start: the best epoch of a row is the best on test queries.
 """
 
 import os
@@ -33,6 +34,7 @@ OFF = ["memory.memory_size=0", "training.epochs=40", "training.patience=10"]
 WAYS = {
     "memory off": [OFF, [*OFF, "training.batch_size=256"]],
     "memory on": [[]],
+    "memory on, the corpus": [["training.negatives=corpus"]],
     "memory on, queries alone": [["head.sides=query", "head.widths=null", "head.embedding_dim={width}"]],
 }
 SIZES = (0, 256, 1024, 4096, 16_384)
@@ -115,10 +117,12 @@ def _scores_by_epoch(config) -> list[list[float]]:
 def curves(options) -> list[dict]:
     """nDCG@10 of test queries over the memory's size at the config's k, and over k with the whole corpus."""
     rows = []
+    fixed = ["training.epochs=10", "training.refit=false", "training.folds=1", "training.negatives=corpus"]
     ways = [("memory_size", size, [f"memory.memory_size={size}"]) for size in SIZES]
+    ways.insert(-1, ("memory_size", "answers", ["training.negatives=answers"]))
     ways += [("num_negatives", k, [f"top_k.num_negatives={k}"]) for k in KS]
     for key, value, overrides in ways:
-        found = [train(options, [*overrides, "training.refit=false", "training.folds=1"], s) for s in options.seeds]
+        found = [train(options, [*fixed, *overrides], s) for s in options.seeds]
         scores = [each["pairs"]["trained"]["ndcg_at_10"] for each in found]
         rows.append({"key": key, "value": value, "ndcg_at_10": [round(score, 4) for score in scores]})
         rows[-1]["frozen"] = round(found[0]["pairs"]["frozen"]["ndcg_at_10"], 4)
@@ -151,7 +155,7 @@ def plot(rows: list[dict], path: str) -> None:
     for panel, (key, title) in zip(panels, titles.items(), strict=True):
         chosen = [row for row in rows if row["key"] == key]
         means, lows, highs = ([f(row["ndcg_at_10"]) for row in chosen] for f in (np.mean, np.min, np.max))
-        names = ["off" if row["value"] == 0 else f"{row['value']:,}" for row in chosen]
+        names = [{0: "off", "answers": "answers"}.get(row["value"]) or f"{row['value']:,}" for row in chosen]
         panel.plot(names, means, marker="o", color="#2a6fb0", label="trained")
         panel.fill_between(names, lows, highs, color="#2a6fb0", alpha=0.2, linewidth=0)
         panel.annotate("trained", (0.02, means[0]), xycoords=("axes fraction", "data"), xytext=(0, 10),

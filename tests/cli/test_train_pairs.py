@@ -191,10 +191,13 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, config, tmp_path, mo
     assert metrics == json.loads((finished / "metrics.json").read_text())
 
 
-def test_the_saved_model_holds_the_corpus_and_the_head(finished):
+def test_the_saved_model_holds_the_documents_that_answer_and_the_head(finished, folder):
     model = load_keras_file(finished / "model.keras")
-    assert model.memory.memory_size == N
-    assert set(model.memory.sample_ids.numpy()) == set(range(N))
+    assert model.memory.memory_size == 110
+    documents = np.load(folder / "features.npz")["documents"][:110]
+    held = model.memory.features.numpy()[np.argsort(model.memory.sample_ids.numpy())]
+    np.testing.assert_allclose(held, documents / np.linalg.norm(documents, axis=1, keepdims=True), atol=1e-6)
+    assert "documents that answer some of them" in (finished / "report.html").read_text("utf-8")
     head = saved_run.load_head(str(finished))
     np.testing.assert_array_equal(head.kernel, model.head.kernel)
 
@@ -203,7 +206,7 @@ def test_the_saved_model_holds_the_corpus_and_the_head(finished):
     "overrides",
     [
         ["head.sides=query", "head.embedding_dim=16"],
-        ["head.sides=two", "head.embedding_dim=8"],
+        ["head.sides=two", "head.embedding_dim=8", "training.negatives=corpus"],
         ["training.anchors=documents", "head.embedding_dim=8"],
         ["memory.memory_size=64", "head.embedding_dim=8"],
         ["memory.memory_size=0", "head.embedding_dim=8", "head.start=random"],

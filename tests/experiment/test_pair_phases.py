@@ -1,14 +1,22 @@
-"""Training on queries with documents that were searched before the first step."""
+"""Roles of a run on queries and documents, and documents that are searched before its first step."""
 
 import numpy as np
 import pytest
 import yaml
 
 from tests.cli.test_train_pairs import write_folder
+from tests.data.test_pair_dataset import make_pairs
 from tests.small_models import assert_same_training
+from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import load_config
+from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.data.splits import Splits
 from xbm_keras.experiment import pair_phases
 from xbm_keras.experiment.pair_loading import load_pairs
+from xbm_keras.experiment.pair_phases import Roles, start_model
+
+QUERIES, DOCUMENTS = np.eye(4, 8, dtype=np.float32), np.eye(8, dtype=np.float32)[::-1][:6]
+ANSWERS = {0: {4}, 1: {1, 4}, 2: {0}}  # query 3 tests; 3 and 5 answer nothing, and are judged irrelevant
 
 
 @pytest.mark.parametrize("anchors", ["queries", "documents"])
@@ -41,3 +49,35 @@ def test_documents_that_are_searched_once_train_as_those_that_each_step_searches
     for number, relevant in enumerate(roles.relevant):
         order = np.argsort(-scores[number])
         assert found[number].tolist() == order[~np.isin(ids[order], relevant)][:6].tolist()
+
+
+@pytest.fixture
+def dataset():
+    pairs = make_pairs([1, 0, 2, 1, 3, 0, 0], [4, 4, 0, 1, 2, 3, 5], grade=[1, 1, 1, 1, 1, 0, 0])
+    everyone = np.arange(4)
+    return PairDataset(pairs, QUERIES, DOCUMENTS, Splits(everyone[:3], everyone[:0], everyone[3:]))
+
+
+def config(**training):
+    sections = {"backbone": {"kind": "none"}, "head": {"embedding_dim": 4, "start": "random"}}
+    return Config.model_validate({"data": {"source": "pairs", "path": "x"}, **sections, "training": training})
+
+
+@pytest.mark.parametrize(("negatives", "held"), [("answers", [0, 1, 4]), ("corpus", [0, 1, 2, 3, 4, 5])])
+def test_the_memory_holds_what_answers_or_all(dataset, negatives, held):
+    trained = dataset.splits.train
+    roles = Roles(config(negatives=negatives), dataset, trained)
+    np.testing.assert_array_equal(roles.rows[:], DOCUMENTS[held])
+    np.testing.assert_array_equal(roles.anchors[:], QUERIES[:3])
+    assert {i: {held[place] for place in row if place >= 0} for i, row in enumerate(roles.relevant)} == ANSWERS
+    memory = start_model(config(negatives=negatives, batch_size=2), dataset, None, trained).memory
+    order = np.argsort(memory.sample_ids.numpy())
+    np.testing.assert_array_equal(memory.features.numpy()[order], DOCUMENTS[held])
+    np.testing.assert_array_equal(memory.sample_ids.numpy()[order], roles.row_ids)
+
+
+def test_documents_as_anchors_find_the_queries_that_they_answer(dataset):
+    roles = Roles(config(anchors="documents"), dataset, dataset.splits.train)
+    np.testing.assert_array_equal(roles.anchors[:], DOCUMENTS[[0, 1, 4]])
+    np.testing.assert_array_equal(roles.rows[:], QUERIES[:3])
+    assert [{place for place in row if place >= 0} for row in roles.relevant.tolist()] == [{2}, {1}, {0, 1}]

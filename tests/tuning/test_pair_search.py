@@ -42,7 +42,9 @@ def test_the_default_space_searches_memory_and_k(config):
     values = load_config(str(config), ["search.space=null"])
     hypermodel = PairHyperModel(*load_pair_folds(values))
     sizes = hypermodel.space["memory.memory_size"][0].values
-    assert sizes == [0, 16, 32, 64, 128, 256]  # of 240 documents, in batches of 16
+    assert sizes == [0, 16, 32, 64, 128]  # of about 90 documents that answer training queries, in batches of 16
+    whole = load_config(str(config), ["search.space=null", "training.negatives=corpus"])
+    assert PairHyperModel(*load_pair_folds(whole)).space["memory.memory_size"][0].values[-1] == 256  # of all 240
     assert "top_k.num_negatives" in hypermodel.space
     assert not any(key.startswith("training.classes") for key in hypermodel.space)
 

@@ -112,7 +112,10 @@ class Training(Section):
     batch_size: Positive = 256
     """Of training without labels, or of queries; of these the default is 64."""
     anchors: Literal["queries", "documents"] = "queries"
-    """Of pairs: what a batch is made of. The memory holds the others: all documents, or the training queries."""
+    """Of pairs: what a batch is made of. The memory holds the others: documents, or the training queries."""
+    negatives: Literal["answers", "corpus"] = "answers"
+    """Of pairs: the documents that the memory holds: those that answer some training query, or the whole corpus, of
+    which the others are only ever pushed away, also from queries to come that they answer."""
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once; without labels 50."""
     learning_rate: AboveZero = 1e-3
@@ -171,7 +174,7 @@ STARTS_OF_PAIRS = {
 }
 OF_PAIRS = {
     "memory": {"memory_size": 1 << 20},
-    "training": {"epochs": 10, "batch_size": 64},
+    "training": {"batch_size": 64},
 }
 """The defaults of queries and documents, where they are others."""
 

@@ -73,7 +73,8 @@ def make_model(
     """The model for features of a width, raised to a power; its memory holds at most the rows that there are."""
     what = "training rows"
     if config.is_of_pairs:
-        what = "documents" if config.training.anchors == "queries" else "training queries"
+        documents = "documents" if config.training.negatives == "corpus" else "documents that answer training queries"
+        what = documents if config.training.anchors == "queries" else "training queries"
     memory_size = min(config.memory.memory_size, num_rows)
     if memory_size < config.memory.memory_size:
         log.info(

@@ -49,20 +49,23 @@ class Roles:
 
     def __init__(self, config: schema.Config, dataset: PairDataset, queries: np.ndarray):
         relevant, _ = dataset.pairs.relevant(queries)  # [n, P]
-        documents = np.arange(len(dataset.documents))
+        places, ranks = np.nonzero(relevant >= 0)
+        answered, which = np.unique(relevant[places, ranks], return_inverse=True)
         if config.training.anchors == "queries":
+            is_all = config.training.negatives == "corpus"
+            documents = np.arange(len(dataset.documents)) if is_all else answered
             self.anchors, self.anchor_ids = UnitRows(dataset.queries, queries), queries
-            self.rows, self.row_ids, self.relevant = UnitRows(dataset.documents, documents), documents, relevant
+            self.rows = UnitRows(dataset.documents, documents)
+            self.relevant = np.where(relevant >= 0, np.searchsorted(documents, relevant), -1)
         else:
-            places, ranks = np.nonzero(relevant >= 0)
-            answered, which = np.unique(relevant[places, ranks], return_inverse=True)
             order = np.argsort(which, kind="stable")
             counts = np.bincount(which)
             columns = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
             self.relevant = np.full((len(answered), counts.max()), -1, np.int64)
             self.relevant[which[order], columns] = places[order]
             self.anchors, self.anchor_ids = UnitRows(dataset.documents, answered), answered
-            self.rows, self.row_ids = UnitRows(dataset.queries, queries), np.arange(len(queries))
+            self.rows = UnitRows(dataset.queries, queries)
+        self.row_ids = np.arange(len(self.rows))
 
     def anchors_at(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What a step is given of these anchors, [n]: features [n, D], relevant rows [n, P], and ids, of no row."""

@@ -7,6 +7,7 @@ from xbm_keras.config.schema import Config, Neighbors
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.evaluation.wording import views
+from xbm_keras.experiment.pair_phases import Roles
 from xbm_keras.export import model_card
 
 
@@ -39,10 +40,10 @@ def about_pairs(config: Config, dataset: PairDataset, metrics: dict) -> dict[str
     trained_on = np.union1d(splits.train, splits.validation) if config.training.refit else splits.train
     answers = pairs.document[pairs.grade > 0]
     num_irrelevant = len(pairs.grade) - len(answers)
+    anchors = "documents; rows of the memory are queries"
     if config.training.anchors == "queries":
-        anchors, num_rows = "queries; rows of the memory are documents", len(dataset.documents)
-    else:
-        anchors, num_rows = "documents; rows of the memory are queries", len(trained_on)
+        which = {"answers": "documents that answer some of them", "corpus": "all documents"}[config.training.negatives]
+        anchors = f"queries; rows of the memory are {which}"
     return {
         **_inputs(config),
         "Training": f"{len(splits.train):,} queries",
@@ -55,7 +56,7 @@ def about_pairs(config: Config, dataset: PairDataset, metrics: dict) -> dict[str
             config.head.sides
         ],
         "Anchors": anchors,
-        **_recipe(config, dataset.queries.shape[1], num_rows, metrics),
+        **_recipe(config, dataset.queries.shape[1], len(Roles(config, dataset, trained_on).rows), metrics),
     }
 
 

@@ -43,8 +43,8 @@ class PairHyperModel(HeadHyperModel):
 
     @property
     def num_rows(self) -> int:
-        """Documents."""
-        return len(self.folds[0].documents)
+        """Documents that the memory may hold."""
+        return len(pair_phases.Roles(self.config, self.folds[0], self.folds[0].splits.train).rows)
 
     @property
     def width(self) -> int:
