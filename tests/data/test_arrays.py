@@ -94,7 +94,7 @@ def test_features_errors(tmp_path):
         arrays.Features(path)
     np.save(tmp_path / "l.npy", np.arange(3))
     np.savez(path, features=np.ones((2, 2)))
-    with pytest.raises(DataError, match=r"labels of shape \(3,\) for 2 items"):
+    with pytest.raises(DataError, match=r"3 labels for 2 items, in .*l\.npy"):
         arrays.Features(path, labels=str(tmp_path / "l.npy"))
 
 
@@ -141,7 +141,7 @@ def test_labels_and_who_has_none(tmp_path, labels, expected):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.arange(5), r"labels of shape \(5,\) for 6 items"),
+        (np.arange(5), "5 labels for 6 items"),
         (np.zeros((6, 3)), r"shape \(6, 3\); expected one label per item.*argmax"),
         (np.zeros((2, 3)), r"shape \(2, 3\)"),
         (np.array(["a", None] * 3, object), "'label' of .*, which cannot be read: ValueError: Object arrays"),
@@ -236,3 +236,37 @@ def test_files_that_are_none_are_told(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read"):
         arrays.Features(str(tmp_path / name))
+
+
+def test_labels_in_a_table_beside_the_vectors(tmp_path):
+    np.save(tmp_path / "x.npy", GOOD)
+    (tmp_path / "one.csv").write_text("kind\n007\n7\na\n\na\n7\n".replace("\n\n", '\n""\n'))
+    (tmp_path / "two.csv").write_text("id,kind\n" + "".join(f"{i},{kind}\n" for i, kind in enumerate("aabbcc")))
+    (tmp_path / "named.csv").write_text("id,label\n" + "".join(f"{i},{kind}\n" for i, kind in enumerate("aabbcc")))
+
+    def labels(name):
+        return arrays.Features(str(tmp_path / "x.npy"), labels=str(tmp_path / name)).items.labels.tolist()
+
+    assert labels("one.csv") == ["007", "7", "a", None, "a", "7"]
+    assert labels("two.csv:kind") == labels("named.csv") == list("aabbcc")
+    with pytest.raises(DataError, match=r"columns id, kind; expected the name of one .*two\.csv:id"):
+        labels("two.csv")
+    with pytest.raises(DataError, match=r"'kin', which .* does not have; did you mean 'kind'"):
+        labels("two.csv:kin")
+    (tmp_path / "one.csv").write_text("kind\na\n")
+    with pytest.raises(DataError, match="1 labels for 6 items"):
+        labels("one.csv")
+    with pytest.raises(DataError, match="no file"):
+        labels("none.csv")
+
+
+def test_labels_under_a_usual_name_are_found(tmp_path, caplog):
+    path = tmp_path / "x.npz"
+    np.savez(path, features=GOOD, labels=list("aabbcc"))
+    with caplog.at_level("INFO", "xbm_keras"):
+        assert arrays.Features(str(path)).items.labels.tolist() == list("aabbcc")
+    assert "Labels are those of 'labels'" in caplog.text
+    assert arrays.Features(str(path), labels=None).items.labels is None
+    np.savez(path, features=GOOD, labels=list("aabbcc"), text=list("aabbcc"))
+    with pytest.raises(DataError, match=r"'intent', which .* does not have; did you mean 'labels'"):
+        arrays.Features(str(path), labels="intent")

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import math
 import os
 import pathlib
@@ -11,7 +12,9 @@ import numpy as np
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, encode, named
 from xbm_keras.data.sources import Items, RandomAccess
-from xbm_keras.data.tables import Table, require_column
+from xbm_keras.data.tables import TABLES, Table, require_column, suffix_of
+
+log = logging.getLogger("xbm_keras")
 
 
 class ImageArray(RandomAccess):
@@ -22,8 +25,8 @@ class ImageArray(RandomAccess):
     Args:
         path: the file.
         images: name of the array of pictures.
-        labels: name of the array of labels, [N] or [N, 1], or path of an `.npy`; None for none. -1, NaN and the empty
-            string say that an item has no label.
+        labels: name of the array of labels, [N] or [N, 1], or path of an `.npy`, or of a table and its column, such as
+            labels.csv:kind; None for none. -1, NaN and the empty string say that an item has no label.
         label_names: name of an array of names, which the labels number.
         invert: black for white.
         test_path: a second file of the same form. The column `split` says "train" for items of the first one and
@@ -146,8 +149,8 @@ class Features(Vectors):
         path: an `.npy` [N, D] (memory-mapped), an `.npz` with such an array, or a Parquet file with a column of lists.
             Arrays or columns beside it with N entries, such as "split", become columns of the items.
         features: name of the array or column.
-        labels: name of the array or column, [N] or [N, 1], or path of an `.npy`; None for none. NaN, the empty string
-            and, in an array, -1 say that an item has no label.
+        labels: name of the array or column, [N] or [N, 1], or path of an `.npy`, or of a table and its column, such as
+            labels.csv:kind; None for none. NaN, the empty string and, in an array, -1 say that an item has no label.
 
     Raises:
         DataError: if the file, an array or a shape is not as expected, or a vector is not finite or all zero in
@@ -156,7 +159,7 @@ class Features(Vectors):
 
     def __init__(self, path: str, features: str = "features", labels: str | None = "label"):
         arrays = _Arrays(path)
-        found = arrays.get(features)
+        found = arrays.get(features, "features")
         _require_rows(found, f" in {path}")
         super().__init__(found, arrays.items(len(found), labels))
 
@@ -189,13 +192,13 @@ class _Arrays:
         else:
             self.arrays = {name: _stacked(column, name) for name, column in Table(self.path).others().items()}
 
-    def get(self, name: str) -> np.ndarray:
-        """The array of that name; of an `.npy` the only one."""
+    def get(self, name: str, holds: str | None = None) -> np.ndarray:
+        """The array of that name; of an `.npy` the only one. What it `holds` helps to find the one that was meant."""
         if self.is_lone:
             return self.arrays[""]
         if name in self.unusable:
             raise DataError(f"Received {name!r} of {self.path}, which cannot be read: {self.unusable[name]}.")
-        require_column(name, self.arrays, str(self.path))
+        require_column(name, self.arrays, str(self.path), holds)
         return self.arrays[name]
 
     def items(
@@ -210,26 +213,31 @@ class _Arrays:
 
     def _labels(self, name: str, label_names: str | None, num_items: int) -> Labels | None:
         """The labels of that name, or in that file; None for the default name, where there is no such array."""
-        what = f"{self.path}, whose {name!r}"
-        if name.lower().endswith(".npy"):
-            file = pathlib.Path(os.path.expanduser(name))
+        file, column = _file_and_column(name)
+        if suffix_of(file) in TABLES:
+            found, what = _labels_of_table(Table(file), column), f"{name}, which"
+        elif suffix_of(file) == ".npy":
             if not file.is_file():
                 raise DataError(f"Received data.labels {name!r}, which is no file; expected an .npy with [N] labels.")
-            values, what = load_array(file), f"{name}, which"
+            what = f"{name}, which"
+            found = encode(load_array(file), what, none=-1)
         elif name == "label" and name not in {**self.arrays, **self.unusable}:
-            return None  # a file without labels needs no setting
+            if "labels" not in self.arrays:
+                return None  # a file without labels needs no setting
+            log.info("Labels are those of 'labels'; data.labels=null leaves them out.")
+            return self._labels("labels", label_names, num_items)
         elif self.is_lone:
             raise DataError(
                 f"Received data.labels {name!r} for {self.path}, which holds one array; expected the path of an .npy "
-                "with [N] labels, or null."
+                "with [N] labels, or of a table, such as labels.csv:kind, or null."
             )
         else:
-            values = self.get(name)
-        found = encode(values, what, none=None if self.is_table else -1)
+            what = f"{self.path}, whose {name!r}"
+            found = encode(self.get(name, "label"), what, none=None if self.is_table else -1)
         if len(found) != num_items:
             raise DataError(
-                f"Received labels of shape {values.shape} for {num_items} items, in {what.partition(', ')[0]}; "
-                "expected one per item. Give those of these items."
+                f"Received {len(found)} labels for {num_items} items, in {what.partition(', ')[0]}; expected one per "
+                "item. Give those of these items."
             )
         if label_names is None:
             return found
@@ -237,6 +245,26 @@ class _Arrays:
         if names.ndim != 1:
             raise DataError(f"Received names {label_names!r} of shape {names.shape}; expected one per class, [C].")
         return named(found, names.tolist(), what)
+
+
+def _file_and_column(name: str) -> tuple[pathlib.Path, str | None]:
+    """Of "labels.csv:kind", or of a file alone."""
+    path, colon, column = os.path.expanduser(name).rpartition(":")
+    if colon and suffix_of(pathlib.Path(path)) in TABLES:
+        return pathlib.Path(path), column
+    return pathlib.Path(os.path.expanduser(name)), None
+
+
+def _labels_of_table(table: Table, column: str | None) -> Labels:
+    """Those of a column; by default of the only one, or of "label"."""
+    if column is None and len(table.columns) == 1:
+        (column,) = table.columns
+    if column is None and "label" not in table.columns:
+        raise DataError(
+            f"Received data.labels {table.name!r} with the columns {', '.join(table.columns)}; expected the name of "
+            f"one behind the file. Give it, such as data.labels={table.name}:{next(iter(table.columns))}."
+        )
+    return table.labels(column or "label")
 
 
 def load_array(path: pathlib.Path) -> np.ndarray:

@@ -12,9 +12,8 @@ import numpy as np
 
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import as_text
-from xbm_keras.data.tables import Table, suffix_of
+from xbm_keras.data.tables import TABLES, Table, suffix_of
 
-TABLES = (".jsonl", ".parquet", ".csv", ".tsv")
 GRADE_NAMES = ("score", "relevance", "grade", "label", "rel")
 SPLIT_OF = {"dev": "validation", "valid": "validation", "val": "validation"}  # names of one thing
 

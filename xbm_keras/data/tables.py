@@ -17,7 +17,15 @@ import pyarrow.parquet
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, as_objects, as_text, encode
 
+TABLES = (".jsonl", ".parquet", ".csv", ".tsv")  # suffixes
 MAX_FIELD = 1 << 30  # characters of a cell
+USUAL = {
+    "label": ("label", "labels", "class", "classes", "category", "target", "y"),
+    "text": ("text", "texts", "sentence", "content", "body"),
+    "path": ("path", "file", "filename", "file_name", "image"),
+    "features": ("features", "feature", "embedding", "embeddings", "vector", "vectors"),
+}
+"""What columns are called, by what they hold."""
 
 
 class Table:
@@ -89,6 +97,7 @@ class Table:
 
     def labels(self, name: str) -> Labels:
         """A column as classes; see `encode`."""
+        require_column(name, self.columns, self.name, "label")
         return encode(self[name], f"{self.name}, whose {name!r}", in_numeric_order=self.is_text)
 
     def others(self, *names: str | None) -> dict[str, np.ndarray]:
@@ -96,11 +105,22 @@ class Table:
         return {name: column for name, column in self.columns.items() if name not in self.twice | set(names)}
 
 
-def require_column(name: str, known: Iterable, where: str) -> None:
-    """Raises DataError with the near match where a column does not exist."""
+def require_column(name: str, known: Iterable, where: str, holds: str | None = None) -> None:
+    """Raises DataError with the near match where a column does not exist.
+
+    Args:
+        name: of the column.
+        known: those that there are.
+        where: they are, for the message.
+        holds: what it is to hold, a key of `USUAL`, by default that under which its name is: a column that is called as
+            such are is the near match, before one whose letters are alike, and one that is called as others is none.
+    """
     if name not in known:
         known = [str(column) for column in known]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        holds = holds or next((what for what, names in USUAL.items() if name in names), None)
+        of_others = {other for what, names in USUAL.items() if holds and what != holds for other in names}
+        alike = difflib.get_close_matches(name, [each for each in known if each not in of_others], n=1, cutoff=0.5)
+        near = [*alike, *(each for each in USUAL.get(holds or "", ()) if each in known)]
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(known)}.")
 
