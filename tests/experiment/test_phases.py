@@ -9,6 +9,7 @@ import pytest
 
 from tests import reference_starts
 from tests.evaluation.test_neighbors import overlap_by_hand
+from tests.small_models import assert_same_training
 from xbm_keras.config.schema import Config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.splits import Splits
@@ -240,3 +241,23 @@ def test_of_several_folds_the_simplest_epoch_within_two_standard_errors_counts()
     assert selection.best_epoch(folds, simplest=True) == 1  # 0.010, with an error of 0.006
     assert selection.best_epoch(folds[:1], simplest=True) == 2
     assert selection.best_epoch([[0.5, 0.5], [0.4, 0.4]], simplest=True) == 0
+
+
+@pytest.mark.parametrize("storage_dtype", ["float32", "float16", "int8"])
+def test_rows_that_are_searched_once_train_as_those_that_each_step_searches(dataset, storage_dtype, monkeypatch):
+    config = config_of(start="pca", power=1.0)
+    changes = {
+        "top_k": {"mine_in": "features", "num_negatives": 5},
+        "memory": {"storage_dtype": storage_dtype},
+        "training": {"classes_per_batch": 4},
+    }
+    config = config.model_copy(update={name: getattr(config, name).model_copy(update=c) for name, c in changes.items()})
+    models = []
+    for is_known in (True, False):
+        if not is_known:
+            monkeypatch.setattr(phases, "know_neighbors", lambda *arguments: None)
+        model = phases.start_model(config, dataset, None, dataset.splits.train)
+        phases.fit(config, dataset, model, dataset.splits.train, 3, show_progress=False)
+        assert (model.top_k.table is not None) == is_known
+        models.append(model)
+    assert_same_training(*models)

@@ -171,23 +171,31 @@ class ShuffledSampler:
 
 
 def batch_dataset(
-    features, labels: np.ndarray, sample_ids: np.ndarray, sampler: PKSampler | ShuffledSampler, first_step: int = 0
+    features,
+    labels: np.ndarray,
+    sample_ids: np.ndarray,
+    sampler: PKSampler | ShuffledSampler,
+    first_step: int = 0,
+    numbers: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Endless batches `({"features": [B, D], "sample_id": [B]}, labels [B])`, from `first_step` on.
 
-    Rows are read when they are needed: `features` may be anything that is indexed like an array.
+    Rows are read when they are needed: `features` may be anything that is indexed like an array. With `numbers` [N] of
+    a neighbour table's anchors the inputs hold "number" [B], too.
     """
     batch_size, width = sampler.batch_size, features.shape[1]
+    columns = {"sample_id": sample_ids} | ({} if numbers is None else {"number": numbers})
 
     def rows(step):
         positions = sampler(int(step))
-        return np.asarray(features[positions], np.float32), sample_ids[positions], labels[positions]
+        some = (each[positions] for each in (labels, *columns.values()))
+        return np.asarray(features[positions], np.float32), *some
 
     def batch(step):
-        f, ids, y = tf.numpy_function(rows, [step], (tf.float32, tf.int64, tf.int64), stateful=False)
+        f, *others = tf.numpy_function(rows, [step], (tf.float32, *[tf.int64] * (1 + len(columns))), stateful=False)
         # The static shape lets the model see that a batch's picks outnumber a small memory.
-        f, ids, y = (tf.ensure_shape(t, (batch_size, *more)) for t, more in ((f, (width,)), (ids, ()), (y, ())))
-        return {"features": f, "sample_id": ids}, y
+        y, *others = (tf.ensure_shape(each, (batch_size,)) for each in others)
+        return {"features": tf.ensure_shape(f, (batch_size, width)), **dict(zip(columns, others, strict=True))}, y
 
     return _steps(first_step).map(batch).prefetch(tf.data.AUTOTUNE)
 

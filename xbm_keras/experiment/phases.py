@@ -29,6 +29,7 @@ from xbm_keras.experiment.selection import (
     held_out,
     make_start,
 )
+from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs
@@ -115,8 +116,17 @@ def fit(
     sampler = make_sampler(config, labels, ids)
     steps = steps_per_epoch(config, sampler)
     batches = training_batches(model, rows, labels, ids, sampler, config.training.seed, first_epoch * steps)
+    num_ahead = (epochs - first_epoch) * steps * sampler.batch_size
     if "slot" in batches.element_spec[0]:
-        know_neighbors(model, (epochs - first_epoch) * steps * sampler.batch_size, config.cache.dir)
+        know_neighbors(model, num_ahead, config.cache.dir)
+    elif "number" in batches.element_spec[0]:
+        in_slot = prefill_order(len(rows), config.training.seed)
+
+        def anchors(slots):  # as they are, not rounded
+            which = in_slot[slots.numpy()]
+            return unit_length(tf.constant(rows[which])), tf.constant(labels[which]), tf.constant(ids[which])
+
+        know_neighbors(model, num_ahead, config.cache.dir, anchors)
     fit_batches(model, batches, steps, epochs, callbacks, show_progress, first_epoch)
 
 

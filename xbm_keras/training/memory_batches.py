@@ -24,7 +24,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Endless batches for `fit`: slots alone where the memory holds the items bit by bit, else features.
 
-    So in the default run no feature leaves the device during training.
+    So in the default run no feature leaves the device during training. Where a memory that no step changes holds them
+    rounded, the slot of an item comes along, as its "number".
 
     Args:
         model: built; its memory prefilled in the order of `prefill_order`, or not at all.
@@ -36,9 +37,11 @@ def training_batches(
         first_step: number of steps before.
     """
     memory = model.memory
-    if memory.frozen and memory.storage_dtype == "float32" and memory.memory_size == len(rows):
+    if memory.frozen and memory.memory_size == len(rows):
         slots = np.argsort(prefill_order(len(rows), seed))
         held = memory.sample_ids.numpy()[slots], memory.labels.numpy()[slots]
         if np.array_equal(held[0], sample_ids) and np.array_equal(held[1], labels):
-            return slot_dataset(slots, sampler, first_step)
+            if memory.storage_dtype == "float32":
+                return slot_dataset(slots, sampler, first_step)
+            return batch_dataset(rows, labels, sample_ids, sampler, first_step, slots)
     return batch_dataset(rows, labels, sample_ids, sampler, first_step)
