@@ -7,6 +7,7 @@ from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.experiment import run_folder, saved_run
 from xbm_keras.export.other_runtimes import export_to
+from xbm_keras.export.sentence_transformers import export_modules
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,12 +15,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="xbm-keras export", description="Export a finished run again.")
     parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument("--output", help="an .onnx or .tflite file; by default a SavedModel, the run's next version")
+    parser.add_argument("--modules", help="a folder for the head as modules of sentence-transformers")
     parser.add_argument("--set", action="append", default=[], metavar="export.key=value", help="over the run's config")
     options = parser.parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         run = saved_run.run_of(options.model)
         model = saved_run.load_model(options.model)
+        if options.modules:
+            print(export_modules(model.head, pathlib.Path(options.modules)))
+            return 0
         if options.output:
             print(export_to(model, pathlib.Path(options.output)))
             return 0

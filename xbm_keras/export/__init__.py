@@ -3,5 +3,6 @@
 - saved_model: the signatures, with decoding inside
 - serving_requests, model_card: what lies beside it
 - other_runtimes: ONNX and LiteRT
+- sentence_transformers: the head behind an encoder of that package
 - check: what was written is run before it gets its name
 """
