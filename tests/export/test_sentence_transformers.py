@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from xbm_keras import Head
 from xbm_keras.export.sentence_transformers import export_modules
@@ -21,10 +22,9 @@ def head_of(kind="linear", **options):
 
 @pytest.mark.parametrize("kind", ["linear", "residual"])
 def test_the_files_hold_the_head(tmp_path, kind):
-    safetensors = pytest.importorskip("safetensors.numpy")
     head = head_of(kind)
     folder = export_modules(head, tmp_path / "made/here")
-    weights = safetensors.load_file(folder / "1_Dense/model.safetensors")
+    weights = load_file(folder / "1_Dense/model.safetensors")
     vectors = unit_length(FEATURES) @ weights["linear.weight"].T + weights["linear.bias"]
     np.testing.assert_allclose(unit_length(vectors), head(unit_length(FEATURES)), atol=1e-6)
     about = json.loads((folder / "1_Dense/config.json").read_text())
