@@ -33,21 +33,24 @@ def unit_vectors(num_rows: int, width: int, seed: int) -> np.ndarray:
 def interleaved(variants: dict[Any, Callable], repeats: int) -> dict[Any, dict[str, float]]:
     """Median milliseconds of each variant after a warm-up, taken in turns, so that a noisy machine hits all of them.
 
-    `cpu ms` is the time that all cores together spent on it, which other work on the machine disturbs less.
+    `least` and `most` are the shortest and the longest of the milliseconds; `cpu ms` is the time that all cores
+    together spent on it, which other work on the machine disturbs less.
     """
-    clocks = {"ms": time.perf_counter, "cpu ms": time.process_time}
+    clocks = time.perf_counter, time.process_time
     times: dict[Any, list[list[float]]] = {name: [] for name in variants}
     for _ in range(repeats + 1):
         for name, variant in variants.items():
-            start = [clock() for clock in clocks.values()]
+            start = [clock() for clock in clocks]
             took = variant()
-            times[name].append([(clock() - s) * 1e3 for clock, s in zip(clocks.values(), start, strict=True)])
+            times[name].append([(clock() - s) * 1e3 for clock, s in zip(clocks, start, strict=True)])
             if isinstance(variant, Peer):
                 times[name][-1] = took
-    return {
-        name: dict(zip(clocks, map(statistics.median, zip(*each[1:], strict=True)), strict=True))
-        for name, each in times.items()
-    }
+    return {name: _summary(*zip(*each[1:], strict=True)) for name, each in times.items()}
+
+
+def _summary(by_clock, of_cores) -> dict[str, float]:
+    median = statistics.median(by_clock)
+    return {"ms": median, "least": min(by_clock), "most": max(by_clock), "cpu ms": statistics.median(of_cores)}
 
 
 def peak_mb(process: int | str = "self", kind: str = "VmHWM") -> float:

@@ -180,8 +180,8 @@ def test_the_registry_tells_good_from_bad():
 
 
 @pytest.mark.parametrize(("device", "width", "num_anchors", "rows"), [
-    ("CPU", 1280, 128, 4096),  # at least so many
-    ("CPU", 128, 128, 32_768),  # 16 MB of keys
+    ("CPU", 4096, 128, 4096),  # at least so many
+    ("CPU", 128, 128, 65_536),  # 32 MB of keys
     ("CPU", 64, 4096, 4096),  # 64 MB of scores
     ("GPU", 1280, 128, 104_832),  # 512 MB of keys: 10 blocks of a million rows
     ("GPU", 64, 4096, 16_384),  # 256 MB of scores

@@ -33,7 +33,7 @@ class BlockSize(NamedTuple):
     scores: int
 
 
-CPU = BlockSize(keys=1 << 22, scores=1 << 24)  # 16 MB of keys stay in the cache while a batch is multiplied with them
+CPU = BlockSize(keys=1 << 23, scores=1 << 24)  # 32 MB of keys: smaller blocks are merged more often
 GPU = BlockSize(keys=1 << 27, scores=1 << 26)  # 512 MB and 256 MB: few iterations, each of which keeps it busy
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from xbm_keras.stages.cosine_scores import Keys, score_blocks
 
-GROUP = 8  # rows of a group of the prefilter
+GROUP = 16  # rows of a group of the prefilter
 LOWEST = -float("inf")
 
 
