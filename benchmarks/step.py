@@ -2,8 +2,9 @@
 
     python -m benchmarks.step [--rows 1024 65536 ...] [--peer /path/to/its/python] [--json FILE]
 
-D = 1280 features, E = 128, a batch of 128, 32 negatives and 8 random positives, AdamW on a linear head, memory filled.
-Each variant takes turns with a step whose memory is off, and is gone before the next one: `x off` is their ratio.
+D = 1280 features in classes of ten, E = 128, a batch of 32 classes with four items each, 32 negatives and 8 random
+positives, AdamW on a linear head, memory filled. Each variant takes turns with a step whose memory is off, and is gone
+before the next one: `x off` is their ratio.
 
 - `default`: exact mining by the current head, as `train.py` does it: the memory is frozen and gives the batch, too.
 - `features`, `features float16`, ...: exact mining in the features, by storage type.
@@ -13,6 +14,8 @@ Each variant takes turns with a step whose memory is off, and is gone before the
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
+- `arithmetic`: what no step of these picks can do without: the rows that it embeds, `embedded`, gathered from the
+  memory, and the head on these and on the batch, forward and backward. `x arithmetic` is the ratio to it.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
   environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py. `x peer` is the ratio to its step.
 """
@@ -40,9 +43,10 @@ MINING = {
     "embeddings": lambda num_rows: InEmbeddings(max(num_rows // 64, 256)),
     "sketch": lambda num_rows: InSketch(64),
 }
-NAMES = [*MINING, "floor", "peer"]
+NAMES = [*MINING, "floor", "arithmetic", "peer"]
 FROZEN = ("default", "table")
-DRAWN = 1024  # of which a batch is drawn
+PER_CLASS = 10  # rows
+DRAWN = 1024  # of which a batch is drawn: classes that are whole
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
 
 
@@ -61,7 +65,10 @@ def main():
 
 
 def measure(num_rows, options) -> list[dict]:
-    features, labels = make_features(num_rows), np.random.default_rng(1).integers(0, max(num_rows // 10, 40), num_rows)
+    labels = np.arange(num_rows) // PER_CLASS
+    labels[DRAWN:] = np.random.default_rng(1).permutation(labels[DRAWN:])
+    features = make_features(num_rows, labels)
+    num_embedded = count_embedded(make_model("default", "float32", features, labels))
     off = step_of(make_model("off", "float32", features, labels), features, labels)
     results = []
 
@@ -83,6 +90,9 @@ def measure(num_rows, options) -> list[dict]:
             time("floor 1280" + suffix, floor_of(tf.cast(features, storage)))
     if "floor" in options.names:
         time("floor 128", floor_of(tf.constant(features[:, :E])))
+    if "arithmetic" in options.names:
+        time("arithmetic", arithmetic_of(features, num_embedded), embedded=num_embedded)
+        results = [{**each, "x arithmetic": each["ms"] / results[-1]["ms"]} for each in results]
     with common.Peer(options.peer if "peer" in options.names else None, "step", num_rows) as peer:
         if peer:
             time("peer", peer)
@@ -91,14 +101,17 @@ def measure(num_rows, options) -> list[dict]:
     return results
 
 
-def make_features(num_rows: int) -> np.ndarray:
-    """Unit vectors [N, D] with a falling spectrum."""
+def make_features(num_rows: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """Unit vectors [N, D] with a falling spectrum, those of one label near each other."""
     random = np.random.default_rng(0)
     axes = (random.standard_normal((RANK, D)) / np.sqrt(1 + np.arange(RANK))[:, None]).astype(np.float32)
+    labels = np.arange(num_rows) if labels is None else labels
+    centres = random.standard_normal((labels.max() + 1, RANK), np.float32)
     features = np.empty((num_rows, D), np.float32)
     for start in range(0, num_rows, 65_536):
         n = min(65_536, num_rows - start)
-        block = random.standard_normal((n, RANK), np.float32) @ axes + 0.2 * random.standard_normal((n, D), np.float32)
+        places = centres[labels[start : start + n]] + 0.5 * random.standard_normal((n, RANK), np.float32)
+        block = places @ axes + 0.2 * random.standard_normal((n, D), np.float32)
         features[start : start + n] = block / np.linalg.norm(block, axis=1, keepdims=True)
     return features
 
@@ -121,22 +134,55 @@ def make_model(name, storage, features, labels) -> XBMModel:
     return model
 
 
+def drawn_rows(random, num_rows) -> np.ndarray:
+    """[B] rows of a batch."""
+    classes = random.choice(min(DRAWN, num_rows) // PER_CLASS, B // 4, replace=False)
+    return (
+        classes[:, None] * PER_CLASS + random.permuted(np.tile(np.arange(PER_CLASS), (B // 4, 1)), axis=1)[:, :4]
+    ).ravel()
+
+
 def step_of(model, features, labels):
-    """A step on a batch of 32 classes, four items each: of the memory's own where it is frozen, else new to it."""
+    """A step on a batch of the memory's own rows where it is frozen, else of items new to it."""
     train = tf.function(lambda x, y: model.train_step((x, y)))
     random = np.random.default_rng(3)
     count = [len(features)]
 
     def step():
-        drawn = random.integers(0, min(DRAWN, len(features)), B)
+        drawn = drawn_rows(random, len(features))
         if model.memory.frozen:
             train({"slot": tf.constant(drawn)}, None)["loss"].numpy()
             return
         x = {"features": tf.constant(features[drawn]), "sample_id": tf.range(count[0], count[0] + B, dtype=tf.int64)}
         count[0] += B
-        train(x, tf.constant(np.repeat(labels[drawn[: B // 4]], 4)))["loss"].numpy()
+        train(x, tf.constant(labels[drawn]))["loss"].numpy()
 
     return step
+
+
+def count_embedded(model) -> int:
+    """Rows that a step embeds for its picks: all of a small memory, else each that is picked, once."""
+    memory, head = model.memory, model.head
+    if memory.memory_size <= B * (NEGATIVES + POSITIVES):
+        return memory.memory_size
+    features, labels, sample_ids = memory.items(drawn_rows(np.random.default_rng(3), memory.memory_size))
+    of_head = {"anchors": head(features), "embed": head.on_rows}
+    pick = tf.function(lambda: model.top_k(features, memory.read(), labels, sample_ids, **of_head).indices)
+    return len(np.unique(pick()))
+
+
+def arithmetic_of(features, num_embedded):
+    """Gathers as many rows, and passes them and a batch through the head, forward and backward."""
+    kernel, rows = tf.Variable(tf.random.normal([D, E])), tf.constant(features)
+    drawn = tf.constant(np.random.default_rng(4).choice(len(features), num_embedded, replace=False))
+
+    @tf.function
+    def arithmetic():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(tf.matmul(x, kernel)) for x in (tf.gather(rows, drawn), rows[:B])])
+        return tape.gradient(loss, kernel)
+
+    return lambda: arithmetic().numpy()
 
 
 def floor_of(rows):
