@@ -43,7 +43,8 @@ def report_of(dataset, path, names=("frozen", "closed_form", "trained"), **chang
     head.build((None, WIDTH))
     metrics = ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "r_precision")
     scores = {name: dict.fromkeys(metrics, 0.4 + 0.1 * i) for i, name in enumerate(names)}
-    validation = {"leave_one_out": scores, "epoch": 2, "start": "lda"}
+    tried = {"pca": {"1.0": 0.31}, "lda": {"0.1": 0.42, "0.9": 0.415}}
+    validation = {"leave_one_out": scores, "epoch": 2, "start": "lda", "shrinkage": 0.1, "tried": tried}
     arguments = {
         "title": "grocery",
         "command": "python train.py --config x.yaml",
@@ -87,6 +88,8 @@ def test_it_says_what_the_run_found(texts_report):
     assert {"0.5 s", "1 h 06 min", "123 MB"} <= set(said)
     assert "Epoch 2 was chosen. Test classes take no part in this." in said
     assert "Would more classes help" in said
+    assert {"Start", "0.310", "0.415"} <= set(said)
+    assert any(text.startswith("Chosen: lda, shrinkage 0.1. ") for text in said)
     assert "Loss" in said
     assert "Active pairs" not in said  # the history has none
 

@@ -42,9 +42,9 @@ class HeadConfig(section_of(Head, without=IN_CODE_ALONE["head"], recipe=RECIPE["
     start: Literal[
         "auto", "random", "identity", "pca", "whiten", "local", "lda", "nda", "centred", "ridge", "procrustes"
     ] = "auto"
-    """The weights before the first step: a closed form of the training features, or random; "auto" takes lda or nda,
-    whichever is better on held-out training classes. Of pairs it takes the best of all that go with `sides`, on
-    held-out queries; ridge and procrustes, of queries alone, are of pairs."""
+    """The weights before the first step: a closed form of the training features, or random; "auto" tries all that go
+    with the data on held-out classes or queries, and of those that are not surely worse than the best takes the one
+    that classes tell most. Of pairs it takes the best; ridge and procrustes, of queries alone, are of pairs."""
     shrinkage: Share | Literal["auto"] = "auto"
     """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
     the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""

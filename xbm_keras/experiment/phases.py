@@ -258,7 +258,7 @@ def run(
         "folds": 1 + len(other_folds),
         "views": config.views.number,
         "turned_classes": config.views.turned_classes,
-        **config.head.model_dump(include={"start", "power", *PARAMETERS.get(config.head.start, ())}),
+        **config.head.model_dump(include={"start", "power", "tried", *PARAMETERS.get(config.head.start, ())}),
     }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import pydantic
 
 from xbm_keras import progress
 from xbm_keras.config import schema
@@ -19,14 +20,18 @@ from xbm_keras.experiment.loading import TRIED_VIEWS
 from xbm_keras.stages.head.starts import ClosedForms, Start
 
 log = logging.getLogger("xbm_keras")
-AUTO_STARTS = ("lda", "nda")  # that head.start: auto tries
+AUTO_STARTS = ("identity", "centred", "pca", "local", "whiten", "lda", "nda")  # ascending in what classes tell them
 PARAMETERS = {
     "whiten": ("shrinkage",),
     "local": ("shrinkage",),
     "lda": ("total_share", "shrinkage", "weighting"),
     "nda": ("total_share", "shrinkage", "weighting"),
 }
-TRIED = {"shrinkage": (0.1, 0.3, 0.5, 0.7), "weighting": (0.3, 1.0), "total_share": (0.0, 0.3)}  # where one is auto
+TRIED = {  # where one is auto
+    "shrinkage": (0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
+    "weighting": (0.3, 1.0),
+    "total_share": (0.0, 0.3),
+}
 LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
 POWERS = (1.0, 0.5)  # of the features before the head, that are tried
 ENOUGH_CLASSES = 100  # to choose by
@@ -60,6 +65,8 @@ class ChosenHead(HeadChoice):
     weighting: float = TRIED["weighting"][0]
     total_share: float = TRIED["total_share"][0]
     power: float = POWERS[0]
+    tried: dict[str, dict[str, float]] = pydantic.Field(default_factory=dict)
+    """By start and shrinkage MAP@R of held-out classes, the best over the rest."""
 
 
 def make_start(config: ChosenHead, closed_forms: ClosedForms) -> Start:
@@ -89,12 +96,20 @@ class HeldOutFolds:
         """Of a start on held-out items: MAP@R, the mean over folds."""
         return float(np.mean([values.mean() for values, _ in self.found(choice)]))
 
+    def by_class(self, choice: ChosenHead) -> np.ndarray:
+        """The same of each class, [C], fold after fold, as large as its share in the score, which is their mean."""
+        shares = []
+        for values, classes in self.found(choice):
+            _, places = np.unique(classes, return_inverse=True)
+            shares.append(np.bincount(places, values) / len(values))
+        return np.concatenate(shares) * sum(map(len, shares)) / len(shares)
+
     def found(self, choice: ChosenHead | None) -> list[tuple[np.ndarray, np.ndarray]]:
         """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.
 
         Without labels it is the overlap of each fold, [1], and no class.
         """
-        key = "frozen" if choice is None else choice.model_dump_json()
+        key = "frozen" if choice is None else choice.model_dump_json(exclude={"tried"})
         if key not in self._found:
             self._found[key] = [self._find(i, choice) for i in range(len(self.folds))]
         return self._found[key]
@@ -130,8 +145,7 @@ class HeldOutFolds:
 def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> ChosenHead:
     """The same head, with what suits held-out training items best in place of "auto".
 
-    Best is the highest mean score of the folds; the first one where several are. The power comes last, for the start
-    that is best with features as they are.
+    The start is the one of `most_of_classes`; the power comes last, for that start: the one of the highest mean score.
 
     Args:
         given: the head.
@@ -145,16 +159,56 @@ def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds
     fixed = config.model_dump(exclude={"power", "weighting", "total_share"})
     if config.start == "random":
         return ChosenHead(**fixed, power=powers[0])
+    choices = _choices(config, fixed | {"power": powers[0]}, dataset.features.shape[1])
+    best = choices[0] if len(choices) == 1 else most_of_classes(choices, folds)
+    if len(powers) == 1:
+        return best
+    return max((best.model_copy(update={"power": power}) for power in powers), key=folds.score)
+
+
+def _choices(config: HeadChoice, fixed: dict, width: int) -> list[ChosenHead]:
+    """What is tried: each start with each value of what is "auto". The features as they are only where none is cut."""
+    starts: Sequence[str] = (config.start,)
+    if config.start == "auto":
+        starts = AUTO_STARTS[0 if config.embedding_dim == width else 2 :]
     choices = []
-    for start in AUTO_STARTS if config.start == "auto" else (config.start,):
+    for start in starts:
         names = PARAMETERS.get(start, ())
         known = {**TRIED, "shrinkage": LOCAL_SHRINKAGES} if start == "local" else TRIED
         tried = [known[name] if (value := getattr(config, name)) == "auto" else (value,) for name in names]
         for values in itertools.product(*tried):
-            parameters = dict(zip(names, values, strict=True))
-            choices.append(ChosenHead(**{**fixed, **parameters, "start": start, "power": powers[0]}))
-    best = _best(choices, folds)
-    return _best([best.model_copy(update={"power": power}) for power in powers], folds)
+            choices.append(ChosenHead(**{**fixed, **dict(zip(names, values, strict=True)), "start": start}))
+    return choices
+
+
+def most_of_classes(choices: Sequence[ChosenHead], folds: HeldOutFolds) -> ChosenHead:
+    """Of the starts that held-out classes cannot tell from the best, the one that takes most from training classes.
+
+    The others lack more than one standard error, over the held-out classes, of their difference from the best. What is
+    left is ordered by `AUTO_STARTS`, by less shrinkage, and then by score: a fold knows fewer classes than the run
+    will, and understates what needs many. Without labels it is the best.
+    """
+    scores = [folds.score(choice) for choice in choices]
+    best = int(np.argmax(scores))
+    if not folds.uses_labels:
+        return choices[best]
+    lacking = folds.by_class(choices[best])[:, None] - np.stack([folds.by_class(each) for each in choices], axis=1)
+    error = lacking.std(axis=0, ddof=1) / np.sqrt(len(lacking))
+    is_close = lacking.mean(axis=0) <= error
+
+    def taken(i: int) -> tuple:
+        return is_close[i], AUTO_STARTS.index(choices[i].start), -_shrinkage(choices[i]), scores[i]
+
+    tried: dict[str, dict[str, float]] = {}
+    for choice, score in zip(choices, scores, strict=True):
+        of_start, shrinkage = tried.setdefault(choice.start, {}), str(_shrinkage(choice))
+        of_start[shrinkage] = max(score, of_start.get(shrinkage, 0.0))
+    return choices[max(range(len(choices)), key=taken)].model_copy(update={"tried": tried})
+
+
+def _shrinkage(choice: ChosenHead) -> float:
+    """1 for starts that have none: they take nothing from what is inside classes."""
+    return float(choice.shrinkage) if "shrinkage" in PARAMETERS.get(choice.start, ()) else 1.0
 
 
 def choose(config: schema.Config, dataset: Dataset) -> tuple[schema.Config, Dataset]:
@@ -202,10 +256,6 @@ def _ways_to_view(views: schema.Views, dataset: Dataset) -> list[tuple[schema.Vi
         (views.model_copy(update={"number": n, "turned_classes": t}), dataset.keeping_views(n > 1, t))
         for n, t in itertools.product(numbers, turns)
     ]
-
-
-def _best(choices: list[ChosenHead], folds: HeldOutFolds) -> ChosenHead:
-    return choices[0] if len(choices) == 1 else max(choices, key=folds.score)
 
 
 def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:
