@@ -97,7 +97,7 @@ def no_backbone() -> None:
 
 
 GLYPHS = ("min_fonts", "drawings", "rotation", "noise", "pretraining", "cache_dir")  # what no run chooses
-OF_FILES = ("layers", "endpoint")
+OF_FILES = ("endpoint",)
 OF_A_RUN = ("source", "backbone", "cache_dir", "shard_rows", "title")
 if TYPE_CHECKING:  # made of constructors, which no type checker follows
     DataConfig = Any

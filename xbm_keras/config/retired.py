@@ -90,9 +90,6 @@ LEFT = {
         "backbone", Backbone.from_application, "pooling", became="maxima found no more than means",
         where=("backbone.kind", "keras_applications"), decides_features=True,
     ),
-    **_in_code(
-        "backbone", Backbone.from_file, "layers", where=("backbone.kind", "file"), decides_features=True
-    ),
     **_in_code("backbone", Backbone.from_file, "endpoint", decides_features=True),
     "cache.shard_rows": Left((1024,), "it is a constant: it decides nothing"),
     "cache.views_as_positives": Left((False,), UNMEASURED),

@@ -115,6 +115,15 @@ def test_layers_of_a_config(overrides, width):
     assert build.make_backbone(config).compute_output_shape((None, None, None, 3)) == (None, width)
 
 
+def test_layers_of_a_file_of_a_config(tmp_path):
+    keras.applications.MobileNetV2((32, 32, 3), weights=None, alpha=0.35, include_top=False).save(tmp_path / "x.keras")
+    own = [f"backbone.path={tmp_path}/x.keras", "backbone.image_size=[32,32]"]
+    backbone = build.make_backbone(
+        load_config("configs/emoji_efficientnet.yaml", [*own, "backbone.layers=[block_6_expand_relu,out_relu]"])
+    )
+    assert backbone.compute_output_shape((None, 32, 32, 3)) == (None, 96 + 1280)
+
+
 def test_a_layer_that_the_network_lacks_is_an_error_of_the_config():
     overrides = ["backbone.weights=null", "backbone.image_size=[32,32]", "backbone.layers=[out_rel]"]
     with pytest.raises(ConfigError, match=r"'out_rel', which .* lacks. Did you mean 'out_relu'"):
