@@ -32,6 +32,9 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
 from xbm_keras.experiment import build, loading, phases, selection
+from xbm_keras.geometry import unit_length
+from xbm_keras.model.labels_and_ids import read_batch
+from xbm_keras.stages.circular_memory import replicas
 
 CLOSED_FORMS = ("pca", "whiten", "lda", "nda")
 START = "start (default)"
@@ -54,16 +57,19 @@ class ClassicalXBM(XBMModel):
             self.memory.build((None, self.head.embedding_dim))
         super().build(input_shape)
 
+    def call(self, inputs, training=False):
+        """As `XBMModel`, whose memory is as wide as the features."""
+        features = unit_length(inputs["features"])
+        return {"features": features, "embeddings": self.head(features)}
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Enqueue the batch's embeddings, and compare with what the memory holds."""
-        labels, ids = self._labels_and_ids(x, y, y_pred)
+        batch = read_batch(x, y, y_pred["features"], self, training)
         anchors = y_pred["embeddings"]  # [B, E]
-        rows = self.memory.enqueue(tf.stop_gradient(anchors), labels, ids)  # [M, E]
-        picks = self.top_k(anchors, rows, labels, ids)  # [B, T]
+        rows = self.memory.enqueue(tf.stop_gradient(anchors), batch.wanted, batch.ids)  # [M, E]
+        picks = self.top_k(anchors, rows, batch.wanted, batch.ids)  # [B, T]
         similarities = tf.einsum("be,bte->bt", anchors, rows.take(picks.indices))
-        is_valid = self.pair_loss.valid_anchors(picks)
-        count = tf.reduce_sum(tf.cast(is_valid, tf.float32))
-        return tf.reduce_sum(tf.where(is_valid, self.pair_loss(similarities, picks), 0.0)) / tf.maximum(count, 1.0)
+        return replicas.masked_mean(self.pair_loss(similarities, picks), self.pair_loss.valid_anchors(picks))
 
 
 def main():
