@@ -7,6 +7,9 @@
 - `tf`: `tf.matmul` and `tf.math.top_k` of the whole score matrix, nothing masked.
 - `faiss`: `IndexFlatIP`, nothing masked; its index holds a copy of the rows.
 
+`all s`: seconds for all rows as anchors, a batch after another: with `--batch 512`, which is the block that a neighbour
+table is searched by, what the table takes.
+
 Needs `pip install ".[bench]"` for FAISS.
 """
 
@@ -81,7 +84,13 @@ def measure(num_rows, options) -> list[dict]:
         options.repeats,
     )
     return [
-        {"name": name, "rows": num_rows, **each, "x floor": each["ms"] / times["floor"]["ms"]}
+        {
+            "name": name,
+            "rows": num_rows,
+            **each,
+            "x floor": each["ms"] / times["floor"]["ms"],
+            "all s": each["ms"] * num_rows / options.batch / 1e3,
+        }
         for name, each in times.items()
     ]
 
