@@ -94,7 +94,7 @@ def by_epoch(options, way: str) -> list[dict]:
     return rows
 
 
-def _scores_by_epoch(config) -> list[list[float]]:
+def _scores_by_epoch(config) -> np.ndarray:
     """[epochs + 1, 2] of all test queries, and of those whose documents never trained."""
     folds = pair_loading.load_pairs(config, None)
     dataset = folds[0]
@@ -111,7 +111,7 @@ def _scores_by_epoch(config) -> list[list[float]]:
     model = pair_phases.start_model(config, dataset, None, trained)
     pair_phases.fit(config, dataset, model, trained, config.training.epochs, [*evaluations, noting], False)
     rows.insert(0, {name: value for each in evaluations for name, value in each.baseline.items()})
-    return [[row[f"{name}_ndcg_at_10"] for name in parts] for row in rows]
+    return np.array([[row[f"{name}_ndcg_at_10"] for name in parts] for row in rows])
 
 
 def curves(options) -> list[dict]:
