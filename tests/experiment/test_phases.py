@@ -293,3 +293,21 @@ def test_rows_that_are_searched_once_train_as_those_that_each_step_searches(data
         assert (model.top_k.table is not None) == is_known
         models.append(model)
     assert_same_training(*models)
+
+
+def test_ctrl_c_while_neighbours_are_searched_leaves_the_best_head_so_far(dataset, monkeypatch):
+    class Restored:
+        def restore(self, model, best):
+            best.restore(1, [0.1, 0.2], [np.full(weight.shape, 7.0) for weight in model.head.get_weights()])
+            return 1
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases, "know_neighbors", killed)
+    config = config_of(start="pca", power=1.0)
+    model = phases.start_model(config, dataset, None, dataset.splits.train)
+    with pytest.raises(phases.Interrupted) as interrupted:
+        phases.select(config, dataset, model, checkpoints=Restored())
+    assert interrupted.value.epoch == 1
+    assert (model.head.get_weights()[0] == 7.0).all()

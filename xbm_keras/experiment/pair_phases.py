@@ -145,6 +145,7 @@ def select(
     evaluation = PairEvaluation(UnitRows(dataset.queries, validation), corpus, *dataset.pairs.relevant(validation))
     best = KeepBestHead(evaluation, config.training.patience, MONITOR)
     callbacks = [evaluation, best, *callbacks, *([checkpoints] if checkpoints else [])]
+    best.set_model(model)  # Ctrl-C may come before the first step, while neighbours are searched
     done = checkpoints.restore(model, best) if checkpoints else 0
     try:
         fit(config, dataset, model, train, config.training.epochs, callbacks, show_progress, done)

@@ -174,6 +174,7 @@ def select(
     best = KeepBestHead(evaluation, config.training.patience, monitor)
     train = dataset.with_views(splits.train)
     callbacks = [evaluation, best, *callbacks, *([checkpoints] if checkpoints else [])]
+    best.set_model(model)  # Ctrl-C may come before the first step, while neighbours are searched
     done = checkpoints.restore(model, best) if checkpoints else 0
     try:
         fit(config, dataset, model, train, config.training.epochs, callbacks, show_progress, done)
