@@ -96,7 +96,7 @@ def make_model(
     model.build({"features": (None, width)})
     rate = config.training.learning_rate
     growing = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, max(1, num_steps), 1 / FIRST_RATE)
-    model.compile(keras.optimizers.AdamW(growing, weight_decay=0.0))
+    model.compile(keras.optimizers.Adam(growing))
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
 

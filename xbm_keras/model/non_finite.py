@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.item_arrays import MAX_REPORTED_IDS, non_finite_message
-from xbm_keras.stages.circular_memory.writes import journal, put_back
+from xbm_keras.stages.circular_memory.writes import Journal, journal, put_back
 
 MAX_UNREAD_STEPS = 50
 
@@ -109,8 +109,8 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
         inputs: of the step.
         step: gives the logs.
     """
-    state = [v.value for v in (*model.trainable_variables, *model.optimizer.variables, *seeds_of(model))]
-    before = [tf.identity(v) for v in state]
+    state = (*model.trainable_variables, *model.optimizer.variables, *seeds_of(model))
+    before: Journal = [(variable, None, tf.identity(variable.value)) for variable in state]
     num_steps, num_rejected = tf.identity(model.optimizer.iterations.value), tf.identity(model.rejections.count)
     with journal() as noted:
         logs = step()
@@ -120,9 +120,7 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
     (ids,) = replicas.gather(tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1]))
     is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))
     is_finite &= model.rejections.note(is_bad, tf.cast(ids, tf.int64), tf.constant(False), num_steps)
-    for variable, value in zip(state, before, strict=True):
-        variable.assign(tf.where(is_finite, variable, value))
-    put_back(noted, ~is_finite)
+    put_back([*before, *noted], ~is_finite)
     return logs
 
 

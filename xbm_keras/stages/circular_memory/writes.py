@@ -86,18 +86,21 @@ def put_back(noted: Journal, is_wanted: tf.Tensor) -> None:
         is_wanted: a scalar bool; False leaves all as it is.
     """
     backwards = noted[::-1]
-    for variable, at, before in backwards:
-        if at is None:
-            variable.value.assign(tf.where(is_wanted, before, variable.value))
-    of_rows = [(variable, at, before) for variable, at, before in backwards if at is not None]
     if is_under_xla():
-        for variable, at, before in of_rows:
-            write_rows(variable, at, before, only_if=is_wanted)
+        for variable, at, before in backwards:
+            if at is None:
+                variable.value.assign(tf.where(is_wanted, before, variable.value))
+            else:
+                write_rows(variable, at, before, only_if=is_wanted)
         return
 
     def write():
-        for variable, at, before in of_rows:
-            write_rows(variable, at, before)
+        for variable, at, before in backwards:
+            if at is not None:
+                write_rows(variable, at, before)
+                continue
+            for copy in _copies(variable.value):  # by handle: replicas cannot meet for an assign in a branch
+                tf.raw_ops.AssignVariableOp(resource=copy.handle, value=before)
 
     # Not run at all as a rule: a write copies the variable where somebody still holds what was read of it.
     tf.cond(is_wanted, write, lambda: None)
