@@ -81,16 +81,20 @@ def test_stops_at_the_bad_batch_and_keeps_those_before():
     assert_same_training(model, short)
 
 
-def test_notes_are_read_now_and_then_and_at_the_end_of_an_epoch(monkeypatch):
+@pytest.mark.parametrize(
+    ("steps_of_call", "calls_read"), [(1, [1, 2, 4, 8, 16, 32, 64, 114, 120]), (20, [1, 2, 4, 6, 6])]
+)
+def test_notes_are_read_now_and_then_and_at_the_end_of_an_epoch(steps_of_call, calls_read, monkeypatch):
     # To read a variable is to wait for the device.
-    readings, steps = [], []
+    readings, calls = [], []
     read = Rejections.raise_first
-    monkeypatch.setattr(Rejections, "raise_first", lambda self: readings.append(len(steps)) or read(self))
+    monkeypatch.setattr(Rejections, "raise_first", lambda self: readings.append(len(calls)) or read(self))
     x, y = dataset(240)
     model = compiled(memory_size=0, mode="graph")
-    note = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: steps.append(batch))
+    model.steps_per_execution = steps_of_call
+    note = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: calls.append(batch))
     model.fit(x, y, batch_size=2, verbose=0, callbacks=[note])
-    assert readings == [1, 2, 4, 8, 16, 32, 64, 114, 120]
+    assert readings == calls_read
 
 
 @pytest.mark.parametrize("bad_step", [70, 119])

@@ -136,9 +136,13 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self.model.rejections.reset()
         self.num_steps, self.next_reading = 0, 1
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Steps of an epoch are numbered from 0, those of a call of several by the last one."""
+        self.num_before = self.num_steps
+
     def on_train_batch_end(self, batch, logs=None):
         """Read the model's notes, where it is time."""
-        self.num_steps += 1
+        self.num_steps = self.num_before + batch + 1
         if self.num_steps >= self.next_reading:
             self.next_reading += min(self.num_steps, MAX_UNREAD_STEPS)
             self.model.rejections.raise_first()
