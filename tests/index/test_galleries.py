@@ -53,6 +53,42 @@ def test_search_is_exact(monkeypatch, tmp_path, scores_at_a_time):
     assert none["ids"].shape == none["similarities"].shape == (0, 3)
 
 
+def mixed_by_hand(queries, vectors, count):
+    """Each query, of unit length, with its nearest vectors, weighted by cubed similarity."""
+    rows = []
+    for query in queries / np.linalg.norm(queries, axis=1)[:, None]:
+        nearest = nearest_by_hand(vectors, query, count)
+        mixed = query + sum(max(0.0, float(query @ vectors[i])) ** 3 * vectors[i] for i in nearest)
+        rows.append(mixed / np.linalg.norm(mixed))
+    return np.array(rows)
+
+
+def augmented_by_hand(vectors, count):
+    others = [np.delete(vectors, i, axis=0) for i in range(len(vectors))]
+    return np.concatenate([mixed_by_hand(vectors[[i]], others[i], count) for i in range(len(vectors))])
+
+
+@pytest.mark.parametrize("scores_at_a_time", [1 << 24, 120])
+def test_neighbours_are_mixed_into_items_and_queries_also_after_items_came_and_went(
+    monkeypatch, tmp_path, scores_at_a_time
+):
+    monkeypatch.setattr(galleries, "SCORES", scores_at_a_time)
+    queries, items = 3 * unit(9, 8, seed=1), gallery()
+    assert write_index(tmp_path, items, "model", num_mixed=3)["mixed"] == 3
+    add_items(tmp_path, gallery(5, prefix="more", seed=2), "model")
+    remove_items(tmp_path, items.ids[:7])
+    kept, about, _ = read_index(tmp_path)
+    np.testing.assert_array_equal(kept.vectors, np.concatenate([items.vectors[7:], unit(5, 8, seed=2)]))  # plain
+    mixed = augmented_by_hand(kept.vectors, about["mixed"])
+    asked = mixed_by_hand(queries, mixed, 3)
+    expected = [nearest_by_hand(mixed, query, 6) for query in asked]
+    found = served(tmp_path)(embeddings=tf.constant(queries), k=tf.constant(6))
+    assert [[name.decode() for name in row] for row in found["ids"].numpy()] == kept.ids[expected].tolist()
+    np.testing.assert_allclose(found["similarities"], np.einsum("qe,qke->qk", asked, mixed[expected]), atol=1e-5)
+    with pytest.raises(ValueError, match="num_mixed=3 with approximate_search"):
+        write_index(tmp_path, items, "model", num_mixed=3, approximate_search=True)
+
+
 def test_copies_rank_by_position():
     vectors = np.repeat(unit(3, 8), 5, axis=0)
     ids, _ = ExactSearch(Gallery(vectors, np.arange(15).astype(str), np.full(15, ""))).find(vectors[7:8], 5)

@@ -47,7 +47,8 @@ def build(options: argparse.Namespace) -> None:
         gallery, model_print, roots = _from_run(options)
     folder = pathlib.Path(options.index)
     former = versions(folder)
-    about = galleries.write_index(folder, gallery, model_print, approximate_search=options.approximate, roots=roots)
+    extras = {"approximate_search": options.approximate, "num_mixed": options.mix}
+    about = galleries.write_index(folder, gallery, model_print, **extras, roots=roots)
     _report(options, about, f"; it takes the place of version {former[-1].name}, which stays there" if former else "")
 
 
@@ -108,7 +109,7 @@ def search(options: argparse.Namespace) -> None:
     if options.approximate:
         ids, similarities = galleries.search_approximately(gallery, approximate, vectors, options.k)
     else:
-        ids, similarities = galleries.ExactSearch(gallery).find(vectors, options.k)
+        ids, similarities = galleries.ExactSearch(gallery, about.get("mixed", 0)).find(vectors, options.k)
     for path, is_valid, *answers in zip(asked, valid, ids, similarities, strict=True):
         print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
         for item, similarity in zip(*answers, strict=True) if is_valid else ():
@@ -182,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
     made.add_argument("--approximate", action="store_true", help="also an approximate index; needs the extra [ann]")
+    made.add_argument(
+        "--mix", type=_positive, default=0, metavar="N", help="mix the N nearest items into each one and each query"
+    )
     made = command("add", add, help="embed a folder of pictures, and add them")
     model(made)
     made.add_argument("--pictures", required=True, help="the folder; ids are ROOT/path/below/it")

@@ -20,6 +20,7 @@ from xbm_keras.geometry import unit_length
 from xbm_keras.index import usearch_graph
 
 SCORES = 1 << 24  # held at a time by a search: 64 MB
+MIXING_POWER = 3.0
 RECALL_AT = 10
 RECALL_QUERIES = 1000
 
@@ -75,12 +76,36 @@ class Gallery:
         return Gallery(self.vectors[kept], self.ids[kept], self.labels[kept])
 
 
-class ExactSearch(tf.Module):
-    """Exact search as a SavedModel: the k items of highest cosine similarity, best first, ties by position."""
+def mix(vectors: tf.Tensor, gallery: tf.Tensor, count: int) -> tf.Tensor:
+    """Sum [n, E] of the `count` rows of a gallery [N, E] that are nearest to vectors [n, E], by cubed similarity."""
+    best, nearest = tf.math.top_k(tf.matmul(vectors, gallery, transpose_b=True), min(count, gallery.shape[0]))
+    weights = tf.maximum(best, 0.0) ** MIXING_POWER
+    return tf.einsum("bn,bne->be", weights, tf.gather(gallery, tf.cast(nearest, tf.int64)))
 
-    def __init__(self, gallery: Gallery):
+
+class ExactSearch(tf.Module):
+    """Exact search as a SavedModel: the k items of highest cosine similarity, best first, ties by position.
+
+    Args:
+        gallery: the items.
+        num_mixed: nearest items that are mixed into each item, and into each query before it is answered, weighted by
+            cubed similarity; similarities then are those of the mixed vectors. 0 is none.
+
+    Reference:
+        Database-side augmentation: Arandjelovic and Zisserman, "Three things everyone should know to improve object
+        retrieval", CVPR 2012; expansion weighted by a power: Radenovic et al., "Fine-tuning CNN Image Retrieval", 2019.
+    """
+
+    def __init__(self, gallery: Gallery, num_mixed: int = 0):
         super().__init__()
-        self.vectors = tf.Variable(gallery.vectors, trainable=False)
+        self.num_mixed = num_mixed
+        vectors = gallery.vectors
+        if num_mixed and len(vectors):
+            block = max(1, SCORES // len(vectors))
+            parts = [vectors[start : start + block] for start in range(0, len(vectors), block)]
+            # Each is the nearest to itself, with weight 1.
+            vectors = np.concatenate([unit_length(mix(part, tf.constant(vectors), num_mixed + 1)) for part in parts])
+        self.vectors = tf.Variable(vectors, trainable=False)
         self.ids = tf.Variable(gallery.ids.tolist(), trainable=False, dtype=tf.string, shape=gallery.ids.shape)
         self.labels = tf.Variable(gallery.labels.tolist(), trainable=False, dtype=tf.string, shape=gallery.ids.shape)
         width = gallery.vectors.shape[1]
@@ -107,7 +132,10 @@ class ExactSearch(tf.Module):
         similarities = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
         positions = tf.TensorArray(tf.int64, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
         for i in tf.range(tf.maximum(1, (num_queries + block - 1) // block)):  # once also where Q is 0
-            scores = tf.matmul(queries[i * block : (i + 1) * block], self.vectors, transpose_b=True)
+            asked = queries[i * block : (i + 1) * block]
+            if self.num_mixed:
+                asked = unit_length(asked + mix(asked, self.vectors, self.num_mixed))
+            scores = tf.matmul(asked, self.vectors, transpose_b=True)
             best, place = tf.math.top_k(scores, k)
             similarities, positions = similarities.write(i, best), positions.write(i, tf.cast(place, tf.int64))
         places = tf.reshape(positions.concat(), [num_queries, k])
@@ -124,6 +152,7 @@ def write_index(
     model: str,
     *,
     approximate_search: bool = False,
+    num_mixed: int = 0,
     roots: dict[str, str] | None = None,
 ) -> dict:
     """Write a gallery as the next version `folder/<n>/`, whole or not at all.
@@ -137,14 +166,25 @@ def write_index(
         gallery: the items.
         model: fingerprint of the model that embedded them.
         approximate_search: also build the approximate index; needs the extra [ann].
+        num_mixed: see `ExactSearch`; not with the approximate index. The stored vectors are plain, so that items may
+            come and go: what is mixed is found anew then.
         roots: of the items, name to place; None where that is not known.
 
     Returns:
-        What `index.json` holds: `items`, `width`, `model`, `roots` and, of an approximate index, `recall_at_10`.
+        What `index.json` holds: `items`, `width`, `model`, `roots`, `mixed` and, of an approximate index,
+        `recall_at_10`.
+
+    Raises:
+        ValueError: for `num_mixed` with the approximate index.
     """
+    if num_mixed and approximate_search:
+        raise ValueError(
+            f"Received num_mixed={num_mixed} with approximate_search; expected one of them: what is mixed changes with "
+            "each item that comes, which a graph cannot follow. Leave one out."
+        )
     with _locked(folder):
         index = usearch_graph.build(gallery.vectors, _keys(gallery)) if approximate_search else None
-        return _write(folder, gallery, model, index, roots)
+        return _write(folder, gallery, model, index, roots, num_mixed)
 
 
 def add_items(
@@ -176,7 +216,7 @@ def add_items(
             index.add(_keys(more), more.vectors)
         roots = {**(about.get("roots") or {}), **roots} if roots else about.get("roots")
         num_replaced = int(is_replaced.sum())
-        written = _write(folder, gallery.with_items(more), model, index, roots)
+        written = _write(folder, gallery.with_items(more), model, index, roots, about.get("mixed", 0))
         return {**written, "added": len(more.ids) - num_replaced, "replaced": num_replaced}
 
 
@@ -211,7 +251,7 @@ def remove_items(folder: pathlib.Path, ids) -> dict:
         fewer = gallery.without(ids)
         if index is not None:
             index.remove(_keys(gallery)[np.isin(gallery.ids, ids)])
-        return _write(folder, fewer, about["model"], index, about.get("roots"))
+        return _write(folder, fewer, about["model"], index, about.get("roots"), about.get("mixed", 0))
 
 
 def read_index(folder: pathlib.Path):
@@ -256,12 +296,15 @@ def _keys(gallery: Gallery) -> np.ndarray:
     return Items(gallery.ids, None, {}).sample_ids() if len(gallery.ids) else np.empty(0, np.int64)
 
 
-def _write(folder: pathlib.Path, gallery: Gallery, model: str, index, roots: dict[str, str] | None) -> dict:
+def _write(
+    folder: pathlib.Path, gallery: Gallery, model: str, index, roots: dict[str, str] | None, num_mixed: int
+) -> dict:
     about = {"items": len(gallery.ids), "width": gallery.vectors.shape[1], "model": model, "roots": roots}
+    about |= {"mixed": num_mixed} if num_mixed else {}
     if index is not None:
         about |= _measure(gallery, index)
     with new_version(folder) as target:
-        search = ExactSearch(gallery)
+        search = ExactSearch(gallery, num_mixed)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
         with writing_whole(target / "vectors.npy") as side:
             np.save(side, gallery.vectors)
