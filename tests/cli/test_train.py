@@ -26,7 +26,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
     assert metrics["phase"] == "refit"
-    chosen = {"start", "shrinkage", "weighting", "total_share", "power", "views", "turned_classes"}
+    chosen = {"start", "shrinkage", "weighting", "total_share", "power", "views", "turned_classes", "tried"}
     assert set(metrics["validation"]) == {"leave_one_out", "epoch", "held_out", "folds", *chosen}
     for embeddings in (metrics["leave_one_out"], metrics["query_gallery"], metrics["validation"]["leave_one_out"]):
         assert set(embeddings) == {"frozen", "closed_form", "trained"}
