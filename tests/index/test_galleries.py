@@ -338,7 +338,7 @@ def test_an_index_of_an_older_version_asks_which_folder_it_is(shop, tmp_path, ca
 
 def test_ids_that_are_not_there_are_counted(shop, tmp_path, capsys):
     message = refused(capsys, shop, "remove", "apples/0.png", "pears/1.png", "pears/2.png")
-    assert "2 id(s), such as 'pears/1.png'" in message
+    assert "2 ids, such as 'pears/1.png'" in message
     assert ids_in(tmp_path) == APPLES
 
 
