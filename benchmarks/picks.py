@@ -7,12 +7,17 @@
 - `MAP@R`: leave-one-out, of the validation classes at the best epoch; the mean over the seeds. Test classes are not
   looked at.
 - `keys of M/64`: embeddings as stored keys, a 64th of them renewed per step.
+
+With `--shortlists 64 128 512` in place of all that: after each epoch of exact mining in the embeddings, the share of an
+item's 32 hardest negatives by the current head that are among its so many hardest by the head at the start (`start`),
+and by the frozen features (`features`); the mean over 512 items.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import itertools
 import pathlib
 import unittest.mock
 
@@ -24,7 +29,7 @@ from xbm_keras import HardTopK, InEmbeddings, InFeatures
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.batches import batch_dataset
 from xbm_keras.data.unit_rows import UnitRows
-from xbm_keras.evaluation.retrieval import RetrievalEvaluation
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed
 from xbm_keras.experiment import build, loading, phases, selection
 from xbm_keras.training.callbacks import KeepBestHead
 
@@ -50,12 +55,18 @@ def main():
     options.add_argument("--configs", nargs="+", default=["configs/clinc150.yaml", "configs/omniglot.yaml"])
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--shortlists", nargs="+", type=int, default=[], help="measure what lists of these sizes hold")
     options = options.parse_args()
     results = []
     for path in options.configs:
         config = load_config(path)
         dataset = loading.load_dataset(config, build.make_backbone(config))
         head = selection.choose_start(config.head, dataset)
+        if options.shortlists:
+            data = {"data": pathlib.Path(path).stem}
+            config = config.model_copy(update={"head": head})
+            results += [{**data, **each} for each in shares(config, dataset, options.shortlists)]
+            continue
         for way in options.ways:
             overrides = [each.format(max(1, len(dataset.splits.train) // 64)) for each in WAYS[way]]
             runs = []
@@ -81,6 +92,30 @@ def run(config, dataset, rerank: int) -> tuple[float, float]:
     recall = recall_of(config, dataset, model)
     phases.fit(config, dataset, model, train, config.training.epochs, [evaluation, best], False, first_epoch=1)
     return recall, best.best
+
+
+def shares(config, dataset, sizes) -> list[dict]:
+    """What shortlists hold after each epoch."""
+    train = dataset.splits.train
+    model = phases.start_model(config, dataset, None, train)
+    rows, labels = UnitRows(dataset.features, train), dataset.labels[train]
+    some = np.random.default_rng(0).permutation(len(train))[:512]
+
+    def hardest(vectors, k):
+        scores = np.where(labels[some, None] == labels, -2.0, vectors[some] @ vectors.T)
+        return np.argsort(-scores, axis=1)[:, :k]
+
+    lists = {"start": hardest(embed(model.head, rows), max(sizes)), "features": hardest(rows[:], max(sizes))}
+    results = []
+    for epoch in range(config.training.epochs):
+        phases.fit(config, dataset, model, train, epoch + 1, (), False, first_epoch=epoch)
+        sought = hardest(embed(model.head, rows), 32)
+        results.append({"epoch": epoch + 1})
+        for (name, each), size in itertools.product(lists.items(), sizes):
+            found = [np.isin(a, b).mean() for a, b in zip(sought, each[:, :size], strict=True)]
+            results[-1][f"{name} {size}"] = float(np.mean(found))
+        print(results[-1], flush=True)
+    return results
 
 
 def recall_of(config, dataset, model) -> float:
