@@ -14,8 +14,9 @@ before the next one: `x off` is their ratio.
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
-- `arithmetic`: what no step of these picks can do without: the rows that it embeds, `embedded`, gathered from the
-  memory, and the head on these and on the batch, forward and backward. `x arithmetic` is the ratio to it.
+- `arithmetic of default`, `... table`: what no step of these picks can do without: the rows that it embeds, `embedded`,
+  gathered from the memory, and the head on these and on the batch, forward and backward; and of `default` all rows
+  through the head once, and their product with the batch. `x arithmetic` is the ratio to it.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
   environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py. `x peer` is the ratio to its step.
 """
@@ -68,7 +69,6 @@ def measure(num_rows, options) -> list[dict]:
     labels = np.arange(num_rows) // PER_CLASS
     labels[DRAWN:] = np.random.default_rng(1).permutation(labels[DRAWN:])
     features = make_features(num_rows, labels)
-    num_embedded = count_embedded(make_model("default", "float32", features, labels))
     off = step_of(make_model("off", "float32", features, labels), features, labels)
     results = []
 
@@ -83,16 +83,19 @@ def measure(num_rows, options) -> list[dict]:
             if name in MINING:
                 model = make_model(name, storage, features, labels)
                 notes = {"S": model.top_k.mining.refresh} if name == "embeddings" else {}
+                is_counted = name in FROZEN and "arithmetic" in options.names
+                num_embedded = count_embedded(model) if is_counted else 0
                 time(name + suffix, step_of(model, features, labels), **notes)
                 del model
                 gc.collect()
+                if is_counted:
+                    bare = arithmetic_of(features, num_embedded, scans=name == "default")
+                    time(f"arithmetic of {name}", bare, embedded=num_embedded)
+                    results[-2]["x arithmetic"] = results[-2]["ms"] / results[-1]["ms"]
         if "floor" in options.names:
             time("floor 1280" + suffix, floor_of(tf.cast(features, storage)))
     if "floor" in options.names:
         time("floor 128", floor_of(tf.constant(features[:, :E])))
-    if "arithmetic" in options.names:
-        time("arithmetic", arithmetic_of(features, num_embedded), embedded=num_embedded)
-        results = [{**each, "x arithmetic": each["ms"] / results[-1]["ms"]} for each in results]
     with common.Peer(options.peer if "peer" in options.names else None, "step", num_rows) as peer:
         if peer:
             time("peer", peer)
@@ -171,18 +174,24 @@ def count_embedded(model) -> int:
     return len(np.unique(pick()))
 
 
-def arithmetic_of(features, num_embedded):
-    """Gathers as many rows, and passes them and a batch through the head, forward and backward."""
+def arithmetic_of(features, num_embedded, scans):
+    """Gathers as many rows, and passes them and a batch through the head, forward and backward; scans all, if so."""
     kernel, rows = tf.Variable(tf.random.normal([D, E])), tf.constant(features)
     drawn = tf.constant(np.random.default_rng(4).choice(len(features), num_embedded, replace=False))
+    anchors = tf.random.normal([E, B])
+    block = min(block_rows(D, B), len(features))
 
     @tf.function
     def arithmetic():
+        best = tf.zeros([B])
+        for start in range(0, len(features) - block + 1, block) if scans else ():
+            scores = tf.matmul(tf.matmul(rows[start : start + block], kernel), anchors)
+            best = tf.maximum(best, tf.reduce_max(scores, axis=0))
         with tf.GradientTape() as tape:
             loss = tf.add_n([tf.reduce_sum(tf.matmul(x, kernel)) for x in (tf.gather(rows, drawn), rows[:B])])
-        return tape.gradient(loss, kernel)
+        return tape.gradient(loss, kernel), best
 
-    return lambda: arithmetic().numpy()
+    return lambda: arithmetic()[0].numpy()
 
 
 def floor_of(rows):
