@@ -1,6 +1,7 @@
 """What `train.py` does as one call, of data that are at hand: no config file, no folder of a run."""
 
 import hashlib
+import itertools
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,11 @@ from xbm_keras.config.yaml_files import ConfigError, check_config, put
 from xbm_keras.data.arrays import Vectors
 from xbm_keras.data.errors import DataError, UnreadableItem
 from xbm_keras.data.labels import encode
-from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.pairs import Side, pairs_of_positions
 from xbm_keras.data.sources import Items, RandomAccess
 from xbm_keras.data.texts import checked_text
 from xbm_keras.data.unit_rows import FeatureRows, UnitRows
-from xbm_keras.evaluation.pair_scores import PairScores, compare_pairs
+from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
 from xbm_keras.experiment import pair_phases, phases
 from xbm_keras.experiment.loading import dataset_of, with_training_views
@@ -121,12 +121,12 @@ class FittedHead:
             gallery: items; None is leave-one-out.
             gallery_labels: [N].
         """
-        sides = [self.features(each) for each in (queries, gallery) if each is not None]
-        labels = [query_labels, gallery_labels][: len(sides)]
-        found = {"frozen": sides, "trained": [embed(self.model.head, each) for each in sides]}
+        q, g = self.features(queries), None if gallery is None else self.features(gallery)
+        head = self.model.head
+        trained = embed(head, q), None if g is None else embed(head, g)
         return {
-            name: evaluate_retrieval(*(part for pair in zip(vectors, labels, strict=True) for part in pair))
-            for name, vectors in found.items()
+            "frozen": evaluate_retrieval(q, query_labels, g, gallery_labels),
+            "trained": evaluate_retrieval(trained[0], query_labels, trained[1], gallery_labels),
         }
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -162,7 +162,9 @@ class FittedPairs(FittedHead):
         """Embeddings [n, E] of documents, float32 of unit length. Raises as `transform` does."""
         return embed(self.model.head, self.features(documents), of_rows=True)
 
-    def evaluate(self, queries: Sequence, documents: Sequence, pairs: np.ndarray) -> PairScores:  # type: ignore[override]
+    def evaluate(  # type: ignore[override]
+        self, queries: Sequence, documents: Sequence, pairs: np.ndarray
+    ) -> dict[str, dict[str, float | list[float]]]:
         """Metrics of queries over all documents, of the frozen features and of the trained head, with intervals.
 
         Args:
@@ -170,11 +172,12 @@ class FittedPairs(FittedHead):
             documents: the corpus.
             pairs: [J, 2], or [J, 3] with grades, as for `fit_pairs`.
         """
-        sides = [self.features(each) for each in (queries, documents)]
-        judged = _pairs(*(Side(_names(len(each)), features=each) for each in sides), pairs)
+        q, d = self.features(queries), self.features(documents)
+        judged = _pairs(Side(_names(len(q)), features=q), Side(_names(len(d)), features=d), pairs)
         asked = np.unique(judged.query)
-        rows = UnitRows(sides[0], asked), UnitRows(sides[1], np.arange(len(sides[1])))
-        return compare_pairs(*rows, *judged.relevant(asked), {"frozen": None, "trained": self.model.head})["pairs"]
+        relevant, grades = judged.relevant(asked)
+        rows = UnitRows(q, asked), UnitRows(d, np.arange(len(d)))
+        return compare_pairs(*rows, relevant, grades, {"frozen": None, "trained": self.model.head})["pairs"]
 
 
 def fit_head(
@@ -252,11 +255,8 @@ def fit_pairs(
         ((2, 8), (60, 8))
     """
     config = _config("pairs", settings)
-    sides = []
-    for given in (queries, documents):
-        texts = None if backbone is None else [text or None for text in given]
-        sides.append(Side(_names(len(given)), texts, _floats(given) if backbone is None else None))
-    folds: list[PairDataset] = folds_of(_pairs(*sides, pairs), config, backbone)
+    judged = _pairs(_side(queries, backbone), _side(documents, backbone), pairs)
+    folds = folds_of(judged, config, backbone)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = pair_phases.run(config, folds, backbone, pathlib.Path(folder), Costs())
     return FittedPairs(model, metrics["validation"])
@@ -297,6 +297,13 @@ def _floats(vectors: Sequence) -> np.ndarray:
     return found.astype(np.float32) if found.dtype.kind in "iub" else found
 
 
+def _side(given: Sequence, backbone: Backbone | None) -> Side:
+    """Vectors, or texts where there is a network of them."""
+    if backbone is None:
+        return Side(_names(len(given)), features=_floats(given))
+    return Side(_names(len(given)), [text or None for text in given])
+
+
 def _pairs(queries: Side, documents: Side, pairs: np.ndarray):
     return pairs_of_positions(queries, documents, np.asarray(pairs), "pairs")
 
@@ -318,8 +325,9 @@ def _features(backbone: Backbone | None, items: Sequence) -> np.ndarray:
     source = GivenItems(items, getattr(backbone, "modality", "image"))
     batch_size = default_batch_size(bool(tf.config.list_physical_devices("GPU")))
     batches = compute_batches(source, backbone.as_function(), backbone.prepare, [range(len(items))], batch_size)
-    rows = [row for batch in batches for row in batch]
-    for position, row in enumerate(rows):
+    rows: list[np.ndarray] = []
+    for row in itertools.chain.from_iterable(batches):
         if isinstance(row, UnreadableItem):
-            raise DataError(f"Received item {position}, which cannot be used: {row}. Mend it, or leave it out.")
+            raise DataError(f"Received item {len(rows)}, which cannot be used: {row}. Mend it, or leave it out.")
+        rows.append(row)
     return np.stack(rows)
