@@ -49,6 +49,7 @@ class Repeated:
     def __init__(self, block: np.ndarray, num_rows: int):
         self.block = block
         self.num_rows = num_rows
+        self.shape = (num_rows, *block.shape[1:])
 
     def __len__(self):
         return self.num_rows
