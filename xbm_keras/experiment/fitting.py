@@ -122,11 +122,11 @@ class FittedHead:
             gallery_labels: [N].
         """
         q, g = self.features(queries), None if gallery is None else self.features(gallery)
-        head = self.model.head
+        head, labels = self.model.head, np.asarray(query_labels)
         trained = embed(head, q), None if g is None else embed(head, g)
         return {
-            "frozen": evaluate_retrieval(q, query_labels, g, gallery_labels),
-            "trained": evaluate_retrieval(trained[0], query_labels, trained[1], gallery_labels),
+            "frozen": evaluate_retrieval(q, labels, g, gallery_labels),
+            "trained": evaluate_retrieval(trained[0], labels, trained[1], gallery_labels),
         }
 
     def save(self, path: str | pathlib.Path) -> None:
