@@ -165,7 +165,7 @@ def test_items_without_a_label_train_and_are_not_scored_by_label(vectors, tmp_pa
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (np.arange(239), "labels of shape (239,) for 240 items"),
+        (np.arange(239), "239 labels for 240 items"),
         (np.zeros((240, 3)), "has the shape (240, 3); expected one label per item"),
         (np.array([None, "a"] * 120, object), "'label' of"),
     ],

@@ -98,7 +98,7 @@ def test_an_unreadable_folder_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
     found = list_pictures(tmp_path)
     assert (found.pictures, found.ignored) == (["a/1.jpg"], {"unreadable folder": 1})
-    assert describe(found.ignored, found.without_pictures) == "1 unreadable folder; no picture in the folder(s) b"
+    assert describe(found.ignored, found.without_pictures) == "1 unreadable folder; no picture in b"
 
 
 def test_a_source_tells_what_it_left_out(tmp_path):
@@ -108,9 +108,7 @@ def test_a_source_tells_what_it_left_out(tmp_path):
     assert source.ignored == {".xyz": 2, "hidden": 1}
     assert source.without_pictures == ["b"]
     put(tmp_path / "none", "a/1.xyz", "a/2.xyz")
-    with pytest.raises(
-        DataError, match=r"holds no pictures in folders.*it has 2 \.xyz; no picture in the folder\(s\) a"
-    ):
+    with pytest.raises(DataError, match=r"holds no pictures in folders.*it has 2 \.xyz; no picture in a"):
         ImageFolder(str(tmp_path / "none"))
 
 
@@ -135,4 +133,4 @@ def test_data_json_and_the_terminal_tell_what_was_left_out(tmp_path, caplog):
     about = json.loads((tmp_path / "data.json").read_text())
     assert about["ignored"] == {".xyz": 2, ".zip": 1, "hidden": 1}
     assert about["folders_without_pictures"] == ["b"]
-    assert "2 .xyz, 1 .zip, 1 hidden; no picture in the folder(s) b" in caplog.text
+    assert "2 .xyz, 1 .zip, 1 hidden; no picture in b" in caplog.text

@@ -139,7 +139,7 @@ def test_too_few_items_that_could_be_read_are_counted(photos, tmp_path):
         "backbone": {"kind": "glyph_net"},
         "cache": {"dir": str(tmp_path / "cache")},
     }
-    with pytest.raises(DataError, match=r"6 training and 0 test.* 4 item.s. could not be used, such as class1/"):
+    with pytest.raises(DataError, match=r"6 training and 0 test.* 4 items could not be used, such as class1/"):
         load_dataset(check_config(config, "x"), small_backbone())
 
 

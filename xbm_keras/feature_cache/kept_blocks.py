@@ -68,7 +68,7 @@ def blocks_of(folder: pathlib.Path) -> list[pathlib.Path]:
 def read_block(path: pathlib.Path) -> np.ndarray | None:
     """A finished block; None where there is none, or it is damaged."""
     try:
-        block = np.load(path)
+        block = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return block if block.ndim == 2 and block.dtype == np.int32 else None
