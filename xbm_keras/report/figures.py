@@ -43,6 +43,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.facecolor": "none",
     "axes.prop_cycle": cycler.cycler(color=SERIES),
+    "figure.constrained_layout.w_pad": 0.11,  # inches: the font of the page may be wider than the one that is measured
     "figure.facecolor": "none",
     "grid.color": GRID,
     "grid.linewidth": 0.7,
