@@ -41,6 +41,14 @@ def test_it_finds_classes_never_seen_better_than_the_features(fitted, vectors):
     np.testing.assert_allclose(norms, 1.0, atol=1e-6)
 
 
+def test_a_head_that_is_worse_than_the_features_is_told(caplog):
+    """Classes that differ in all 32 directions, of which eight are kept."""
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(12, 32)).repeat(12, axis=0) + rng.normal(size=(144, 32))
+    fit_head(found, np.arange(144) // 12, settings={**SMALL, "head.embedding_dim": 4})
+    assert "By items held out: The head is WORSE than the frozen features" in caplog.text
+
+
 def test_saved_loaded_and_exported_it_gives_the_same(fitted, vectors, tmp_path):
     some = vectors[0][:7]
     fitted.save(tmp_path / "head.keras")

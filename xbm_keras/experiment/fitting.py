@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from xbm_keras.data.pairs import Side, pairs_of_positions
 from xbm_keras.data.sources import Items, RandomAccess
 from xbm_keras.data.texts import checked_text
 from xbm_keras.data.unit_rows import FeatureRows, UnitRows
+from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
 from xbm_keras.experiment import pair_phases, phases
@@ -33,6 +35,7 @@ from xbm_keras.report.stage_costs import Costs
 from xbm_keras.stages.backbone.frozen import Backbone, load_keras_file
 from xbm_keras.stages.backbone.hub import HubBackbone
 
+log = logging.getLogger("xbm_keras")
 SETTINGS = ("head", "memory", "top_k", "loss", "training", "cache", "views")  # sections that a call may set
 NAMED = {
     "vector": {"data": {"source": "features", "path": "-"}, "backbone": {"kind": "none"}},
@@ -222,7 +225,7 @@ def fit_head(
     _require_narrower(config, dataset.features)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = phases.run(config, dataset, backbone, pathlib.Path(folder), Costs())
-    return FittedHead(model, metrics["validation"])
+    return FittedHead(model, _judged(metrics["validation"]))
 
 
 def fit_pairs(
@@ -259,7 +262,7 @@ def fit_pairs(
     folds = folds_of(judged, config, backbone)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = pair_phases.run(config, folds, backbone, pathlib.Path(folder), Costs())
-    return FittedPairs(model, metrics["validation"])
+    return FittedPairs(model, _judged(metrics["validation"]))
 
 
 def _config(modality: str, settings: Mapping[str, Any] | None, **loss: str) -> Config:
@@ -295,6 +298,14 @@ def _floats(vectors: Sequence) -> np.ndarray:
     """An array of floats, as it is where it is one."""
     found = np.asarray(vectors)
     return found.astype(np.float32) if found.dtype.kind in "iub" else found
+
+
+def _judged(scores: dict[str, Any]) -> dict[str, Any]:
+    """The same, with a warning where held-out items are served worse than by the features."""
+    tone, said = wording.verdict(scores)
+    if tone == "bad":
+        log.warning("By items held out: %s With more dimensions, or more classes, it may be better.", said)
+    return scores
 
 
 def _side(given: Sequence, backbone: Backbone | None) -> Side:
