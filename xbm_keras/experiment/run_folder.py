@@ -81,13 +81,12 @@ def _nothing_left_before_it_began(missing: Sequence[pathlib.Path]) -> Iterator[N
     """Where a run ends before its data were there, remove its folder again, and those above it that it made."""
     try:
         yield
-    except BaseException:
+    finally:
         if missing and not (missing[0] / "data.json").exists():
             shutil.rmtree(missing[0], ignore_errors=True)
             for folder in missing[1:]:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-        raise
 
 
 @contextlib.contextmanager
