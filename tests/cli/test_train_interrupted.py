@@ -113,6 +113,16 @@ def test_a_run_that_fails_before_it_began_leaves_no_folder(vectors, tmp_path, ca
     assert workdir.exists()  # it was there before
 
 
+def test_a_checkpoint_that_was_not_whole_yet_is_none(vectors, tmp_path, capsys):
+    """Else its run would go on from the start, behind the history of its first try."""
+    part = tmp_path / "run/checkpoints/select/1.tmp"
+    part.mkdir(parents=True)
+    (part / "about.json").write_text("{}")
+    with flagsaver.flagsaver(resume="must"):
+        said = fails(vectors, tmp_path / "run", "training.epochs=1", capsys=capsys)
+    assert "which holds no checkpoint of an unfinished run" in said
+
+
 @pytest.mark.parametrize("other", ["training.epochs=2", "--resume=never"])
 def test_a_run_that_lacks_its_report_is_not_begun_anew(vectors, tmp_path, capsys, monkeypatch, other):
     monkeypatch.setattr(run_folder, "write_run_report", lambda *args, **kwargs: 1 / 0)

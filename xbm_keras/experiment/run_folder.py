@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import filelock
 import numpy as np
 
-from xbm_keras.atomic_files import remove_leftovers, write_whole, writing_whole
+from xbm_keras.atomic_files import remove_leftovers, versions, write_whole, writing_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, load_config, public_values, save_config
 from xbm_keras.data.dataset import Dataset
@@ -188,7 +188,7 @@ def _unfinished_of(config: Config, config_path: str) -> str | None:
 
 
 def _has_checkpoint(folder: pathlib.Path) -> bool:
-    return any((folder / CHECKPOINTS).glob("*/[0-9]*/about.json"))
+    return any(versions(phase) for phase in (folder / CHECKPOINTS).glob("*"))
 
 
 def _differences(saved: Config, config: Config) -> list[str]:
