@@ -20,11 +20,12 @@ from xbm_keras.data.labels import encode
 from xbm_keras.data.pairs import Side, pairs_of_positions
 from xbm_keras.data.sources import Items, RandomAccess
 from xbm_keras.data.texts import checked_text
-from xbm_keras.data.unit_rows import FeatureRows, UnitRows
+from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
 from xbm_keras.experiment import pair_phases, phases
+from xbm_keras.experiment.build import check_head
 from xbm_keras.experiment.loading import dataset_of, with_training_views
 from xbm_keras.experiment.pair_loading import folds_of
 from xbm_keras.experiment.saved_run import check_width
@@ -216,13 +217,13 @@ def fit_head(
     """
     modality = "vector" if backbone is None else getattr(backbone, "modality", "image")
     config = _config(modality, settings, **({} if labels is not None else {"name": "similarity_alignment"}))
+    check_head(config, backbone)  # before a feature is computed; of vectors the closed form says it
     source: Vectors | GivenItems
     if backbone is None:
         source = Vectors(_floats(items), _items(len(items), labels))
     else:
         source = GivenItems(items, modality, labels)
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
-    _require_narrower(config, dataset.features)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = phases.run(config, dataset, backbone, pathlib.Path(folder), Costs())
     return FittedHead(model, _judged(metrics["validation"]))
@@ -317,16 +318,6 @@ def _side(given: Sequence, backbone: Backbone | None) -> Side:
 
 def _pairs(queries: Side, documents: Side, pairs: np.ndarray):
     return pairs_of_positions(queries, documents, np.asarray(pairs), "pairs")
-
-
-def _require_narrower(config: Config, features: FeatureRows) -> None:
-    """Raises ConfigError where a closed form cannot be as wide as the head."""
-    width = features.shape[1]
-    if config.head.start != "random" and config.head.embedding_dim > width:
-        raise ConfigError(
-            f"Received head.embedding_dim={config.head.embedding_dim} for features of width {width}; expected at most "
-            f"{width}. Set it, such as settings={{'head.embedding_dim': {max(1, width // 2)}}}."
-        )
 
 
 def _features(backbone: Backbone | None, items: Sequence) -> np.ndarray:
