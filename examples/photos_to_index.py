@@ -17,7 +17,8 @@ from xbm_keras import Backbone, fit_head
 from xbm_keras.data.listing import list_pictures
 from xbm_keras.data.pictures import decode_picture
 from xbm_keras.index.exported_model import fingerprint_of
-from xbm_keras.index.galleries import Gallery, write_index
+from xbm_keras.index.galleries import write_index
+from xbm_keras.index.gallery import Gallery
 
 
 def read_photos(folder: pathlib.Path, size: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # 3. What serves: a SavedModel from encoded photos to vectors, and an index of all photos.
     version = fitted.export(options.output / "export")
-    gallery = Gallery(fitted.transform(photos), paths, labels)
+    gallery = Gallery.of(fitted.transform(photos), paths, labels)
     write_index(options.output / "index", gallery, fingerprint_of(version))
 
     # 4. Search, as a server would that has TensorFlow alone.

@@ -21,6 +21,7 @@ from xbm_keras.data.sources import DataError
 from xbm_keras.experiment import build, saved_run
 from xbm_keras.feature_cache.cache import compute_features
 from xbm_keras.index import galleries
+from xbm_keras.index.gallery import Gallery
 
 MARK = "made by code that was read"
 RUNS_CODE = {
@@ -79,7 +80,7 @@ def test_a_lone_array_of_objects_is_refused(mark, tmp_path):
 
 
 def test_an_index_whose_vectors_are_objects_is_refused(mark, tmp_path):
-    gallery = galleries.Gallery(np.eye(2, dtype=np.float32), np.array(["a", "b"]), np.array(["", ""]))
+    gallery = Gallery.of(np.eye(2, dtype=np.float32), ["a", "b"])
     galleries.write_index(tmp_path / "index", gallery, "model")
     np.save(tmp_path / "index/1/vectors.npy", np.full((2, 2), Bomb(mark), object), allow_pickle=True)
     with pytest.raises(ValueError, match="Object arrays"):

@@ -13,7 +13,8 @@ from xbm_keras.atomic_files import latest_version, new_version
 from xbm_keras.cli import index
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index import galleries
-from xbm_keras.index.galleries import ExactSearch, Gallery, add_items, read_index, remove_items, write_index
+from xbm_keras.index.galleries import ExactSearch, add_items, read_index, remove_items, write_index
+from xbm_keras.index.gallery import Gallery, read_items
 
 
 def unit(*shape, seed=0):
@@ -22,8 +23,8 @@ def unit(*shape, seed=0):
 
 
 def gallery(num_items=50, width=8, prefix="item ä", seed=0):
-    ids = np.array([f"{prefix}{i}" for i in range(num_items)], dtype=str)
-    return Gallery(unit(num_items, width, seed=seed), ids, np.array([f"class {i % 7}" for i in range(num_items)]))
+    ids = [f"{prefix}{i}" for i in range(num_items)]
+    return Gallery.of(unit(num_items, width, seed=seed), ids, [f"class {i % 7}" for i in range(num_items)])
 
 
 def nearest_by_hand(vectors, query, k):
@@ -91,14 +92,14 @@ def test_neighbours_are_mixed_into_items_and_queries_also_after_items_came_and_w
 
 def test_copies_rank_by_position():
     vectors = np.repeat(unit(3, 8), 5, axis=0)
-    ids, _ = ExactSearch(Gallery(vectors, np.arange(15).astype(str), np.full(15, ""))).find(vectors[7:8], 5)
+    ids, _ = ExactSearch(Gallery.of(vectors, np.arange(15).astype(str))).find(vectors[7:8], 5)
     assert ids[0].tolist() == ["5", "6", "7", "8", "9"]
 
 
 def test_items_come_and_go(tmp_path):
     items = gallery()
     write_index(tmp_path, items, "model")
-    moved = Gallery(unit(2, 8, seed=5), np.array([items.ids[3], "new"]), np.array(["", "fresh"]))
+    moved = Gallery.of(unit(2, 8, seed=5), [items.ids[3], "new"], ["", "fresh"])
     assert add_items(tmp_path, moved, "model")["items"] == 51
     assert remove_items(tmp_path, items.ids[[0, 1]])["items"] == 49
     assert latest_version(tmp_path).name == "3"
@@ -118,8 +119,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         "embedded by the model other": lambda: add_items(tmp_path, gallery(2), "other"),
         "width 3 for a gallery of width 8": lambda: add_items(tmp_path, gallery(2, width=3), "model"),
         "which the gallery does not hold": lambda: remove_items(tmp_path, ["nobody"]),
-        "expected it once": lambda: Gallery(unit(2, 8), np.array(["a", "a"]), np.array(["", ""])),
-        "with N ids": lambda: Gallery(unit(2, 8), np.array(["a"]), np.array(["", ""])),
+        "expected it once": lambda: Gallery.of(unit(2, 8), ["a", "a"]),
+        "with N rows": lambda: Gallery.of(unit(2, 8), ["a"]),
         "holds no version": lambda: read_index(tmp_path / "empty"),
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -137,7 +138,7 @@ def test_a_version_that_was_not_finished_is_none(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "1", "2"}
 
 
-@pytest.mark.parametrize("name", ["items.json", "index.json", "vectors.npy"])
+@pytest.mark.parametrize("name", ["items.arrow", "index.json", "vectors.npy"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b"[]", b"{}", b"PK\3\4", None])
 def test_a_damaged_version_is_named(tmp_path, name, content):
     galleries.write_index(tmp_path, gallery(5), "model")
@@ -204,15 +205,15 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, capsys):
     assert "4 items of width 4" in said
     assert command("add", f"--model={model}", f"--pictures={tmp_path}/more") == 0
     assert command("remove", "class 1/3.png") == 0
-    items = json.loads((latest_version(tmp_path / "index") / "items.json").read_text())
-    assert items["ids"] == [
+    items = read_items(latest_version(tmp_path / "index"))
+    assert items["id"].to_pylist() == [
         "class 0/0.png",
         "class 0/2.png",
         "class 1/1.png",
         "more/caf\\udce9/\\udcff.png",
         "more/late.png",
     ]
-    assert items["labels"] == ["class 0", "class 0", "class 1", "caf\\udce9", ""]
+    assert items["label"].to_pylist() == ["class 0", "class 0", "class 1", "caf\\udce9", ""]
     capsys.readouterr()
     assert (
         command("search", f"--model={model}", "--k=2", tmp_path / "more/late.png", tmp_path / "photos/class 0/bad.jpg")

@@ -18,6 +18,7 @@ from tests.serve.test_server import BOUNDARY, Server
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index import galleries
 from xbm_keras.index.exported_model import fingerprint_of
+from xbm_keras.index.gallery import Gallery
 
 PATIENCE = 2.0
 LARGE = 32 << 20
@@ -64,7 +65,7 @@ def folder(tmp_path_factory):
     (top / "more/late.png").write_bytes(encoded(9, 9))
     ids = np.array([*FILES, *OUTSIDE, "more/late.png", str(top / "secret.png")])
     vectors = np.eye(4, dtype=np.float32)[np.arange(len(ids)) % 4]
-    gallery = galleries.Gallery(vectors, ids, np.full(len(ids), ""))
+    gallery = Gallery.of(vectors, ids)
     galleries.write_index(top / "index", gallery, fingerprint_of(model))
     return top
 

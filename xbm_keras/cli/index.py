@@ -22,6 +22,7 @@ from xbm_keras.index.exported_model import (
     read_rows,
     why_invalid,
 )
+from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.roots import choose_root, id_of, place_of
 
 log = logging.getLogger("xbm_keras")
@@ -59,15 +60,13 @@ def add(options: argparse.Namespace) -> None:
     gallery, about, _ = galleries.read_index(folder)
     known = about.get("roots")
     root = choose_root(options.pictures, options.root, known or {})
-    if known is None and options.root is None and (shared := np.intersect1d(paths, gallery.ids)).size:
+    if known is None and options.root is None and (shared := np.array(paths)[gallery.holds(paths)]).size:
         raise ValueError(
             f"Received {counted(len(shared), 'picture')} of paths that are ids of this index, such as "
             f"{str(shared[0])!r}, and an index that does not know its folders, as older versions wrote it; expected to "
             f"be told whether this folder is that of these items. If so, say --root='' --replace, else --root={root}."
         )
-    galleries.check_new(
-        gallery, about, np.array([id_of(root, path) for path in paths]), model.fingerprint, options.replace
-    )
+    galleries.check_new(gallery, about, [id_of(root, path) for path in paths], model.fingerprint, options.replace)
     roots = {root: place_of(options.pictures)}
     if known and known.get(root, roots[root]) != roots[root]:
         log.warning("The root %r was another folder up to now.", root)
@@ -116,24 +115,24 @@ def search(options: argparse.Namespace) -> None:
             print(f"  {similarity:.4f}  {item}")
 
 
-def _from_run(options) -> tuple[galleries.Gallery, str, dict[str, str]]:
+def _from_run(options) -> tuple[Gallery, str, dict[str, str]]:
     """The items of a run's data, or its documents, embedded by its head."""
     head = saved_run.load_head(options.model)
     dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
     if isinstance(dataset, PairDataset):
         saved_run.check_width(head, dataset.documents)
         vectors, ids = saved_run.embed_items(head, dataset.documents, of_rows=True), dataset.pairs.documents.ids
-        return galleries.Gallery(vectors, ids, np.full(len(ids), "")), fingerprint_of(exported_by(options.model)), {}
+        return Gallery.of(vectors, ids), fingerprint_of(exported_by(options.model)), {}
     saved_run.check_width(head, dataset.features)
     test = dataset.splits.test
     vectors, ids = saved_run.embed_items(head, dataset.features, test), dataset.keys[test].astype(str)
-    gallery = galleries.Gallery(vectors, ids, dataset.names_of(test))
+    gallery = Gallery.of(vectors, ids, dataset.names_of(test))
     folder = getattr(dataset.source, "root", None)
     roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
     return gallery, fingerprint_of(exported_by(options.model)), roots
 
 
-def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> galleries.Gallery:
+def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> Gallery:
     """The pictures of a folder that can be read; the first folder of the path below the root is the label."""
     found, vectors = [], []
     for batch, embeddings, valid in embed_folder(model, pathlib.Path(pictures), paths):
@@ -141,10 +140,8 @@ def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) 
             log.warning("Left out %s: %s.", printable(path), why_invalid(pathlib.Path(pictures) / path))
         found += np.array(batch)[valid].tolist()
         vectors.append(embeddings[valid])
-    labels = np.array([printable(path.split("/")[0]) if "/" in path else "" for path in found], dtype=str)
-    return galleries.Gallery(
-        np.concatenate(vectors), np.array([id_of(root, path) for path in found], dtype=str), labels
-    )
+    labels = [printable(path.split("/")[0]) if "/" in path else "" for path in found]
+    return Gallery.of(np.concatenate(vectors), [id_of(root, path) for path in found], labels)
 
 
 def _report(options, about: dict, more: str = "") -> None:

@@ -3,7 +3,6 @@
 Letters: Q queries, N gallery items, E embedding width, k answers.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -11,69 +10,20 @@ import time
 
 import filelock
 import numpy as np
+import pyarrow
 import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version, new_version, write_whole, writing_whole
-from xbm_keras.data.labels import counted
+from xbm_keras.data.labels import as_objects, counted
 from xbm_keras.data.sources import Items
 from xbm_keras.geometry import unit_length
 from xbm_keras.index import usearch_graph
+from xbm_keras.index.gallery import ITEMS, Gallery, read_items, write_items
 
 SCORES = 1 << 24  # held at a time by a search: 64 MB
 MIXING_POWER = 3.0
 RECALL_AT = 10
 RECALL_QUERIES = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Gallery:
-    """Items that can be found. Their ids are unique."""
-
-    vectors: np.ndarray
-    """[N, E] float32 of unit length."""
-    ids: np.ndarray
-    """[N] str."""
-    labels: np.ndarray
-    """[N] str, empty where there is none."""
-
-    def __post_init__(self):
-        shapes = {"ids": self.ids.shape, "labels": self.labels.shape}
-        if self.vectors.ndim != 2 or set(shapes.values()) != {self.vectors.shape[:1]}:
-            raise ValueError(
-                f"Received vectors of shape {self.vectors.shape} with {shapes}; expected [N, E] with N ids and labels."
-            )
-        unique, counts = np.unique(self.ids, return_counts=True)
-        if len(unique) < len(self.ids):
-            raise ValueError(
-                f"Received the id {str(unique[counts.argmax()])!r} {counts.max()} times; expected it once. Give each "
-                "item an id of its own."
-            )
-
-    def with_items(self, more: "Gallery") -> "Gallery":
-        """These items and more; an item whose id is here already replaces the one that is here."""
-        if len(self.ids) and more.vectors.shape[1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"Received vectors of width {more.vectors.shape[1]} for a gallery of width {self.vectors.shape[1]}; "
-                "expected the same. Embed them with the model of the gallery."
-            )
-        kept = ~np.isin(self.ids, more.ids)
-        return Gallery(
-            np.concatenate([self.vectors[kept], more.vectors]),
-            np.concatenate([self.ids[kept], more.ids]),
-            np.concatenate([self.labels[kept], more.labels]),
-        )
-
-    def without(self, ids) -> "Gallery":
-        """The gallery without these items. Raises ValueError for an id that is not in it."""
-        unknown = np.setdiff1d(ids, self.ids)
-        if len(unknown):
-            raise ValueError(
-                f"Received {counted(len(unknown), 'id')}, such as {str(unknown[0])!r}, which the gallery does not hold"
-                f"; expected ids of its {len(self.ids)} items, such as {', '.join(map(repr, self.ids[:3].tolist()))}. "
-                "Nothing was removed."
-            )
-        kept = ~np.isin(self.ids, ids)
-        return Gallery(self.vectors[kept], self.ids[kept], self.labels[kept])
 
 
 def mix(vectors: tf.Tensor, gallery: tf.Tensor, count: int) -> tf.Tensor:
@@ -120,7 +70,8 @@ class ExactSearch(tf.Module):
     def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and cosine similarities [Q, min(k, N)]."""
         found = self.search(tf.constant(queries, tf.float32), tf.constant(k))
-        return np.char.decode(found["ids"].numpy().astype(bytes), "utf-8"), found["similarities"].numpy()
+        ids = as_objects([each.decode() for each in found["ids"].numpy().ravel()])
+        return ids.reshape(found["ids"].shape), found["similarities"].numpy()
 
     def _search(self, embeddings, k):
         """Of queries [Q, E] `similarities` float32, `ids` and `labels`, all [Q, min(k, N)]."""
@@ -158,8 +109,8 @@ def write_index(
     """Write a gallery as the next version `folder/<n>/`, whole or not at all.
 
     The version is a SavedModel with the signature `search`: `embeddings` [Q, E] float32 and `k` int32 to `ids`,
-    `labels` and `similarities` [Q, min(k, N)]. Beside it lie the gallery itself (`vectors.npy`, `items.json`) and, with
-    `approximate_search`, a USearch index (`approximate.usearch`), whose recall is measured.
+    `labels` and `similarities` [Q, min(k, N)]. Beside it lie the gallery itself (`vectors.npy`, `items.arrow`) and,
+    with `approximate_search`, a USearch index (`approximate.usearch`), whose recall is measured.
 
     Args:
         folder: of the versions.
@@ -210,7 +161,7 @@ def add_items(
     with _locked(folder):
         gallery, about, index = read_index(folder)
         check_new(gallery, about, more.ids, model, replace)
-        is_replaced = np.isin(gallery.ids, more.ids)
+        is_replaced = more.holds(gallery.ids)
         if index is not None:
             index.remove(_keys(gallery)[is_replaced])
             index.add(_keys(more), more.vectors)
@@ -235,11 +186,11 @@ def check_new(gallery: Gallery, about: dict, ids, model: str, replace: bool) -> 
             f"Received items embedded by the model {model} for an index of the model {about['model']}; expected "
             "one model, since vectors of two do not compare. Build the index anew."
         )
-    here = np.intersect1d(ids, gallery.ids)
-    if len(here) and not replace:
+    here = [str(each) for each, is_here in zip(ids, gallery.holds(ids), strict=True) if is_here]
+    if here and not replace:
         raise ValueError(
             f"Received {len(here)} of {counted(len(ids), 'item')} whose ids the index holds already, such as "
-            f"{str(here[0])!r}; expected new ones. Replace those by --replace; or, where they are others, give their "
+            f"{here[0]!r}; expected new ones. Replace those by --replace; or, where they are others, give their "
             "folder a name of its own by --root. Nothing was added."
         )
 
@@ -250,7 +201,7 @@ def remove_items(folder: pathlib.Path, ids) -> dict:
         gallery, about, index = read_index(folder)
         fewer = gallery.without(ids)
         if index is not None:
-            index.remove(_keys(gallery)[np.isin(gallery.ids, ids)])
+            index.remove(_keys(gallery)[~fewer.holds(gallery.ids)])
         return _write(folder, fewer, about["model"], index, about.get("roots"), about.get("mixed", 0))
 
 
@@ -262,12 +213,11 @@ def read_index(folder: pathlib.Path):
     """
     version = latest_version(folder)
     try:
-        items, about = (json.loads((version / name).read_text("utf-8")) for name in ("items.json", "index.json"))
-        ids, labels = (np.array(items[name], dtype=str) for name in ("ids", "labels"))
+        about = json.loads((version / "index.json").read_text("utf-8"))
         with (version / "vectors.npy").open("rb") as file:
-            gallery = Gallery(np.lib.format.read_array(file, allow_pickle=False), ids, labels)
+            gallery = Gallery(np.lib.format.read_array(file, allow_pickle=False), read_items(version))
         about["model"]  # all that is needed of it
-    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, pyarrow.ArrowException) as error:
         raise ValueError(
             f"Received {version}, a version of an index whose files are damaged ({type(error).__name__}: {error}); "
             "expected them as they were written. Build the index anew, or delete this folder, and the version before "
@@ -308,8 +258,7 @@ def _write(
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
         with writing_whole(target / "vectors.npy") as side:
             np.save(side, gallery.vectors)
-        items = {"ids": gallery.ids.tolist(), "labels": gallery.labels.tolist()}
-        write_whole(target / "items.json", json.dumps(items, ensure_ascii=False))
+        write_items(target / ITEMS, gallery.items)
         if index is not None:
             index.save(str(target / "approximate.usearch"))
         write_whole(target / "index.json", json.dumps(about, indent=1))

@@ -20,6 +20,7 @@ from xbm_keras.atomic_files import versions
 from xbm_keras.data import decoding
 from xbm_keras.data.pictures import count_pixels
 from xbm_keras.index.exported_model import ExportedModel
+from xbm_keras.index.gallery import read_items
 from xbm_keras.serve.limits import Gate
 
 MAX_PICTURES = 32  # per request
@@ -64,8 +65,8 @@ class Index:
                 log.warning("%s was embedded by another model; the index stays as it is.", version)
                 return
             loaded = tf.saved_model.load(str(version))
-            items = json.loads((version / "items.json").read_text("utf-8"))
-            labels = dict(zip(items["ids"], items["labels"], strict=True))
+            items = read_items(version)
+            labels = dict(zip(items["id"].to_pylist(), items["label"].to_pylist(), strict=True))
             self.loaded, self.labels, self.version = loaded, labels, version.name
 
     def search(self, embeddings: tf.Tensor, k: int) -> list[list[dict]]:
