@@ -23,7 +23,7 @@ from benchmarks import common
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation
-from xbm_keras.experiment import build, loading, phases, selection
+from xbm_keras.experiment import build, chosen_head, loading, phases, selection
 from xbm_keras.stages.pair_losses import LOSSES
 from xbm_keras.training.callbacks import KeepBestHead
 
@@ -47,7 +47,7 @@ def main():
     options = options.parse_args()
     config = load_config(options.config, options.set)
     dataset = loading.load_dataset(config, build.make_backbone(config))
-    head = selection.HeadChoice(**config.head.model_dump(), power=options.power or "auto")
+    head = chosen_head.HeadChoice(**config.head.model_dump(), power=options.power or "auto")
     head = selection.choose_start(head, dataset)
     config = config.model_copy(update={"head": head})
     start = phases.start_model(config, dataset, None, dataset.splits.train).head.get_weights()

@@ -32,7 +32,7 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.metrics import map_at_r
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
-from xbm_keras.experiment import build, loading, phases, selection
+from xbm_keras.experiment import build, chosen_head, held_out, loading, phases, selection
 from xbm_keras.geometry import unit_length, unit_rows
 from xbm_keras.model.labels_and_ids import read_batch
 from xbm_keras.stages.circular_memory import replicas
@@ -110,9 +110,9 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
     def is_wanted(name: str) -> bool:
         return not options.only or name in options.only
 
-    def closed_form(name: str, head: selection.HeadChoice, data: Dataset) -> dict:
+    def closed_form(name: str, head: chosen_head.HeadChoice, data: Dataset) -> dict:
         everything = data.with_views(train)
-        kernel, bias = selection.make_start(head, selection.closed_forms_of(data, everything, head.power))
+        kernel, bias = chosen_head.make_start(head, chosen_head.closed_forms_of(data, everything, head.power))
         vectors = np.asarray(UnitRows(data.features, data.splits.test, head.power)) @ kernel + bias
         return {**summary(name, [scores_of(data, vectors)]), **parameters(head)}
 
@@ -123,7 +123,7 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
     for name, vectors in (("frozen", test), ("centred", test - mean)):
         if is_wanted(name):
             rows.append(summary(name, [scores_of(plain, vectors)]))
-    folds = selection.HeldOutFolds(plain)
+    folds = held_out.HeldOutFolds(plain)
     for start in filter(is_wanted, CLOSED_FORMS):
         head = selection.choose_start(load_config(path, [f"head.start={start}"]).head, plain, folds)
         rows.append(closed_form(start, head, plain))
@@ -131,8 +131,8 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
         views = f"views.number={chosen.views.number} views.turned_classes={chosen.views.turned_classes}"
         rows.append({**closed_form(START, chosen.head, dataset), "chosen": views})
     for name, both in filter(lambda each: is_wanted(each[0]), EXPANDED.items()):
-        kernel, bias = selection.make_start(
-            chosen.head, selection.closed_forms_of(dataset, dataset.with_views(train), chosen.head.power)
+        kernel, bias = chosen_head.make_start(
+            chosen.head, chosen_head.closed_forms_of(dataset, dataset.with_views(train), chosen.head.power)
         )
         plain_rows = unit_rows(np.asarray(UnitRows(dataset.features, splits.test, chosen.head.power)) @ kernel + bias)
         rows.append(summary(name, [{"MAP@R": expanded_score(plain_rows, dataset.labels[splits.test], both)}]))
@@ -173,9 +173,9 @@ def expanded_score(vectors: np.ndarray, labels: np.ndarray, both: bool) -> float
     return float(map_at_r(hits[relevant > 0], relevant[relevant > 0]).mean())
 
 
-def parameters(head: selection.HeadChoice) -> dict:
+def parameters(head: chosen_head.HeadChoice) -> dict:
     """The start of a head and its parameters."""
-    return {name: getattr(head, name) for name in ("start", "power", *selection.PARAMETERS.get(head.start, ()))}
+    return {name: getattr(head, name) for name in ("start", "power", *chosen_head.PARAMETERS.get(head.start, ()))}
 
 
 def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) -> list[dict]:
@@ -219,7 +219,7 @@ def trained(
     splits = dataset.splits
     with unittest.mock.patch.object(phases, "XBMModel", kind):
         curves = []
-        for fold in selection.held_out(dataset, options.folds or "auto"):
+        for fold in held_out.held_out(dataset, options.folds or "auto"):
             model = phases.start_model(config, fold, None, fold.with_views(fold.splits.train))
             curves.append(phases.select(config, fold, model, show_progress=False).scores)
         epoch = selection.best_epoch(curves)
@@ -246,7 +246,7 @@ def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def peer(options, dataset: Dataset, loss: str, head: selection.HeadChoice | None) -> list[dict[str, float]]:
+def peer(options, dataset: Dataset, loss: str, head: chosen_head.HeadChoice | None) -> list[dict[str, float]]:
     """The same by pytorch-metric-learning, in a process of its own; from a closed form, or from a random start."""
     splits = dataset.splits
     power = head.power if head else 1.0
@@ -257,7 +257,7 @@ def peer(options, dataset: Dataset, loss: str, head: selection.HeadChoice | None
         arrays[f"{name}_labels"] = dataset.labels[positions]
     for name, positions in (("select", splits.train), ("refit", np.concatenate([splits.train, splits.validation]))):
         if head:
-            closed_form = selection.make_start(head, selection.closed_forms_of(dataset, positions, power))
+            closed_form = chosen_head.make_start(head, chosen_head.closed_forms_of(dataset, positions, power))
             arrays[f"{name}_kernel"], arrays[f"{name}_bias"] = closed_form.scaled()
     with tempfile.TemporaryDirectory() as folder:
         given, made = pathlib.Path(folder, "given.npz"), pathlib.Path(folder, "made.npz")

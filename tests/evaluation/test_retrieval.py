@@ -11,7 +11,7 @@ from tests.conftest import run_fresh
 from tests.reference import ranking, retrieval_metrics
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.evaluation import exact_search
-from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed, evaluate_retrieval
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed, evaluate_retrieval, score_queries
 
 SMALLEST = 1e-6  # megabytes: the narrowest blocks that there are
 
@@ -444,3 +444,13 @@ def test_frozen_sentence_features(data_dir):
         found = evaluate_retrieval(data["features"][is_test], data["label"][is_test], counts=True)
     assert found["map_at_r"] == pytest.approx(0.652, abs=0.001)
     assert found["num_queries"] == 11_250
+
+
+def test_a_sample_of_the_queries_scores_as_among_all():
+    vectors, labels = np.random.default_rng(3).normal(size=(300, 8)), np.arange(300) % 7
+    order, scores = score_queries(vectors, labels)
+    chosen = np.array([290, 3, 17, 44])
+    some, of_some = score_queries(vectors, labels, chosen=chosen)
+    assert sorted(some) == sorted(chosen)
+    for name, values in of_some.items():
+        np.testing.assert_allclose(values, scores[name][[list(order).index(each) for each in some]], err_msg=name)

@@ -15,7 +15,7 @@ from xbm_keras.config.schema import Config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.splits import Splits
 from xbm_keras.evaluation.retrieval import evaluate_retrieval, score_queries
-from xbm_keras.experiment import phases, selection
+from xbm_keras.experiment import chosen_head, held_out, phases, selection
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def dataset():
 def config_of(**head):
     data = {"source": "features", "path": "x.npz"}
     config = Config.model_validate({"data": data, "backbone": {"kind": "none"}})
-    return config.model_copy(update={"head": selection.HeadChoice(**{"embedding_dim": 6, **head})})
+    return config.model_copy(update={"head": chosen_head.HeadChoice(**{"embedding_dim": 6, **head})})
 
 
 def halves(dataset):
@@ -104,7 +104,7 @@ def test_without_labels_the_shrinkage_keeps_most_neighbours(dataset):
         scores[shrinkage] = np.mean([overlap_by_hand(z[:, :width], validation, 10) for width in (3, 6)])
     assert len(set(scores.values())) > 1
     dataset.labels[:] = np.random.default_rng(0).permutation(dataset.labels)  # nobody looks at them
-    folds = selection.HeldOutFolds(dataset, uses_labels=False)
+    folds = held_out.HeldOutFolds(dataset, uses_labels=False)
     chosen = selection.choose_start(config_of(start="local", power=1, widths=[3, 6]).head, dataset, folds)
     assert scores[chosen.shrinkage] == pytest.approx(max(scores.values()))
 
@@ -133,10 +133,10 @@ def test_the_power_is_the_best_over_the_halves(dataset, start):
 
 def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
     summed, scored = [], []
-    of_dataset, score = selection.closed_forms_of, selection.score_queries
-    monkeypatch.setattr(selection, "closed_forms_of", lambda *args: summed.append(args[2]) or of_dataset(*args))
-    monkeypatch.setattr(selection, "score_queries", lambda *args: scored.append(1) or score(*args))
-    folds = selection.HeldOutFolds(dataset)
+    of_dataset, score = chosen_head.closed_forms_of, held_out.score_queries
+    monkeypatch.setattr(held_out, "closed_forms_of", lambda *args: summed.append(args[2]) or of_dataset(*args))
+    monkeypatch.setattr(held_out, "score_queries", lambda *args, **how: scored.append(1) or score(*args, **how))
+    folds = held_out.HeldOutFolds(dataset)
     heads = [config_of(start=start).head for start in ("auto", "lda", "nda", "auto")]
     chosen = [selection.choose_start(head, dataset, folds) for head in heads]
     assert chosen == [selection.choose_start(head, dataset) for head in heads]
@@ -151,23 +151,49 @@ def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
 
 
 def test_few_classes_are_held_out_by_halves_and_many_by_one_fold(dataset, monkeypatch):
-    held_out = [fold.splits for fold in selection.HeldOutFolds(dataset).folds]
-    for splits, half in zip(held_out, halves(dataset), strict=True):
+    folds = [fold.splits for fold in held_out.HeldOutFolds(dataset).folds]
+    for splits, half in zip(folds, halves(dataset), strict=True):
         np.testing.assert_array_equal(splits.validation, np.sort(half))
         np.testing.assert_array_equal(splits.train, np.setdiff1d(np.arange(54), half))
-    monkeypatch.setattr(selection, "ENOUGH_CLASSES", 3)
-    assert selection.HeldOutFolds(dataset).folds == [dataset]
+    monkeypatch.setattr(held_out, "ENOUGH_CLASSES", 3)
+    assert held_out.HeldOutFolds(dataset).folds == [dataset]
 
 
 def test_large_folds_are_scored_by_some_of_their_classes(dataset, monkeypatch):
-    monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 12)
+    monkeypatch.setattr(held_out, "MAX_SCORED_ITEMS", 12)
     fold = dataset.splits.folds[0]
-    some = selection.some_classes(fold, dataset.labels)
+    some = held_out.some_classes(fold, dataset.labels)
     assert len(some) == 12
     assert set(some) < set(fold)
     assert len(np.unique(dataset.labels[some])) == 2
-    monkeypatch.setattr(selection, "MAX_SCORED_ITEMS", 1000)
-    assert list(selection.some_classes(fold, dataset.labels)) == list(fold)
+    monkeypatch.setattr(held_out, "MAX_SCORED_ITEMS", 1000)
+    assert list(held_out.some_classes(fold, dataset.labels)) == list(fold)
+
+
+def test_what_a_sample_of_the_queries_puts_far_behind_is_not_asked_about_all(dataset, monkeypatch):
+    head = config_of(start="auto", power=1).head
+    every = selection.choose_start(head, dataset)
+    monkeypatch.setattr(held_out, "MIN_SAMPLE", 5)
+    monkeypatch.setattr(held_out, "SAMPLE_SHARE", 2)
+    monkeypatch.setattr(selection, "FAR", 1.0)
+    asked = []
+    score = held_out.score_queries
+
+    def listen(*args, chosen=None):
+        asked.append(chosen)
+        return score(*args, chosen=chosen)
+
+    monkeypatch.setattr(held_out, "score_queries", listen)
+    found = selection.choose_start(head, dataset)
+    all_queries, samples = [c for c in asked if c is None], [c for c in asked if c is not None]
+    assert len(samples) == 2 * 59  # starts and folds
+    assert {len(sample) for sample in samples} == {9, 18}  # halves of the folds
+    assert 2 < len(all_queries) < len(samples)
+    same = [found.tried[s][a] == every.tried[s][a] for s in found.tried for a in found.tried[s]]
+    assert any(same)
+    assert not all(same)
+    assert found.tried[found.start][str(found.shrinkage)] == every.tried[found.start][str(found.shrinkage)]
+    assert list(found.tried) == list(every.tried)
 
 
 def test_what_the_config_gives_stays(dataset):
@@ -248,14 +274,14 @@ def test_several_steps_of_a_call_are_the_same_steps(dataset, num_steps, of_call,
 
 
 def test_folds_hold_out_other_items(dataset):
-    first, *others = selection.held_out(dataset, 4)
+    first, *others = held_out.held_out(dataset, 4)
     assert first is dataset
     assert [list(fold.splits.validation) for fold in others] == [list(range(18)), list(range(18, 36))]
     for fold in others:
         assert sorted([*fold.splits.train, *fold.splits.validation]) == list(range(54))
         assert fold.splits.test is dataset.splits.test
-    assert len(selection.held_out(dataset, 2)) == 2
-    assert selection.held_out(dataset, 1) == [dataset]
+    assert len(held_out.held_out(dataset, 2)) == 2
+    assert held_out.held_out(dataset, 1) == [dataset]
 
 
 def test_the_epoch_is_the_best_on_the_mean_over_folds():

@@ -13,7 +13,7 @@ from xbm_keras.data.splits import Splits
 from xbm_keras.data.views import augment, turn
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
-from xbm_keras.experiment import build, loading, selection
+from xbm_keras.experiment import build, chosen_head, loading, selection
 from xbm_keras.tuning import load_folds
 
 NUM_CLASSES, PER_CLASS, SIZE = 12, 5, 8
@@ -132,7 +132,7 @@ def config_of(head, **views):
     values = {"source": "features", "path": "x.npz"}
     fixed = {"start": "lda", "shrinkage": 0.4, "weighting": 0.5, "total_share": 0, "power": 1, **head}
     config = check_config({"data": values, "backbone": {"kind": "none"}}, "x.yaml")
-    head = selection.HeadChoice(embedding_dim=6, **fixed)
+    head = chosen_head.HeadChoice(embedding_dim=6, **fixed)
     return config.model_copy(update={"head": head, "views": config.views.model_copy(update=views)})
 
 

@@ -75,10 +75,12 @@ def score_queries(
     ks: Sequence[int] = (1, 5, 10),
     *,
     memory_mb: float = MEMORY_MB,
+    chosen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The metrics of each query that has a match, of which `evaluate_retrieval` takes the means.
 
-    Arguments and errors are those of `evaluate_retrieval`.
+    Arguments and errors are those of `evaluate_retrieval`, but for `chosen`: positions of the queries to score, by
+    default all of them. The others stay in the gallery where they are in it.
 
     Returns:
         Positions of these queries, [n], in an order that labels alone decide, and each metric of them, [n].
@@ -104,6 +106,8 @@ def score_queries(
     num_relevant = class_sizes[query_classes] - is_leave_one_out
     # By R, so that the long lists of large classes are made for their own queries only.
     order = np.argsort(num_relevant, kind="stable")[np.count_nonzero(num_relevant == 0) :]
+    if chosen is not None:
+        order = order[np.isin(order, chosen)]
     if len(order) == 0:
         raise ValueError(
             f"Received {len(queries)} queries none of which has a match among {len(gallery)} items; expected labels "
@@ -113,14 +117,14 @@ def score_queries(
     blocks = to_blocks(gallery, width=block_width(memory_mb))
 
     def score(start):
-        chosen = order[start : start + CHUNK]
-        relevant = num_relevant[chosen]
+        asked = order[start : start + CHUNK]
+        relevant = num_relevant[asked]
         k = min(max(*ks, relevant[-1]), num_others)
         if is_leave_one_out:
-            nearest = without_own(search_blocks(queries[chosen], blocks, len(gallery), k + 1), chosen)
+            nearest = without_own(search_blocks(queries[asked], blocks, len(gallery), k + 1), asked)
         else:
-            nearest = search_blocks(queries[chosen], blocks, len(gallery), k)
-        hits = gallery_classes[nearest] == query_classes[chosen, None]
+            nearest = search_blocks(queries[asked], blocks, len(gallery), k)
+        hits = gallery_classes[nearest] == query_classes[asked, None]
         recalls = [recall_at_k(hits, each) for each in ks]
         return np.stack([*recalls, map_at_r(hits, relevant), r_precision(hits, relevant)])
 

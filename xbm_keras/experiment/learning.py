@@ -10,7 +10,8 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.retrieval import score_queries
-from xbm_keras.experiment.selection import PARAMETERS, RANK, ChosenHead, closed_forms_of, make_start, some_classes
+from xbm_keras.experiment.chosen_head import PARAMETERS, ChosenHead, closed_forms_of, make_start
+from xbm_keras.experiment.held_out import RANK, some_classes
 from xbm_keras.progress import track
 from xbm_keras.report.learning_curve import LearningCurve
 

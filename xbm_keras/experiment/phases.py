@@ -19,16 +19,9 @@ from xbm_keras.evaluation.retrieval import RetrievalEvaluation
 from xbm_keras.evaluation.side_by_side import Scores, compare
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import GROWTH_EPOCHS, left_out, make_model, make_sampler, steps_per_epoch
-from xbm_keras.experiment.selection import (
-    PARAMETERS,
-    HeldOutFolds,
-    best_epoch,
-    choose,
-    choose_start,
-    closed_forms_of,
-    held_out,
-    make_start,
-)
+from xbm_keras.experiment.chosen_head import PARAMETERS, closed_forms_of, make_start
+from xbm_keras.experiment.held_out import HeldOutFolds, held_out
+from xbm_keras.experiment.selection import best_epoch, choose, choose_start
 from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel

@@ -7,8 +7,10 @@ import numpy as np
 from xbm_keras.config.schema import Config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.evaluation.intervals import bootstrap_interval
+from xbm_keras.experiment.chosen_head import ChosenHead
+from xbm_keras.experiment.held_out import HeldOutFolds
 from xbm_keras.experiment.learning import class_learning_curve
-from xbm_keras.experiment.selection import ChosenHead, HeldOutFolds, choose_start
+from xbm_keras.experiment.selection import choose_start
 from xbm_keras.report.learning_curve import LearningCurve
 
 STARTS = ("pca", "whiten", "lda")

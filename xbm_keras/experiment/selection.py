@@ -1,145 +1,21 @@
 """What a run chooses on training items that it holds out: views, the start of the head, the number of epochs."""
 
-import dataclasses
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-import pydantic
 
-from xbm_keras import progress
 from xbm_keras.config import schema
-from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data.dataset import Dataset
-from xbm_keras.data.unit_rows import UnitRows
-from xbm_keras.evaluation.neighbors import FrozenNeighbors
-from xbm_keras.evaluation.retrieval import score_queries
+from xbm_keras.experiment.chosen_head import PARAMETERS, POWERS, TRIED, ChosenHead, HeadChoice
+from xbm_keras.experiment.held_out import HeldOutFolds
 from xbm_keras.experiment.loading import TRIED_VIEWS
-from xbm_keras.stages.head.starts import ClosedForms, Start
 
 log = logging.getLogger("xbm_keras")
 AUTO_STARTS = ("identity", "centred", "pca", "local", "whiten", "lda", "nda")  # ascending in what classes tell them
-PARAMETERS = {
-    "whiten": ("shrinkage",),
-    "local": ("shrinkage",),
-    "lda": ("total_share", "shrinkage", "weighting"),
-    "nda": ("total_share", "shrinkage", "weighting"),
-}
-TRIED = {  # where one is auto
-    "shrinkage": (0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
-    "weighting": (0.3, 1.0),
-    "total_share": (0.0, 0.3),
-}
-LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # the same for the start "local"
-POWERS = (1.0, 0.5)  # of the features before the head, that are tried
-ENOUGH_CLASSES = 100  # to choose by
-RANK = 384  # of closed forms that are only compared: the time grows with its third power
-MAX_SCORED_ITEMS = 8192  # of a fold
-
-
-def closed_forms_of(
-    dataset: Dataset, positions: np.ndarray, power: float = 1.0, rank: int | None = None
-) -> ClosedForms:
-    """One pass over the features of these items, raised to the head's power."""
-    with progress.watch(UnitRows(dataset.features, positions, power), "closed form") as rows:
-        return ClosedForms(rows, dataset.labels[positions], rank)
-
-
-class HeadChoice(schema.HeadConfig):
-    """A head with all that a run chooses for it, which no config says."""
-
-    weighting: float | Literal["auto"] = "auto"
-    """For lda and nda: a direction whose variance between classes is v times that inside them is scaled by the root of
-    v / (v + weighting)."""
-    total_share: float | Literal["auto"] = "auto"
-    """For lda and nda: of the total covariance in the within-class one."""
-    power: float | Literal["auto"] = "auto"
-    """Of each feature before the FC layer, which keeps its sign."""
-
-
-class ChosenHead(HeadChoice):
-    """A head of which nothing is left to choose."""
-
-    weighting: float = TRIED["weighting"][0]
-    total_share: float = TRIED["total_share"][0]
-    power: float = POWERS[0]
-    tried: dict[str, dict[str, float]] = pydantic.Field(default_factory=dict)
-    """By start and shrinkage MAP@R of held-out classes, the best over the rest."""
-
-
-def make_start(config: ChosenHead, closed_forms: ClosedForms) -> Start:
-    """The closed form that the config names."""
-    with blaming_config():
-        parameters = {name: getattr(config, name) for name in PARAMETERS.get(config.start, ())}
-        return getattr(closed_forms, config.start)(config.embedding_dim, **parameters)
-
-
-class HeldOutFolds:
-    """Scores starts by folds of a dataset's training items; keeps closed forms and scores for the next head.
-
-    Args:
-        dataset: the items.
-        uses_labels: else scores are the overlap@10 with the frozen features among the validation items, the mean over
-            widths.
-    """
-
-    def __init__(self, dataset: Dataset, uses_labels: bool = True):
-        self.uses_labels = uses_labels
-        self.folds = held_out(dataset) if uses_labels else [dataset]
-        self._found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
-        self._frozen: FrozenNeighbors | None = None
-
-    def score(self, choice: ChosenHead) -> float:
-        """Of a start on held-out items: MAP@R, the mean over folds."""
-        return float(np.mean([values.mean() for values, _ in self.found(choice)]))
-
-    def by_class(self, choice: ChosenHead) -> np.ndarray:
-        """The same of each class, [C], fold after fold, as large as its share in the score, which is their mean."""
-        shares = []
-        for values, classes in self.found(choice):
-            _, places = np.unique(classes, return_inverse=True)
-            shares.append(np.bincount(places, values) / len(values))
-        return np.concatenate(shares) * sum(map(len, shares)) / len(shares)
-
-    def found(self, choice: ChosenHead | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.
-
-        Without labels it is the overlap of each fold, [1], and no class.
-        """
-        key = "frozen" if choice is None else choice.model_dump_json(exclude={"tried"})
-        if key not in self._found:
-            self._found[key] = [self._find(i, choice) for i in range(len(self.folds))]
-        return self._found[key]
-
-    def _find(self, i: int, choice: ChosenHead | None) -> tuple[np.ndarray, np.ndarray]:
-        dataset = self.folds[i]
-        scored = dataset.splits.validation
-        if self.uses_labels:
-            scored = some_classes(scored, dataset.labels)
-        embeddings = self._embedded(i, choice, scored)
-        if not self.uses_labels:
-            self._frozen = self._frozen or FrozenNeighbors(UnitRows(dataset.features, scored))
-            widths = (choice and choice.widths) or [embeddings.shape[1]]
-            overlap = self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
-            return np.array([overlap]), np.arange(0)
-        labels = dataset.labels[scored]
-        order, found = score_queries(embeddings, labels)
-        return found["map_at_r"], labels[order]
-
-    def _embedded(self, i: int, choice: ChosenHead | None, positions: np.ndarray) -> np.ndarray:
-        dataset = self.folds[i]
-        if choice is None:
-            return np.asarray(UnitRows(dataset.features, positions))
-        rank = max(RANK, choice.embedding_dim)
-        key = (i, choice.power, rank)
-        if key not in self._closed_forms:
-            train = dataset.with_views(dataset.splits.train)
-            self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
-        kernel, bias = make_start(choice, self._closed_forms[key])
-        return np.asarray(UnitRows(dataset.features, positions, choice.power)) @ kernel + bias
+LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # that are tried for the start "local"
+FAR = 3.0  # standard errors, by a sample of the queries
 
 
 def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> ChosenHead:
@@ -187,23 +63,46 @@ def most_of_classes(choices: Sequence[ChosenHead], folds: HeldOutFolds) -> Chose
     The others lack more than one standard error, over the held-out classes, of their difference from the best. What is
     left is ordered by `AUTO_STARTS`, by less shrinkage, and then by score: a fold knows fewer classes than the run
     will, and understates what needs many. Without labels it is the best.
+
+    Where the held-out items are many, an eighth of them query all first, and what is far behind by these is not looked
+    at further: its score stays that of the sample.
     """
-    scores = [folds.score(choice) for choice in choices]
-    best = int(np.argmax(scores))
     if not folds.uses_labels:
-        return choices[best]
-    lacking = folds.by_class(choices[best])[:, None] - np.stack([folds.by_class(each) for each in choices], axis=1)
-    error = lacking.std(axis=0, ddof=1) / np.sqrt(len(lacking))
-    is_close = lacking.mean(axis=0) <= error
+        return max(choices, key=folds.score)
+    of_sample: dict[tuple[str, str], float] = {}
+    if folds.can_sample:
+        is_near, scores = _within(FAR, choices, folds, is_sample=True)
+        of_sample = _by_shrinkage(choices, scores)
+        choices = [choice for choice, near in zip(choices, is_near, strict=True) if near]
+    is_close, scores = _within(1.0, choices, folds)
 
     def taken(i: int) -> tuple:
         return is_close[i], AUTO_STARTS.index(choices[i].start), -_shrinkage(choices[i]), scores[i]
 
     tried: dict[str, dict[str, float]] = {}
-    for choice, score in zip(choices, scores, strict=True):
-        of_start, shrinkage = tried.setdefault(choice.start, {}), str(_shrinkage(choice))
-        of_start[shrinkage] = max(score, of_start.get(shrinkage, 0.0))
+    for (start, shrinkage), score in (of_sample | _by_shrinkage(choices, scores)).items():
+        tried.setdefault(start, {})[shrinkage] = score
     return choices[max(range(len(choices)), key=taken)].model_copy(update={"tried": tried})
+
+
+def _within(
+    errors: float, choices: Sequence[ChosenHead], folds: HeldOutFolds, is_sample: bool = False
+) -> tuple[np.ndarray, list[float]]:
+    """Which starts lack at most so many standard errors, over classes, of the best one, [n] bool; and all scores."""
+    scores = [folds.score(choice, is_sample) for choice in choices]
+    found = np.stack([folds.by_class(each, is_sample) for each in choices], axis=1)
+    lacking = found[:, int(np.argmax(scores)), None] - found
+    error = lacking.std(axis=0, ddof=1) / np.sqrt(len(lacking))
+    return lacking.mean(axis=0) <= errors * error, scores
+
+
+def _by_shrinkage(choices: Sequence[ChosenHead], scores: Sequence[float]) -> dict[tuple[str, str], float]:
+    """The best score of each start and shrinkage."""
+    best: dict[tuple[str, str], float] = {}
+    for choice, score in zip(choices, scores, strict=True):
+        key = choice.start, str(_shrinkage(choice))
+        best[key] = max(score, best.get(key, 0.0))
+    return best
 
 
 def _shrinkage(choice: ChosenHead) -> float:
@@ -256,40 +155,6 @@ def _ways_to_view(views: schema.Views, dataset: Dataset) -> list[tuple[schema.Vi
         (views.model_copy(update={"number": n, "turned_classes": t}), dataset.keeping_views(n > 1, t))
         for n, t in itertools.product(numbers, turns)
     ]
-
-
-def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:
-    """What choices are made on: the same data, each time with other training items held out for validation.
-
-    Args:
-        dataset: the items, with the validation items that come first.
-        count: of folds, at most as many as there are; or "auto": the data as it is, or, where its validation classes
-            are few, each half of the folds. A few classes say little of others, and what is best among a few is not
-            what is best among as many as there will be.
-    """
-    splits, folds = dataset.splits, dataset.splits.folds
-    if count != "auto":
-        others = [fold for fold in folds if not np.array_equal(fold, splits.validation)]
-        return [dataset, *(_holding_out(dataset, fold) for fold in others[: int(count) - 1])]
-    if len(folds) < 2 or len(np.unique(dataset.labels[splits.validation])) >= ENOUGH_CLASSES:
-        return [dataset]
-    middle = len(folds) // 2
-    return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
-
-
-def some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads."""
-    names, counts = np.unique(labels[positions], return_counts=True)
-    order = np.random.default_rng(0).permutation(len(names))
-    num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), MAX_SCORED_ITEMS))
-    return positions[np.isin(labels[positions], names[order[:num_classes]])]
-
-
-def _holding_out(dataset: Dataset, positions: np.ndarray) -> Dataset:
-    """The same data, with these of all training items for validation."""
-    splits = dataset.splits
-    train = np.setdiff1d(np.union1d(splits.train, splits.validation), positions)
-    return dataclasses.replace(dataset, splits=dataclasses.replace(splits, train=train, validation=positions))
 
 
 def best_epoch(curves: Sequence[Sequence[float]], simplest: bool = False) -> int:

@@ -16,8 +16,10 @@ from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import phases
+from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of
+from xbm_keras.experiment.held_out import HeldOutFolds
 from xbm_keras.experiment.loading import load_dataset, with_training_views
-from xbm_keras.experiment.selection import ChosenHead, HeldOutFolds, choose, choose_start, closed_forms_of
+from xbm_keras.experiment.selection import choose, choose_start
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.starts import ClosedForms
