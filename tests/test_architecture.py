@@ -195,7 +195,11 @@ WRITERS = {
     "rename", "save_model", "savefig", "savetxt", "savez", "savez_compressed", "to_json", "to_parquet", "to_pickle",
     "tofile", "write_bytes", "write_out", "write_text",
 }  # fmt: skip
-WHOLE = {"writing_whole", "new_version"}  # what is written in such a block gets its name when the block ends
+WHOLE = {
+    "writing_whole",
+    "writing_folder",
+    "new_version",
+}  # what is written in such a block gets its name when the block ends
 WRITE_BY_THEMSELVES = {
     ("xbm_keras.export.saved_model", "save"): "a picture in memory",
     ("xbm_keras.feature_cache.ray_extraction", "save_model"): "a temporary folder of one process",

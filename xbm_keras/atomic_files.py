@@ -92,24 +92,34 @@ def delete_older(folder: pathlib.Path, num_kept: int) -> None:
 
 
 @contextlib.contextmanager
-def new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder to fill, which becomes the next version when the block ends without an error.
+def writing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder to fill, beside `path`, which gets its name when the block ends without an error.
 
     Until then it has a name that no server takes for a version.
+
+    Raises:
+        OSError: where it cannot be written, or `path` is there by then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    number = (_numbers(folder) or [0])[-1] + 1
-    side = folder / f"{number}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(side, ignore_errors=True)  # of a process that was killed
     side.mkdir()
     try:
         yield side
-        for path in (*side.rglob("*"), side):
-            sync(path)
-        side.rename(folder / str(number))
-        sync(folder)
+        for each in (*side.rglob("*"), side):
+            sync(each)
+        side.rename(path)
+        sync(path.parent)
     finally:
         shutil.rmtree(side, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder to fill, which becomes the next version when the block ends without an error."""
+    number = (_numbers(folder) or [0])[-1] + 1
+    with writing_folder(folder / str(number)) as side:
+        yield side
 
 
 def _numbers(folder: pathlib.Path) -> list[int]:

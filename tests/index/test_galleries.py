@@ -222,6 +222,9 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["1.0000", "more/late.png"]
     assert lines[3].endswith("bad.jpg: no picture that can be read: no picture of a known format")
+    assert command("search", f"--model={model}", "--where=label = 'class 0'", tmp_path / "more/late.png") == 0
+    found = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(found) == ["class 0/0.png", "class 0/2.png"]
 
     other = export_encoder(image_model(weights_seed=1), tmp_path / "other")
     with pytest.raises(SystemExit):

@@ -11,7 +11,7 @@ from xbm_keras.cli import terminal
 from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import saved_run
-from xbm_keras.index import galleries
+from xbm_keras.index import galleries, stores
 from xbm_keras.index.exported_model import (
     ExportedModel,
     embed_folder,
@@ -24,6 +24,7 @@ from xbm_keras.index.exported_model import (
 )
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.roots import choose_root, id_of, place_of
+from xbm_keras.index.where import meets
 
 log = logging.getLogger("xbm_keras")
 
@@ -92,6 +93,10 @@ def search(options: argparse.Namespace) -> None:
         raise ValueError("Received pictures and --features, or neither; expected one of them. Give what to search for.")
     model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
     gallery, about, approximate = galleries.read_index(pathlib.Path(options.index))
+    if options.approximate and options.where:
+        raise ValueError(
+            "Received --approximate with --where; expected one of them, since conditions need exact search."
+        )
     if about["model"] != model.fingerprint:
         raise ValueError(
             f"Received the model {model.fingerprint} for an index of the model {about['model']}; expected one model, "
@@ -108,11 +113,21 @@ def search(options: argparse.Namespace) -> None:
     if options.approximate:
         ids, similarities = galleries.search_approximately(gallery, approximate, vectors, options.k)
     else:
-        ids, similarities = galleries.ExactSearch(gallery, about.get("mixed", 0)).find(vectors, options.k)
+        found = gallery.take(meets(gallery.items, options.where)) if options.where else gallery
+        ids, similarities = galleries.ExactSearch(found, about.get("mixed", 0)).find(vectors, options.k)
     for path, is_valid, *answers in zip(asked, valid, ids, similarities, strict=True):
         print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
         for item, similarity in zip(*answers, strict=True) if is_valid else ():
             print(f"  {similarity:.4f}  {item}")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the items of the newest version for another store."""
+    gallery, about, _ = galleries.read_index(pathlib.Path(options.index))
+    if about.get("mixed"):
+        log.warning("The vectors are exported plain; this index mixes %d neighbours into each.", about["mixed"])
+    stores.export_gallery(options.to, pathlib.Path(options.output), gallery, about["model"])
+    log.info("%s: %d items of width %d for %s", options.output, *gallery.vectors.shape, options.to)
 
 
 def _from_run(options) -> tuple[Gallery, str, dict[str, str]]:
@@ -195,5 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--k", type=_positive, default=10)
     made.add_argument("--approximate", action="store_true")
     made.add_argument("--features", help="an .npy of features [n, D], such as those of queries, in place of pictures")
+    made.add_argument("--where", help="search these items alone: \"style = 'flat' and year > 2019\"")
     made.add_argument("picture", nargs="*")
+    made = command("export", export, help="write the items for another store, which its own client reads")
+    made.add_argument("--to", required=True, choices=sorted(stores.STORES))
+    made.add_argument("--output", required=True, help="the file or folder to write, which is not there yet")
     return parser
