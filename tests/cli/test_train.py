@@ -20,8 +20,8 @@ from xbm_keras.experiment import phases, work
 
 def test_a_run_leaves_what_the_readme_says(finished):
     assert {p.name for p in finished.iterdir()} == {
-        ".lock", "config.yaml", "data.json", "export", "history.csv", "metrics.json", "model.keras", "report.html",
-        "tensorboard",
+        ".lock", "config.yaml", "data.json", "export", "held_out_head.npz", "history.csv", "metrics.json",
+        "model.keras", "report.html", "tensorboard", "thresholds.json",
     }  # fmt: skip
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}

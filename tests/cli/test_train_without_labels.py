@@ -12,7 +12,7 @@ from tests.cli.runs import fails, means_of, run
 from xbm_keras.cli import evaluate, index
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.errors import DataError
-from xbm_keras.evaluation.quantization import to_int8
+from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
 from xbm_keras.experiment import loading, saved_run
 
@@ -38,7 +38,7 @@ def vectors(tmp_path_factory):
         "top_k": {"num_neighbors": 8, "num_random": 16},
         "loss": {"name": "similarity_alignment"},
         "training": {"epochs": 4, "batch_size": 30, "steps_per_epoch": 4},
-        "export": {"codes": ["int8", "binary"]},
+        "export": {"codes": ["int8", "int4", "binary"]},
     }
     (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
     return folder / "vectors.yaml"
@@ -54,7 +54,7 @@ def finished(vectors, tmp_path_factory):
 def test_without_labels_a_run_says_what_is_kept(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"neighbors", "validation", "phase"}
-    codes = {f"trained_{code}{at}" for code in ("int8", "binary") for at in ("", "@2")}
+    codes = {f"trained_{code}{at}" for code in ("int8", "int4", "binary") for at in ("", "@2")}
     assert set(metrics["neighbors"]) == {"closed_form", "closed_form@2", "trained", "trained@2"} | codes
     for embeddings in (metrics["neighbors"], metrics["validation"]["neighbors"]):
         for values in embeddings.values():
@@ -92,7 +92,7 @@ def test_there_is_a_signature_for_each_width_and_a_code_beside_the_embedding(fin
     np.testing.assert_allclose(cut["embeddings"], beginning, atol=1e-6)
     for out, width in ((full, 4), (cut, 2)):
         np.testing.assert_array_equal(out["embeddings_binary"], np.packbits(out["embeddings"].numpy() > 0, axis=1))
-        np.testing.assert_allclose(out["embeddings_int8"], to_int8(out["embeddings"]), atol=1)
+        np.testing.assert_allclose(out["embeddings_int8"], CODES["int8"].of(out["embeddings"]), atol=1)
         assert out["embeddings_int8"].shape == (5, width)
 
 
@@ -209,7 +209,7 @@ def test_nested_widths_with_labels(vectors, tmp_path):
         (["head.widths=[4,2]"], "expected ascending whole numbers, the last of which is 2"),
         (["head.nesting=sequential"], "head.nesting: received 'sequential'; this key left"),
         (["memory.memory_size=20"], "smaller than the batch of 30 (training.batch_size)"),
-        (["export.codes=[int4]"], "export.codes"),
+        (["export.codes=[int2]"], "export.codes"),
         (["head.widths=[2,17]"], "embedding_dim=17 for features of width 16"),
     ],
 )

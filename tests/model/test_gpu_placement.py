@@ -145,7 +145,7 @@ def test_index_search():
 
 @pytest.mark.parametrize("name", CODES)
 def test_codes(name):
-    code = tf.function(CODES[name]).get_concrete_function(tf.TensorSpec((B, 128), tf.float32))
+    code = tf.function(CODES[name].encode).get_concrete_function(tf.TensorSpec((B, 128), tf.float32))
     assert misplaced(code, large=LARGE) == []
 
 

@@ -59,8 +59,8 @@ class FrozenNeighbors:
         self.nearest = find_nearest(features[self.queries], features, max(self.ks), self.queries)
         self.similarities = pair_similarities(features, *self.pairs)
 
-    def score(self, vectors: np.ndarray) -> dict[str, float]:
-        """Metrics of vectors [N, E] of the same items.
+    def score(self, vectors: np.ndarray, stored: np.ndarray | None = None) -> dict[str, float]:
+        """Metrics of vectors [N, E] of the same items, which query them as stored [N, E], by default as they are.
 
         Returns:
             `neighbor_overlap_at_<k>`: the mean share of the k nearest items by frozen features that are among the k
@@ -71,9 +71,12 @@ class FrozenNeighbors:
         """
         if len(vectors) != self.num_items:
             raise ValueError(f"Received {len(vectors)} vectors; expected {self.num_items}, one for each item.")
-        found = find_nearest(vectors[self.queries], vectors, max(self.ks), self.queries)
+        stored = vectors if stored is None else stored
+        found = find_nearest(vectors[self.queries], stored, max(self.ks), self.queries)
         metrics = {f"neighbor_overlap_at_{k}": neighbor_overlap(found, self.nearest, k).mean() for k in self.ks}
-        correlation = scipy.stats.spearmanr(pair_similarities(vectors, *self.pairs), self.similarities).statistic
+        correlation = scipy.stats.spearmanr(
+            pair_similarities(vectors, *self.pairs, stored), self.similarities
+        ).statistic
         return {name: float(value) for name, value in (metrics | {"similarity_rank_correlation": correlation}).items()}
 
     def mean_score(self, vectors: np.ndarray, widths: Sequence[int]) -> dict[str, float]:

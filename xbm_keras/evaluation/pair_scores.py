@@ -8,7 +8,7 @@ import numpy as np
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.pairs import evaluate_pairs
-from xbm_keras.evaluation.quantization import decoded
+from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.stages.head.fc_layer import Head
 
@@ -51,7 +51,9 @@ def compare_pairs(
         for width in [pair[0].shape[1]] if head is None else head.widths:
             at = "" if width == pair[0].shape[1] else f"@{width}"
             q, d = (each[:, :width] for each in pair)
-            versions = {name + at: d} | {f"{name}_{code}{at}": decoded(code, d) for code in codes if name == "trained"}
+            versions = {name + at: d} | {
+                f"{name}_{code}{at}": CODES[code].rounded(d) for code in codes if name == "trained"
+            }
             for full_name, each in versions.items():
                 found = evaluate_pairs(q, each, relevant, grades)
                 frozen = found if frozen is None and head is None else frozen

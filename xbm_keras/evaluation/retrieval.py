@@ -74,13 +74,15 @@ def score_queries(
     gallery_labels: np.ndarray | None = None,
     ks: Sequence[int] = (1, 5, 10),
     *,
+    stored: np.ndarray | None = None,
     memory_mb: float = MEMORY_MB,
     chosen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The metrics of each query that has a match, of which `evaluate_retrieval` takes the means.
 
     Arguments and errors are those of `evaluate_retrieval`, but for `chosen`: positions of the queries to score, by
-    default all of them. The others stay in the gallery where they are in it.
+    default all of them, while the others stay in the gallery where they are in it; and, for leave-one-out, `stored`
+    [Q, E]: the items as a gallery holds them, by default as they query.
 
     Returns:
         Positions of these queries, [n], in an order that labels alone decide, and each metric of them, [n].
@@ -93,7 +95,7 @@ def score_queries(
     queries, query_labels = _checked("queries", queries, query_labels)
     is_leave_one_out = gallery is None
     if gallery is None or gallery_labels is None:
-        gallery, gallery_labels = queries, query_labels
+        gallery, gallery_labels = queries if stored is None else stored, query_labels
     else:
         gallery, gallery_labels = _checked("gallery", gallery, gallery_labels)
     if queries.shape[1] != gallery.shape[1]:

@@ -10,7 +10,7 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.neighbors import FrozenNeighbors
-from xbm_keras.evaluation.quantization import decoded
+from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import embed, score_queries
 from xbm_keras.stages.head.fc_layer import Head
 
@@ -40,7 +40,7 @@ def compare(
         heads: what embeds them, by name; None for the frozen features themselves.
         positions: [n].
         with_neighbors: also hold the embeddings against the frozen features, by `FrozenNeighbors`.
-        codes: in which "trained" is scored as well, see `xbm_keras.evaluation.quantization`.
+        codes: in which the gallery is scored as well under "trained", see `xbm_keras.evaluation.quantization`.
     """
     rows = UnitRows(dataset.features, positions)
     protocols = _protocols(dataset, positions)
@@ -54,14 +54,14 @@ def compare(
             v = vectors[:, :width]
             versions = {name + at: v}
             if name == "trained":
-                versions |= {f"{name}_{code}{at}": decoded(code, v) for code in codes}
-            for full_name, each in versions.items():
-                for protocol, (metrics, found) in _score(each, dataset.labels[positions], protocols).items():
+                versions |= {f"{name}_{code}{at}": CODES[code].rounded(v) for code in codes}
+            for full_name, stored in versions.items():
+                for protocol, (metrics, found) in _score(v, stored, dataset.labels[positions], protocols).items():
                     scores.setdefault(protocol, {})[full_name] = metrics
                     if full_name in heads:
                         full.setdefault(protocol, {})[full_name] = found
                 if frozen is not None and head is not None:
-                    scores.setdefault("neighbors", {})[full_name] = frozen.score(each)
+                    scores.setdefault("neighbors", {})[full_name] = frozen.score(v, stored)
     for protocol, of_heads in full.items():
         for other in [name for name in of_heads if name != "trained" and "trained" in of_heads]:
             values, classes = of_heads["trained"][0] - of_heads[other][0], of_heads[other][1]
@@ -94,12 +94,17 @@ def _protocols(dataset: Dataset, positions: np.ndarray) -> dict[str, Roles]:
     return protocols
 
 
-def _score(vectors: np.ndarray, labels: np.ndarray, protocols: dict[str, Roles]) -> dict[str, tuple[dict, np.ndarray]]:
-    """Of vectors [n, E] with labels [n] by protocol: metrics, and MAP@R and class of each query, [2, queries]."""
+def _score(
+    vectors: np.ndarray, stored: np.ndarray, labels: np.ndarray, protocols: dict[str, Roles]
+) -> dict[str, tuple[dict, np.ndarray]]:
+    """Of queries [n, E] among the same items as stored [n, E], with labels [n], by protocol.
+
+    Metrics, and MAP@R and class of each query, [2, queries].
+    """
     results = {}
     for name, (q, g) in protocols.items():
-        gallery = () if g is None else (vectors[g], labels[g])
-        order, found = score_queries(vectors[q], labels[q], *gallery)
+        gallery = {"stored": stored[q]} if g is None else {"gallery": stored[g], "gallery_labels": labels[g]}
+        order, found = score_queries(vectors[q], labels[q], **gallery)
         classes = labels[q][order]
         metrics: dict = {metric: float(values.mean()) for metric, values in found.items()}
         metrics["map_at_r_interval"] = list(bootstrap_interval(found["map_at_r"], classes))

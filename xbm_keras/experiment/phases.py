@@ -9,18 +9,20 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras import progress
+from xbm_keras.atomic_files import writing_whole
 from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.labels import counted
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.neighbors import NeighborEvaluation
-from xbm_keras.evaluation.retrieval import RetrievalEvaluation
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed
 from xbm_keras.evaluation.side_by_side import Scores, compare
+from xbm_keras.evaluation.thresholds import measure_thresholds
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import GROWTH_EPOCHS, left_out, make_model, make_sampler, steps_per_epoch
 from xbm_keras.experiment.chosen_head import PARAMETERS, closed_forms_of, make_start
-from xbm_keras.experiment.held_out import HeldOutFolds, held_out
+from xbm_keras.experiment.held_out import HeldOutFolds, held_out, some_classes
 from xbm_keras.experiment.selection import best_epoch, choose, choose_start
 from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
@@ -36,6 +38,7 @@ from xbm_keras.training.memory_batches import prefill_order, training_batches
 
 log = logging.getLogger("xbm_keras")
 MAX_STEPS_OF_CALL = 16
+HELD_OUT_HEAD = "held_out_head.npz"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -190,8 +193,9 @@ def run(
 ) -> tuple[XBMModel, dict]:
     """Choose views, start and the number of epochs on held-out classes, train on all training classes, and test once.
 
-    Writes `history.csv`, TensorBoard logs and `checkpoints/` on the way, from which it goes on where it was killed; and
-    the costs of its stages into `costs`.
+    Writes `history.csv`, TensorBoard logs and `checkpoints/` on the way, from which it goes on where it was killed;
+    `held_out_head.npz` and, where held-out items have labels, `thresholds.json`; and the costs of its stages into
+    `costs`.
 
     Returns:
         The trained model, and the contents of `metrics.json`. Its `validation` is of the first fold: the scores, on its
@@ -229,6 +233,7 @@ def run(
             kept = epoch, model.head.get_weights()
         costs.begin("select: validation")
         validation = _compare(config, first, start, model.head, first.splits.validation)
+        write_held_out(workdir, first, model.head)
 
         if config.training.refit:
             costs.begin("refit: training")
@@ -255,6 +260,23 @@ def run(
         **config.head.model_dump(include={"start", "power", "tried", *PARAMETERS.get(config.head.start, ())}),
     }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}
+
+
+def write_held_out(workdir: pathlib.Path, dataset: Dataset, head: Head) -> None:
+    """Write the weights of a head that did not train on the validation items, `held_out_head.npz`.
+
+    And its `thresholds.json` of them, where they have labels.
+    """
+    with writing_whole(workdir / HELD_OUT_HEAD) as side:
+        np.savez(side, *head.get_weights())
+    found, known = None, dataset.labelled(dataset.splits.validation)
+    if len(known):
+        chosen = some_classes(known, dataset.labels)
+        found = measure_thresholds(embed(head, UnitRows(dataset.features, chosen)), dataset.labels[chosen])
+    if found is None:
+        log.info("Held-out items tell no threshold of matches: no two of them share a label.")
+    else:
+        found.write(workdir)
 
 
 def told_of_refit(epoch: int) -> str:

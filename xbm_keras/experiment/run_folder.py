@@ -22,6 +22,8 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
+from xbm_keras.evaluation.thresholds import FILE as THRESHOLDS
+from xbm_keras.evaluation.thresholds import read_thresholds
 from xbm_keras.experiment.learning import class_learning_curve
 from xbm_keras.experiment.run_facts import about_items, num_classes
 from xbm_keras.export import model_card
@@ -168,7 +170,7 @@ def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
         )
     else:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        for leftover in ("history.csv", "data.json", "report.html", REPORT_ERROR):
+        for leftover in ("history.csv", "data.json", "report.html", THRESHOLDS, REPORT_ERROR):
             (folder / leftover).unlink(missing_ok=True)
     if is_begun:  # by a process that was killed after the training
         shutil.rmtree(folder / "export", ignore_errors=True)
@@ -286,13 +288,15 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
 
 
 def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
-    """Write the next `export/<version>/`, with `model_card.md` and `labels.json`, the names of the classes."""
+    """Write the next `export/<version>/`, with `model_card.md`, `thresholds.json` and the names of `labels.json`."""
     about = read_record(workdir / "data.json")
 
     def describe(version: pathlib.Path) -> None:
         values, recipe = config.model_dump(mode="json"), public_values(config)
         card = model_card.render_card(values, recipe, about, metrics, describe_signatures(version))
         write_whole(version / "model_card.md", card)
+        if thresholds := read_thresholds(workdir):
+            thresholds.write(version)
         if "labels" in about:
             write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
 

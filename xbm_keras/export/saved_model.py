@@ -38,7 +38,7 @@ def export_encoder(
     *,
     weights: Literal["float32", "float16"] = "float32",
     max_pixels: Positive = MAX_PIXELS,
-    codes: Sequence[Literal["int8", "binary"]] = (),
+    codes: Sequence[Literal["float16", "int8", "int4", "binary"]] = (),
     add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.
@@ -72,8 +72,9 @@ def export_encoder(
             SavedModel backbone.
         max_pixels: encoded pictures with more are refused before they are decoded: small files may hold many. Training
             reads larger ones; where clients send such, say how large.
-        codes: also give the embeddings in these codes, as `embeddings_int8` and `embeddings_binary`, of a quarter and
-            of a 32nd of the bytes; what they cost is measured.
+        codes: also give the embeddings in these codes, as `embeddings_float16`, `embeddings_int8`, `embeddings_int4`
+            and `embeddings_binary`, of a half, a quarter, an eighth and a 32nd of the bytes; what they cost is
+            measured.
         add_files: given the folder that is to become the version, writes what else belongs into it.
 
     Returns:
@@ -172,7 +173,7 @@ def _giving(function: Callable, width: int | None, codes: Sequence[str]) -> Call
         embeddings = outputs["embeddings"]
         if width is not None:
             embeddings = unit_length(embeddings[:, :width])
-        coded = {f"embeddings_{name}": CODES[name](embeddings) for name in codes}
+        coded = {f"embeddings_{name}": CODES[name].encode(embeddings) for name in codes}
         return {**outputs, "embeddings": embeddings, **coded}
 
     return cut

@@ -2,6 +2,7 @@
 
 - gallery: vectors, and the table of their items
 - galleries: versions of an index: write, add, remove, search
+- coded_search: search in few bits
 - usearch_graph: approximate search; where: conditions on the items
 - stores: galleries as files of other stores
 - exported_model: pictures through an exported model; roots: what their ids are
