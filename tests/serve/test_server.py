@@ -49,7 +49,8 @@ class Server:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
         for _ in range(1200):
             with contextlib.suppress(OSError):
-                return self.get("/health")
+                if self.request("GET", "/ready")[0] == 200:
+                    return
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             time.sleep(0.1)
         raise TimeoutError((self.folder / "server.log").read_text())
@@ -144,7 +145,14 @@ def test_pictures_that_tensorflow_does_not_know_are_read_as_in_training(server):
 def test_without_an_index_it_embeds(folder):
     running = Server(folder, "model")
     try:
-        assert running.get("/health") == {"status": "ok", "model": "1", "index": None, "items": 0}
+        about = {
+            "status": "ok",
+            "model": "1",
+            "index": None,
+            "items": 0,
+            "takes": ["pictures", "vectors", "embeddings"],
+        }
+        assert running.get("/health") == about
         status, answer = running.post("/embed", [encoded(8, 8)])
         assert status == 200
         assert answer["valid"] == [True]

@@ -8,7 +8,9 @@ import uvicorn
 from xbm_keras.cli import terminal
 from xbm_keras.index.exported_model import exported_by
 from xbm_keras.serve.limits import WatchedConnection
-from xbm_keras.serve.server import REQUEST_PIXELS, make_app
+from xbm_keras.serve.requests import REQUEST_PIXELS
+from xbm_keras.serve.server import make_app
+from xbm_keras.serve.service import Server, Service
 
 
 def _named(text: str) -> tuple[str, pathlib.Path]:
@@ -39,12 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, default=10.0, help="seconds that a client may keep still")
     options = parser.parse_args(arguments)
     hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]
-    limits = {"max_pixels": options.max_pixels, "patience": options.patience}
-    folders = dict(map(_named, options.pictures))
-    with terminal.readable_errors():
-        app = make_app(exported_by(options.model), options.index, folders, hosts=hosts, **limits)
     WatchedConnection.patience = options.patience
-    uvicorn.run(
-        app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none", backlog=128
-    )
+    with terminal.readable_errors():
+        exported_by(options.model)  # that there is one
+        service = Service(options.model, options.index, options.max_pixels)
+        app = make_app(service, dict(map(_named, options.pictures)), hosts=hosts, patience=options.patience)
+        config = uvicorn.Config(
+            app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none",
+            backlog=128, timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        Server(config, app, service).run()
+        if service.error is not None:
+            raise service.error
     return 0

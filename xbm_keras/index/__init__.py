@@ -5,5 +5,5 @@
 - coded_search: search in few bits
 - usearch_graph: approximate search; where: conditions on the items
 - stores: galleries as files of other stores
-- exported_model: pictures through an exported model; roots: what their ids are
+- exported_model, exported_texts: pictures and texts through an exported model; roots: what ids of pictures are
 """

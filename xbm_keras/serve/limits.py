@@ -7,19 +7,22 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_BYTES = 32 << 20  # of a request
 MAX_HELD = 256 << 20  # of all requests together
-MAX_WAITING = 64  # requests that are there, and wait for their turn; more are told to come again
-MAX_RUNNING = 2  # requests computed at a time; each uses all cores
+MAX_RUNNING = 64  # whole requests that wait for their pass, or are in it; more are told to come again
 MAX_CONNECTIONS = 512
 MIN_RATE = 32 << 10  # bytes a second that a body must come at
 PIECE = 1 << 16
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+WHILE_STOPPING = ("/health", "/ready", "/metrics")  # are answered until the end
+BUSY = 503, "busy; come again", {"Retry-After": "1"}
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:\[\]@/]+)(:[0-9]*)?")
 
 
@@ -32,7 +35,7 @@ class Gone(Exception):
 
 
 class Gate:
-    """Lets requests pass to an app: those with a body one by one, once there is room for it and it is whole.
+    """Lets requests pass to an app: those with a body once there is room for it and it is whole.
 
     A body takes at most half of the room that is left, so that small ones find some beside large ones. The size is the
     client's word, `Content-Length`, without which there is no body. Whoever is refused is told so at once. Every answer
@@ -44,14 +47,27 @@ class Gate:
             came to. Any other name points here only to let a stranger's page read the answers (DNS rebinding).
         headers: of all answers.
         patience: seconds that a client may keep still in the middle of a body.
+        observe: is told path, status and seconds of each answer.
     """
 
-    def __init__(self, app, hosts: Sequence[str] = (), headers: dict[str, str] | None = None, patience: float = 10.0):
+    def __init__(
+        self,
+        app,
+        hosts: Sequence[str] = (),
+        headers: dict[str, str] | None = None,
+        patience: float = 10.0,
+        observe: Callable[[str, int, float], Any] = lambda *_: None,
+    ):
         self.app = app
         self.hosts = {host.lower() for host in (*LOCAL, *hosts)}
         self.headers = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         self.patience = patience
-        self.held, self.waiting, self.running = 0, 0, asyncio.Semaphore(MAX_RUNNING)
+        self.observe = observe
+        self.held, self.running = 0, 0
+        self.answering = 0
+        """Requests that are not answered yet, but for those that are while it stops."""
+        self.is_stopping = False
+        """Whether what comes from now on is refused."""
 
     async def __call__(self, scope, receive, send) -> None:
         """Of ASGI."""
@@ -59,19 +75,30 @@ class Gate:
             await self.app(scope, receive, send)
             return
 
+        status, begin, is_counted = 0, time.monotonic(), scope["path"] not in WHILE_STOPPING
+
         async def send_with_headers(message):
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
             await send(message)
 
         headers = Headers(scope=scope)
+        self.answering += is_counted
         try:
             self._check_host(headers.get("host", ""), scope.get("server"))
+            if self.is_stopping and is_counted:
+                raise Refused(503, "stopping; ask another server", {"Retry-After": "1"})
             await self._pass(scope, headers, receive, send_with_headers)
         except Refused as refused:
             await self._refuse(receive, send_with_headers, *refused.args)
         except Gone:
             return
+        finally:
+            self.answering -= is_counted
+            if status:
+                self.observe(scope["path"], status, time.monotonic() - begin)
 
     def _check_host(self, received: str, server: tuple | None) -> None:
         match = HOST.fullmatch(received.lower())
@@ -89,22 +116,18 @@ class Gate:
         if size == 0:
             await self.app(scope, receive, send)
             return
-        if 2 * size > MAX_HELD - self.held or self.waiting >= MAX_WAITING:
-            raise Refused(503, "busy; come again", {"Retry-After": "1"})
+        if 2 * size > MAX_HELD - self.held or self.running >= MAX_RUNNING:
+            raise Refused(*BUSY)
         self.held += size
         try:
             body = await self._read(receive, size)
-            if self.waiting >= MAX_WAITING:
-                raise Refused(503, "busy; come again", {"Retry-After": "1"})
-            self.waiting += 1
-            try:
-                await self.running.acquire()
-            finally:
-                self.waiting -= 1
+            if self.running >= MAX_RUNNING:
+                raise Refused(*BUSY)
+            self.running += 1
             try:
                 await self.app(scope, _replay(body, receive), send)
             finally:
-                self.running.release()
+                self.running -= 1
         finally:
             self.held -= size
 

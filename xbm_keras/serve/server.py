@@ -2,172 +2,107 @@
 
 import base64
 import hashlib
-import json
-import logging
 import pathlib
 import re
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import fastapi
 import fastapi.responses
 import PIL.Image
-import tensorflow as tf
-from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
-from xbm_keras.atomic_files import versions
-from xbm_keras.data import decoding
-from xbm_keras.data.pictures import count_pixels
-from xbm_keras.index.exported_model import ExportedModel
-from xbm_keras.index.gallery import read_items
 from xbm_keras.serve.limits import Gate
+from xbm_keras.serve.metrics import CONTENT_TYPE
+from xbm_keras.serve.requests import asked_by
+from xbm_keras.serve.served import Answer, Served
+from xbm_keras.serve.service import Service
 
-MAX_PICTURES = 32  # per request
-REQUEST_PIXELS = 4 * decoding.MAX_PIXELS  # of all its pictures; half a gigabyte while they are decoded
 MAX_K = 100
-RELOAD_SECONDS = 1.0
 SHOWN = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # by browsers
-ONE_PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
-log = logging.getLogger("uvicorn.error")
-
-
-class Index:
-    """The newest version of an index. A newer one that was embedded by the same model is taken up while serving.
-
-    Without a folder it has no items.
-    """
-
-    def __init__(self, folder: pathlib.Path | None, model: str):
-        self.folder = folder
-        self.model = model
-        self.version = ""
-        self.checked = 0.0
-        self.labels: dict[str, str] = {}
-        self.refresh()
-        if folder is not None and not self.version:
-            raise ValueError(
-                f"Received --index {folder}, which holds no version that this model embedded; expected an index of "
-                "this model. Build one: xbm-keras index build."
-            )
-
-    def refresh(self) -> None:
-        """Look for a newer version, at most once in a while."""
-        if self.folder is None or time.monotonic() - self.checked < RELOAD_SECONDS:
-            return
-        self.checked = time.monotonic()
-        found = versions(self.folder)
-        if found and found[-1].name != self.version:
-            version = found[-1]
-            about = json.loads((version / "index.json").read_text())
-            if about["model"] != self.model:
-                log.warning("%s was embedded by another model; the index stays as it is.", version)
-                return
-            loaded = tf.saved_model.load(str(version))
-            items = read_items(version)
-            labels = dict(zip(items["id"].to_pylist(), items["label"].to_pylist(), strict=True))
-            self.loaded, self.labels, self.version = loaded, labels, version.name
-
-    def search(self, embeddings: tf.Tensor, k: int) -> list[list[dict]]:
-        """For each embedding the k nearest items, best first."""
-        found = self.loaded.signatures["search"](embeddings=embeddings, k=tf.constant(k))
-        columns = (found[name].numpy().tolist() for name in ("ids", "labels", "similarities"))
-        return [
-            [{"id": i.decode(), "label": label.decode(), "similarity": s} for i, label, s in zip(*row, strict=True)]
-            for row in zip(*columns, strict=True)
-        ]
+K = Annotated[int, fastapi.Query(ge=1, le=MAX_K)]
 
 
 def make_app(
-    model: pathlib.Path,
-    index: pathlib.Path | None,
+    service: Service,
     folders: dict[str, pathlib.Path],
     *,
     hosts: Sequence[str] = (),
-    max_pixels: int = REQUEST_PIXELS,
     patience: float = 10.0,
 ) -> Gate:
-    """The service, an ASGI app.
+    """What answers, an ASGI app.
 
     Args:
-        model: the exported model, a folder such as `export/1`.
-        index: the folder of the index's versions; None embeds pictures, and finds nothing.
+        service: the model and its index.
         folders: of the pictures, to show them, by the name of their root in the index. The id of an item is the root's
             name and the path below its folder; the path alone for "".
         hosts: names of this server beside those of this machine.
-        max_pixels: of all pictures of a request together.
         patience: seconds that a client may keep still.
     """
-    exported = ExportedModel(model)  # reads what training reads, also where TensorFlow does not know the format
-    gallery = Index(index, exported.fingerprint)
-    embeddings, _ = exported.embed([ONE_PIXEL])  # the first pass is slow
-    if index is not None:
-        gallery.search(tf.constant(embeddings), 1)
     page = pathlib.Path(__file__).with_name("page.html").read_text("utf-8")
+    # Without the pages that load programs from elsewhere.
+    app = fastapi.FastAPI(title="Nearest items", docs_url=None, redoc_url=None, lifespan=service.lifespan)
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _policy(page)}
+    gate = Gate(app, hosts, headers, patience, service.metrics.observe)
 
-    app = fastapi.FastAPI(title="Nearest items", docs_url=None, redoc_url=None)  # those load programs from elsewhere
+    def serving() -> Served:
+        """The pair that answers a request from its first line to its last."""
+        if service.served is None:
+            raise fastapi.HTTPException(503, "the model is being loaded; come again", {"Retry-After": "1"})
+        return service.served
 
-    async def compute(files: list[fastapi.UploadFile], function):
-        if len(files) > MAX_PICTURES:
-            raise fastapi.HTTPException(413, f"{len(files)} pictures; expected at most {MAX_PICTURES}")
-        data = [await file.read() for file in files]
-
-        def run():
-            pixels = [count_pixels(encoded) for encoded in data]
-            allowed = [encoded if n <= max_pixels else b"" for encoded, n in zip(data, pixels, strict=True)]
-            total = sum(n for n in pixels if n <= max_pixels)
-            if total > max_pixels:
-                raise fastapi.HTTPException(
-                    413, f"{total / 1e6:.0f} megapixels; expected at most {max_pixels / 1e6:.0f} in one request"
-                )
-            return function(allowed)
-
-        return await run_in_threadpool(run)
+    async def answer(served: Served, request: fastapi.Request, k: int) -> list[Answer]:
+        kind, asked = await asked_by(request, served, k, service.max_pixels)
+        return await served.passes[kind].ask(asked)
 
     @app.get("/health")
     def health() -> dict:
-        gallery.refresh()
-        found = {"index": gallery.version or None, "items": len(gallery.labels)}
-        return {"status": "ok", "model": model.name, **found}
+        """That the process lives, and what it serves."""
+        served = service.served
+        if served is None:
+            return {"status": "ok", "model": None, "index": None, "items": 0, "takes": []}
+        index = served.index and served.index.name
+        about = {"model": served.version.name, "index": index, "items": len(served.places), "takes": served.kinds}
+        return {"status": "ok", **about}
+
+    @app.get("/ready")
+    def ready():
+        """Whether requests should be sent here."""
+        state = "stopping" if gate.is_stopping else "loading" if service.served is None else "ready"
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    @app.get("/metrics")
+    def metrics():
+        return fastapi.Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.post("/embed")
-    async def embed(pictures: list[fastapi.UploadFile]) -> dict:
-        """Embeddings of encoded pictures; zeros, and valid = false, for what is none."""
-
-        def run(data):
-            embeddings, valid = exported.embed(data, decoding.MAX_PIXELS)
-            return {"embeddings": embeddings.tolist(), "valid": valid.tolist()}
-
-        return await compute(pictures, run)
+    async def embed(request: fastapi.Request):
+        """Embeddings of items; zeros, and valid = false, for pictures that are none."""
+        found = await answer(serving(), request, 0)
+        embeddings = [each.embedding.tolist() for each in found]
+        return JSONResponse({"embeddings": embeddings, "valid": [each.is_valid for each in found]})
 
     @app.post("/search")
-    async def search(pictures: list[fastapi.UploadFile], k: Annotated[int, fastapi.Query(ge=1, le=MAX_K)] = 10) -> dict:
-        """For each encoded picture the k nearest items; none, and valid = false, for what is no picture."""
-        if index is None:
+    async def search(request: fastapi.Request, k: K = 10):
+        """The k nearest items of the index for each item; none, and valid = false, for a picture that is none."""
+        served = serving()
+        if served.index is None:
             raise fastapi.HTTPException(404, "no index to search: make one by xbm-keras index, and say --index")
-
-        def run(data):
-            gallery.refresh()
-            embeddings, valid = exported.embed(data, decoding.MAX_PIXELS)
-            found = gallery.search(tf.constant(embeddings), k)
-            results = [
-                {"valid": ok, "items": items if ok else []} for ok, items in zip(valid.tolist(), found, strict=True)
-            ]
-            return {"index": gallery.version, "results": results}
-
-        return await compute(pictures, run)
+        results = [{"valid": each.is_valid, "items": each.hits} for each in await answer(served, request, k)]
+        return JSONResponse({"model": served.version.name, "index": served.index.name, "results": results})
 
     @app.get("/items")
-    def items(count: Annotated[int, fastapi.Query(ge=1, le=MAX_K)] = 12) -> list[dict]:
+    def items(count: K = 12):
         """Some items of the index, from all over it."""
-        ids = list(gallery.labels)
-        return [{"id": i, "label": gallery.labels[i]} for i in ids[:: max(1, len(ids) // count)][:count]]
+        served = serving()
+        num_items = len(served.places)
+        return JSONResponse([served.item(i) for i in range(0, num_items, max(1, num_items // count))[:count]])
 
     @app.get("/picture/{item:path}")
     def picture(item: str):
         """The picture of an item of the index, and no other file."""
-        path = _find(item, folders) if item in gallery.labels else None
+        path = _find(item, folders) if item in serving().places else None
         if path is None:
             raise fastapi.HTTPException(404, "no such item")
         try:
@@ -181,8 +116,7 @@ def make_app(
     def show_page():
         return fastapi.responses.HTMLResponse(page)
 
-    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _policy(page)}
-    return Gate(app, hosts, headers, patience)
+    return gate
 
 
 def _find(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
