@@ -30,26 +30,28 @@ def tiny_bert(folder, lowercase=True, words=WORDS, seed=0):
     return str(folder)
 
 
-def tiny_pictures(folder, family="DINOV2", image_size=(14, 14)):
-    """A vision transformer of one layer and its image converter; the folder of the preset."""
+def tiny_pictures(folder, family="DINOV2", image_size=(14, 14), num_layers=1, registers=0):
+    """A vision transformer and its image converter; the folder of the preset."""
     import keras_hub
 
     shape = (*image_size, 3)
     if family == "DINOV2":
         network = keras_hub.models.DINOV2Backbone(
-            patch_size=7, num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=32, image_shape=shape,
-            position_embedding_shape=shape,
+            patch_size=7, num_layers=num_layers, hidden_dim=16, num_heads=2, intermediate_dim=32, image_shape=shape,
+            position_embedding_shape=shape, num_register_tokens=registers,
         )  # fmt: skip
     elif family == "ViT":
-        network = keras_hub.models.ViTBackbone(shape, 7, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32)
+        network = keras_hub.models.ViTBackbone(shape, 7, num_layers=num_layers, num_heads=2, hidden_dim=16, mlp_dim=32)
     elif family == "DINOV3":
-        network = keras_hub.models.DINOV3Backbone(7, 1, 16, 2, 32, image_shape=shape)
+        network = keras_hub.models.DINOV3Backbone(
+            7, num_layers, 16, 2, 32, num_register_tokens=registers, image_shape=shape
+        )
     elif family == "SigLIP":
-        vision = keras_hub.models.SigLIPVisionEncoder(7, 16, 1, 2, 32, image_shape=shape)
+        vision = keras_hub.models.SigLIPVisionEncoder(7, 16, num_layers, 2, 32, image_shape=shape)
         text = keras_hub.models.SigLIPTextEncoder(64, 8, 16, 1, 2, 32, max_sequence_length=8)
         network = keras_hub.models.SigLIPBackbone(vision, text)
     elif family == "CLIP":
-        vision = keras_hub.models.CLIPVisionEncoder(7, 16, 1, 2, 32, image_shape=shape)
+        vision = keras_hub.models.CLIPVisionEncoder(7, 16, num_layers, 2, 32, image_shape=shape)
         text = keras_hub.models.CLIPTextEncoder(64, 8, 16, 1, 2, 32, max_sequence_length=8)
         network = keras_hub.models.CLIPBackbone(vision, text, projection_dim=6)
     converter = getattr(keras_hub.layers, f"{family}ImageConverter")

@@ -161,7 +161,7 @@ def test_pictures_end_to_end(keras_hub, tmp_path):
         PIL.Image.fromarray(rng.integers(0, 255, (20, 17, 3), np.uint8)).save(path)
     preset = hub_presets.tiny_pictures(tmp_path / "dinov2")
     data = {"source": "image_folder", "root": str(tmp_path / "photos")}
-    config = config_of(tmp_path, data, {"kind": "keras_hub", "preset": preset, "pooling": "first"})
+    config = config_of(tmp_path, data, {"kind": "keras_hub", "preset": preset})
     run(config, tmp_path / "run", "training.epochs=1", "training.classes_per_batch=3")
     assert (tmp_path / "run/export/1/saved_model.pb").exists()
     assert not (tmp_path / "run/tokenizer").exists()

@@ -134,6 +134,21 @@ def test_a_text_feature_keeps_its_name():
     assert check_config({"data": {**TFDS, "text_key": "t"}, "backbone": network}, "x").data.texts == "t"
 
 
+def test_parts_of_a_transformer_are_those_of_the_version_that_ran():
+    pictures = {"source": "image_folder", "root": "x"}
+
+    def parts(backbone, is_finished=False, **others):
+        config = {"data": pictures, "backbone": {"kind": "keras_hub", "preset": "x", **backbone}, **others}
+        return check_config(config, "x", is_finished).backbone.parts
+
+    assert parts({}) == "auto"
+    assert parts({}, is_finished=True) == "pooled"  # it knew no others
+    assert parts({"parts": "auto"}, is_finished=True) == "auto"
+    assert parts({"pooling": "first"}) == "pooled"
+    assert parts({"pooling": "first", "parts": ["gem"]}) == ["gem"]
+    assert parts({}, loss={"name": "similarity_alignment"}) == "pooled"
+
+
 @pytest.mark.parametrize("kind", ["keras_file", "saved_model"])
 def test_a_path_tells_a_file_from_a_folder(kind):
     config = check_config({**PICTURES, "backbone": {"kind": kind, "path": "x"}}, "x")

@@ -122,7 +122,7 @@ else:
             section_of(Backbone.from_application, _Application, without=["pooling"], kind="keras_applications"),
             section_of(Backbone.from_file, without=OF_FILES, recipe={"image_size": [224, 224]}, kind="file"),
             section_of(Backbone.from_glyph_net, kind="glyph_net"),
-            section_of(HubBackbone.from_preset, kind="keras_hub"),
+            section_of(HubBackbone.from_preset, recipe={"parts": "auto"}, kind="keras_hub"),
         ],
         "kind",
     )

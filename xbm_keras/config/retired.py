@@ -130,6 +130,8 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     _merge_ray(values)
     if (backbone := values.get("backbone")) and isinstance(backbone, dict) and backbone.get("kind") in FILES:
         backbone["kind"] = "file"
+    if isinstance(backbone, dict) and backbone.get("kind") == "keras_hub" and is_finished:
+        backbone.setdefault("parts", "pooled")  # of a version that knew no others
     for old, new in RENAMED.items():
         if _has(values, old):
             value = _take(values, old)

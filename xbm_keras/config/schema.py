@@ -244,6 +244,11 @@ class Config(Section):
         if names.get("kind") == "keras_applications" and names.get("layers", "auto") == "auto":
             # So that a saved config says what it came to.
             values = {**values, "backbone": {**names, "layers": "last" if is_without else "pyramid"}}
+        if names.get("kind") == "keras_hub" and names.get("parts", "auto") == "auto":
+            values = {
+                **values,
+                "backbone": {**names, "parts": "pooled" if is_without or "pooling" in names else "auto"},
+            }
         data = values.get("data")
         if isinstance(data, dict) and data.get("source") == "pairs":
             return _merged(OF_PAIRS, values)

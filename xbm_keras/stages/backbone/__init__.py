@@ -3,5 +3,6 @@
 - frozen: any Keras model, .keras file or SavedModel
 - pyramid: maps from before the last layers
 - hub: networks of keras_hub
+- vision_parts: class token, mean of the patches and others of vision transformers
 - resizing: pictures brought to the network's size
 """

@@ -128,8 +128,11 @@ class Backbone(keras.layers.Layer):
         x = self.resize_batch(inputs) if self.image_size else inputs
         if self.preprocess is not None:
             x = self.preprocess(x)
-        outputs = outputs_of(self.network(x, training=False))
-        pooled = [tf.cast(self._pool(y), tf.float32) for y in outputs]
+        return self._side_by_side(self.network(x, training=False))
+
+    def _side_by_side(self, outputs) -> tf.Tensor:
+        """Features [B, D] float32 of what a network gave."""
+        pooled = [tf.cast(self._pool(y), tf.float32) for y in outputs_of(outputs)]
         if len(pooled) > 1:  # maps of different layers differ in scale
             pooled = [unit_length(y) for y in pooled]
         return tf.stop_gradient(tf.concat(pooled, axis=-1))

@@ -18,6 +18,7 @@ from annotated_types import Ge
 
 from xbm_keras.arguments import checked
 from xbm_keras.stages.backbone.frozen import Backbone, ImageSize, Pooling, outputs_of
+from xbm_keras.stages.backbone.vision_parts import Parts, with_parts
 
 TEXT_INPUTS = ("token_ids", "padding_mask")
 
@@ -32,7 +33,8 @@ class HubBackbone(Backbone):
 
     Args:
         network: of texts a model from token ids, mask and, maybe, segment ids to tokens [B, L, D]; of pictures one from
-            pictures to features [B, D], tokens [B, L, D] or maps [B, H, W, D].
+            pictures to features [B, D], tokens [B, L, D] or maps [B, H, W, D], or to several of these, which are put
+            side by side as those of a `Backbone` are.
         preprocessing: of texts a keras_hub preprocessor: text -> token ids and mask; of pictures an `ImageConverter`.
         pooling: "avg", "max" (both over the tokens of the text alone), or "first" (the first token).
 
@@ -62,6 +64,7 @@ class HubBackbone(Backbone):
         max_length: Annotated[int, Ge(3)] = 128,
         pooling: Pooling = "avg",
         image_size: ImageSize | None = None,
+        parts: Parts = "pooled",
     ) -> "HubBackbone":
         """A network of texts or of pictures, as the preset says; of CLIP and SigLIP the picture side, projected.
 
@@ -70,6 +73,10 @@ class HubBackbone(Backbone):
             max_length: tokens of a text, the special ones included; what is longer is cut.
             pooling: of the tokens of a text, the padding left out; of the tokens or maps of a picture.
             image_size: (height, width); by default what the network was made for.
+            parts: of a vision transformer, side by side: "class", the class token, or what CLIP and SigLIP compare;
+                "patches", the mean of the patches; "gem", their generalised mean; "blocks", the class tokens of the
+                last four blocks. "pooled" is what `pooling` makes of all tokens; "auto" is class and patches, or of
+                other networks "pooled".
 
         Raises:
             ValueError: where keras_hub is missing or cannot load the preset, and for a network that takes neither
@@ -81,7 +88,9 @@ class HubBackbone(Backbone):
         network = _load(hub.models.Backbone, preset)
         names = set(network.input) if isinstance(network.input, dict) else set()
         if any(len(tensor.shape) == 4 for tensor in keras.tree.flatten(network.input)):
-            backbone = cls(*_of_pictures(hub, network, preset, image_size), pooling, name="backbone")
+            backbone = cls(*_of_pictures(hub, network, preset, image_size, parts), pooling, name="backbone")
+        elif not isinstance(parts, str):
+            raise ValueError(f"Received parts {', '.join(parts)} with {preset!r}, which takes texts; leave them out.")
         elif names >= set(TEXT_INPUTS):
             longest = getattr(network, "max_sequence_length", max_length) or max_length
             if max_length > longest:
@@ -95,7 +104,7 @@ class HubBackbone(Backbone):
                 f"Received preset {preset!r}, a {type(network).__name__} with the inputs {', '.join(sorted(names))}; "
                 f"expected a network of pictures, or one of texts with {' and '.join(TEXT_INPUTS)}."
             )
-        backbone.remake = functools.partial(cls.from_preset, preset, max_length, pooling, image_size)
+        backbone.remake = functools.partial(cls.from_preset, preset, max_length, pooling, image_size, parts)
         return backbone
 
     @property
@@ -113,8 +122,7 @@ class HubBackbone(Backbone):
         if self.modality == "image":
             x = self.preprocess(tf.cast(inputs, tf.float32))
             names = self.network.input if isinstance(self.network.input, dict) else ()
-            (y,) = outputs_of(self.network(dict.fromkeys(names, x) or x, training=False))
-            return tf.stop_gradient(tf.cast(self._pool(y), tf.float32))
+            return self._side_by_side(self.network(dict.fromkeys(names, x) or x, training=False))
         token_ids, mask = (tf.cast(inputs[name], tf.int32) for name in TEXT_INPUTS)
         all_inputs = {"token_ids": token_ids, "padding_mask": mask, "segment_ids": tf.zeros_like(token_ids)}
         (y,) = outputs_of(self.network({name: all_inputs[name] for name in self.network.input}, training=False))
@@ -151,7 +159,7 @@ class HubBackbone(Backbone):
     def compute_output_shape(self, input_shape):
         """(batch, D)."""
         batch = (input_shape["token_ids"] if self.modality == "text" else input_shape)[0]
-        return (batch, outputs_of(self.network.output)[0].shape[-1])
+        return (batch, sum(each.shape[-1] for each in outputs_of(self.network.output)))
 
     def save_tokenizer(self, folder: pathlib.Path) -> None:
         """Write the preprocessing of texts as a preset for `keras_hub.models.TextClassifierPreprocessor.from_preset`.
@@ -211,8 +219,10 @@ def _preprocessor(hub, preset: str, max_length: int) -> keras.Layer:
         return _load(hub.models.TextEmbedderPreprocessor, preset, **options)
 
 
-def _of_pictures(hub, network, preset: str, image_size: tuple[int, int] | None) -> tuple[keras.Model, keras.Layer]:
-    """Network and `ImageConverter`, both at an image size."""
+def _of_pictures(
+    hub, network, preset: str, image_size: tuple[int, int] | None, parts: Parts
+) -> tuple[keras.Model, keras.Layer]:
+    """Network, giving these parts, and `ImageConverter`, both at an image size."""
     converter = _load(hub.layers.ImageConverter, preset)
     own = tuple(getattr(getattr(network, "vision_encoder", network), "image_shape", ()))[:2]
     if image_size and None not in own and own not in ((), tuple(image_size)):
@@ -221,7 +231,9 @@ def _of_pictures(hub, network, preset: str, image_size: tuple[int, int] | None) 
     if size is None:
         raise ValueError(f"Received preset {preset!r}, which names no image size; expected one. Set image_size.")
     converter.image_size = tuple(size)
-    if hasattr(network, "get_vision_embeddings"):
+    if (of_parts := with_parts(network, parts)) is not None:
+        network = of_parts
+    elif hasattr(network, "get_vision_embeddings"):
         images = keras.Input((*size, 3), name="images")
         network = keras.Model(images, network.get_vision_embeddings(images), name=network.name)
     elif len(keras.tree.flatten(network.input)) > 1:
