@@ -11,7 +11,7 @@ from xbm_keras.cli import terminal
 from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import saved_run
-from xbm_keras.index import galleries, stores
+from xbm_keras.index import galleries, mapping, stores
 from xbm_keras.index.exported_model import (
     ExportedModel,
     embed_folder,
@@ -130,6 +130,21 @@ def export(options: argparse.Namespace) -> None:
     log.info("%s: %d items of width %d for %s", options.output, *gallery.vectors.shape, options.to)
 
 
+def map_to(options: argparse.Namespace) -> None:
+    """Map the items of an index into the space of another model, and add them to the index of that model."""
+    target = pathlib.Path(options.to)
+    old, _, _ = galleries.read_index(pathlib.Path(options.index))
+    new, about, _ = galleries.read_index(target)
+    more, found = mapping.map_gallery(old, new)
+    galleries.add_items(target, more, about["model"])
+    kept = f"{found['recall_at_10']:.3f} of the 10 nearest"
+    if "map_at_r" in found:
+        kept += f", and a MAP@R of {found['map_at_r']:.3f}, where the new model's own vectors have "
+        kept += f"{found['map_at_r_new']:.3f}"
+    log.info("%s of %d pairs. Of %d others, the mapped find %s.", found["map"], found["pairs"], found["held_out"], kept)
+    log.info("%s: %d items mapped", latest_version(target), len(more.items))
+
+
 def _from_run(options) -> tuple[Gallery, str, dict[str, str]]:
     """The items of a run's data, or its documents, embedded by its head."""
     head = saved_run.load_head(options.model)
@@ -215,4 +230,6 @@ def _parser() -> argparse.ArgumentParser:
     made = command("export", export, help="write the items for another store, which its own client reads")
     made.add_argument("--to", required=True, choices=sorted(stores.STORES))
     made.add_argument("--output", required=True, help="the file or folder to write, which is not there yet")
+    made = command("map", map_to, help="map the items into the space of another model, by those in both indexes")
+    made.add_argument("--to", required=True, help="the index of the other model, which some of the items are in")
     return parser

@@ -4,6 +4,6 @@
 - galleries: versions of an index: write, add, remove, search
 - coded_search: search in few bits
 - usearch_graph: approximate search; where: conditions on the items
-- stores: galleries as files of other stores
+- stores: galleries as files of other stores; mapping: vectors of one model in the space of another
 - exported_model, exported_texts: pictures and texts through an exported model; roots: what ids of pictures are
 """

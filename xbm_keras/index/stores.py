@@ -4,6 +4,7 @@ Each has the items' columns with their types, and `vector`, of unit length: cosi
 """
 
 import base64
+import contextlib
 import datetime
 import importlib
 import json
@@ -82,18 +83,17 @@ def write_qdrant(path: pathlib.Path, gallery: Gallery, model: str) -> None:
     qdrant = _client("qdrant_client", "qdrant-client")
     models = qdrant.models
     with writing_folder(path) as side:
-        client = qdrant.QdrantClient(path=str(side))
-        width = models.VectorParams(size=gallery.vectors.shape[1], distance=models.Distance.COSINE)
-        client.create_collection(TABLE, vectors_config=width, metadata={MODEL: model})
-        for start in range(0, len(gallery.vectors), BLOCK):
-            payloads = [
-                {name: _plain(value) for name, value in row.items()}
-                for row in gallery.items.slice(start, BLOCK).to_pylist()
-            ]
-            ids = [str(uuid.uuid5(POINT_IDS, payload["id"])) for payload in payloads]
-            vectors = gallery.vectors[start : start + BLOCK].tolist()
-            client.upsert(TABLE, models.Batch(ids=ids, vectors=vectors, payloads=payloads))
-        client.close()
+        with contextlib.closing(qdrant.QdrantClient(path=str(side))) as client:
+            width = models.VectorParams(size=gallery.vectors.shape[1], distance=models.Distance.COSINE)
+            client.create_collection(TABLE, vectors_config=width, metadata={MODEL: model})
+            for start in range(0, len(gallery.vectors), BLOCK):
+                payloads = [
+                    {name: _plain(value) for name, value in row.items()}
+                    for row in gallery.items.slice(start, BLOCK).to_pylist()
+                ]
+                ids = [str(uuid.uuid5(POINT_IDS, payload["id"])) for payload in payloads]
+                vectors = gallery.vectors[start : start + BLOCK].tolist()
+                client.upsert(TABLE, models.Batch(ids=ids, vectors=vectors, payloads=payloads))
         (side / ".lock").unlink(missing_ok=True)
 
 
