@@ -48,6 +48,14 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         side.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Another name for a file that never changes; a copy where the disk knows no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def remove_leftovers(folder: pathlib.Path, older_than: float = 0.0) -> None:
     """Remove the temporary files that killed processes left in a folder.
 

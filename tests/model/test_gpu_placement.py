@@ -25,8 +25,8 @@ from xbm_keras import (
 )
 from xbm_keras.evaluation import exact_search
 from xbm_keras.evaluation.quantization import CODES
-from xbm_keras.index import galleries
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.saved_search import ExactSearch
 from xbm_keras.stages import cosine_scores
 from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
 from xbm_keras.stages.pair_losses import ContrastiveLoss, RecallSurrogateLoss
@@ -140,7 +140,7 @@ def test_evaluation_search():
 
 def test_index_search():
     gallery = Gallery.of(np.ones((M, E), np.float32), np.arange(M).astype(str), ["b"] * M)
-    assert misplaced(galleries.ExactSearch(gallery).search.get_concrete_function(), large=LARGE) == []
+    assert misplaced(ExactSearch.of(gallery).search.get_concrete_function(), large=LARGE) == []
 
 
 @pytest.mark.parametrize("name", CODES)

@@ -174,7 +174,7 @@ def test_a_model_and_its_index_change_as_one_and_no_request_is_lost(vectors):
 
     broken = top / "index/3"
     shutil.copytree(top / "index/2", broken)
-    (broken / "saved_model.pb").write_bytes(b"damaged")
+    (broken / "variables/variables.index").write_bytes(b"damaged")
     for _ in range(100):
         if "left alone" in (top / "server.log").read_text():
             break

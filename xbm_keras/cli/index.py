@@ -23,8 +23,8 @@ from xbm_keras.index.exported_model import (
     why_invalid,
 )
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.roots import choose_root, id_of, place_of
-from xbm_keras.index.where import meets
 
 log = logging.getLogger("xbm_keras")
 
@@ -58,16 +58,16 @@ def add(options: argparse.Namespace) -> None:
     """Embed a folder of pictures, and write a version with them. What is refused is so before anything is embedded."""
     folder, pictures = pathlib.Path(options.index), pathlib.Path(options.pictures)
     model, paths = ExportedModel(exported_by(options.model)), pictures_in(pictures)
-    gallery, about, _ = galleries.read_index(folder)
-    known = about.get("roots")
+    opened = OpenedIndex.newest(folder)
+    known = opened.about.get("roots")
     root = choose_root(options.pictures, options.root, known or {})
-    if known is None and options.root is None and (shared := np.array(paths)[gallery.holds(paths)]).size:
+    if known is None and options.root is None and (shared := np.array(paths)[opened.holds(paths)]).size:
         raise ValueError(
             f"Received {counted(len(shared), 'picture')} of paths that are ids of this index, such as "
             f"{str(shared[0])!r}, and an index that does not know its folders, as older versions wrote it; expected to "
             f"be told whether this folder is that of these items. If so, say --root='' --replace, else --root={root}."
         )
-    galleries.check_new(gallery, about, [id_of(root, path) for path in paths], model.fingerprint, options.replace)
+    galleries.check_new(opened, [id_of(root, path) for path in paths], model.fingerprint, options.replace)
     roots = {root: place_of(options.pictures)}
     if known and known.get(root, roots[root]) != roots[root]:
         log.warning("The root %r was another folder up to now.", root)
@@ -92,14 +92,14 @@ def search(options: argparse.Namespace) -> None:
     if bool(options.picture) == bool(options.features):
         raise ValueError("Received pictures and --features, or neither; expected one of them. Give what to search for.")
     model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
-    gallery, about, approximate = galleries.read_index(pathlib.Path(options.index))
     if options.approximate and options.where:
         raise ValueError(
             "Received --approximate with --where; expected one of them, since conditions need exact search."
         )
-    if about["model"] != model.fingerprint:
+    opened = OpenedIndex.newest(pathlib.Path(options.index))
+    if opened.model != model.fingerprint:
         raise ValueError(
-            f"Received the model {model.fingerprint} for an index of the model {about['model']}; expected one model, "
+            f"Received the model {model.fingerprint} for an index of the model {opened.model}; expected one model, "
             "since vectors of two do not compare. Give the model that the index was built with."
         )
     if options.features:
@@ -108,26 +108,20 @@ def search(options: argparse.Namespace) -> None:
     else:
         asked = options.picture
         vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in asked])
-    if options.approximate and approximate is None:
-        raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
-    if options.approximate:
-        ids, similarities = galleries.search_approximately(gallery, approximate, vectors, options.k)
-    else:
-        found = gallery.take(meets(gallery.items, options.where)) if options.where else gallery
-        ids, similarities = galleries.ExactSearch(found, about.get("mixed", 0)).find(vectors, options.k)
-    for path, is_valid, *answers in zip(asked, valid, ids, similarities, strict=True):
+    found = opened.find(vectors, options.k, approximate=options.approximate, where=options.where)
+    for path, is_valid, hits in zip(asked, valid, found, strict=True):
         print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
-        for item, similarity in zip(*answers, strict=True) if is_valid else ():
-            print(f"  {similarity:.4f}  {item}")
+        for hit in hits if is_valid else ():
+            print(f"  {hit['similarity']:.4f}  {hit['id']}")
 
 
 def export(options: argparse.Namespace) -> None:
     """Write the items of the newest version for another store."""
-    gallery, about, _ = galleries.read_index(pathlib.Path(options.index))
-    if about.get("mixed"):
-        log.warning("The vectors are exported plain; this index mixes %d neighbours into each.", about["mixed"])
-    stores.export_gallery(options.to, pathlib.Path(options.output), gallery, about["model"])
-    log.info("%s: %d items of width %d for %s", options.output, *gallery.vectors.shape, options.to)
+    opened = OpenedIndex.newest(pathlib.Path(options.index))
+    if opened.num_mixed:
+        log.warning("The vectors are exported plain; this index mixes %d neighbours into each.", opened.num_mixed)
+    stores.export_gallery(options.to, pathlib.Path(options.output), opened.gallery, opened.model)
+    log.info("%s: %d items of width %d for %s", options.output, *opened.gallery.vectors.shape, options.to)
 
 
 def map_to(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Galleries to search.
 
 - gallery: vectors, and the table of their items
-- galleries: versions of an index: write, add, remove, search
+- galleries: versions of an index: write one, add, remove; opened_index: what is found in one
+- segments: what a version is made of; saved_search: exact search as a SavedModel
 - coded_search: search in few bits
 - usearch_graph: approximate search; where: conditions on the items
 - stores: galleries as files of other stores; mapping: vectors of one model in the space of another

@@ -1,100 +1,28 @@
-"""A gallery to search: vectors, ids and labels, as an exact SavedModel and, if wanted, an approximate index beside it.
+"""Versions of an index: write one, add items, remove items. Each is whole: an exact search, and what it was made of.
 
-Letters: Q queries, N gallery items, E embedding width, k answers.
+Letters: Q queries, N items, E embedding width, k answers.
 """
 
 import functools
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 
 import filelock
 import numpy as np
-import pyarrow
 import tensorflow as tf
 
-from xbm_keras.atomic_files import latest_version, new_version, write_whole, writing_whole
-from xbm_keras.data.labels import as_objects, counted
-from xbm_keras.data.sources import Items
-from xbm_keras.geometry import unit_length
+from xbm_keras.atomic_files import new_version, write_whole
+from xbm_keras.data.labels import counted
 from xbm_keras.index import usearch_graph
-from xbm_keras.index.gallery import ITEMS, Gallery, read_items, write_items
+from xbm_keras.index.gallery import Gallery, is_in, joined, strings
+from xbm_keras.index.opened_index import OpenedIndex
+from xbm_keras.index.saved_search import ExactSearch, mixed
+from xbm_keras.index.segments import Segment, compacted, gallery_of, write_segments
 
-SCORES = 1 << 24  # held at a time by a search: 64 MB
-MIXING_POWER = 3.0
 RECALL_AT = 10
 RECALL_QUERIES = 1000
-
-
-def mix(vectors: tf.Tensor, gallery: tf.Tensor, count: int) -> tf.Tensor:
-    """Sum [n, E] of the `count` rows of a gallery [N, E] that are nearest to vectors [n, E], by cubed similarity."""
-    best, nearest = tf.math.top_k(tf.matmul(vectors, gallery, transpose_b=True), min(count, gallery.shape[0]))
-    weights = tf.maximum(best, 0.0) ** MIXING_POWER
-    return tf.einsum("bn,bne->be", weights, tf.gather(gallery, tf.cast(nearest, tf.int64)))
-
-
-class ExactSearch(tf.Module):
-    """Exact search as a SavedModel: the k items of highest cosine similarity, best first, ties by position.
-
-    Args:
-        gallery: the items.
-        num_mixed: nearest items that are mixed into each item, and into each query before it is answered, weighted by
-            cubed similarity; similarities then are those of the mixed vectors. 0 is none.
-
-    Reference:
-        Database-side augmentation: Arandjelovic and Zisserman, "Three things everyone should know to improve object
-        retrieval", CVPR 2012; expansion weighted by a power: Radenovic et al., "Fine-tuning CNN Image Retrieval", 2019.
-    """
-
-    def __init__(self, gallery: Gallery, num_mixed: int = 0):
-        super().__init__()
-        self.num_mixed = num_mixed
-        vectors = gallery.vectors
-        if num_mixed and len(vectors):
-            block = max(1, SCORES // len(vectors))
-            parts = [vectors[start : start + block] for start in range(0, len(vectors), block)]
-            # Each is the nearest to itself, with weight 1.
-            vectors = np.concatenate([unit_length(mix(part, tf.constant(vectors), num_mixed + 1)) for part in parts])
-        self.vectors = tf.Variable(vectors, trainable=False)
-        self.ids = tf.Variable(gallery.ids.tolist(), trainable=False, dtype=tf.string, shape=gallery.ids.shape)
-        self.labels = tf.Variable(gallery.labels.tolist(), trainable=False, dtype=tf.string, shape=gallery.ids.shape)
-        width = gallery.vectors.shape[1]
-        self.search = tf.function(
-            self._search,
-            input_signature=[
-                tf.TensorSpec((None, width), tf.float32, "embeddings"),
-                tf.TensorSpec((), tf.int32, "k"),
-            ],
-        )
-
-    def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and cosine similarities [Q, min(k, N)]."""
-        found = self.search(tf.constant(queries, tf.float32), tf.constant(k))
-        ids = as_objects([each.decode() for each in found["ids"].numpy().ravel()])
-        return ids.reshape(found["ids"].shape), found["similarities"].numpy()
-
-    def _search(self, embeddings, k):
-        """Of queries [Q, E] `similarities` float32, `ids` and `labels`, all [Q, min(k, N)]."""
-        num_items = self.vectors.shape[0]
-        k = tf.minimum(k, num_items)
-        queries = unit_length(embeddings)
-        block = max(1, SCORES // max(num_items, 1))
-        num_queries = tf.shape(queries)[0]
-        similarities = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
-        positions = tf.TensorArray(tf.int64, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
-        for i in tf.range(tf.maximum(1, (num_queries + block - 1) // block)):  # once also where Q is 0
-            asked = queries[i * block : (i + 1) * block]
-            if self.num_mixed:
-                asked = unit_length(asked + mix(asked, self.vectors, self.num_mixed))
-            scores = tf.matmul(asked, self.vectors, transpose_b=True)
-            best, place = tf.math.top_k(scores, k)
-            similarities, positions = similarities.write(i, best), positions.write(i, tf.cast(place, tf.int64))
-        places = tf.reshape(positions.concat(), [num_queries, k])
-        return {
-            "similarities": tf.reshape(similarities.concat(), [num_queries, k]),
-            "ids": tf.gather(self.ids, places),
-            "labels": tf.gather(self.labels, places),
-        }
 
 
 def write_index(
@@ -109,8 +37,8 @@ def write_index(
     """Write a gallery as the next version `folder/<n>/`, whole or not at all.
 
     The version is a SavedModel with the signature `search`: `embeddings` [Q, E] float32 and `k` int32 to `ids`,
-    `labels` and `similarities` [Q, min(k, N)]. Beside it lie the gallery itself (`vectors.npy`, `items.arrow`) and,
-    with `approximate_search`, a USearch index (`approximate.usearch`), whose recall is measured.
+    `labels` and `similarities` [Q, min(k, N)], of segments (see `xbm_keras.index.segments`). Beside it lies, with
+    `approximate_search`, a USearch index (`approximate.usearch`), whose recall is measured.
 
     Args:
         folder: of the versions.
@@ -122,7 +50,7 @@ def write_index(
         roots: of the items, name to place; None where that is not known.
 
     Returns:
-        What `index.json` holds: `items`, `width`, `model`, `roots`, `mixed` and, of an approximate index,
+        What `index.json` holds: `items`, `width`, `model`, `roots`, `segments`, `mixed` and, of an approximate index,
         `recall_at_10`.
 
     Raises:
@@ -134,21 +62,43 @@ def write_index(
             "each item that comes, which a graph cannot follow. Leave one out."
         )
     with _locked(folder):
-        index = usearch_graph.build(gallery.vectors, _keys(gallery)) if approximate_search else None
-        return _write(folder, gallery, model, index, roots, num_mixed)
+        index = usearch_graph.build_of(gallery) if approximate_search else None
+        about = {"width": gallery.vectors.shape[1], "model": model, "roots": roots}
+        about |= {"mixed": num_mixed} if num_mixed else {}
+        return _write(folder, [Segment.of(gallery)], about, index)
 
 
 def add_items(
     folder: pathlib.Path, more: Gallery, model: str, *, replace: bool = True, roots: dict[str, str] | None = None
 ) -> dict:
-    """Write the newest version with more items as the next one.
+    """Write the newest version with more items as the next one: see `change_items`."""
+    return change_items(folder, more, [], model, replace=replace, roots=roots)
 
-    Nothing that is there is embedded again, and the approximate index takes up the new items alone.
+
+def remove_items(folder: pathlib.Path, ids: Sequence[str]) -> dict:
+    """Write the newest version without these items as the next one. Raises ValueError for ids that are not there."""
+    return change_items(folder, None, ids)
+
+
+def change_items(
+    folder: pathlib.Path,
+    more: Gallery | None,
+    gone: Sequence[str],
+    model: str = "",
+    *,
+    replace: bool = True,
+    roots: dict[str, str] | None = None,
+) -> dict:
+    """Write the newest version with more items, and without some, as the next one.
+
+    Nothing that is there is embedded or, but where segments become one, written again, and the approximate index takes
+    up the new items alone.
 
     Args:
         folder: of the versions.
-        more: the items.
-        model: fingerprint of the model that embedded them.
+        more: the items that come.
+        gone: ids of those that go.
+        model: fingerprint of the model that embedded the items that come.
         replace: whether an item may take the place of one whose id is there already.
         roots: further ones.
 
@@ -156,37 +106,47 @@ def add_items(
         What `index.json` holds, and how many items were `added` and how many `replaced`.
 
     Raises:
-        ValueError: where another model embedded the items that are there, or, without `replace`, an id is there.
+        ValueError: where another model embedded the items that are there, for another width or another type of
+            metadata, for an id in `gone` that is not there, or, without `replace`, for one in `more` that is.
     """
     with _locked(folder):
-        gallery, about, index = read_index(folder)
-        check_new(gallery, about, more.ids, model, replace)
-        is_replaced = more.holds(gallery.ids)
+        opened = OpenedIndex.newest(folder)
+        opened.require(gone)
+        about = {name: opened.about.get(name) for name in ("width", "model", "roots")}
+        about |= {name: opened.about[name] for name in ("mixed",) if name in opened.about}
+        leaving, num_replaced = strings(gone), 0
+        if more is not None:
+            check_new(opened, more.ids, model, replace)
+            _require_alike(opened, more)
+            about["width"] = more.vectors.shape[1]
+            about["roots"] = {**(about["roots"] or {}), **roots} if roots else about["roots"]
+            num_replaced = int(opened.holds(more.ids).sum())
+            leaving = strings([*leaving.to_pylist(), *more.ids])
+        index = opened.approximate
         if index is not None:
-            index.remove(_keys(gallery)[is_replaced])
-            index.add(_keys(more), more.vectors)
-        roots = {**(about.get("roots") or {}), **roots} if roots else about.get("roots")
-        num_replaced = int(is_replaced.sum())
-        written = _write(folder, gallery.with_items(more), model, index, roots, about.get("mixed", 0))
-        return {**written, "added": len(more.ids) - num_replaced, "replaced": num_replaced}
+            usearch_graph.change(index, opened.gallery, is_in(opened.gallery.items["id"], leaving), more)
+        segments = [segment.without(is_in(segment.items["id"], leaving)) for segment in opened.segments]
+        segments += [Segment.of(more)] if more is not None and len(more.items) else []
+        written = _write(folder, segments, about, index)
+        num_added = 0 if more is None else len(more.items) - num_replaced
+        return {**written, "added": num_added, "replaced": num_replaced}
 
 
-def check_new(gallery: Gallery, about: dict, ids, model: str, replace: bool) -> None:
+def check_new(opened: OpenedIndex, ids: Sequence[str], model: str, replace: bool) -> None:
     """Raises ValueError where items of these ids, embedded by this model, may not be added to an index.
 
     Args:
-        gallery: of the index.
-        about: what its `index.json` holds.
+        opened: the index.
         ids: of the items.
         model: fingerprint of the model that embeds them.
         replace: whether an item may take the place of one whose id is there already.
     """
-    if model != about["model"]:
+    if model != opened.model:
         raise ValueError(
-            f"Received items embedded by the model {model} for an index of the model {about['model']}; expected "
+            f"Received items embedded by the model {model} for an index of the model {opened.model}; expected "
             "one model, since vectors of two do not compare. Build the index anew."
         )
-    here = [str(each) for each, is_here in zip(ids, gallery.holds(ids), strict=True) if is_here]
+    here = [str(each) for each, is_here in zip(ids, opened.holds(ids), strict=True) if is_here]
     if here and not replace:
         raise ValueError(
             f"Received {len(here)} of {counted(len(ids), 'item')} whose ids the index holds already, such as "
@@ -195,14 +155,14 @@ def check_new(gallery: Gallery, about: dict, ids, model: str, replace: bool) -> 
         )
 
 
-def remove_items(folder: pathlib.Path, ids) -> dict:
-    """Write the newest version without these items as the next one. Raises ValueError for ids that are not there."""
-    with _locked(folder):
-        gallery, about, index = read_index(folder)
-        fewer = gallery.without(ids)
-        if index is not None:
-            index.remove(_keys(gallery)[~fewer.holds(gallery.ids)])
-        return _write(folder, fewer, about["model"], index, about.get("roots"), about.get("mixed", 0))
+def _require_alike(opened: OpenedIndex, more: Gallery) -> None:
+    """Raises ValueError for vectors of another width, or columns of another type, than those of an index."""
+    joined([opened.items, more.items])
+    if len(opened) and more.vectors.shape[1] != opened.about["width"]:
+        raise ValueError(
+            f"Received vectors of width {more.vectors.shape[1]} for a gallery of width {opened.about['width']}; "
+            "expected the same. Embed them with the model of the gallery."
+        )
 
 
 def read_index(folder: pathlib.Path):
@@ -211,28 +171,8 @@ def read_index(folder: pathlib.Path):
     Raises:
         ValueError: where there is none, or its files are damaged.
     """
-    version = latest_version(folder)
-    try:
-        about = json.loads((version / "index.json").read_text("utf-8"))
-        with (version / "vectors.npy").open("rb") as file:
-            gallery = Gallery(np.lib.format.read_array(file, allow_pickle=False), read_items(version))
-        about["model"]  # all that is needed of it
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, pyarrow.ArrowException) as error:
-        raise ValueError(
-            f"Received {version}, a version of an index whose files are damaged ({type(error).__name__}: {error}); "
-            "expected them as they were written. Build the index anew, or delete this folder, and the version before "
-            "it is the newest again."
-        ) from error
-    path = version / "approximate.usearch"
-    return gallery, about, usearch_graph.load(path) if path.exists() else None
-
-
-def search_approximately(gallery: Gallery, index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and cosine similarities [Q, min(k, N)] of near items, most of them the nearest."""
-    keys = _keys(gallery)
-    order = np.argsort(keys)
-    found, similarities = usearch_graph.search(index, queries, min(k, len(keys)))
-    return gallery.ids[order[np.searchsorted(keys, found, sorter=order)]], similarities
+    opened = OpenedIndex.newest(folder)
+    return opened.gallery, opened.about, opened.approximate
 
 
 def _locked(folder: pathlib.Path) -> filelock.BaseFileLock:
@@ -241,24 +181,18 @@ def _locked(folder: pathlib.Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / ".lock")
 
 
-def _keys(gallery: Gallery) -> np.ndarray:
-    """A number for each item that stays when others come and go: [N] int64, as sample ids are."""
-    return Items(gallery.ids, None, {}).sample_ids() if len(gallery.ids) else np.empty(0, np.int64)
-
-
-def _write(
-    folder: pathlib.Path, gallery: Gallery, model: str, index, roots: dict[str, str] | None, num_mixed: int
-) -> dict:
-    about = {"items": len(gallery.ids), "width": gallery.vectors.shape[1], "model": model, "roots": roots}
-    about |= {"mixed": num_mixed} if num_mixed else {}
+def _write(folder: pathlib.Path, segments: list[Segment], about: dict, index) -> dict:
+    num_mixed = about.get("mixed", 0)
+    # What is mixed changes with each item.
+    segments = [mixed(gallery_of(segments), num_mixed)] if num_mixed else compacted(segments)
+    num_items = sum(int(segment.kept.sum()) for segment in segments)
+    about = {"items": num_items, **about, "segments": [segment.name for segment in segments]}
     if index is not None:
-        about |= _measure(gallery, index)
+        about |= _measure(gallery_of(segments), index)
     with new_version(folder) as target:
-        search = ExactSearch(gallery, num_mixed)
+        search = ExactSearch(segments, about["width"], num_mixed, is_empty=True)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
-        with writing_whole(target / "vectors.npy") as side:
-            np.save(side, gallery.vectors)
-        write_items(target / ITEMS, gallery.items)
+        write_segments(target, segments)
         if index is not None:
             index.save(str(target / "approximate.usearch"))
         write_whole(target / "index.json", json.dumps(about, indent=1))
@@ -267,17 +201,17 @@ def _write(
 
 def _measure(gallery: Gallery, index) -> dict:
     """Share of the exact nearest 10 that the approximate index finds, and the time per query."""
-    queries = np.random.default_rng(0).permutation(len(gallery.ids))[:RECALL_QUERIES]
-    k = min(RECALL_AT, len(gallery.ids) - 1)
+    queries = np.random.default_rng(0).permutation(len(gallery.items))[:RECALL_QUERIES]
+    k = min(RECALL_AT, len(gallery.items) - 1)
     if k < 1:
         return {}
-    exact = ExactSearch(gallery)
+    exact = ExactSearch.of(gallery)
     times, found = [], []
-    for find in (exact.find, functools.partial(search_approximately, gallery, index)):
+    for find in (exact.find, functools.partial(usearch_graph.search_gallery, gallery, index)):
         find(gallery.vectors[queries[:1]], k + 1)  # traces
         start = time.perf_counter()
-        ids, _ = find(gallery.vectors[queries], k + 1)
+        rows, _ = find(gallery.vectors[queries], k + 1)
         times.append((time.perf_counter() - start) / len(queries) * 1e3)
-        found.append([set(row) - {own} for row, own in zip(ids, gallery.ids[queries], strict=True)])
+        found.append([set(row) - {own} for row, own in zip(rows.tolist(), queries.tolist(), strict=True)])
     recall = sum(len(a & b) for a, b in zip(*found, strict=True)) / sum(map(len, found[0]))
     return {f"recall_at_{RECALL_AT}": recall, "exact_ms": times[0], "approximate_ms": times[1]}

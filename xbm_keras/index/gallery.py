@@ -16,8 +16,6 @@ import pyarrow.feather
 
 from xbm_keras.data.labels import as_objects, counted
 
-ITEMS = "items.arrow"
-
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
@@ -68,31 +66,6 @@ class Gallery:
         """Some of the items, by a mask [N]."""
         return Gallery(self.vectors[kept], self.items.filter(pyarrow.array(kept)))
 
-    def with_items(self, more: "Gallery") -> "Gallery":
-        """These items and more; an item whose id is here already replaces the one that is here."""
-        if len(self.items) and more.vectors.shape[1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"Received vectors of width {more.vectors.shape[1]} for a gallery of width {self.vectors.shape[1]}; "
-                "expected the same. Embed them with the model of the gallery."
-            )
-        here = self.take(~more.holds(self.ids))
-        return Gallery(np.concatenate([here.vectors, more.vectors]), joined([here.items, more.items]))
-
-    def without(self, ids: Sequence[str]) -> "Gallery":
-        """The gallery without these items. Raises ValueError for an id that is not in it."""
-        self.require(ids)
-        return self.take(~is_in(self.items["id"], strings(ids)))
-
-    def require(self, ids: Sequence[str]) -> None:
-        """Raises ValueError for an id that is not in the gallery."""
-        unknown = [str(each) for each, is_here in zip(ids, self.holds(ids), strict=True) if not is_here]
-        if unknown:
-            some = ", ".join(map(repr, self.items["id"][:3].to_pylist()))
-            raise ValueError(
-                f"Received {counted(len(unknown), 'id')}, such as {unknown[0]!r}, which the gallery does not hold"
-                f"; expected ids of its {len(self.items)} items, such as {some}. Nothing was removed."
-            )
-
 
 def strings(values: Sequence[str]) -> pyarrow.Array:
     """An Arrow array of text, from a list, a NumPy array of text, or one of Arrow."""
@@ -127,12 +100,12 @@ def write_items(path: pathlib.Path, items: pyarrow.Table) -> None:
     pyarrow.feather.write_feather(items, str(path), compression="uncompressed")
 
 
-def read_items(version: pathlib.Path) -> pyarrow.Table:
-    """The items of a version of an index, also of one that wrote them as JSON."""
-    if (version / "items.json").is_file():
-        found = json.loads((version / "items.json").read_text("utf-8"))
+def read_items(path: pathlib.Path) -> pyarrow.Table:
+    """Items from an Arrow file, or from JSON, as earlier releases wrote them."""
+    if path.suffix == ".json":
+        found = json.loads(path.read_text("utf-8"))
         return pyarrow.table({"id": strings(found["ids"]), "label": strings(found["labels"])})
-    return pyarrow.feather.read_table(str(version / ITEMS))
+    return pyarrow.feather.read_table(str(path))
 
 
 def _checked(items: pyarrow.Table) -> pyarrow.Table:

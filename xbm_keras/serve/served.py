@@ -8,15 +8,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from xbm_keras.atomic_files import versions
 from xbm_keras.data import decoding
-from xbm_keras.data.labels import printable
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.exported_model import ExportedModel, exported_by, fingerprint_of
 from xbm_keras.index.exported_texts import ExportedTexts, takes_texts
-from xbm_keras.index.gallery import read_items
+from xbm_keras.index.opened_index import OpenedIndex, described_items
 from xbm_keras.serve.metrics import Metrics
 from xbm_keras.serve.passes import Limits, Passes
 
@@ -65,9 +63,9 @@ class Served:
     def __init__(self, version: pathlib.Path, index: pathlib.Path | None, metrics: Metrics, max_pixels: int):
         self.version, self.index, self.key = version, index, tell_apart(version, index)
         self.model = ExportedModel(version, "serve_features")
-        self.items = None if index is None else read_items(index)
-        self.places = {} if self.items is None else {each: i for i, each in enumerate(self.items["id"].to_pylist())}
-        self.search = None if index is None else tf.saved_model.load(str(index))
+        self.opened = None if index is None else OpenedIndex(index)
+        ids = [] if self.opened is None else self.opened.kept_items["id"].to_pylist()
+        self.places = {each: i for i, each in enumerate(ids)}
         embedders: dict[str, tuple[Callable, int]] = {}
         if "serve_bytes" in self.model.loaded.signatures:
             embedders["pictures"] = self._embed_pictures, FEW
@@ -102,9 +100,8 @@ class Served:
 
     def item(self, place: int) -> dict:
         """Id, label and metadata of the item at a place of the index."""
-        (found,) = self.items.slice(place, 1).to_pylist()
-        found = {name: _plain(value) for name, value in found.items()}
-        return {"id": found.pop("id"), "label": found.pop("label"), "metadata": found}
+        (found,) = described_items(self.opened.kept_items.slice(place, 1))
+        return found
 
     def _warm_up(self) -> None:
         """The first pass is slow."""
@@ -123,15 +120,7 @@ class Served:
         return [Answer(*each) for each in zip(embeddings, valid.tolist(), hits, strict=True)]
 
     def _find(self, embeddings: np.ndarray, k: int) -> list[list[dict]]:
-        found = self.search.signatures["search"](embeddings=tf.constant(_in_groups(embeddings)), k=tf.constant(k))
-        ids, similarities = (found[name].numpy()[: len(embeddings)].tolist() for name in ("ids", "similarities"))
-        return [
-            [
-                {**self.item(self.places[each.decode()]), "similarity": similarity}
-                for each, similarity in zip(*row, strict=True)
-            ]
-            for row in zip(ids, similarities, strict=True)
-        ]
+        return self.opened.find(_in_groups(embeddings), k)[: len(embeddings)]
 
     def _embed_pictures(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Zeros, and not valid, for what is no picture."""
@@ -198,16 +187,3 @@ def tell_apart(version: pathlib.Path, index: pathlib.Path | None) -> tuple:
 def _in_groups(rows: np.ndarray) -> np.ndarray:
     """Rows [n, D], and zeros up to the next multiple of 8."""
     return np.pad(rows, [(0, -len(rows) % ROWS), (0, 0)])
-
-
-def _plain(value: Any) -> Any:
-    """A value of an Arrow table as JSON has it."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    return printable(str(value))

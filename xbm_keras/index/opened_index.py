@@ -1,0 +1,180 @@
+"""A version of an index, opened: what it holds, and what is found in it.
+
+Letters: Q queries, N items, E embedding width, k answers.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow
+import tensorflow as tf
+
+from xbm_keras.atomic_files import latest_version
+from xbm_keras.data.labels import counted, printable
+from xbm_keras.index import usearch_graph
+from xbm_keras.index.gallery import Gallery, is_in, joined, strings
+from xbm_keras.index.saved_search import ExactSearch, mixed
+from xbm_keras.index.segments import Segment, gallery_of, read_segments
+from xbm_keras.index.where import meets
+
+UNTOLD = ("sha256",)  # columns that are of no interest in a hit
+DAMAGES = (OSError, ValueError, LookupError, TypeError, RecursionError, pyarrow.ArrowException, tf.errors.OpError)
+
+
+class OpenedIndex:
+    """A version of an index. Vectors are read when they are first needed.
+
+    Args:
+        version: its folder.
+
+    Raises:
+        ValueError: where its files are damaged.
+    """
+
+    def __init__(self, version: pathlib.Path):
+        self.version = version
+        try:
+            self.about = json.loads((self.version / "index.json").read_text("utf-8"))
+            self.model: str = self.about["model"]
+            """Fingerprint of the exported model that embedded the items."""
+            self.segments = read_segments(self.version, self.about.get("segments"))
+            self.items: pyarrow.Table = joined([segment.items for segment in self.segments])
+            """Rows of all segments, those that are gone included."""
+            self.kept = np.concatenate([segment.kept for segment in self.segments])
+            """[rows] bool: which are not gone."""
+            if len(self.kept) != len(self.items):
+                raise ValueError(f"{len(self.kept)} marks of {len(self.items)} rows")
+        except DAMAGES as error:
+            raise self._damaged(error) from error
+
+    @staticmethod
+    def newest(folder: pathlib.Path) -> "OpenedIndex":
+        """The newest version in a folder of them. Raises ValueError where there is none, or its files are damaged."""
+        return OpenedIndex(latest_version(folder))
+
+    def _damaged(self, error: Exception) -> ValueError:
+        reason = f"{type(error).__name__}: {error}"
+        return ValueError(
+            f"Received {self.version}, a version of an index whose files are damaged ({reason}); expected them as they "
+            "were written. Build the index anew, or delete this folder, and the version before it is the newest again."
+        )
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
+
+    @property
+    def num_mixed(self) -> int:
+        """Nearest items that are mixed into each item, and into each query before it is answered."""
+        return self.about.get("mixed", 0)
+
+    @functools.cached_property
+    def kept_items(self) -> pyarrow.Table:
+        """The items that are not gone."""
+        return self.items.filter(pyarrow.array(self.kept))
+
+    @functools.cached_property
+    def gallery(self) -> Gallery:
+        """The items that are not gone, with their plain vectors."""
+        try:
+            return gallery_of(self.segments)
+        except DAMAGES as error:
+            raise self._damaged(error) from error
+
+    @functools.cached_property
+    def approximate(self):
+        """The USearch index; None where there is none."""
+        path = self.version / "approximate.usearch"
+        return usearch_graph.load(path) if path.exists() else None
+
+    @functools.cached_property
+    def _exact(self) -> ExactSearch:
+        return self._exact_search(self.segments)
+
+    def _exact_search(self, segments: list[Segment]) -> ExactSearch:
+        try:
+            if self.num_mixed and self.segments[0].version is None:  # as earlier releases wrote them
+                segments = [mixed(self.gallery, self.num_mixed).without(~segments[0].kept)]
+            return ExactSearch(segments, self.about["width"], self.num_mixed)
+        except DAMAGES as error:
+            raise self._damaged(error) from error
+
+    def _some(self, where: str) -> ExactSearch:
+        """The search of the items that meet a condition."""
+        ends = np.cumsum([len(segment.kept) for segment in self.segments])
+        left_out = np.split(~meets(self.items, where), ends[:-1])
+        return self._exact_search([each.without(out) for each, out in zip(self.segments, left_out, strict=True)])
+
+    def holds(self, ids: Sequence[str]) -> np.ndarray:
+        """[n] bool: which of these ids are of its items."""
+        return is_in(strings(ids), self.kept_items["id"])
+
+    def require(self, ids: Sequence[str]) -> None:
+        """Raises ValueError for an id that it does not hold."""
+        unknown = [str(each) for each, is_here in zip(ids, self.holds(ids), strict=True) if not is_here]
+        if unknown:
+            some = ", ".join(map(repr, self.kept_items["id"][:3].to_pylist()))
+            raise ValueError(
+                f"Received {counted(len(unknown), 'id')}, such as {unknown[0]!r}, which the gallery does not hold"
+                f"; expected ids of its {len(self)} items, such as {some}. Nothing was removed."
+            )
+
+    def find(
+        self, queries: np.ndarray, k: int, *, approximate: bool = False, where: str | None = None
+    ) -> list[list[dict]]:
+        """The items nearest to each query, best first.
+
+        Args:
+            queries: [Q, E], of the model that embedded the items.
+            k: at most so many each.
+            approximate: whether the approximate index is asked, which finds most of them.
+            where: a condition that the items are to meet: see `meets`.
+
+        Returns:
+            For each query its hits: `id`, `label`, `similarity` (cosine) and `metadata`, plain values that JSON has.
+
+        Raises:
+            ValueError: for queries of another width, without an approximate index, or for a condition that cannot be
+                read.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.about["width"]:
+            raise ValueError(
+                f"Received queries of shape {queries.shape} for an index of width {self.about['width']}; expected "
+                f"[Q, {self.about['width']}]. Embed them with the model of the index."
+            )
+        if approximate and self.approximate is None:
+            raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
+        if approximate:
+            items, found = self.gallery.items, usearch_graph.search_gallery(self.gallery, self.approximate, queries, k)
+        else:
+            items, found = self.items, (self._some(where) if where else self._exact).find(queries, k)
+        rows, similarities = found
+        described = described_items(items.take(rows.ravel()))
+        hits = [
+            {**each, "similarity": score} for each, score in zip(described, similarities.ravel().tolist(), strict=True)
+        ]
+        count = rows.shape[1]
+        return [hits[i * count : (i + 1) * count] for i in range(len(rows))]
+
+
+def described_items(items: pyarrow.Table) -> list[dict]:
+    """Of each item `id`, `label` and `metadata`, plain values that JSON has."""
+    rows = items.drop_columns([name for name in UNTOLD if name in items.column_names]).to_pylist()
+    plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    return [{"id": row.pop("id"), "label": row.pop("label"), "metadata": row} for row in plain]
+
+
+def _plain(value: Any) -> Any:
+    """A value of an Arrow table as JSON has it."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return printable(str(value))
