@@ -1,6 +1,7 @@
 """train.py on vectors without labels, and with labels that serve the evaluation alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,13 @@ import tensorflow as tf
 import yaml
 
 from tests.cli.runs import fails, means_of, run
-from xbm_keras.cli import evaluate, index
+from xbm_keras.cli import compress, evaluate, index
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.errors import DataError
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
 from xbm_keras.experiment import loading, saved_run
+from xbm_keras.index.coded_search import read_search_form
 
 WIDTHS = [2, 4]
 
@@ -94,6 +96,31 @@ def test_there_is_a_signature_for_each_width_and_a_code_beside_the_embedding(fin
         np.testing.assert_array_equal(out["embeddings_binary"], np.packbits(out["embeddings"].numpy() > 0, axis=1))
         np.testing.assert_allclose(out["embeddings_int8"], CODES["int8"].of(out["embeddings"]), atol=1)
         assert out["embeddings_int8"].shape == (5, width)
+
+
+def test_a_finished_run_is_compressed_to_a_promise(finished, tmp_path, capsys):
+    run_folder = tmp_path / "copy"
+    shutil.copytree(finished, run_folder)
+    assert compress.main(["--model", str(run_folder), "--target", "overlap@3 >= 0.75"]) == 0
+    told = capsys.readouterr().out
+    assert "The fewest bytes that surely keep overlap@3 >= 0.75" in told
+    assert "On 120 test items it came to overlap@3 0." in told
+    version = run_folder / "export/2"
+    form = read_search_form(version)
+    features = make_features(5)
+    served = tf.saved_model.load(str(version)).signatures["serving_default"](features=tf.constant(features))
+    assert served["embeddings"].shape == (5, form.width)
+    for code in filter(None, (form.search, form.rank)):
+        np.testing.assert_array_equal(served[f"embeddings_{code}"], CODES[code].of(served["embeddings"]))
+    assert "## How to search with it" in (version / "model_card.md").read_text("utf-8")
+    assert "bytes of an item that a search reads" in (run_folder / "compress.html").read_text("utf-8")
+    assert compress.main(["--model", str(run_folder), "--target", "overlap@3 > 1"]) == 1
+    assert "Nothing keeps overlap@3 > 1" in capsys.readouterr().out
+    assert not (run_folder / "export/3").exists()
+    with pytest.raises(SystemExit) as exit:
+        compress.main(["--model", str(run_folder), "--target", "map_at_r >= 0.5"])
+    assert exit.value.code == 2
+    assert "Ask for overlap@10, which needs no labels" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_evaluated_and_indexed(finished, tmp_path):

@@ -3,6 +3,6 @@
 - train: a config becomes an exported model
 - tune: a search, and its best config from training to export
 - preview: before a run, whether it is worth it
-- evaluate, index, export, cache, serve: what is done with a finished run
+- evaluate, compress, index, export, cache, serve: what is done with a finished run
 - terminal: what the commands say
 """

@@ -13,6 +13,7 @@ COMMANDS = {
     "preview": "what closed forms would give, without training: leave it, solve it, or train it",
     "evaluate": "scores and vectors of a finished run on any data",
     "export": "export a finished run again, in another form",
+    "compress": "the fewest bytes that keep a promise, such as overlap@10 >= 0.95",
     "index": "build a gallery, add and remove items, and search it",
     "serve": "embeddings and nearest items over HTTP; needs the extra [serve]",
     "cache": "list, check and delete feature caches",

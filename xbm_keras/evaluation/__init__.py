@@ -6,7 +6,7 @@
 - pairs, graded_metrics, pair_scores: documents that answer queries, over a whole corpus; intervals: how sure a mean is
 - neighbors, near_duplicates: what needs no labels, and which labels may be wrong
 - thresholds: whether a match is good enough
-- quantization: codes of fewer bits
+- quantization: codes of fewer bits; promises: what a search is to keep
 - side_by_side: frozen features, closed form and trained head, as metrics.json has them
 - wording: what these are called in tables and sentences
 """

@@ -126,12 +126,15 @@ def require_thresholds(folder: pathlib.Path) -> MatchThresholds:
     return found
 
 
-def measure_thresholds(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -> MatchThresholds | None:
+def measure_thresholds(
+    vectors: np.ndarray, labels: np.ndarray, stored: np.ndarray | None = None, seed: int = 0
+) -> MatchThresholds | None:
     """The table of items whose classes took no part in the training.
 
     Args:
         vectors: [N, E], of any length.
         labels: [N] integers from 0, or text.
+        stored: [N, E] the same items as a gallery holds them, such as decoded ones; by default as they query.
         seed: of the draws.
 
     Returns:
@@ -148,7 +151,9 @@ def measure_thresholds(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if (sizes > 1).sum() < 2:
         return None
-    similarities, is_right, best_other = _hits(unit_rows(vectors), classes)
+    similarities, is_right, best_other = _hits(
+        unit_rows(vectors), unit_rows(vectors if stored is None else stored), classes
+    )
     table = np.unique(np.quantile(similarities, np.linspace(0, 0.99, NUM_SIMILARITIES)).astype(np.float32))
     counts = np.stack(
         [
@@ -169,7 +174,7 @@ def measure_thresholds(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -
     return MatchThresholds(table.astype(np.float64), *values, len(vectors), len(sizes))
 
 
-def _hits(vectors: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _hits(vectors: np.ndarray, stored: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Similarities [N, K] of the nearest others, whether they are right, and the best of another class, [N]."""
     count = len(vectors)
     k = min(NUM_HITS, count - 1)
@@ -177,7 +182,7 @@ def _hits(vectors: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndar
     block = max(1, SCORES // count)
     for start in track(range(0, count, block), "thresholds", count):
         rows = np.arange(start, min(start + block, count))
-        scores = vectors[rows] @ vectors.T
+        scores = vectors[rows] @ stored.T
         scores[np.arange(len(rows)), rows] = -np.inf
         nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         found[rows] = np.take_along_axis(scores, nearest, axis=1)

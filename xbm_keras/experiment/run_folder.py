@@ -10,7 +10,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import filelock
 import numpy as np
@@ -287,8 +287,17 @@ def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
         model.save(side)
 
 
-def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics: dict) -> pathlib.Path:
-    """Write the next `export/<version>/`, with `model_card.md`, `thresholds.json` and the names of `labels.json`."""
+def export_model(
+    workdir: pathlib.Path,
+    model: XBMModel,
+    config: Config,
+    metrics: dict,
+    add_files: Callable[[pathlib.Path], None] | None = None,
+) -> pathlib.Path:
+    """Write the next `export/<version>/`, with `model_card.md`, `thresholds.json` and the names of `labels.json`.
+
+    What else is to be added may replace these.
+    """
     about = read_record(workdir / "data.json")
 
     def describe(version: pathlib.Path) -> None:
@@ -299,6 +308,8 @@ def export_model(workdir: pathlib.Path, model: XBMModel, config: Config, metrics
             thresholds.write(version)
         if "labels" in about:
             write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))
+        if add_files is not None:
+            add_files(version)
 
     return config.export.make(model=model, folder=workdir / "export", add_files=describe)
 

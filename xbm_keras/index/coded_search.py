@@ -121,9 +121,15 @@ class CodedSearch:
 
         The similarities are of a query [E], cut to the width, and what the finest code of an item stands for.
         """
+        candidates, similarities = self.candidates(queries, k * self.form.rescore)
+        if self.finer is None:
+            return candidates, similarities
+        return self.ranked_again(queries, candidates, k)
+
+    def candidates(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same by the code that is searched, for queries of the full width."""
         num_items = len(self.codes)
-        queries = unit_rows(np.asarray(queries, np.float32)[:, : self.form.width])
-        count, k = min(k * self.form.rescore, num_items), min(k, num_items)
+        queries, count = self._unit(queries), min(count, num_items)
         positions = np.zeros((len(queries), count), np.int64)
         similarities = np.full((len(queries), count), -np.inf, np.float32)
         some = max(1, SCORES // (count + BLOCK))
@@ -140,12 +146,11 @@ class CodedSearch:
                     found = np.concatenate([positions[rows], place], axis=1)
                     positions[rows] = np.take_along_axis(found, chosen.numpy(), axis=1)
                     similarities[rows] = best.numpy()
-        if self.finer is None:
-            return positions, similarities
-        return self._ranked_again(queries, positions, k)
+        return positions, similarities
 
-    def _ranked_again(self, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def ranked_again(self, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best of candidates [Q, c] by the finer code."""
+        queries, k = self._unit(queries), min(k, candidates.shape[1])
         positions, similarities = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         some = max(1, SCORES // max(1, candidates.shape[1] * self.form.width))
         for start in range(0, len(queries), some):
@@ -158,6 +163,9 @@ class CodedSearch:
             positions[rows] = np.take_along_axis(asked, order, axis=1)
             similarities[rows] = np.take_along_axis(scores, order, axis=1)
         return positions, similarities
+
+    def _unit(self, queries: np.ndarray) -> np.ndarray:
+        return unit_rows(np.asarray(queries, np.float32)[:, : self.form.width])
 
     def _decoded(self, name: str | None, codes: Any) -> np.ndarray:
         return unit_rows(CODES[name or self.form.search].decode(np.asarray(codes), self.form.width))

@@ -3,6 +3,7 @@
 - run_report: report.html of a run; retrieval, neighbors, stage_costs: its sections; comparison: what they show
 - learning_curve: of any run, whether more data would help
 - pair_report: report.html of a run on queries and documents; pair_searches, pair_charts: its sections and figures
+- compression: bytes against quality
 - page, figures, charts: how pages look; failures: what becomes of a page that fails
 - projector: vectors for TensorBoard
 """

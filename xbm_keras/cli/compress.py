@@ -1,0 +1,145 @@
+"""`xbm-keras compress`: the fewest bytes that keep a promise, found on held-out items and exported."""
+
+import argparse
+
+from xbm_keras.cli import terminal
+from xbm_keras.config.yaml_files import ConfigError, load_config
+from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.evaluation.promises import Promise, parse_promises
+from xbm_keras.experiment import compression, run_folder, saved_run
+from xbm_keras.experiment.compression import Candidate, Cut
+from xbm_keras.index.coded_search import SearchForm
+from xbm_keras.report.compression import Tried, write_compression_page
+from xbm_keras.report.page import Verdict
+
+PAGE = "compress.html"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 2 where it cannot be done, 1 where nothing keeps the promise."""
+    parser = argparse.ArgumentParser(
+        prog="xbm-keras compress",
+        description="Find the width, codes and rescoring of the fewest bytes that keep a promise, and export them.",
+    )
+    parser.add_argument("--model", required=True, help=terminal.MODEL)
+    parser.add_argument(
+        "--target",
+        required=True,
+        help='what is promised of held-out items, such as "overlap@10 >= 0.95", or of classes "map_at_r >= 0.6 and '
+        'recall@10 > 0.9"',
+    )
+    parser.add_argument(
+        "--bytes",
+        choices=("searched", "all"),
+        default="searched",
+        help="which are to be few: those that a search reads, or these and those of the finer code together",
+    )
+    options = parser.parse_args(arguments)
+    terminal.set_up()
+    with terminal.readable_errors():
+        return compress(options.model, parse_promises(options.target), options.bytes == "all")
+    return 0
+
+
+def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int:
+    """Walk, export and say what it came to; 1 where nothing keeps the promise."""
+    run = saved_run.run_of(model)
+    head = saved_run.load_head(model)
+    metrics = run_folder.read_record(run / "metrics.json") if (run / "metrics.json").is_file() else None
+    if metrics is None:
+        raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
+    dataset = saved_run.load_data(model)
+    if isinstance(dataset, PairDataset):
+        raise ConfigError(
+            f"Received --model {run}, a run on queries and documents; expected one on items. For pairs, evaluate with "
+            "--set 'export.codes=[int8,int4,binary]' in training, whose tables say what each code keeps."
+        )
+    held_out = compression.held_out_head(run, head)
+    items, tried = compression.walk(dataset, held_out, promises)
+    asked = " and ".join(map(str, promises))
+    chosen = compression.smallest(items, tried, counts_all)
+    frozen = next(each for each in tried if each.cut == Cut("frozen", False, dataset.features.shape[1]))
+    size = frozen.form.bytes_in_memory
+    if chosen is None:
+        near = compression.nearest_to_it(items, tried)
+        lines = [f"Nothing keeps {asked} on {_held_out(items)}. {_nearest(near, promises)}"]
+        verdict = Verdict(lines[0], "bad")
+    else:
+        lines = [_chosen(chosen, promises, size, items)]
+        embeddings = compression.final_embeddings(dataset, head, chosen.cut.source)
+        on_test = compression.tested(dataset, embeddings, chosen, promises)
+        lines.append(_on_test(on_test, promises, len(dataset.splits.test)))
+        is_kept = on_test is None or all(p.is_kept_by(m) for p, m in zip(promises, on_test.means, strict=True))
+        verdict = Verdict(" ".join(lines), "good" if is_kept else "plain")
+    points = {id(each): _tried(each, items) for each in tried}
+    write_compression_page(
+        run / PAGE,
+        f"{run.name}: {asked}",
+        verdict,
+        lines,
+        list(points.values()),
+        promises[0].name,
+        promises[0].least,
+        (size, frozen.means[0]),
+        points.get(id(chosen)),
+    )
+    for line in lines:
+        print(line)
+    if chosen is not None:
+        config = load_config(str(run / "config.yaml"), is_finished=True)
+        network = saved_run.load_model(model)
+        said = " ".join(lines)
+        print(compression.export(run, network, config, metrics, dataset, held_out, chosen, said))
+    print(run / PAGE)
+    return 0 if chosen is not None else 1
+
+
+def _held_out(items) -> str:
+    return f"{len(items.queries):,} held-out queries"
+
+
+def _bytes(form: SearchForm, frozen: int) -> str:
+    """What an item takes, and what that is of the frozen features."""
+    searched, on_disk = form.bytes_in_memory, form.bytes_on_disk
+    said = f"{searched:,} bytes of an item are searched, 1/{frozen / searched:.1f} of the frozen {frozen:,}"
+    if on_disk:
+        total = searched + on_disk
+        said += f"; {on_disk:,} more are read of candidates alone, in all {total:,}, 1/{frozen / total:.1f}"
+    return said
+
+
+def _values(candidate: Candidate, promises: tuple[Promise, ...]) -> str:
+    return ", ".join(
+        f"{promise.name} {mean:.3f} (surely {bound:.3f})" if bound < mean else f"{promise.name} {mean:.3f}"
+        for promise, mean, bound in zip(promises, candidate.means, candidate.bounds, strict=True)
+    )
+
+
+def _chosen(candidate: Candidate, promises: tuple[Promise, ...], frozen: int, items) -> str:
+    asked = " and ".join(map(str, promises))
+    return (
+        f"The fewest bytes that surely keep {asked}: {candidate}. {_bytes(candidate.form, frozen)}. On "
+        f"{_held_out(items)}: {_values(candidate, promises)}."
+    )
+
+
+def _nearest(candidate: Candidate, promises: tuple[Promise, ...]) -> str:
+    return f"The nearest comes {candidate}: {_values(candidate, promises)}. Nothing is exported; promise less."
+
+
+def _on_test(candidate: Candidate | None, promises: tuple[Promise, ...], num_test: int) -> str:
+    if candidate is None:
+        return "The data have no test items that could tell what the promise came to."
+    is_kept = all(promise.is_kept_by(mean) for promise, mean in zip(promises, candidate.means, strict=True))
+    said = f"On {num_test:,} test items it came to {_values(candidate, promises)}: "
+    return said + ("kept." if is_kept else "NOT KEPT. They are more, or others, than the held-out ones: promise more.")
+
+
+def _tried(candidate: Candidate, items) -> Tried:
+    form = candidate.form
+    ranked = f"{form.rescore} k by {form.rank}" if form.rank else ""
+    means = candidate.means[0], candidate.bounds[0]
+    return Tried(
+        str(candidate.cut), form.width, form.search, ranked, form.bytes_in_memory, form.bytes_on_disk, *means,
+        candidate.is_kept(items),
+    )  # fmt: skip
