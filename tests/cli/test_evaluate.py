@@ -13,7 +13,7 @@ import yaml
 from tests.cli.runs import means_of
 from tests.export.test_saved_model import stored_dtypes
 from xbm_keras import atomic_files
-from xbm_keras.cli import evaluate, export, index
+from xbm_keras.cli import duplicates, evaluate, export, index
 from xbm_keras.config.yaml_files import load_config, save_config
 from xbm_keras.experiment import saved_run
 from xbm_keras.export import model_card
@@ -41,6 +41,18 @@ def test_the_scores_of_the_run_come_again(finished, tmp_path, capsys):
             found, expected = (means_of(each[protocol][name]) for each in (scores, run))
             assert found == pytest.approx(expected, abs=1e-6)
     assert "leave-one-out" in capsys.readouterr().out
+
+
+def test_duplicates_of_the_data_of_a_run(vectors, finished, tmp_path):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        content = dict(data)
+    content["features"][40] = content["features"][3]
+    np.savez(tmp_path / "copied.npz", **content)
+    arguments = [f"--model={finished}", f"--set=data.path={tmp_path}/copied.npz", f"--output={tmp_path}/found"]
+    assert duplicates.main([*arguments, "--min_score=0.9999"]) == 0
+    (row,) = pd.read_csv(tmp_path / "found.csv").query("kind == 'other_label'").to_dict("records")
+    assert (row["label"], row["other_label"], row["identical"]) == ("klasse 00 ä", "klasse 03 ä", True)
+    assert "1 pair of near-duplicates under different labels" in (tmp_path / "found.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("part", ["", "export", "export/1", "model.keras"])

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "scores and vectors of a finished run on any data",
     "export": "export a finished run again, in another form",
     "compress": "the fewest bytes that keep a promise, such as overlap@10 >= 0.95",
+    "duplicates": "items that are nearly the same, and labels that may be wrong",
     "index": "build a gallery, add and remove items, and search it",
     "serve": "embeddings and nearest items over HTTP; needs the extra [serve]",
     "cache": "list, check and delete feature caches",

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from xbm_keras.atomic_files import latest_version, versions
-from xbm_keras.cli import terminal
+from xbm_keras.cli import labels, terminal
 from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import saved_run
@@ -221,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--features", help="an .npy of features [n, D], such as those of queries, in place of pictures")
     made.add_argument("--where", help="search these items alone: \"style = 'flat' and year > 2019\"")
     made.add_argument("picture", nargs="*")
+    labels.add_arguments(command("label", labels.label, help="suggest labels by the nearest items"))
     made = command("export", export, help="write the items for another store, which its own client reads")
     made.add_argument("--to", required=True, choices=sorted(stores.STORES))
     made.add_argument("--output", required=True, help="the file or folder to write, which is not there yet")

@@ -7,17 +7,11 @@ import uvicorn
 
 from xbm_keras.cli import terminal
 from xbm_keras.index.exported_model import exported_by
+from xbm_keras.index.roots import named_folder
 from xbm_keras.serve.limits import WatchedConnection
 from xbm_keras.serve.requests import REQUEST_PIXELS
 from xbm_keras.serve.server import make_app
 from xbm_keras.serve.service import Server, Service
-
-
-def _named(text: str) -> tuple[str, pathlib.Path]:
-    """Root and folder of "root=folder", or of a folder alone."""
-    root, sign, folder = text.partition("=")
-    is_folder = pathlib.Path(text).is_dir() or not sign or "/" in root
-    return ("", pathlib.Path(text)) if is_folder else (root, pathlib.Path(folder))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     with terminal.readable_errors():
         exported_by(options.model)  # that there is one
         service = Service(options.model, options.index, options.max_pixels)
-        app = make_app(service, dict(map(_named, options.pictures)), hosts=hosts, patience=options.patience)
+        app = make_app(service, dict(map(named_folder, options.pictures)), hosts=hosts, patience=options.patience)
         config = uvicorn.Config(
             app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none",
             backlog=128, timeout_graceful_shutdown=5,

@@ -38,12 +38,20 @@ def near_duplicates(features: np.ndarray, labels: np.ndarray, min_score: float =
         >>> pairs.first.tolist(), pairs.second.tolist()
         ([0], [1])
     """
-    if not -1 <= min_score <= 1:
-        raise ValueError(f"Received min_score={min_score!r}; expected a cosine similarity, in -1..1.")
     labels = np.asarray(labels)
     found, scores = nearest(np.asarray(features), k=NEIGHBOURS)
-    own = np.arange(len(labels))[:, None]
-    is_pair = (scores >= min_score) & (labels[found] != labels[own])
+    return pairs_among(found, scores, labels[found] != labels[:, None], min_score)
+
+
+def pairs_among(found: np.ndarray, scores: np.ndarray, is_meant: np.ndarray, min_score: float) -> NearDuplicates:
+    """Each pair once, of the nearest items [N, k] of all items, their similarities, and which of them are meant.
+
+    Raises ValueError for a score outside -1..1.
+    """
+    if not -1 <= min_score <= 1:
+        raise ValueError(f"Received min_score={min_score!r}; expected a cosine similarity, in -1..1.")
+    own = np.arange(len(found))[:, None]
+    is_pair = (scores >= min_score) & is_meant
     first, second = np.minimum(found, own)[is_pair], np.maximum(found, own)[is_pair]
     pairs, place = np.unique(np.stack([first, second], axis=1), axis=0, return_index=True)
     score = scores[is_pair][place]

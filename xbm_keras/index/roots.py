@@ -47,3 +47,20 @@ def choose_root(folder: str, name: str | None, roots: dict[str, str]) -> str:
 def id_of(root: str, path: str) -> str:
     """The id of the picture at a path below a root, as text that can be written as UTF-8."""
     return printable(f"{root}/{path}" if root else path)
+
+
+def named_folder(text: str) -> tuple[str, pathlib.Path]:
+    """Root and folder of "root=folder", or of a folder alone, whose root has no name."""
+    root, sign, folder = text.partition("=")
+    is_folder = pathlib.Path(text).is_dir() or not sign or "/" in root
+    return ("", pathlib.Path(text)) if is_folder else (root, pathlib.Path(folder))
+
+
+def picture_of(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
+    """The file of an item, in the folder of its root and nowhere else; folders by the names of their roots."""
+    for root, folder in folders.items():
+        prefix = f"{root}/" if root else ""
+        path = folder / item.removeprefix(prefix)
+        if item.startswith(prefix) and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    return None

@@ -12,6 +12,7 @@ import fastapi.responses
 import PIL.Image
 from fastapi.responses import JSONResponse
 
+from xbm_keras.index.roots import picture_of
 from xbm_keras.serve.limits import Gate
 from xbm_keras.serve.metrics import CONTENT_TYPE
 from xbm_keras.serve.requests import asked_by
@@ -102,7 +103,7 @@ def make_app(
     @app.get("/picture/{item:path}")
     def picture(item: str):
         """The picture of an item of the index, and no other file."""
-        path = _find(item, folders) if item in serving().places else None
+        path = picture_of(item, folders) if item in serving().places else None
         if path is None:
             raise fastapi.HTTPException(404, "no such item")
         try:
@@ -117,16 +118,6 @@ def make_app(
         return fastapi.responses.HTMLResponse(page)
 
     return gate
-
-
-def _find(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
-    """The file of an item, in the folder of its root and nowhere else."""
-    for root, folder in folders.items():
-        prefix = f"{root}/" if root else ""
-        path = folder / item.removeprefix(prefix)
-        if item.startswith(prefix) and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
-            return path
-    return None
 
 
 def _policy(page: str) -> str:

@@ -1,0 +1,87 @@
+"""`xbm-keras index label`: labels that the nearest items of an index suggest."""
+
+import argparse
+import logging
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from xbm_keras.atomic_files import write_whole
+from xbm_keras.data.labels import counted
+from xbm_keras.evaluation.neighbor_labels import NeighborLabels
+from xbm_keras.evaluation.thresholds import read_thresholds
+from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes, read_rows
+from xbm_keras.index.opened_index import OpenedIndex
+
+log = logging.getLogger("xbm_keras")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of the command, but for the index."""
+    parser.add_argument("--model", help="that embedded the index; for pictures and features")
+    parser.add_argument("--features", help="an .npy of features [n, D], in place of pictures")
+    parser.add_argument(
+        "--precision", type=float, default=0.9, help="a suggestion that would be right less often is none"
+    )
+    parser.add_argument("--output", type=pathlib.Path, default="labels.csv", help="the table of suggestions")
+    parser.add_argument("picture", nargs="*", help="by default the items of the index that have no label")
+
+
+def label(options: argparse.Namespace) -> None:
+    """Write the suggestions, and say what they are worth on the items that have labels."""
+    opened = OpenedIndex.newest(pathlib.Path(options.index))
+    gallery = opened.gallery
+    labelled = gallery.labels != ""
+    ids, vectors = _asked(options, opened, ~labelled)
+    known, names = gallery.vectors[labelled], gallery.ids[labelled]
+    thresholds = read_thresholds(opened.version)
+    min_similarity = None if thresholds is None else thresholds.threshold_for(options.precision)
+    if thresholds is not None and min_similarity is None:
+        log.warning("%s", thresholds.told(options.precision))
+        min_similarity = np.inf
+    suggest = NeighborLabels(known, gallery.labels[labelled], options.precision, min_similarity)
+    checked, found = suggest.check(), suggest(vectors)
+    table = {
+        "id": ids, "suggestion": found.label, "confidence": found.confidence.round(4), "nearest": names[found.nearest],
+        "similarity": found.similarity.round(6),
+    }  # fmt: skip
+    write_whole(options.output, pd.DataFrame(table).to_csv(index=False))
+    log.info(
+        "Of %s with a label, each left out in turn, %.1f %% would get the right one; at --precision=%g %.1f %% get "
+        "one, and %.1f %% of these are right.",
+        counted(checked.num_items, "item"),
+        100 * checked.accuracy,
+        options.precision,
+        100 * checked.coverage,
+        100 * checked.precision,
+    )
+    log.info("%s: %d of %s get a label", options.output, (found.label != "").sum(), counted(len(ids), "item"))
+
+
+def _asked(options: argparse.Namespace, opened: OpenedIndex, is_unlabelled: np.ndarray) -> tuple[list, np.ndarray]:
+    """Names and vectors of what is asked for."""
+    if not options.picture and not options.features:
+        if not is_unlabelled.any():
+            raise ValueError(
+                f"Received --index {options.index}, all of whose {len(is_unlabelled):,} items have labels; expected "
+                "some without, or what else to label. Give pictures or --features, and --model."
+            )
+        return opened.gallery.ids[is_unlabelled].tolist(), opened.gallery.vectors[is_unlabelled]
+    if options.picture and options.features:
+        raise ValueError("Received pictures and --features; expected one of them. Give what to label.")
+    if not options.model:
+        raise ValueError("Received pictures or features without --model; expected the model that embedded the index.")
+    model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
+    if model.fingerprint != opened.model:
+        raise ValueError(
+            f"Received the model {model.fingerprint} for an index of the model {opened.model}; expected one model, "
+            "since vectors of two do not compare. Give the model that the index was built with."
+        )
+    if options.features:
+        vectors = model.embed_features(read_rows(options.features))
+        return [f"row {i}" for i in range(len(vectors))], vectors
+    vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in options.picture])
+    for path in np.array(options.picture)[~valid]:
+        log.warning("Left out %s: no picture that can be read.", path)
+    return np.array(options.picture)[valid].tolist(), vectors[valid]
