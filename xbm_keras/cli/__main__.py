@@ -1,5 +1,6 @@
 """`xbm-keras COMMAND ...`, also `python -m xbm_keras.cli COMMAND ...`."""
 
+import difflib
 import importlib
 import inspect
 import sys
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         usage = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
         is_asked = command in ("--help", "-h", "help")
-        received = "" if is_asked else f"Received {command!r}; expected one of these commands.\n\n"
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        received = "" if is_asked else f"Received {command!r}; expected one of these commands.{hint}\n\n"
         print(f"{received}usage: xbm-keras COMMAND ...\n\n{usage}", file=sys.stdout if is_asked else sys.stderr)
         return 0 if is_asked else 2
     module = importlib.import_module(f"xbm_keras.cli.{command}")
