@@ -9,6 +9,8 @@ import pytest
 
 from tests.report.test_page import Reader
 from xbm_keras.data import arrays, dataset, splits, texts
+from xbm_keras.evaluation.thresholds import measure_thresholds
+from xbm_keras.report import matches
 from xbm_keras.report.learning_curve import LearningCurve
 from xbm_keras.report.run_report import write_run_report
 from xbm_keras.report.stage_costs import Cost
@@ -126,3 +128,25 @@ def test_the_skipped_are_bounded(tmp_path, texts_report):
     assert "The first 50:" in text
     assert len(text) < 600_000 > len(texts_report)
     assert pathlib.Path(tmp_path / "report.html").exists()
+
+
+def test_thresholds_beside_it_are_drawn_with_what_test_items_came_to(tmp_path):
+    np.savez(tmp_path / "x.npz", features=np.ones((2, 2), np.float32), label=np.arange(2))
+    labels = np.repeat(np.arange(30), 6)
+    rng = np.random.default_rng(0)
+    held_out = measure_thresholds(rng.normal(size=(30, 16))[labels] + 0.4 * rng.normal(size=(180, 16)), labels)
+    held_out.write(tmp_path)
+    text = report_of(make_dataset(arrays.Features(str(tmp_path / "x.npz")), list("abcdef"), range(30)), tmp_path)
+    said = Reader(text).texts
+    assert "When a hit is a match" in said
+    assert held_out.told(0.9) in said or held_out.told(0.95) in said or held_out.told(0.99) in said
+    assert f"{held_out.threshold_for(0.9):.3f}" in said
+    assert "Precision of test items" in said
+    assert "unknown items that pass" in text
+    row = matches._table(held_out, held_out).rows[1]
+    threshold = held_out.threshold_for(0.9)
+    at = held_out.similarities.round(6).tolist().index(round(threshold, 6))
+    assert row[1:] == [f"{threshold:.3f}", f"{held_out.recall[at, 0]:.0%}", f"{held_out.unknown[at, 0]:.0%}",
+                       f"{held_out.precision[at, 0]:.1%}"]  # fmt: skip
+    confused = measure_thresholds(rng.normal(size=(180, 16)), labels)
+    assert matches._table(confused, None).rows[1] == ["90%", "not reached", "", ""]

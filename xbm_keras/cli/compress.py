@@ -71,17 +71,17 @@ def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int
         lines.append(_on_test(on_test, promises, len(dataset.splits.test)))
         is_kept = on_test is None or all(p.is_kept_by(m) for p, m in zip(promises, on_test.means, strict=True))
         verdict = Verdict(" ".join(lines), "good" if is_kept else "plain")
-    points = {id(each): _tried(each, items) for each in tried}
+    points = {id(each): _tried(each, items, counts_all) for each in tried}
     write_compression_page(
         run / PAGE,
         f"{run.name}: {asked}",
         verdict,
-        lines,
         list(points.values()),
         promises[0].name,
         promises[0].least,
         (size, frozen.means[0]),
         points.get(id(chosen)),
+        "bytes of an item, in all" if counts_all else "bytes of an item that a search reads",
     )
     for line in lines:
         print(line)
@@ -135,11 +135,11 @@ def _on_test(candidate: Candidate | None, promises: tuple[Promise, ...], num_tes
     return said + ("kept." if is_kept else "NOT KEPT. They are more, or others, than the held-out ones: promise more.")
 
 
-def _tried(candidate: Candidate, items) -> Tried:
+def _tried(candidate: Candidate, items, counts_all: bool) -> Tried:
     form = candidate.form
     ranked = f"{form.rescore} k by {form.rank}" if form.rank else ""
-    means = candidate.means[0], candidate.bounds[0]
+    size, means = compression.size_of(form, counts_all), (candidate.means[0], candidate.bounds[0])
     return Tried(
-        str(candidate.cut), form.width, form.search, ranked, form.bytes_in_memory, form.bytes_on_disk, *means,
+        str(candidate.cut), form.width, form.search, ranked, size, form.bytes_on_disk, *means,
         candidate.is_kept(items),
     )  # fmt: skip

@@ -64,6 +64,11 @@ class MatchThresholds:
         threshold = self.threshold_for(precision)
         return np.asarray(similarities) >= (np.inf if threshold is None else threshold)
 
+    def precision_at(self, similarity: float) -> float:
+        """How often hits from a similarity on were right; of the highest of the table, where it is higher."""
+        at = min(int(np.searchsorted(self.similarities, similarity)), len(self.similarities) - 1)
+        return float(self.precision[at, 0])
+
     def told(self, precision: float) -> str:
         """What a precision takes and gives, or that it is not reached, in a sentence."""
         threshold = self.threshold_for(precision)

@@ -1,6 +1,6 @@
 """Pages that people look at: one self-contained HTML file each.
 
-- run_report: report.html of a run; retrieval, neighbors, stage_costs: its sections; comparison: what they show
+- run_report: report.html of a run; retrieval, matches, neighbors, stage_costs: its sections; comparison: what they show
 - learning_curve: of any run, whether more data would help
 - pair_report: report.html of a run on queries and documents; pair_searches, pair_charts: its sections and figures
 - compression: bytes against quality

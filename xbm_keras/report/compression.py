@@ -32,7 +32,7 @@ class Tried(NamedTuple):
     ranked: str
     """How candidates are ranked again, such as "4 k by int8", or nothing."""
     size: int
-    """Bytes of an item, of what is searched."""
+    """Bytes of an item that are to be few."""
     on_disk: int
     """Bytes of an item, of what ranks again."""
     quality: float
@@ -41,7 +41,7 @@ class Tried(NamedTuple):
 
 
 def front(tried: Sequence[Tried]) -> list[Tried]:
-    """Those than which nothing smaller, in what is searched, is as good, ascending: the Pareto front."""
+    """Those than which nothing smaller is as good, ascending: the Pareto front."""
     best: list[Tried] = []
     for each in sorted(tried, key=lambda each: (each.size, -each.quality, each.on_disk)):
         if not best or each.quality > best[-1].quality:
@@ -55,6 +55,7 @@ def figure(
     least: float,
     frozen: tuple[int, float],
     chosen: Tried | None,
+    counted: str,
     height: int = 330,
 ) -> Figure:
     """Bytes that are searched against quality, the front, the promise and the frozen features.
@@ -65,6 +66,7 @@ def figure(
         least: what is promised.
         frozen: bytes and quality of the frozen features in float32.
         chosen: what is exported.
+        counted: which bytes are to be few.
         height: in pixels.
     """
     with drawing(640, height) as (drawn, axes):
@@ -73,10 +75,10 @@ def figure(
                 points = [each for each in tried if each.search == code and bool(each.ranked) == is_ranked]
                 if points:
                     x, y = [each.size for each in points], [each.quality for each in points]
-                    axes.scatter(x, y, s=20, marker=marker, color=color, alpha=0.55, linewidths=0, label=label)
+                    axes.scatter(x, y, s=26, marker=marker, color=color, alpha=0.75, linewidths=0, label=label)
         best = front(tried)
         x, y = [each.size for each in best], [each.quality for each in best]
-        axes.plot(x, y, color=INK, lw=1.2, drawstyle="steps-post", label="best for its bytes")
+        axes.plot(x, y, color=INK, lw=1, alpha=0.6, drawstyle="steps-post", zorder=1, label="best for its bytes")
         axes.axhline(least, color=GOOD, ls="--", label=f"promised {least:g}")
         axes.scatter(*frozen, s=60, marker="D", color=MUTED, label="frozen, float32")
         if chosen:
@@ -98,11 +100,11 @@ def figure(
         axes.minorticks_off()
         lowest = min(each.quality for each in tried)
         axes.set_ylim(max(lowest, least - 0.45) - 0.01, max(1.0, frozen[1]) * 1.015)
-        axes.set_xlabel("bytes of an item that a search reads")
+        axes.set_xlabel(counted)
         axes.set_ylabel(metric)
         drawn.legend(loc="outside lower center", ncols=3, markerscale=1.2)
     said = ", ".join(f"{each.quality:.3f} at {each.size:,} bytes" for each in best)
-    alt = f"{metric} over bytes of an item that are searched; the best for their bytes: {said}; promised {least:g}."
+    alt = f"{metric} over {counted}; the best for their bytes: {said}; promised {least:g}."
     return Figure(drawn.svg, alt, f"{metric} of held-out items by bytes")
 
 
@@ -124,8 +126,8 @@ def table(tried: Sequence[Tried], metric: str, chosen: Tried | None) -> PageTabl
         for each in shown
     ]
     columns = [
-        "Bytes searched",
-        "Bytes of the finer code",
+        "Bytes",
+        "Of the finer code",
         "Embedding",
         "Dimensions",
         "Searched",
@@ -139,23 +141,19 @@ def write_compression_page(
     path: str | os.PathLike,
     title: str,
     verdict: Verdict,
-    lines: Sequence[str],
     tried: Sequence[Tried],
     metric: str,
     least: float,
     frozen: tuple[int, float],
     chosen: Tried | None,
+    counted: str,
 ) -> None:
-    """Write the page. For the arguments see `figure`; `lines` say what was promised and what it came to."""
+    """Write the page. For the arguments see `figure`; the verdict says what was promised and what it came to."""
     note = (
         "Each point is a width, a code and perhaps a second ranking, of the trained embedding or of the frozen "
         "features themselves. Training items that were held out from the head query all training items. A promise "
         "counts as kept where the lower bound of the mean, of 95 % confidence, keeps it."
     )
-    blocks: list[Block] = [figure(tried, metric, least, frozen, chosen), Paragraph(note, is_note=True)]
-    said: list[Block] = [Paragraph(line) for line in lines]
-    sections = [
-        PageSection("What it came to", said),
-        PageSection("Bytes and quality", [*blocks, table(tried, metric, chosen)]),
-    ]
+    blocks: list[Block] = [figure(tried, metric, least, frozen, chosen, counted), Paragraph(note, is_note=True)]
+    sections = [PageSection("Bytes and quality", [*blocks, table(tried, metric, chosen)])]
     write_page(path, Page(title, verdict, sections, f"{len(tried):,} ways to keep its embeddings in few bytes"))

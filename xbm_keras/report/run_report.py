@@ -11,7 +11,8 @@ import pandas as pd
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.labels import counted
 from xbm_keras.evaluation import wording
-from xbm_keras.report import charts, learning_curve, neighbors, retrieval
+from xbm_keras.evaluation.thresholds import read_thresholds
+from xbm_keras.report import charts, learning_curve, matches, neighbors, retrieval
 from xbm_keras.report.page import (
     Block,
     Cell,
@@ -49,7 +50,7 @@ def write_run_report(
     """Write the report of a finished run.
 
     Args:
-        path: of the file. `history.csv` is read from beside it.
+        path: of the file. `history.csv` and `thresholds.json` are read from beside it.
         title: of the page.
         command: that makes the run again.
         about: what was run, names and values.
@@ -66,6 +67,7 @@ def write_run_report(
     """
     history, validation = pathlib.Path(path).with_name("history.csv"), metrics["validation"]
     sections = [PageSection("Results", _results(metrics, dataset, head.embedding_dim))]
+    thresholds, test = read_thresholds(history.parent), None
     if "leave_one_out" in metrics:
         test = retrieval.rank_test_items(dataset, head, by_roles="query_gallery" in metrics)
         sections += [
@@ -75,6 +77,8 @@ def write_run_report(
         ]
     else:
         sections.append(PageSection("What it keeps", neighbors.searches(dataset, head)))
+    if thresholds is not None:
+        sections.append(matches.section(thresholds, test))
     if validation.get("tried"):
         sections.append(PageSection("Start", starts(validation)))
     if learning is not None:
