@@ -208,6 +208,7 @@ WRITE_BY_THEMSELVES = {
     ("xbm_keras.report.page", "save"): "a picture in memory",
     ("xbm_keras.stages.backbone.hub", "write_text"): "one file of a folder; metrics.json, the last of a run, closes it",
     ("xbm_keras.tuning.local_workers", "open"): "what a worker prints, while it prints it",
+    ("xbm_keras.index.usearch_graph", "save"): "one file of a version, which new_version closes",
     ("xbm_keras.export.serving_requests", "TFRecordWriter"): "one file of a version, which new_version closes",
 }
 

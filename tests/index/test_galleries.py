@@ -12,7 +12,7 @@ from tests.export.test_saved_model import encoded, image_model
 from xbm_keras.atomic_files import latest_version, new_version
 from xbm_keras.cli import index
 from xbm_keras.export.saved_model import export_encoder
-from xbm_keras.index import galleries, saved_search, usearch_graph
+from xbm_keras.index import galleries, saved_search
 from xbm_keras.index.galleries import add_items, read_index, remove_items, write_index
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.saved_search import ExactSearch
@@ -87,8 +87,8 @@ def test_neighbours_are_mixed_into_items_and_queries_also_after_items_came_and_w
     found = served(tmp_path)(embeddings=tf.constant(queries), k=tf.constant(6))
     assert [[name.decode() for name in row] for row in found["ids"].numpy()] == kept.ids[expected].tolist()
     np.testing.assert_allclose(found["similarities"], np.einsum("qe,qke->qk", asked, mixed[expected]), atol=1e-5)
-    with pytest.raises(ValueError, match="num_mixed=3 with approximate_search"):
-        write_index(tmp_path, items, "model", num_mixed=3, approximate_search=True)
+    with pytest.raises(ValueError, match="num_mixed=3 with approximate search"):
+        write_index(tmp_path, items, "model", num_mixed=3, engine="usearch")
 
 
 def test_copies_rank_by_position():
@@ -157,33 +157,6 @@ def test_a_search_for_fewer_than_one_item_is_refused(tmp_path, capsys, k):
         index.main(["search", f"--model={tmp_path}", f"--index={tmp_path}", f"--k={k}", "x.png"])
     assert raised.value.code == 2
     assert "argument --k" in capsys.readouterr().err
-
-
-def test_approximate_search_finds_nearly_all(tmp_path):
-    pytest.importorskip("usearch", reason="needs the extra [ann]")
-    items = gallery(1500, 16)
-    about = write_index(tmp_path, items, "model", approximate_search=True)
-    assert about["recall_at_10"] > 0.95
-    more = gallery(500, 16, prefix="more", seed=3)
-    add_items(tmp_path, more, "model")
-    about = remove_items(tmp_path, items.ids[:300])
-    assert about["recall_at_10"] > 0.95
-    left, _, approximate = read_index(tmp_path)
-    assert len(approximate) == len(left.ids) == 1700
-    rows, similarities = usearch_graph.search_gallery(left, approximate, more.vectors, 10)
-    exact_rows, exact_similarities = ExactSearch.of(left).find(more.vectors, 10)
-    is_itself = left.ids[rows[:, 0]] == more.ids  # threads build the graph, each time another one
-    assert is_itself.mean() > 0.97
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact_rows, strict=True)])
-    assert recall > 0.95
-    np.testing.assert_allclose(similarities[is_itself, 0], exact_similarities[is_itself, 0], atol=1e-5)
-
-
-def test_without_usearch_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
-    with pytest.raises(ValueError, match=r"\[ann\]"):
-        write_index(tmp_path, gallery(), "model", approximate_search=True)
-    assert not list(tmp_path.glob("[0-9]*"))
 
 
 def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, capsys):

@@ -12,6 +12,7 @@ from xbm_keras.data.labels import counted, printable
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import saved_run
 from xbm_keras.index import galleries, mapping, stores
+from xbm_keras.index.approximate import ENGINES
 from xbm_keras.index.exported_model import (
     ExportedModel,
     embed_folder,
@@ -49,7 +50,7 @@ def build(options: argparse.Namespace) -> None:
         gallery, model_print, roots = _from_run(options)
     folder = pathlib.Path(options.index)
     former = versions(folder)
-    extras = {"approximate_search": options.approximate, "num_mixed": options.mix}
+    extras = {"engine": options.approximate, "num_mixed": options.mix}
     about = galleries.write_index(folder, gallery, model_print, **extras, roots=roots)
     _report(options, about, f"; it takes the place of version {former[-1].name}, which stays there" if former else "")
 
@@ -92,10 +93,6 @@ def search(options: argparse.Namespace) -> None:
     if bool(options.picture) == bool(options.features):
         raise ValueError("Received pictures and --features, or neither; expected one of them. Give what to search for.")
     model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
-    if options.approximate and options.where:
-        raise ValueError(
-            "Received --approximate with --where; expected one of them, since conditions need exact search."
-        )
     opened = OpenedIndex.newest(pathlib.Path(options.index))
     if opened.model != model.fingerprint:
         raise ValueError(
@@ -203,7 +200,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--config", help="of other data than the run's own; they need no labels")
     made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
-    made.add_argument("--approximate", action="store_true", help="also an approximate index; needs the extra [ann]")
+    made.add_argument(
+        "--approximate",
+        nargs="?",
+        const="usearch",
+        choices=sorted(ENGINES),
+        help="also an approximate search, by default by usearch; needs the extra [ann]",
+    )
     made.add_argument(
         "--mix", type=_positive, default=0, metavar="N", help="mix the N nearest items into each one and each query"
     )

@@ -4,7 +4,8 @@
 - galleries: versions of an index: write one, add, remove; opened_index: what is found in one
 - segments: what a version is made of; saved_search: exact search as a SavedModel
 - coded_search: search in few bits
-- usearch_graph: approximate search; where: conditions on the items
+- approximate: search that finds most; usearch_graph, faiss_lists: by which library; extras: libraries of an extra
+- where: conditions on the items
 - stores: galleries as files of other stores; mapping: vectors of one model in the space of another
 - exported_model, exported_texts: pictures and texts through an exported model; roots: what ids of pictures are
 """

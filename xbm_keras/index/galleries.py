@@ -3,7 +3,6 @@
 Letters: Q queries, N items, E embedding width, k answers.
 """
 
-import functools
 import json
 import pathlib
 import time
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from xbm_keras.atomic_files import new_version, write_whole
 from xbm_keras.data.labels import counted
-from xbm_keras.index import usearch_graph
+from xbm_keras.index.approximate import ENGINES, ApproximateSearch, Engine, keys_of
 from xbm_keras.index.gallery import Gallery, is_in, joined, strings
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.saved_search import ExactSearch, mixed
@@ -30,21 +29,21 @@ def write_index(
     gallery: Gallery,
     model: str,
     *,
-    approximate_search: bool = False,
+    engine: str | None = None,
     num_mixed: int = 0,
     roots: dict[str, str] | None = None,
 ) -> dict:
     """Write a gallery as the next version `folder/<n>/`, whole or not at all.
 
     The version is a SavedModel with the signature `search`: `embeddings` [Q, E] float32 and `k` int32 to `ids`,
-    `labels` and `similarities` [Q, min(k, N)], of segments (see `xbm_keras.index.segments`). Beside it lies, with
-    `approximate_search`, a USearch index (`approximate.usearch`), whose recall is measured.
+    `labels` and `similarities` [Q, min(k, N)], of segments (see `xbm_keras.index.segments`). Beside it lies, with an
+    engine, the approximate search of that library (`approximate.<library>`), whose recall is measured.
 
     Args:
         folder: of the versions.
         gallery: the items.
         model: fingerprint of the model that embedded them.
-        approximate_search: also build the approximate index; needs the extra [ann].
+        engine: also build an approximate search, by this library: a key of `ENGINES`; needs the extra [ann].
         num_mixed: see `ExactSearch`; not with the approximate index. The stored vectors are plain, so that items may
             come and go: what is mixed is found anew then.
         roots: of the items, name to place; None where that is not known.
@@ -56,16 +55,16 @@ def write_index(
     Raises:
         ValueError: for `num_mixed` with the approximate index.
     """
-    if num_mixed and approximate_search:
+    if num_mixed and engine:
         raise ValueError(
-            f"Received num_mixed={num_mixed} with approximate_search; expected one of them: what is mixed changes with "
-            "each item that comes, which a graph cannot follow. Leave one out."
+            f"Received num_mixed={num_mixed} with approximate search; expected one of them: what is mixed changes with "
+            "each item that comes, which it cannot follow. Leave one out."
         )
     with _locked(folder):
-        index = usearch_graph.build_of(gallery) if approximate_search else None
+        built = ENGINES[engine].build(gallery.vectors, keys_of(gallery.ids)) if engine else None
         about = {"width": gallery.vectors.shape[1], "model": model, "roots": roots}
         about |= {"mixed": num_mixed} if num_mixed else {}
-        return _write(folder, [Segment.of(gallery)], about, index)
+        return _write(folder, [Segment.of(gallery)], about, built)
 
 
 def add_items(
@@ -122,12 +121,13 @@ def change_items(
             about["roots"] = {**(about["roots"] or {}), **roots} if roots else about["roots"]
             num_replaced = int(opened.holds(more.ids).sum())
             leaving = strings([*leaving.to_pylist(), *more.ids])
-        index = opened.approximate
-        if index is not None:
-            usearch_graph.change(index, opened.gallery, is_in(opened.gallery.items["id"], leaving), more)
+        if opened.approximate is not None:
+            opened.approximate.remove(keys_of(opened.gallery.ids[is_in(opened.gallery.items["id"], leaving)]))
+            if more is not None:
+                opened.approximate.add(keys_of(more.ids), more.vectors)
         segments = [segment.without(is_in(segment.items["id"], leaving)) for segment in opened.segments]
         segments += [Segment.of(more)] if more is not None and len(more.items) else []
-        written = _write(folder, segments, about, index)
+        written = _write(folder, segments, about, opened.approximate)
         num_added = 0 if more is None else len(more.items) - num_replaced
         return {**written, "added": num_added, "replaced": num_replaced}
 
@@ -166,7 +166,7 @@ def _require_alike(opened: OpenedIndex, more: Gallery) -> None:
 
 
 def read_index(folder: pathlib.Path):
-    """The newest version: its gallery, what `index.json` holds, and its approximate index, None where it has none.
+    """The newest version: its gallery, what `index.json` holds, and its approximate search, None where it has none.
 
     Raises:
         ValueError: where there is none, or its files are damaged.
@@ -181,33 +181,33 @@ def _locked(folder: pathlib.Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / ".lock")
 
 
-def _write(folder: pathlib.Path, segments: list[Segment], about: dict, index) -> dict:
+def _write(folder: pathlib.Path, segments: list[Segment], about: dict, engine: Engine | None) -> dict:
     num_mixed = about.get("mixed", 0)
     # What is mixed changes with each item.
     segments = [mixed(gallery_of(segments), num_mixed)] if num_mixed else compacted(segments)
     num_items = sum(int(segment.kept.sum()) for segment in segments)
     about = {"items": num_items, **about, "segments": [segment.name for segment in segments]}
-    if index is not None:
-        about |= _measure(gallery_of(segments), index)
+    if engine is not None:
+        about |= _measure(gallery_of(segments), engine)
     with new_version(folder) as target:
         search = ExactSearch(segments, about["width"], num_mixed, is_empty=True)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
         write_segments(target, segments)
-        if index is not None:
-            index.save(str(target / "approximate.usearch"))
+        if engine is not None:
+            engine.save(target / engine.file)
         write_whole(target / "index.json", json.dumps(about, indent=1))
     return about
 
 
-def _measure(gallery: Gallery, index) -> dict:
-    """Share of the exact nearest 10 that the approximate index finds, and the time per query."""
+def _measure(gallery: Gallery, engine: Engine) -> dict:
+    """Share of the exact nearest 10 that the approximate search finds, and the time per query."""
     queries = np.random.default_rng(0).permutation(len(gallery.items))[:RECALL_QUERIES]
     k = min(RECALL_AT, len(gallery.items) - 1)
     if k < 1:
         return {}
     exact = ExactSearch.of(gallery)
     times, found = [], []
-    for find in (exact.find, functools.partial(usearch_graph.search_gallery, gallery, index)):
+    for find in (exact.find, ApproximateSearch(gallery, engine).find):
         find(gallery.vectors[queries[:1]], k + 1)  # traces
         start = time.perf_counter()
         rows, _ = find(gallery.vectors[queries], k + 1)

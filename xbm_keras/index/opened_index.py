@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version
 from xbm_keras.data.labels import counted, printable
-from xbm_keras.index import usearch_graph
+from xbm_keras.index.approximate import ApproximateSearch, Engine, load_engine
 from xbm_keras.index.gallery import Gallery, is_in, joined, strings
 from xbm_keras.index.saved_search import ExactSearch, mixed
 from xbm_keras.index.segments import Segment, gallery_of, read_segments
@@ -85,10 +85,15 @@ class OpenedIndex:
             raise self._damaged(error) from error
 
     @functools.cached_property
-    def approximate(self):
-        """The USearch index; None where there is none."""
-        path = self.version / "approximate.usearch"
-        return usearch_graph.load(path) if path.exists() else None
+    def approximate(self) -> Engine | None:
+        """The approximate search; None where there is none."""
+        return load_engine(self.version)
+
+    @functools.cached_property
+    def _approximate_search(self) -> ApproximateSearch:
+        if self.approximate is None:
+            raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
+        return ApproximateSearch(self.gallery, self.approximate)
 
     @functools.cached_property
     def _exact(self) -> ExactSearch:
@@ -130,34 +135,34 @@ class OpenedIndex:
         Args:
             queries: [Q, E], of the model that embedded the items.
             k: at most so many each.
-            approximate: whether the approximate index is asked, which finds most of them.
+            approximate: whether the approximate search is asked, which finds most of them.
             where: a condition that the items are to meet: see `meets`.
 
         Returns:
             For each query its hits: `id`, `label`, `similarity` (cosine) and `metadata`, plain values that JSON has.
 
         Raises:
-            ValueError: for queries of another width, without an approximate index, or for a condition that cannot be
-                read.
+            ValueError: for queries of another width, without an approximate search, for a condition that cannot be
+                read, or one for an approximate search that has no filter.
         """
         if queries.ndim != 2 or queries.shape[1] != self.about["width"]:
             raise ValueError(
                 f"Received queries of shape {queries.shape} for an index of width {self.about['width']}; expected "
                 f"[Q, {self.about['width']}]. Embed them with the model of the index."
             )
-        if approximate and self.approximate is None:
-            raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
         if approximate:
-            items, found = self.gallery.items, usearch_graph.search_gallery(self.gallery, self.approximate, queries, k)
+            items, among = self.kept_items, meets(self.kept_items, where) if where else None
+            rows, similarities = self._approximate_search.find(queries, k, among)
         else:
-            items, found = self.items, (self._some(where) if where else self._exact).find(queries, k)
-        rows, similarities = found
-        described = described_items(items.take(rows.ravel()))
+            items, (rows, similarities) = self.items, (self._some(where) if where else self._exact).find(queries, k)
+        is_found = rows >= 0  # approximate search may find too few
+        described = described_items(items.take(rows[is_found]))
         hits = [
-            {**each, "similarity": score} for each, score in zip(described, similarities.ravel().tolist(), strict=True)
+            {**each, "similarity": score}
+            for each, score in zip(described, similarities[is_found].tolist(), strict=True)
         ]
-        count = rows.shape[1]
-        return [hits[i * count : (i + 1) * count] for i in range(len(rows))]
+        ends = is_found.sum(axis=1).cumsum().tolist()
+        return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def described_items(items: pyarrow.Table) -> list[dict]:

@@ -6,7 +6,6 @@ Each has the items' columns with their types, and `vector`, of unit length: cosi
 import base64
 import contextlib
 import datetime
-import importlib
 import json
 import pathlib
 import uuid
@@ -18,6 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from xbm_keras.atomic_files import writing_folder, writing_whole
+from xbm_keras.index.extras import import_library
 from xbm_keras.index.gallery import Gallery
 
 BLOCK = 10_000  # items that are in memory twice at a time
@@ -58,7 +58,7 @@ def write_parquet(path: pathlib.Path, gallery: Gallery, model: str) -> None:
 
 def write_faiss(path: pathlib.Path, gallery: Gallery, model: str) -> None:
     """A folder of `index.faiss`, an IndexFlatIP, and `items.parquet`, whose rows its answers number."""
-    faiss = _client("faiss", "faiss-cpu")
+    faiss = import_library("faiss", "stores")
     index = faiss.IndexFlatIP(gallery.vectors.shape[1])
     for start in range(0, len(gallery.vectors), BLOCK):
         index.add(np.ascontiguousarray(gallery.vectors[start : start + BLOCK]))
@@ -70,7 +70,7 @@ def write_faiss(path: pathlib.Path, gallery: Gallery, model: str) -> None:
 
 def write_lancedb(path: pathlib.Path, gallery: Gallery, model: str) -> None:
     """A database with the table `items`."""
-    lancedb, schema = _client("lancedb"), _schema(gallery, model)
+    lancedb, schema = import_library("lancedb", "stores"), _schema(gallery, model)
     with writing_folder(path) as side:
         lancedb.connect(side).create_table(TABLE, _batches(gallery, schema), schema=schema)
 
@@ -80,7 +80,7 @@ def write_qdrant(path: pathlib.Path, gallery: Gallery, model: str) -> None:
 
     The payload is JSON: times are text of ISO 8601, by which Qdrant filters.
     """
-    qdrant = _client("qdrant_client", "qdrant-client")
+    qdrant = import_library("qdrant_client", "stores")
     models = qdrant.models
     with writing_folder(path) as side:
         with contextlib.closing(qdrant.QdrantClient(path=str(side))) as client:
@@ -206,13 +206,3 @@ def _vector_text(vectors: np.ndarray) -> pyarrow.ChunkedArray:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _client(module: str, package: str | None = None):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"Received a store whose client, {package or module}, cannot be imported ({error}); expected the extra "
-            '[stores]. Install it with: pip install ".[stores]"'
-        ) from error

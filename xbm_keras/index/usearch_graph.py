@@ -1,60 +1,55 @@
 """Approximate nearest neighbours by USearch (extra [ann]): an HNSW graph under cosine similarity."""
 
-import importlib
 import pathlib
 
 import numpy as np
 
-from xbm_keras.data.sources import Items
-from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.extras import import_library
 
 
-def build_of(gallery: Gallery):
-    """A USearch index of a gallery. Raises ValueError where USearch is missing."""
-    index = _usearch().Index(ndim=gallery.vectors.shape[1], metric="cos", dtype="f32")
-    index.add(_keys(gallery), gallery.vectors)
-    return index
+class USearchGraph:
+    """An engine (see `xbm_keras.index.approximate`) that answers fastest, and knows no filter."""
 
+    file = "approximate.usearch"
 
-def load(path: pathlib.Path):
-    """The index that a file holds, which may be changed. Raises ValueError where USearch is missing."""
-    return _usearch().Index.restore(str(path))
+    def __init__(self, index):
+        self._index = index
 
+    @classmethod
+    def build(cls, vectors: np.ndarray, keys: np.ndarray) -> "USearchGraph":
+        """A graph of vectors [N, E] under keys [N] int64."""
+        index = import_library("usearch.index", "ann").Index(ndim=vectors.shape[1], metric="cos", dtype="f32")
+        index.add(keys, vectors)
+        return cls(index)
 
-def change(index, gallery: Gallery, is_gone: np.ndarray, more: Gallery | None) -> None:
-    """Take items out of the index of a gallery, by a mask [N], and more in."""
-    index.remove(_keys(gallery)[is_gone])
-    if more is not None:
-        index.add(_keys(more), more.vectors)
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "USearchGraph":
+        """The graph that a file holds."""
+        return cls(import_library("usearch.index", "ann").Index.restore(str(path)))
 
+    def save(self, path: pathlib.Path) -> None:
+        """Write it."""
+        self._index.save(str(path))
 
-def search_gallery(gallery: Gallery, index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a gallery, int64, and cosine similarities, both [Q, min(k, N)]: of near items, most of them the nearest.
+    def __len__(self) -> int:
+        return len(self._index)
 
-    Args:
-        gallery: the items.
-        index: of them.
-        queries: [Q, E].
-        k: answers of each.
-    """
-    keys = _keys(gallery)
-    order = np.argsort(keys)
-    found = index.search(queries, min(k, len(keys)))
-    shape = (len(queries), -1)  # of one query USearch gives [k]
-    rows = order[np.searchsorted(keys, found.keys.astype(np.int64).reshape(shape), sorter=order)]
-    return rows, 1 - found.distances.astype(np.float32).reshape(shape)
+    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Take in vectors [n, E] under new keys [n]."""
+        self._index.add(keys, vectors)
 
+    def remove(self, keys: np.ndarray) -> None:
+        """Take out keys [n]."""
+        self._index.remove(keys)
 
-def _keys(gallery: Gallery) -> np.ndarray:
-    """A number for each item that stays when others come and go: [N] int64, as sample ids are."""
-    return Items(gallery.ids, None, {}).sample_ids() if len(gallery.ids) else np.empty(0, np.int64)
-
-
-def _usearch():
-    try:
-        return importlib.import_module("usearch.index")
-    except ImportError as error:
-        raise ValueError(
-            f"Received an approximate index, and usearch cannot be imported ({error}); expected the extra [ann]. "
-            'Install it with: pip install ".[ann]"'
-        ) from error
+    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and cosine similarities [Q, k]."""
+        if among is not None:
+            raise ValueError(
+                "Received a condition for approximate search by USearch, which has no filter; expected exact search, "
+                "or another library. Leave out --approximate, or build the index with --approximate faiss."
+            )
+        found = self._index.search(queries, k)
+        shape = (len(queries), -1)  # of one query USearch gives [k]
+        similarities = 1 - found.distances.astype(np.float32).reshape(shape)
+        return found.keys.astype(np.int64).reshape(shape), similarities

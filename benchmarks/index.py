@@ -1,0 +1,157 @@
+"""A gallery of a million vectors: building, adding, removing and searching it, beside FAISS and USearch.
+
+    python -m benchmarks.index [--rows 1000000] [--json FILE]
+
+Vectors of 128 dimensions about 10,000 random centres, seeded. `build`, `add` and `remove` (of 1,000 items) write a
+version of an index, as the command does; `search` asks for the 10 nearest of 100 queries at once, and of one alone, and
+tells how many of the exact 10 are found. Each row is a process of its own, whose seconds and peak memory are those of
+all that it does. FAISS is an IndexFlatIP, in memory; ratios are to it. Needs `pip install ".[bench,ann]"`.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks import common
+
+WIDTH = 128
+CENTRES = 10_000
+SPREAD = 0.7
+CHANGED = 1000
+QUERIES = 100
+K = 10
+
+
+def main():
+    parser = common.parser(__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=pathlib.Path, help="for vectors and indexes; by default a temporary one")
+    parser.add_argument("--step", choices=STEPS, help="what a process of this benchmark does")
+    options = parser.parse_args()
+    if options.step:
+        start = time.perf_counter()
+        found = STEPS[options.step](options.folder, options.rows) or {}
+        found = {"s": time.perf_counter() - start, **found, "peak MB": common.peak_mb()}
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or pathlib.Path(scratch)
+        results = [{"name": step, **_process(step, folder, options.rows)} for step in STEPS]
+    flat = next(each for each in results if each["name"] == "search: FAISS flat")
+    for each in results:
+        if "ms of 100" in each:
+            each["ratio"] = each["ms of 100"] / flat["ms of 100"]
+    common.report(results, options)
+
+
+def _process(step: str, folder: pathlib.Path, num_rows: int) -> dict:
+    command = [sys.executable, "-m", "benchmarks.index", f"--step={step}", f"--folder={folder}", f"--rows={num_rows}"]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return json.loads(lines[-1])
+
+
+def make(folder, num_rows):
+    """Vectors of items and queries, and of each query the exact answers by FAISS."""
+    import faiss
+
+    rng = np.random.default_rng(0)
+    centres = common.unit_vectors(CENTRES, WIDTH, seed=1)
+    vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (num_rows + CHANGED + QUERIES, WIDTH))
+    for start in range(0, len(vectors), 100_000):
+        part = vectors[start : start + 100_000]
+        noise = rng.standard_normal(part.shape, np.float32) * (SPREAD / np.sqrt(WIDTH))
+        part[:] = centres[rng.integers(CENTRES, size=len(part))] + noise
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    vectors.flush()
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(vectors[:num_rows])
+    np.save(folder / "exact.npy", index.search(np.ascontiguousarray(vectors[-QUERIES:]), K)[1])
+    return {}
+
+
+def build(folder, num_rows):
+    """The exact index."""
+    galleries.write_index(folder / "index", _gallery(folder, 0, num_rows), "model")
+
+
+def build_approximate(folder, num_rows, engine):
+    """The same, with the approximate search beside it, and its recall."""
+    about = galleries.write_index(folder / engine, _gallery(folder, 0, num_rows), "model", engine=engine)
+    return {"recall@10": about["recall_at_10"]}
+
+
+def add(folder, num_rows):
+    """1,000 items more."""
+    galleries.add_items(folder / "index", _gallery(folder, num_rows, num_rows + CHANGED), "model")
+
+
+def remove(folder, num_rows):
+    """The same 1,000 gone."""
+    galleries.remove_items(folder / "index", [str(i) for i in range(num_rows, num_rows + CHANGED)])
+
+
+def search(folder, num_rows):
+    """The exact search of the index that items came into and left."""
+    return _searched(folder, _find(OpenedIndex.newest(folder / "index")))
+
+
+def search_approximate(folder, num_rows, engine):
+    """The approximate search."""
+    return _searched(folder, _find(OpenedIndex.newest(folder / engine), approximate=True))
+
+
+def _find(opened, **options):
+    return lambda queries: [[int(hit["id"]) for hit in hits] for hits in opened.find(queries, K, **options)]
+
+
+def search_faiss(folder, num_rows):
+    """IndexFlatIP."""
+    import faiss
+
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(np.load(folder / "vectors.npy", mmap_mode="r")[:num_rows])
+    return _searched(folder, lambda queries: index.search(queries, K)[1].tolist())
+
+
+STEPS = {
+    "make": make,
+    "build": build,
+    "add 1,000": add,
+    "remove 1,000": remove,
+    "search: FAISS flat": search_faiss,
+    "search: exact": search,
+    **{f"build, {engine}": functools.partial(build_approximate, engine=engine) for engine in ("usearch", "faiss")},
+    **{f"search: {engine}": functools.partial(search_approximate, engine=engine) for engine in ("usearch", "faiss")},
+}
+
+
+def _gallery(folder, start, stop):
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")[start:stop]
+    return Gallery.of(np.ascontiguousarray(vectors), [str(i) for i in range(start, stop)])
+
+
+def _searched(folder, find) -> dict:
+    """Milliseconds of all queries at once, and of one, medians of five, and the share of exact answers found."""
+    queries, exact = np.array(np.load(folder / "vectors.npy", mmap_mode="r")[-QUERIES:]), np.load(folder / "exact.npy")
+    variants = {"all": lambda: find(queries), "one": lambda: find(queries[:1])}
+    times = common.interleaved(variants, repeats=5)
+    kept = np.mean([len(set(a) & set(b)) / K for a, b in zip(find(queries), exact.tolist(), strict=True)])
+    return {"ms of 100": times["all"]["ms"], "ms of 1": times["one"]["ms"], "recall@10": float(kept)}
+
+
+if __name__ == "__main__":
+    from xbm_keras.index import galleries
+    from xbm_keras.index.gallery import Gallery
+    from xbm_keras.index.opened_index import OpenedIndex
+
+    main()

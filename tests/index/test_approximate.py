@@ -1,0 +1,95 @@
+"""Approximate search by each library: most of what exact search finds, items that come and go, and conditions."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from xbm_keras.index.approximate import ENGINES, ApproximateSearch, keys_of
+from xbm_keras.index.galleries import add_items, remove_items, write_index
+from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.opened_index import OpenedIndex
+from xbm_keras.index.saved_search import ExactSearch
+
+MODULES = {"usearch": "usearch.index", "faiss": "faiss"}
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request):
+    pytest.importorskip(MODULES[request.param], reason="needs the extra [ann]")
+    return request.param
+
+
+def gallery(num_items, width=16, prefix="item ", seed=0):
+    rows = np.random.default_rng(seed).normal(size=(num_items, width)).astype(np.float32)
+    vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ids = [f"{prefix}{i}" for i in range(num_items)]
+    return Gallery.of(vectors, ids, year=[i % 10 for i in range(num_items)])
+
+
+def ids_of(hits):
+    return [[hit["id"] for hit in each] for each in hits]
+
+
+def test_it_finds_nearly_all_also_after_items_came_and_went(tmp_path, engine):
+    items = gallery(1500)
+    assert write_index(tmp_path, items, "model", engine=engine)["recall_at_10"] > 0.95
+    more = gallery(500, prefix="more ", seed=3)
+    changed = Gallery.of(more.vectors[:1], ["item 700"], year=[77])
+    add_items(tmp_path, more.take(np.arange(500) > 0), "model")
+    add_items(tmp_path, changed, "model")
+    assert remove_items(tmp_path, items.ids[:300])["recall_at_10"] > 0.95
+    opened = OpenedIndex.newest(tmp_path)
+    assert len(opened.approximate) == len(opened) == 1699
+    found, exact = (opened.find(3 * more.vectors, 10, approximate=each) for each in (True, False))
+    asked = ["item 700", *more.ids[1:]]
+    is_itself = np.array([hits[0]["id"] == own for hits, own in zip(found, asked, strict=True)])
+    assert is_itself.mean() > 0.97  # threads build the graph, each time another one
+    assert {hit["metadata"]["year"] for hits in found for hit in hits if hit["id"] == "item 700"} <= {77}
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids_of(found), ids_of(exact), strict=True)])
+    assert recall > 0.95
+    best = np.array([hits[0]["similarity"] for hits in found])[is_itself]
+    np.testing.assert_allclose(
+        best, [hits[0]["similarity"] for hits, it in zip(exact, is_itself, strict=True) if it], atol=1e-5
+    )
+    assert not {f"item {i}" for i in range(300)} & {each for hits in ids_of(found) for each in hits}
+
+
+def test_conditions_hold(tmp_path, engine):
+    items = gallery(3000)
+    write_index(tmp_path, items, "model", engine=engine)
+    opened, queries = OpenedIndex.newest(tmp_path), gallery(20, seed=1).vectors
+    ask = lambda k, where: opened.find(queries, k, approximate=True, where=where)  # noqa: E731
+    if engine == "usearch":
+        with pytest.raises(ValueError, match="USearch, which has no filter"):
+            ask(5, "year = 3")
+        return
+    exact = ids_of(opened.find(queries, 5, where="year = 3"))
+    found = ask(5, "year = 3")
+    assert {hit["metadata"]["year"] for hits in found for hit in hits} == {3}
+    assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(ids_of(found), exact, strict=True)]) > 0.95
+    few = ask(10, "id in ('item 5', 'item 6')")
+    assert all(sorted(each) == ["item 5", "item 6"] for each in ids_of(few))
+    assert ids_of(ask(10, "year = 99")) == [[]] * 20
+
+
+def test_of_few_items_it_finds_each(engine):
+    items = gallery(3)
+    search = ApproximateSearch(items, ENGINES[engine].build(items.vectors, keys_of(items.ids)))
+    rows, similarities = search.find(items.vectors, 10)
+    exact_rows, exact = ExactSearch.of(items).find(items.vectors, 10)
+    assert rows.tolist() == exact_rows.tolist()
+    np.testing.assert_allclose(similarities, exact, atol=1e-5)
+
+
+def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch, engine):
+    monkeypatch.setitem(sys.modules, MODULES[engine], None)
+    with pytest.raises(ValueError, match=r"expected the extra \[ann\]"):
+        write_index(tmp_path, gallery(5), "model", engine=engine)
+    assert not list(tmp_path.glob("[0-9]*"))
+
+
+def test_an_index_without_one_says_so(tmp_path):
+    write_index(tmp_path, gallery(5), "model")
+    with pytest.raises(ValueError, match="build it with --approximate"):
+        OpenedIndex.newest(tmp_path).find(gallery(1).vectors, 1, approximate=True)

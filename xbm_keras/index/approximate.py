@@ -1,0 +1,94 @@
+"""Approximate search by a library: which there are, and what finds the items of a gallery by one.
+
+Letters: Q queries, N items, E embedding width, k answers.
+"""
+
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from xbm_keras.data.sources import Items
+from xbm_keras.index.faiss_lists import FaissLists
+from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.usearch_graph import USearchGraph
+
+
+class Engine(Protocol):
+    """Vectors [N, E] of unit length under keys, int64, by a library that finds most of the nearest ones."""
+
+    file: str
+    """Its name in a version of an index."""
+
+    @classmethod
+    def build(cls, vectors: np.ndarray, keys: np.ndarray) -> "Engine":
+        """One of these vectors. Raises ValueError where the library is missing."""
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Engine":
+        """The one that a file holds, which may be changed. Raises ValueError where the library is missing."""
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write it."""
+
+    def __len__(self) -> int: ...
+
+    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Take in vectors [n, E] under new keys [n]."""
+
+    def remove(self, keys: np.ndarray) -> None:
+        """Take out the vectors of keys [n], all of which are there."""
+
+    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and cosine similarities [Q, k] of near items, best first; the key is -1 where too few are found.
+
+        Args:
+            queries: [Q, E].
+            k: at most N.
+            among: keys [n], where only these are to be found. Raises ValueError where the library has no filter.
+        """
+
+
+ENGINES: dict[str, type[Engine]] = {"usearch": USearchGraph, "faiss": FaissLists}
+
+
+class ApproximateSearch:
+    """An engine, and the items that it finds.
+
+    Args:
+        gallery: the items.
+        engine: of their vectors, under `keys_of` their ids.
+    """
+
+    def __init__(self, gallery: Gallery, engine: Engine):
+        self.engine = engine
+        self._keys = keys_of(gallery.ids)
+        self._order = np.argsort(self._keys)
+
+    def find(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the gallery, int64, and cosine similarities, both [Q, min(k, N)]; row -1 where too few are found.
+
+        Args:
+            queries: [Q, E].
+            k: answers of each.
+            among: [N] bool, where only some items are to be found.
+
+        Raises:
+            ValueError: for `among` with an engine that has no filter.
+        """
+        wanted = None if among is None else self._keys[among]
+        found, similarities = self.engine.search(queries, min(k, len(self._keys)), wanted)
+        if not len(self._keys):
+            return found, similarities
+        places = np.searchsorted(self._keys, found, sorter=self._order).clip(max=len(self._keys) - 1)
+        return np.where(found < 0, -1, self._order[places]), similarities
+
+
+def keys_of(ids: np.ndarray) -> np.ndarray:
+    """A number for each of some ids [N] that stays when other items come and go: int64, as sample ids are."""
+    return Items(ids, None, {}).sample_ids() if len(ids) else np.empty(0, np.int64)
+
+
+def load_engine(version: pathlib.Path) -> Engine | None:
+    """The engine that a version of an index holds; None where it has none."""
+    return next((each.load(version / each.file) for each in ENGINES.values() if (version / each.file).exists()), None)
