@@ -98,6 +98,9 @@ def test_a_walk_tries_both_embeddings_on_items_that_query_all_training_items(fea
     items, tried = compression.walk(dataset, make_head("linear"), promises)
     assert len(items.queries) == 32
     assert items.nearest.max() >= 32  # a training item
+    ordering, others = compression.halves(dataset, dataset.splits.train)
+    assert sorted([*ordering, *others]) == list(range(100))
+    assert not set(dataset.labels[ordering]) & set(dataset.labels[others])
     assert {each.cut.source for each in tried} == {"trained", "frozen"}
     full = next(each for each in tried if each.cut == Cut("frozen", False, 16) and each.form.search == "float32")
     assert full.means == [1.0]

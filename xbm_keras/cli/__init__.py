@@ -3,7 +3,7 @@
 - train: a config becomes an exported model
 - tune: a search, and its best config from training to export
 - preview: before a run, whether it is worth it
-- evaluate, compress, index, export, cache, serve: what is done with a finished run
+- evaluate, embed, compress, index, export, cache, serve: what is done with a finished run
 - duplicates, labels: which labels may be wrong, and which are suggested
 - terminal: what the commands say
 """

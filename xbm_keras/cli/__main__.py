@@ -14,6 +14,7 @@ COMMANDS = {
     "preview": "what closed forms would give, without training: leave it, solve it, or train it",
     "evaluate": "scores and vectors of a finished run on any data",
     "export": "export a finished run again, in another form",
+    "embed": "vectors of pictures, texts or features by an exported model",
     "compress": "the fewest bytes that keep a promise, such as overlap@10 >= 0.95",
     "duplicates": "items that are nearly the same, and labels that may be wrong",
     "index": "build a gallery, add and remove items, and search it",

@@ -159,6 +159,15 @@ def scored_items(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(positions)[:MAX_SCORED_ITEMS])
 
 
+def halves(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """These positions in two halves, in random order; of items that all have a class, no class is in both."""
+    order = np.random.default_rng(0).permutation(positions)
+    units = dataset.labels[order] if len(dataset.labelled(order)) == len(order) else order
+    unique = np.unique(units)
+    is_first = np.isin(units, np.random.default_rng(1).permutation(unique)[: (len(unique) + 1) // 2])
+    return order[is_first], order[~is_first]
+
+
 def promised_items(dataset: Dataset, positions: np.ndarray, promises, num_asking: int | None = None) -> PromisedItems:
     """The items at these positions, with their labels, where the data has some; the first so many query."""
     labels = dataset.labels[positions] if dataset.has_labels else None
@@ -166,10 +175,10 @@ def promised_items(dataset: Dataset, positions: np.ndarray, promises, num_asking
 
 
 def walk(dataset: Dataset, head: Head, promises) -> tuple[PromisedItems, list[Candidate]]:
-    """All candidates, measured with a bar: validation items query themselves and the training items.
+    """All candidates, measured with a bar: validation items query themselves and half of the training items.
 
     Among themselves alone they would find it too easy: the more items there are, the nearer lie those that a coarse
-    code cannot tell apart.
+    code cannot tell apart. The other half orders the directions of a cut, which suit the items that they were made of.
 
     Args:
         dataset: the items.
@@ -177,11 +186,11 @@ def walk(dataset: Dataset, head: Head, promises) -> tuple[PromisedItems, list[Ca
         promises: that are asked for.
     """
     asking = scored_items(dataset, dataset.splits.validation)
-    others = np.random.default_rng(0).permutation(dataset.splits.train)[: MAX_ROWS - len(asking)]
-    positions = np.concatenate([asking, others])
+    ordering, others = halves(dataset, dataset.splits.train)
+    positions = np.concatenate([asking, others[: MAX_ROWS - len(asking)]])
     items = promised_items(dataset, positions, promises, len(asking))
-    features, trained = (np.asarray(UnitRows(dataset.features, each)) for each in (positions, dataset.splits.train))
-    sources = {"trained": Embeddings(head, trained), "frozen": Embeddings(None, trained)}
+    features, half = (np.asarray(UnitRows(dataset.features, each)) for each in (positions, ordering))
+    sources = {"trained": Embeddings(head, half), "frozen": Embeddings(None, half)}
     cuts = [
         Cut(name, is_mixed, width)
         for name, source in sources.items()

@@ -151,8 +151,8 @@ def write_compression_page(
     """Write the page. For the arguments see `figure`; the verdict says what was promised and what it came to."""
     note = (
         "Each point is a width, a code and perhaps a second ranking, of the trained embedding or of the frozen "
-        "features themselves. Training items that were held out from the head query all training items. A promise "
-        "counts as kept where the lower bound of the mean, of 95 % confidence, keeps it."
+        "features themselves. Training items that were held out from the head query these and "
+        "half of the others. A promise counts as kept where the lower bound of the mean, of 95 % confidence, keeps it."
     )
     blocks: list[Block] = [figure(tried, metric, least, frozen, chosen, counted), Paragraph(note, is_note=True)]
     sections = [PageSection("Bytes and quality", [*blocks, table(tried, metric, chosen)])]
