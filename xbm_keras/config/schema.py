@@ -81,7 +81,7 @@ class TopK(section_of(HardTopK, without=IN_CODE_ALONE["top_k"])):  # type: ignor
 
     @pydantic.model_validator(mode="after")
     def _goes_together(self):
-        require_pairs(self.num_negatives, self.num_positives)
+        require_pairs(self.num_negatives, self.num_positives, self.num_random)
         if self.key_refresh != "exact" and self.mine_in != "embeddings":
             raise ValueError(
                 f"key_refresh {self.key_refresh} does not go with mine_in {self.mine_in!r}, whose keys never change; "

@@ -59,7 +59,8 @@ class HardTopK(DrawsRows):
         absolute_margin: guard, such as 0.05; None is off.
         relative_margin: guard, such as 0.05; None is off.
         max_rows_for_all: "all" makes picks of the memory's width; above this many rows it is refused.
-        seed: of the random positives. The generator's state is saved with the model.
+        num_random: rows at random beside those, the same for all anchors; of them those of other classes are negatives.
+        seed: of what is random. The generator's state is saved with the model.
 
     Raises:
         ValueError: for counts or guards out of bounds, for nothing to pick, for an unknown `positives`.
@@ -92,17 +93,19 @@ class HardTopK(DrawsRows):
         absolute_margin: NonNegative | None = None,
         relative_margin: NonNegative | None = None,
         max_rows_for_all: Positive = 65_536,
+        num_random: Annotated[int, Ge(0), Le(MAX_PICKS)] = 0,
         seed: int = 0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        require_pairs(num_negatives, num_positives)
+        require_pairs(num_negatives, num_positives, num_random)
         if not isinstance(mining, Mining | None):
             raise ValueError(
                 f"Received {mining=}; expected InFeatures(), InEmbeddings() or InSketch(), from xbm_keras."
             )
         self.num_negatives = num_negatives
         self.num_positives = num_positives
+        self.num_random = num_random
         self.positives = positives
         self.mining = mining or InFeatures()
         self.max_score = max_score
@@ -126,7 +129,8 @@ class HardTopK(DrawsRows):
         """T for a memory of `num_rows` rows."""
         if self.num_negatives == self.num_positives == "all":
             return num_rows
-        return sum(num_rows if count == "all" else count for count in (self.num_negatives, self.num_positives))
+        counts = self.num_negatives, self.num_positives, self.num_random
+        return sum(num_rows if count == "all" else count for count in counts)
 
     def call(
         self,
@@ -137,7 +141,7 @@ class HardTopK(DrawsRows):
         anchors: tf.Tensor | None = None,
         embed: Embed | None = None,
     ) -> Picks:
-        """Pick T rows for each anchor: first the positives, then the negatives. No gradient passes.
+        """Pick T rows for each anchor: first the positives, then the negatives, random ones last. No gradient passes.
 
         The score matrix is never held whole, except for "all".
 
@@ -172,6 +176,8 @@ class HardTopK(DrawsRows):
             picked["positives"] = self._random_positives(among, self.num_positives + 1)
         if "all" in (self.num_negatives, self.num_positives):
             return self._with_all(picked, features, among, ceilings)
+        if self.num_random:
+            picked["random"] = self._random_negatives(among, picked.get("negatives"))
         indices, is_positive, is_valid = _joined(picked)
         scores = scores_of_picks(features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
         return Picks(indices, is_positive, is_valid, scores)
@@ -222,6 +228,18 @@ class HardTopK(DrawsRows):
         any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
         return without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
 
+    def _random_negatives(self, among, negatives):
+        """Indices and validity [B, random] of rows of other classes that are not among the negatives."""
+        drawn, is_drawn = self.some_rows(among.rows, self.num_random)
+        is_other = tf.transpose(tf.gather(among.other_classes, tf.gather(among.codes, drawn))) == 0.0
+        is_own = tf.gather(among.rows.sample_ids, drawn)[None, :] == among.sample_ids[:, None]
+        is_valid = is_drawn[None, :] & is_other & ~is_own
+        if negatives is not None:
+            indices, is_picked = negatives
+            is_known = (drawn[None, :, None] == indices[:, None, :]) & is_picked[:, None, :]
+            is_valid &= ~tf.reduce_any(is_known, axis=2)
+        return tf.broadcast_to(drawn[None, :], tf.shape(is_valid)), is_valid
+
     def _with_all(self, picked, features, among, ceilings):
         """Picks with all rows on the positives' side, on the negatives', or on both, from the whole score matrix."""
         rows = among.rows
@@ -261,17 +279,22 @@ class HardTopK(DrawsRows):
         return cls(**{**config, "mining": mining and keras.saving.deserialize_keras_object(mining)})
 
 
-def require_pairs(num_negatives: Count, num_positives: Count) -> None:
-    """Raises ValueError where there is nothing to pick."""
-    if num_negatives == num_positives == 0:
+def require_pairs(num_negatives: Count, num_positives: Count, num_random: int = 0) -> None:
+    """Raises ValueError where there is nothing to pick, or random rows stand beside all rows."""
+    if num_negatives == num_positives == num_random == 0:
         raise ValueError(
             "Received num_negatives=0 and num_positives=0, which leaves no pairs; make at least one of them 1."
+        )
+    if num_random and "all" in (num_negatives, num_positives):
+        raise ValueError(
+            f"Received num_random={num_random} with num_negatives={num_negatives!r} and num_positives="
+            f"{num_positives!r}; expected numbers beside random rows. Leave num_random out, or give numbers."
         )
 
 
 def _joined(picked):
-    """Indices, is_positive and is_valid, each [B, T], of the positives and then of the negatives, where there are."""
-    names = [name for name in ("positives", "negatives") if name in picked]
+    """Indices, is_positive and is_valid, each [B, T], of the positives, the negatives and the random ones there are."""
+    names = [name for name in ("positives", "negatives", "random") if name in picked]
     indices, is_valid = (tf.concat([picked[name][i] for name in names], axis=1) for i in range(2))
     parts = [tf.fill(tf.shape(picked[name][0]), name == "positives") for name in names]
     return indices, tf.concat(parts, axis=1), is_valid

@@ -135,7 +135,7 @@ class NeighborTopK(DrawsRows):
             scores = scores_of_picks(features, self._centred(rows.take(indices)))
         scores, is_neighbor = tf.where(is_valid, scores, 0.0), tf.ones_like(is_valid)
         if self.num_random:
-            drawn, is_drawn = self._draw(rows)  # [random]
+            drawn, is_drawn = self.some_rows(rows, self.num_random)
             is_known = (drawn[None, :, None] == indices[:, None, :]) & is_valid[:, None, :]  # [B, random, neighbours]
             is_own = tf.gather(rows.sample_ids, drawn)[None, :] == sample_ids[:, None]  # [B, random]
             is_drawn = is_drawn[None, :] & ~is_own & ~tf.reduce_any(is_known, axis=2)
@@ -169,16 +169,6 @@ class NeighborTopK(DrawsRows):
     def _centred(self, features):
         """Features [..., D] less the offset, float32 of unit length."""
         return unit_length(tf.cast(features, tf.float32) - self.offset)
-
-    def _draw(self, rows):
-        """Random valid rows without replacement, indices and validity, each [random]."""
-        # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
-        seed = tf.cast(self.seed_generator.next(), tf.int64)
-        bits = tf.random.stateless_uniform(tf.shape(rows.is_valid), seed, None, None, tf.uint32, alg="philox")
-        keys = tf.where(rows.is_valid, tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint32)), tf.int64), -1)
-        missing = tf.fill([self.num_random], tf.constant(-1, tf.int64))  # where the memory holds fewer rows
-        keys, drawn = tf.math.top_k(tf.concat([keys, missing], axis=0), self.num_random)
-        return tf.where(keys >= 0, tf.cast(drawn, tf.int64), 0), keys >= 0
 
     def get_config(self):
         """Arguments of the constructor."""

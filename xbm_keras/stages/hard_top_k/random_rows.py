@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.stages.circular_memory import replicas
+from xbm_keras.stages.circular_memory.ring import Rows
 
 
 class DrawsRows(keras.layers.Layer):
@@ -24,6 +25,16 @@ class DrawsRows(keras.layers.Layer):
         """What `save_own_variables` stored."""
         super().load_own_variables({key: store[key] for key in store.keys() if key != "seed_state"})  # noqa: SIM118
         self.seed_generator.state.assign(store["seed_state"])
+
+    def some_rows(self, rows: Rows, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Random valid rows without replacement, the same for all anchors: indices and validity, each [count]."""
+        # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
+        seed = tf.cast(self.seed_generator.next(), tf.int64)
+        bits = tf.random.stateless_uniform(tf.shape(rows.is_valid), seed, None, None, tf.uint32, alg="philox")
+        keys = tf.where(rows.is_valid, tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint32)), tf.int64), -1)
+        missing = tf.fill([count], tf.constant(-1, tf.int64))  # where the memory holds fewer rows
+        keys, drawn = tf.math.top_k(tf.concat([keys, missing], axis=0), count)
+        return tf.where(keys >= 0, tf.cast(drawn, tf.int64), 0), keys >= 0
 
 
 def random_rows(
