@@ -15,8 +15,9 @@ import pytest
 
 from tests import hub_presets
 from tests.export.test_saved_model import encoded
-from tests.serve.test_server import Server
+from tests.serve.test_server import Browser, Server
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
+from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index.exported_model import ExportedModel
 from xbm_keras.index.galleries import write_index
@@ -182,6 +183,15 @@ def test_a_model_and_its_index_change_as_one_and_no_request_is_lost(vectors):
     assert ask(vectors, "/search?k=3", vectors=FEATURES[:1].tolist())[1]["results"] == expected["2", "2"]
     assert vectors.get("/health")["index"] == "2"
 
+    for version in (broken, top / "index/2"):  # back to the former one
+        shutil.rmtree(version)
+    for _ in range(100):
+        if vectors.get("/health")["index"] == "1":
+            break
+        time.sleep(0.1)
+    answer = ask(vectors, "/search?k=3", vectors=FEATURES[:1].tolist())[1]
+    assert answer["results"] == expected["1", "1"]
+
 
 def test_on_sigterm_what_runs_is_answered_and_what_comes_is_refused(vectors):
     body = json.dumps({"vectors": FEATURES.tolist()}).encode()
@@ -236,11 +246,42 @@ def texts(tmp_path_factory):
     backbone.save_tokenizer(top / "run/tokenizer")
     items = [backbone.prepare(text) for text in TEXTS]
     vectors = model.encoder({name: np.stack([item[name] for item in items]) for name in items[0]}).numpy()
-    index_of(top / "index", version, vectors, ["clock", "music", "travel", "fun"], text=TEXTS)
-    running = Server(top, "index", arguments=[f"--model={top}/run"])
+    index_of(
+        top / "index", version, vectors, ["clock", "music", "travel", "fun"], text=TEXTS, price=[None, 2.0, 3.0, 1.5]
+    )
+    table = np.array([[0.5, 0.4, 0.6], [0.95, 0.92, 0.98]])
+    MatchThresholds(np.array([0.2, 0.5]), table, table, table, 100, 10).write(version)
+    running = Server(top, "index", arguments=[f"--model={top}/run"], precision=0.9)
     yield running, vectors
     running.process.kill()
     running.process.wait()
+
+
+def test_the_page_searches_texts_and_tells_matches(texts, tmp_path):
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium")
+    server, _ = texts
+    browser = Browser(program, tmp_path / "profile")
+    try:
+        browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
+        browser.wait_for("document.querySelectorAll('#items li').length === 4")
+        assert browser.run("document.getElementById('drop').hidden && !document.getElementById('ask').hidden")
+        assert "matches from a similarity of 0.500 on" in browser.run("document.getElementById('about').textContent")
+        browser.run("document.getElementById('text').value = 'Tell me joke'")
+        browser.run("document.querySelector('#ask button').click()")
+        browser.wait_for("document.getElementById('status').textContent.includes('of them matches')")
+        shown = browser.run("[...document.querySelector('#items li').innerText.split('\\n')].filter((each) => each)")
+        assert shown == ["tell me joke", "fun", "similarity 1.000", "✓ match", "price: 1.5"]
+        hits = ask(server, "/search?k=4", texts=["Tell me joke"])[1]["results"][0]["items"]
+        assert [hit["is_match"] for hit in hits] == [hit["similarity"] >= 0.5 for hit in hits]
+        assert browser.run("document.querySelectorAll('#items .far').length") == sum(
+            not hit["is_match"] for hit in hits
+        )
+        browser.screenshot(tmp_path / "page.png")
+    finally:
+        browser.process.kill()
+        browser.process.wait()
 
 
 def test_texts_are_tokenized_inside_and_alone_as_among_others(texts):
@@ -253,6 +294,6 @@ def test_texts_are_tokenized_inside_and_alone_as_among_others(texts):
     status, answer = ask(server, "/search?k=1", texts=["Play a song by the book", "\ud800"])
     assert status == 200
     (best,) = answer["results"][0]["items"]
-    assert (best["label"], best["metadata"]) == ("music", {"text": TEXTS[1]})
+    assert (best["label"], best["metadata"]) == ("music", {"text": TEXTS[1], "price": 2.0})
     assert ask(server, "/embed", texts=["a" * 100_001])[0] == 413
     assert ask(server, "/embed", texts=[1])[0] == 422

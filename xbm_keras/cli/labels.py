@@ -36,6 +36,8 @@ def label(options: argparse.Namespace) -> None:
     ids, vectors = _asked(options, opened, ~labelled)
     known, names = gallery.vectors[labelled], gallery.ids[labelled]
     thresholds = read_thresholds(opened.version)
+    if thresholds is None and options.model:
+        thresholds = read_thresholds(exported_by(options.model))
     min_similarity = None if thresholds is None else thresholds.threshold_for(options.precision)
     if thresholds is not None and min_similarity is None:
         log.warning("%s", thresholds.told(options.precision))

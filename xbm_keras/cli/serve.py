@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="[ROOT=]FOLDER",
         help="folders of the items' pictures, to show them",
     )
+    parser.add_argument(
+        "--precision", type=float, help="tell which hits are matches, so that this share of them is right, such as 0.9"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     WatchedConnection.patience = options.patience
     with terminal.readable_errors():
         exported_by(options.model)  # that there is one
-        service = Service(options.model, options.index, options.max_pixels)
+        service = Service(options.model, options.index, options.max_pixels, options.precision)
         app = make_app(service, dict(map(named_folder, options.pictures)), hosts=hosts, patience=options.patience)
         config = uvicorn.Config(
             app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none",

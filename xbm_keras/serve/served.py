@@ -11,6 +11,8 @@ import numpy as np
 
 from xbm_keras.atomic_files import versions
 from xbm_keras.data import decoding
+from xbm_keras.data.pictures import count_pixels
+from xbm_keras.evaluation.thresholds import read_thresholds, require_thresholds
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.exported_model import ExportedModel, exported_by, fingerprint_of
 from xbm_keras.index.exported_texts import ExportedTexts, takes_texts
@@ -55,17 +57,29 @@ class Served:
         index: a version of the index; None finds nothing.
         metrics: is told of each pass.
         max_pixels: of a pass.
+        precision: of hits that are matches; None tells none.
 
     Raises:
-        ValueError: where one of them cannot be loaded, or the model takes nothing that clients may send.
+        ValueError: where one of them cannot be loaded, or neither knows which similarity makes a match.
     """
 
-    def __init__(self, version: pathlib.Path, index: pathlib.Path | None, metrics: Metrics, max_pixels: int):
+    def __init__(
+        self,
+        version: pathlib.Path,
+        index: pathlib.Path | None,
+        metrics: Metrics,
+        max_pixels: int,
+        precision: float | None = None,
+    ):
         self.version, self.index, self.key = version, index, tell_apart(version, index)
         self.model = ExportedModel(version, "serve_features")
         self.opened = None if index is None else OpenedIndex(index)
         ids = [] if self.opened is None else self.opened.kept_items["id"].to_pylist()
         self.places = {each: i for i, each in enumerate(ids)}
+        self.thresholds, self.precision = None, precision
+        if precision is not None:
+            self.thresholds = (read_thresholds(index) if index else None) or require_thresholds(version)
+            log.warning("%s", self.thresholds.told(precision))
         embedders: dict[str, tuple[Callable, int]] = {}
         if "serve_bytes" in self.model.loaded.signatures:
             embedders["pictures"] = self._embed_pictures, FEW
@@ -104,7 +118,8 @@ class Served:
         return found
 
     def _warm_up(self) -> None:
-        """The first pass is slow."""
+        """The first pass is slow, and so is the first look at a header."""
+        count_pixels(ONE_PIXEL)
         examples = {"pictures": ONE_PIXEL, "texts": "a"}
         for kind in self.embedders:
             example = examples.get(kind, np.ones(self.width(kind), np.float32) if kind not in examples else None)
@@ -120,7 +135,11 @@ class Served:
         return [Answer(*each) for each in zip(embeddings, valid.tolist(), hits, strict=True)]
 
     def _find(self, embeddings: np.ndarray, k: int) -> list[list[dict]]:
-        return self.opened.find(_in_groups(embeddings), k)[: len(embeddings)]
+        found = self.opened.find(_in_groups(embeddings), k)[: len(embeddings)]
+        if self.thresholds is not None:
+            for hit in itertools.chain.from_iterable(found):
+                hit["is_match"] = bool(self.thresholds.is_match(hit["similarity"], self.precision))
+        return found
 
     def _embed_pictures(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Zeros, and not valid, for what is no picture."""
