@@ -43,11 +43,14 @@ EXPANDED = {"start, alpha query expansion": False, "start, and database augmenta
 NUM_EXPANDED, ALPHA = 5, 3.0  # nearest items that are mixed in, and the power of their similarities
 PEER = pathlib.Path(__file__).with_name("quality_peer.py")
 PEER_LOSSES = ("contrastive", "multi_similarity")
+HARDEST = ["top_k.num_negatives=32", "top_k.num_random=0"]
+ALL = ["top_k.num_negatives=all", "top_k.num_positives=all", "top_k.num_random=0"]
 TRAINED = {
-    "memory off": ["memory.memory_size=0", "top_k.num_negatives=all", "top_k.num_positives=all"],
-    "classical XBM (stale embeddings)": ["memory.prefill=false"],
-    "top-k in features": ["top_k.mine_in=features"],
-    "top-k in embeddings (default)": [],
+    "memory off": ["memory.memory_size=0", *ALL],
+    "classical XBM (stale embeddings)": ["memory.prefill=false", *HARDEST],
+    "top-k in features": ["top_k.mine_in=features", *HARDEST],
+    "top-k in embeddings (default)": HARDEST,
+    "random rows of the memory": ["top_k.num_negatives=0", "top_k.num_random=256"],
 }
 
 
@@ -180,7 +183,7 @@ def parameters(head: chosen_head.HeadChoice) -> dict:
 
 def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) -> list[dict]:
     """What memory size and k do, in batches of few classes."""
-    few = ["training.classes_per_batch=8", "training.epochs=5"]
+    few = ["training.classes_per_batch=8", "training.epochs=5", *HARDEST]
     rows = []
     for size in (0, 64, 256, 1024, len(dataset.with_views(np.union1d(plain.splits.train, plain.splits.validation)))):
         overrides = [*few, f"memory.memory_size={size}"]
