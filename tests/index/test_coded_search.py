@@ -70,6 +70,13 @@ def test_equal_items_rank_by_position_and_all_may_be_asked_for(vectors, queries)
         np.testing.assert_array_equal(groups, groups[:, :, :1] + [0, 50, 100])
 
 
+def test_what_the_finer_code_holds_equal_ranks_by_position():
+    nearly = np.array([[3, 4, -0.001], [4, 3, 0.001]], np.float32)  # of other signs; int8 drops the last component
+    query = np.array([[1, 1, 0.1]], np.float32)
+    assert CodedSearch.of(nearly, SearchForm(3, "binary")).find(query, 2)[0].tolist() == [[1, 0]]
+    assert CodedSearch.of(nearly, SearchForm(3, "binary", "int8", 2)).find(query, 2)[0].tolist() == [[0, 1]]
+
+
 def test_codes_may_lie_on_the_disk(vectors, queries, tmp_path):
     form = SearchForm(WIDTH, "binary", "int8", rescore=4)
     whole = CodedSearch.of(vectors, form)
