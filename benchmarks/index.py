@@ -1,11 +1,12 @@
 """A gallery of a million vectors: building, adding, removing and searching it, beside FAISS and USearch.
 
-    python -m benchmarks.index [--rows 1000000] [--json FILE]
+    python -m benchmarks.index [--rows 1000000] [--engines faiss usearch] [--json FILE]
 
 Vectors of 128 dimensions about 10,000 random centres, seeded. `build`, `add` and `remove` (of 1,000 items) write a
 version of an index, as the command does; `search` asks for the 10 nearest of 100 queries at once, and of one alone, and
 tells how many of the exact 10 are found. Each row is a process of its own, whose seconds and peak memory are those of
-all that it does. FAISS is an IndexFlatIP, in memory; ratios are to it. Needs `pip install ".[bench,ann]"`.
+all that it does. FAISS flat is an IndexFlatIP, in memory; ratios are to it. USearch's graph is left out by default: a
+million vectors take two cores a good while. Needs `pip install ".[bench,ann]"`.
 """
 
 import os
@@ -35,6 +36,9 @@ K = 10
 def main():
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--engines", nargs="*", default=["faiss"], choices=["faiss", "usearch"], help="approximate ones"
+    )
     parser.add_argument("--folder", type=pathlib.Path, help="for vectors and indexes; by default a temporary one")
     parser.add_argument("--step", choices=STEPS, help="what a process of this benchmark does")
     options = parser.parse_args()
@@ -46,7 +50,10 @@ def main():
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or pathlib.Path(scratch)
-        results = [{"name": step, **_process(step, folder, options.rows)} for step in STEPS]
+        results = []
+        for step in [*EXACT, *(each for engine in options.engines for each in approximate(engine))]:
+            results.append({"name": step, **_process(step, folder, options.rows)})
+            print(results[-1], flush=True)
     flat = next(each for each in results if each["name"] == "search: FAISS flat")
     for each in results:
         if "ms of 100" in each:
@@ -123,16 +130,21 @@ def search_faiss(folder, num_rows):
     return _searched(folder, lambda queries: index.search(queries, K)[1].tolist())
 
 
-STEPS = {
-    "make": make,
-    "build": build,
-    "add 1,000": add,
-    "remove 1,000": remove,
-    "search: FAISS flat": search_faiss,
+EXACT = {
+    "make": make, "build": build, "add 1,000": add, "remove 1,000": remove, "search: FAISS flat": search_faiss,
     "search: exact": search,
-    **{f"build, {engine}": functools.partial(build_approximate, engine=engine) for engine in ("usearch", "faiss")},
-    **{f"search: {engine}": functools.partial(search_approximate, engine=engine) for engine in ("usearch", "faiss")},
-}
+}  # fmt: skip
+
+
+def approximate(engine: str) -> dict:
+    """What is done with one engine."""
+    return {
+        f"build, {engine}": functools.partial(build_approximate, engine=engine),
+        f"search: {engine}": functools.partial(search_approximate, engine=engine),
+    }
+
+
+STEPS = {**EXACT, **approximate("faiss"), **approximate("usearch")}
 
 
 def _gallery(folder, start, stop):

@@ -11,7 +11,7 @@ from xbm_keras.geometry import unit_rows
 from xbm_keras.index.extras import import_library
 
 LISTS = 4.0  # times the square root of the number of items, as FAISS's guide has it
-POINTS_PER_LIST = 39  # with fewer k-means has too little to learn from
+POINTS_PER_LIST = 39  # with fewer k-means has too little to learn from; more only make it slower
 LISTS_READ = 64
 
 
@@ -30,6 +30,7 @@ class FaissLists:
         num_lists = max(1, min(int(LISTS * len(vectors) ** 0.5), len(vectors) // POINTS_PER_LIST))
         width = vectors.shape[1]
         index = faiss.index_factory(width, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.cp.max_points_per_centroid = POINTS_PER_LIST
         index.train(vectors if len(vectors) else np.zeros((1, width), np.float32))
         index.add_with_ids(vectors, keys)
         return cls(index)
