@@ -155,7 +155,7 @@ def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path
     num_found = sum(f"  d{110 + i}\n" in each for i, each in enumerate(answers))
     assert num_found > 25
     for arguments, expected in (
-        ([], "or neither; expected one of them"),
+        ([], "or none of them; expected one of them"),
         (["--features", str(tmp_path / "no.npy")], "which cannot be read"),
         (["x.jpg"], "which takes no pictures"),
     ):

@@ -273,7 +273,7 @@ def test_nothing_is_replaced_unasked(shop, tmp_path, capsys, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "one/photos")
     monkeypatch.chdir(tmp_path / "one")
     same = "photos", "photos/", "../one/photos", tmp_path / "one/photos", tmp_path / "link"
-    monkeypatch.setattr(index, "embed_folder", None)  # it is refused before anything is embedded
+    monkeypatch.setattr(index, "embedded", None)  # it is refused before anything is embedded
     for folder in same:
         assert "3 of 3 items whose ids the index holds already" in refused(capsys, shop, "add", f"--pictures={folder}")
     assert "3 of 3 items" in refused(capsys, shop, "add", f"--pictures={tmp_path}/two/new", "--root=")

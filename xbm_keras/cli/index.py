@@ -1,6 +1,8 @@
-"""`xbm-keras index`: build a gallery, add and remove items, and search it."""
+"""`xbm-keras index`: build a gallery, keep it up to date, and search it."""
 
 import argparse
+import dataclasses
+import json
 import logging
 import pathlib
 
@@ -8,24 +10,18 @@ import numpy as np
 
 from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.cli import labels, terminal
-from xbm_keras.data.labels import counted, printable
-from xbm_keras.data.pair_dataset import PairDataset
-from xbm_keras.experiment import saved_run
+from xbm_keras.data.arrays import Features
+from xbm_keras.data.errors import DataError
+from xbm_keras.data.labels import counted
+from xbm_keras.experiment.indexing import embedder_of, of_run, reembedded
 from xbm_keras.index import galleries, mapping, stores
 from xbm_keras.index.approximate import ENGINES
-from xbm_keras.index.exported_model import (
-    ExportedModel,
-    embed_folder,
-    exported_by,
-    fingerprint_of,
-    pictures_in,
-    read_bytes,
-    read_rows,
-    why_invalid,
-)
+from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes, read_rows, why_invalid
+from xbm_keras.index.exported_texts import ExportedTexts
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.incoming import Embedder, Incoming, changes, embedded, incoming, kind_of, source_of, with_metadata
 from xbm_keras.index.opened_index import OpenedIndex
-from xbm_keras.index.roots import choose_root, id_of, place_of
+from xbm_keras.index.roots import choose_root, place_of
 
 log = logging.getLogger("xbm_keras")
 
@@ -40,46 +36,97 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Embed the run's data, or a folder of pictures, and write a version of them alone."""
-    if options.pictures:
-        root = choose_root(options.pictures, options.root or "", {})
-        model = ExportedModel(exported_by(options.model))
-        gallery = _embedded(model, options.pictures, root, pictures_in(pathlib.Path(options.pictures)))
-        model_print, roots = model.fingerprint, {root: place_of(options.pictures)}
+    """Embed the run's data, or what lies in a folder or file, and write a version of it alone."""
+    if _path(options):
+        root = choose_root(_path(options), options.root or "", {})
+        embedder, coming = _incoming(options, _path(options), root)
+        gallery, _ = embedded(coming, embedder)
+        about = {"model": embedder.fingerprint, "network": embedder.network(coming.source)}
+        about["roots"] = {root: place_of(_path(options))}
     else:
-        gallery, model_print, roots = _from_run(options)
+        gallery, about = of_run(options.model, options.config, options.set, options.items == "all")
+        if options.metadata:
+            gallery = Gallery(gallery.vectors, with_metadata(gallery.items, options.metadata))
     folder = pathlib.Path(options.index)
     former = versions(folder)
-    extras = {"engine": options.approximate, "num_mixed": options.mix}
-    about = galleries.write_index(folder, gallery, model_print, **extras, roots=roots)
+    about = galleries.write_index(folder, gallery, engine=options.approximate, num_mixed=options.mix, **about)
     _report(options, about, f"; it takes the place of version {former[-1].name}, which stays there" if former else "")
 
 
 def add(options: argparse.Namespace) -> None:
-    """Embed a folder of pictures, and write a version with them. What is refused is so before anything is embedded."""
-    folder, pictures = pathlib.Path(options.index), pathlib.Path(options.pictures)
-    model, paths = ExportedModel(exported_by(options.model)), pictures_in(pictures)
+    """Embed what lies in a folder or file, and write a version with it. What is refused is so before it is embedded."""
+    folder, path = pathlib.Path(options.index), _path(options)
+    if not path:
+        raise ValueError("Received nothing to add; expected --pictures, --texts or --vectors. Give one.")
     opened = OpenedIndex.newest(folder)
     known = opened.about.get("roots")
-    root = choose_root(options.pictures, options.root, known or {})
-    if known is None and options.root is None and (shared := np.array(paths)[opened.holds(paths)]).size:
+    root = choose_root(path, options.root, known or {})
+    embedder, coming = _incoming(options, path, root)
+    keys = coming.source.items.keys
+    if known is None and options.root is None and (shared := keys[opened.holds(keys)]).size:
         raise ValueError(
-            f"Received {counted(len(shared), 'picture')} of paths that are ids of this index, such as "
+            f"Received {counted(len(shared), 'item')} of paths that are ids of this index, such as "
             f"{str(shared[0])!r}, and an index that does not know its folders, as older versions wrote it; expected to "
             f"be told whether this folder is that of these items. If so, say --root='' --replace, else --root={root}."
         )
-    galleries.check_new(opened, [id_of(root, path) for path in paths], model.fingerprint, options.replace)
-    roots = {root: place_of(options.pictures)}
-    if known and known.get(root, roots[root]) != roots[root]:
-        log.warning("The root %r was another folder up to now.", root)
-    more = _embedded(model, options.pictures, root, paths)
-    about = galleries.add_items(folder, more, model.fingerprint, replace=options.replace, roots=roots)
-    left_out = len(paths) - len(more.ids)
+    galleries.check_new(opened, coming.ids, embedder.fingerprint, options.replace)
+    more, left_out = embedded(coming, embedder)
+    roots = _roots(opened, root, path)
+    about = galleries.add_items(folder, more, embedder.fingerprint, replace=options.replace, roots=roots)
     _report(
         options,
         about,
         f"; {about['added']} added and {about['replaced']} replaced under the root {root!r}, {left_out} left out",
     )
+
+
+def sync(options: argparse.Namespace) -> None:
+    """Take up what is new and changed in a folder or file, and drop what is gone, in one version."""
+    folder = pathlib.Path(options.index)
+    opened = OpenedIndex.newest(folder)
+    root = choose_root(options.path, options.root, opened.about.get("roots") or {})
+    options.kind = kind_of(options.path)
+    try:
+        embedder, coming = _incoming(options, options.path, root)
+    except DataError as error:
+        if not options.allow_empty or (pathlib.Path(options.path).exists() and options.kind != "pictures"):
+            raise DataError(
+                f"{error} Nothing was changed: an unplugged disk looks so. If all its items are to leave the index, "
+                "say --allow_empty."
+            ) from error
+        found = changes(opened.kept_items, {}, root)
+        more, left_out, fingerprint = None, 0, ""
+    else:
+        fingerprint = embedder.fingerprint
+        galleries.check_new(opened, [], fingerprint, replace=True)
+        found = changes(opened.kept_items, coming.digests, root)
+        more, left_out = embedded(coming, embedder, found.wanted) if len(found.wanted) else (None, 0)
+    ids = [] if more is None else more.ids
+    changed = sum(each in found.known for each in ids)
+    told = f"{len(ids) - changed} added, {changed} changed, {len(found.gone)} gone, {left_out} left out"
+    if not len(ids) and not found.gone:
+        log.info("%s: nothing has changed; %s", opened.version, told)
+        return
+    roots = _roots(opened, root, options.path)
+    about = galleries.change_items(folder, more if len(ids) else None, found.gone, fingerprint, roots=roots)
+    _report(options, about, f"; {told}")
+
+
+def reembed(options: argparse.Namespace) -> None:
+    """Write a version of the same items, as a new head over the same network embeds them."""
+    folder = pathlib.Path(options.index)
+    opened = OpenedIndex.newest(folder)
+    gallery, model = reembedded(opened, options.model)
+    about = galleries.write_index(
+        folder,
+        gallery,
+        model,
+        engine=next((name for name, each in ENGINES.items() if isinstance(opened.approximate, each)), None),
+        num_mixed=opened.num_mixed,
+        roots=opened.about.get("roots"),
+        network=opened.about["network"],
+    )
+    _report(options, about, f"; embedded anew by {options.model}")
 
 
 def remove(options: argparse.Namespace) -> None:
@@ -89,27 +136,38 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Print the items nearest to each picture, or to each row of an array of features."""
-    if bool(options.picture) == bool(options.features):
-        raise ValueError("Received pictures and --features, or neither; expected one of them. Give what to search for.")
-    model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
+    """Print the items nearest to each picture, text, or row of an array of features."""
+    if sum(map(bool, (options.picture, options.text, options.features))) != 1:
+        raise ValueError(
+            "Received pictures, --text and --features, or none of them; expected one of them. Give what to search for."
+        )
+    version = exported_by(options.model)
+    kind = "serve_features" if options.features else "serving_default" if options.text else "serve_bytes"
+    model = ExportedModel(version, kind)
     opened = OpenedIndex.newest(pathlib.Path(options.index))
     if opened.model != model.fingerprint:
         raise ValueError(
             f"Received the model {model.fingerprint} for an index of the model {opened.model}; expected one model, "
             "since vectors of two do not compare. Give the model that the index was built with."
         )
+    asked, valid = options.picture or options.text or [], None
     if options.features:
-        vectors = model.embed_features(read_rows(options.features))
-        asked, valid = [f"row {i}" for i in range(len(vectors))], np.ones(len(vectors), bool)
+        vectors = model.embed_features(_rows(options.features))
+        asked = [f"row {i}" for i in range(len(vectors))]
+    elif options.text:
+        vectors = ExportedTexts(model, version).embed(options.text)
     else:
-        asked = options.picture
         vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in asked])
     found = opened.find(vectors, options.k, approximate=options.approximate, where=options.where)
-    for path, is_valid, hits in zip(asked, valid, found, strict=True):
-        print(path if is_valid else f"{path}: {why_invalid(pathlib.Path(path))}")
-        for hit in hits if is_valid else ():
-            print(f"  {hit['similarity']:.4f}  {hit['id']}")
+    for i, (one, hits) in enumerate(zip(asked, found, strict=True)):
+        error = None if valid is None or valid[i] else why_invalid(pathlib.Path(one))
+        if options.json:
+            print(json.dumps({"query": one, "error": error, "hits": [] if error else hits}, ensure_ascii=False))
+            continue
+        print(f"{one}: {error}" if error else one)
+        for hit in () if error else hits:
+            metadata = "".join(f"  {name}={x}" for name, x in hit["metadata"].items() if x is not None)
+            print(f"  {hit['similarity']:.4f}  {hit['id']}{metadata}")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -136,33 +194,36 @@ def map_to(options: argparse.Namespace) -> None:
     log.info("%s: %d items mapped", latest_version(target), len(more.items))
 
 
-def _from_run(options) -> tuple[Gallery, str, dict[str, str]]:
-    """The items of a run's data, or its documents, embedded by its head."""
-    head = saved_run.load_head(options.model)
-    dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
-    if isinstance(dataset, PairDataset):
-        saved_run.check_width(head, dataset.documents)
-        vectors, ids = saved_run.embed_items(head, dataset.documents, of_rows=True), dataset.pairs.documents.ids
-        return Gallery.of(vectors, ids), fingerprint_of(exported_by(options.model)), {}
-    saved_run.check_width(head, dataset.features)
-    test = dataset.splits.test
-    vectors, ids = saved_run.embed_items(head, dataset.features, test), dataset.keys[test].astype(str)
-    gallery = Gallery.of(vectors, ids, dataset.names_of(test))
-    folder = getattr(dataset.source, "root", None)
-    roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
-    return gallery, fingerprint_of(exported_by(options.model)), roots
+def _path(options) -> str | None:
+    """What `--pictures`, `--texts` or `--vectors` names; which of them is noted as its kind."""
+    given = {name: getattr(options, name) for name in ("pictures", "texts", "vectors") if getattr(options, name)}
+    if len(given) > 1:
+        raise ValueError(f"Received {' and '.join(f'--{name}' for name in given)}; expected one of them.")
+    ((options.kind, path),) = given.items() if given else ((None, None),)
+    return path
 
 
-def _embedded(model: ExportedModel, pictures: str, root: str, paths: list[str]) -> Gallery:
-    """The pictures of a folder that can be read; the first folder of the path below the root is the label."""
-    found, vectors = [], []
-    for batch, embeddings, valid in embed_folder(model, pathlib.Path(pictures), paths):
-        for path in np.array(batch)[~valid]:
-            log.warning("Left out %s: %s.", printable(path), why_invalid(pathlib.Path(pictures) / path))
-        found += np.array(batch)[valid].tolist()
-        vectors.append(embeddings[valid])
-    labels = [printable(path.split("/")[0]) if "/" in path else "" for path in found]
-    return Gallery.of(np.concatenate(vectors), [id_of(root, path) for path in found], labels)
+def _incoming(options, path: str, root: str) -> tuple[Embedder, Incoming]:
+    """The items at a path, and what embeds them."""
+    source = source_of(path, options.kind)
+    embedder = embedder_of(options.model, pathlib.Path(options.index), source.modality)
+    coming = incoming(source, embedder, root)
+    if options.metadata:
+        coming = dataclasses.replace(coming, items=with_metadata(coming.items, options.metadata))
+    return embedder, coming
+
+
+def _roots(opened: OpenedIndex, root: str, path: str) -> dict[str, str]:
+    """The root of new items, and a word where it was another folder before."""
+    place = place_of(path)
+    if (opened.about.get("roots") or {}).get(root, place) != place:
+        log.warning("The root %r was another folder up to now.", root)
+    return {root: place}
+
+
+def _rows(path: str) -> np.ndarray:
+    """Features of a file."""
+    return read_rows(path) if path.endswith(".npy") else np.asarray(Features(path, labels=None).features)
 
 
 def _report(options, about: dict, more: str = "") -> None:
@@ -193,9 +254,18 @@ def _parser() -> argparse.ArgumentParser:
     def model(made: argparse.ArgumentParser) -> None:
         made.add_argument("--model", required=True, help=terminal.MODEL)
 
-    made = command("build", build, help="embed a run's data, or a folder of pictures")
+    def items(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--pictures", help="a folder of them")
+        made.add_argument("--texts", help="a CSV, JSONL or Parquet table with a column text, and perhaps id and label")
+        made.add_argument("--vectors", help="features of the network: an .npy, .npz or Parquet file")
+        metadata(made)
+
+    def metadata(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--metadata", help="a CSV or Parquet table with a row for each id, given back with each hit")
+
+    made = command("build", build, help="embed a run's data, or a folder or file of items")
     model(made)
-    made.add_argument("--pictures", help="a folder; by default the run's data")
+    items(made)
     made.add_argument("--root", help="name of that folder, before the ids; by default none: ids are paths below it")
     made.add_argument("--config", help="of other data than the run's own; they need no labels")
     made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
@@ -210,18 +280,28 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--mix", type=_positive, default=0, metavar="N", help="mix the N nearest items into each one and each query"
     )
-    made = command("add", add, help="embed a folder of pictures, and add them")
+    made = command("add", add, help="embed a folder or file of items, and add them")
     model(made)
-    made.add_argument("--pictures", required=True, help="the folder; ids are ROOT/path/below/it")
+    items(made)
     made.add_argument("--root", help="its name in the index; by default the one it has there, or the folder's own")
     made.add_argument("--replace", action="store_true", help="items whose ids are there already")
+    made = command("sync", sync, help="take up what is new, changed and gone in a folder or file")
+    model(made)
+    metadata(made)
+    made.add_argument("--root", help="its name in the index; by default the one it has there, or the folder's own")
+    made.add_argument("--allow_empty", action="store_true", help="also where nothing is left of it")
+    made.add_argument("path", help="a folder of pictures, a table of texts, or a file of features")
+    made = command("reembed", reembed, help="embed the items by a new head over the same network, from the cache")
+    model(made)
     made = command("remove", remove, help="remove items")
     made.add_argument("id", nargs="+")
-    made = command("search", search, help="the items nearest to pictures, or to features")
+    made = command("search", search, help="the items nearest to pictures, texts or features")
     model(made)
     made.add_argument("--k", type=_positive, default=10)
     made.add_argument("--approximate", action="store_true")
-    made.add_argument("--features", help="an .npy of features [n, D], such as those of queries, in place of pictures")
+    made.add_argument("--features", help="a file of features [n, D], such as those of queries, in place of pictures")
+    made.add_argument("--text", action="append", help="a text to search for; may be repeated")
+    made.add_argument("--json", action="store_true", help="a line of JSON for each query")
     made.add_argument("--where", help="search these items alone: \"style = 'flat' and year > 2019\"")
     made.add_argument("picture", nargs="*")
     labels.add_arguments(command("label", labels.label, help="suggest labels by the nearest items"))

@@ -124,8 +124,15 @@ def map_in_threads(function: Callable, inputs: Iterable) -> Iterator:
             yield pending.popleft().result()
 
 
-class _Files(RandomAccess):
-    """Pictures in files below a root."""
+class PictureFiles(RandomAccess):
+    """Pictures in files below a root.
+
+    Args:
+        root: the folder.
+        paths: of the files, relative to it, or absolute.
+        labels: of the items; None for none.
+        columns: further ones.
+    """
 
     decoder = DECODER
 
@@ -134,6 +141,7 @@ class _Files(RandomAccess):
         self.items = Items(np.array([printable(path) for path in paths]), labels, columns)
 
     def stamp(self, position):
+        """Of the file; None where there is none."""
         try:
             status = os.stat(self.root / self.paths[position])
         except (OSError, ValueError):
@@ -141,9 +149,11 @@ class _Files(RandomAccess):
         return status.st_size, status.st_mtime_ns
 
     def digest(self, position):
+        """Hash of the file's bytes. Raises UnreadableItem."""
         return hashlib.sha256(self._bytes(position)).hexdigest()
 
     def load(self, position):
+        """The picture, uint8 [H, W, 3]. Raises UnreadableItem."""
         return decode_picture(self._bytes(position))
 
     def _bytes(self, position) -> bytes:
@@ -155,7 +165,7 @@ class _Files(RandomAccess):
             raise UnreadableItem(f"no path of a file: {error}", is_lasting=False) from error
 
 
-class ImageFolder(_Files):
+class ImageFolder(PictureFiles):
     """Pictures, one folder per class: `root/<class>/**/*.jpg` and the like; see `list_pictures`.
 
     `ignored` counts what lies beside them by suffix, `without_pictures` names the folders that make no class.
@@ -177,7 +187,7 @@ class ImageFolder(_Files):
         super().__init__(top, found.pictures, encode(names, f"{root}, whose folders"), {})
 
 
-class ImageTable(_Files):
+class ImageTable(PictureFiles):
     """Pictures listed in a CSV, Parquet or JSONL table, whose other columns may give the split.
 
     Cells of a CSV are text, to the letter.

@@ -7,5 +7,6 @@
 - approximate: search that finds most; usearch_graph, faiss_lists: by which library; extras: libraries of an extra
 - where: conditions on the items
 - stores: galleries as files of other stores; mapping: vectors of one model in the space of another
-- exported_model, exported_texts: pictures and texts through an exported model; roots: what ids of pictures are
+- incoming: what is to enter; roots: the folders that items are of
+- exported_model, exported_texts: pictures and texts through an exported model; export_embedder: items of any kind
 """

@@ -22,6 +22,7 @@ from xbm_keras.index.segments import Segment, compacted, gallery_of, write_segme
 
 RECALL_AT = 10
 RECALL_QUERIES = 1000
+WRITTEN_ANEW = ("items", "segments", f"recall_at_{RECALL_AT}", "exact_ms", "approximate_ms")  # of index.json
 
 
 def write_index(
@@ -32,6 +33,7 @@ def write_index(
     engine: str | None = None,
     num_mixed: int = 0,
     roots: dict[str, str] | None = None,
+    network: str | None = None,
 ) -> dict:
     """Write a gallery as the next version `folder/<n>/`, whole or not at all.
 
@@ -47,10 +49,11 @@ def write_index(
         num_mixed: see `ExactSearch`; not with the approximate index. The stored vectors are plain, so that items may
             come and go: what is mixed is found anew then.
         roots: of the items, name to place; None where that is not known.
+        network: what tells the frozen network and its cached features from others; None where that is not known.
 
     Returns:
-        What `index.json` holds: `items`, `width`, `model`, `roots`, `segments`, `mixed` and, of an approximate index,
-        `recall_at_10`.
+        What `index.json` holds: `items`, `width`, `model`, `network`, `roots`, `segments`, `mixed` and, of an
+        approximate index, `recall_at_10`.
 
     Raises:
         ValueError: for `num_mixed` with the approximate index.
@@ -63,6 +66,7 @@ def write_index(
     with _locked(folder):
         built = ENGINES[engine].build(gallery.vectors, keys_of(gallery.ids)) if engine else None
         about = {"width": gallery.vectors.shape[1], "model": model, "roots": roots}
+        about |= {"network": network} if network else {}
         about |= {"mixed": num_mixed} if num_mixed else {}
         return _write(folder, [Segment.of(gallery)], about, built)
 
@@ -111,8 +115,7 @@ def change_items(
     with _locked(folder):
         opened = OpenedIndex.newest(folder)
         opened.require(gone)
-        about = {name: opened.about.get(name) for name in ("width", "model", "roots")}
-        about |= {name: opened.about[name] for name in ("mixed",) if name in opened.about}
+        about = {"roots": None} | {name: value for name, value in opened.about.items() if name not in WRITTEN_ANEW}
         leaving, num_replaced = strings(gone), 0
         if more is not None:
             check_new(opened, more.ids, model, replace)

@@ -21,7 +21,7 @@ from xbm_keras.index.saved_search import ExactSearch, mixed
 from xbm_keras.index.segments import Segment, gallery_of, read_segments
 from xbm_keras.index.where import meets
 
-UNTOLD = ("sha256",)  # columns that are of no interest in a hit
+UNTOLD = ("root", "sha256")  # columns that are for the index alone
 DAMAGES = (OSError, ValueError, LookupError, TypeError, RecursionError, pyarrow.ArrowException, tf.errors.OpError)
 
 

@@ -1,0 +1,283 @@
+"""`xbm-keras index` on runs: any kind of item, metadata, what came and went, and a new head over the same network."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tests import hub_presets
+from tests.cli.runs import run
+from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel
+from xbm_keras.atomic_files import versions
+from xbm_keras.cli import index
+from xbm_keras.export.saved_model import export_encoder
+from xbm_keras.index.opened_index import OpenedIndex
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keras.utils.save_img(path, np.random.default_rng(seed).uniform(0, 255, (12, 12, 3)), scale=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs of pictures: two heads over one network, and one over another."""
+    top = tmp_path_factory.mktemp("runs")
+    for i in range(32):
+        picture(top / f"photos/klasse {i // 4}/{i}.png", seed=i)
+    for name, seed in (("net", 0), ("other", 1)):
+        keras.utils.set_random_seed(seed)
+        layers = [keras.Input((12, 12, 3)), keras.layers.Conv2D(6, 3, activation="relu")]
+        keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D()]).save(top / f"{name}.keras")
+    config = {
+        "data": {"source": "image_folder", "root": str(top / "photos"), "split": {"test": 0.4}},
+        "backbone": {"kind": "file", "path": str(top / "net.keras"), "image_size": [12, 12]},
+        "cache": {"dir": str(top / "cache")},
+        "views": {"number": 1, "turned_classes": False},
+        "head": {"embedding_dim": 4},
+        "training": {"epochs": 1, "folds": 1, "classes_per_batch": 3, "samples_per_class": 3},
+        "export": {"only_if_better": False},
+    }
+    (top / "photos.yaml").write_text(yaml.safe_dump(config))
+    run(top / "photos.yaml", top / "first")
+    run(top / "photos.yaml", top / "second", "head.embedding_dim=3")
+    run(top / "photos.yaml", top / "third", f"backbone.path={top}/other.keras")
+    return top
+
+
+@pytest.fixture
+def command(trained, tmp_path):
+    shutil.copytree(trained / "photos", tmp_path / "photos")
+
+    def run_command(name, *words, model="first"):
+        with_model = [] if name == "remove" else [f"--model={trained / model}"]
+        return index.main([name, f"--index={tmp_path}/index", *with_model, *map(str, words)])
+
+    return run_command
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def refused(capsys, command, *words, **options):
+    with pytest.raises(SystemExit) as stopped:
+        command(*words, **options)
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def opened(tmp_path):
+    return OpenedIndex.newest(tmp_path / "index")
+
+
+def no_network(monkeypatch):
+    """Whatever asks the frozen network fails from now on."""
+
+    def fail(*_, **__):
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr("xbm_keras.feature_cache.cache.compute_batches", fail)
+
+
+def test_sync_takes_up_what_is_new_changed_and_gone_in_one_version(command, tmp_path, capsys, monkeypatch):
+    photos = tmp_path / "photos"
+    command("build", f"--pictures={photos}")
+    first = opened(tmp_path).gallery
+    before = dict(zip(first.ids, first.vectors, strict=True))
+    assert command("sync", photos) == 0
+    assert "nothing has changed; 0 added, 0 changed, 0 gone, 0 left out" in said(capsys)
+    assert len(versions(tmp_path / "index")) == 1
+    picture(photos / "klasse 0/0.png", seed=100)
+    picture(photos / "klasse 9/new.png", seed=101)
+    (photos / "klasse 0/1.png").unlink()
+    (photos / "klasse 0/2.png").rename(photos / "klasse 0/renamed.png")
+    (photos / "bad.png").write_bytes(b"no picture")
+    assert command("sync", photos) == 0
+    words = said(capsys)
+    assert "Left out bad.png" in words
+    assert "32 items of width 4; 2 added, 1 changed, 2 gone, 1 left out" in words
+    assert len(versions(tmp_path / "index")) == 2
+    now = opened(tmp_path)
+    after = dict(zip(now.gallery.ids, now.gallery.vectors, strict=True))
+    assert set(after) - set(before) == {"klasse 9/new.png", "klasse 0/renamed.png"}
+    np.testing.assert_allclose(after["klasse 0/renamed.png"], before["klasse 0/2.png"], atol=1e-6)
+    assert not np.allclose(after["klasse 0/0.png"], before["klasse 0/0.png"])
+    no_network(monkeypatch)
+    assert command("sync", photos) == 0
+    assert "nothing has changed; 0 added, 0 changed, 0 gone, 1 left out" in said(capsys)
+    assert len(versions(tmp_path / "index")) == 2
+
+
+def test_a_folder_that_vanished_does_not_empty_the_index(command, tmp_path, capsys):
+    command("build", f"--pictures={tmp_path}/photos")
+    picture(tmp_path / "others/a.png", seed=7)
+    command("add", f"--pictures={tmp_path}/others")
+    shutil.rmtree(tmp_path / "photos")
+    for _ in range(2):  # gone, and then empty
+        assert "say --allow_empty" in refused(capsys, command, "sync", tmp_path / "photos")
+        (tmp_path / "photos").mkdir(exist_ok=True)
+    assert len(opened(tmp_path)) == 33
+    assert command("sync", tmp_path / "photos", "--allow_empty") == 0
+    assert "1 items of width 4; 0 added, 0 changed, 32 gone, 0 left out" in said(capsys)
+    assert opened(tmp_path).gallery.ids.tolist() == ["others/a.png"]
+
+
+def test_through_an_exported_model_alone_it_syncs_as_well(command, trained, tmp_path, capsys):
+    command("build", f"--pictures={tmp_path}/photos", model="first/export/1")
+    by_export = opened(tmp_path).gallery
+    picture(tmp_path / "photos/klasse 0/0.png", seed=100)
+    assert command("sync", tmp_path / "photos", model="first/export/1") == 0
+    assert "32 items of width 4; 0 added, 1 changed, 0 gone, 0 left out" in said(capsys)
+    picture(tmp_path / "photos/klasse 0/0.png", seed=0)
+    assert command("sync", tmp_path / "photos", model="first") == 0  # the run itself finds the same
+    both = dict(zip(opened(tmp_path).gallery.ids, opened(tmp_path).gallery.vectors, strict=True))
+    np.testing.assert_allclose([both[each] for each in by_export.ids], by_export.vectors, atol=1e-5)
+
+
+def test_a_new_head_embeds_the_items_anew_without_the_network(command, trained, tmp_path, capsys, monkeypatch):
+    command("build")
+    old = opened(tmp_path)
+    no_network(monkeypatch)
+    assert command("reembed", model="second") == 0
+    new = opened(tmp_path)
+    assert new.about["width"] == 3
+    assert new.gallery.items.equals(old.gallery.items)
+    assert new.model != old.model
+    monkeypatch.undo()
+    command("build", model="second")
+    np.testing.assert_allclose(new.gallery.vectors, opened(tmp_path).gallery.vectors, atol=1e-6)
+    assert "is of another network than this run" in refused(capsys, command, "reembed", model="third")
+    command("build", f"--pictures={tmp_path}/photos", model="first/export/1")
+    assert "does not know its network" in refused(capsys, command, "reembed", model="second")
+    command("build")
+    shutil.copytree(trained, tmp_path / "runs")
+    text = (tmp_path / "runs/second/config.yaml").read_text()
+    (tmp_path / "runs/second/config.yaml").write_text(text.replace(f"{trained}/cache", f"{tmp_path}/none"))
+    assert "32 items of which have no features" in refused(capsys, command, "reembed", model=tmp_path / "runs/second")
+
+
+def test_a_search_with_another_model_is_refused(command, trained, tmp_path, capsys):
+    command("build")
+    np.save(tmp_path / "rows.npy", np.ones((1, 6), np.float32))
+    for words in ([f"--features={tmp_path}/rows.npy"], [tmp_path / "photos/klasse 0/0.png"]):
+        assert "expected one model" in refused(capsys, command, "search", *words, model="second")
+    assert "embedded by the model" in refused(capsys, command, "sync", tmp_path / "photos", model="second")
+
+
+def test_metadata_come_back_with_each_hit(command, tmp_path, capsys):
+    table = tmp_path / "about.csv"
+    table.write_text("id,price,label\nklasse 0/0.png,1.10,fruit\nklasse 0/1.png,,\nnobody,3,\n")
+    assert command("build", f"--pictures={tmp_path}/photos", f"--metadata={table}") == 0
+    assert "1 row of no item here" in said(capsys)
+    query = tmp_path / "photos/klasse 0/0.png"
+    assert command("search", "--k=1", "--json", query, tmp_path / "nowhere.png") == 0
+    found, failed = map(json.loads, capsys.readouterr().out.splitlines())
+    (hit,) = found["hits"]
+    assert (hit["id"], hit["label"], hit["metadata"]) == ("klasse 0/0.png", "fruit", {"price": "1.10"})
+    assert hit["similarity"] == pytest.approx(1, abs=1e-5)
+    assert failed["hits"] == []
+    assert failed["error"].startswith("no picture that can be read")
+    assert command("search", "--k=1", query) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["1.0000", "klasse", "0/0.png", "price=1.10"]
+
+
+@pytest.fixture(scope="module")
+def of_vectors(vectors, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "vectors"
+    run(vectors, workdir, "export.only_if_better=false")
+    return workdir
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "parquet"])
+def test_vectors_in_any_file_are_built_synced_and_found(of_vectors, vectors, tmp_path, capsys, kind):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        rows = data["features"][:40]
+    file = tmp_path / f"rows.{kind}"
+
+    def write(rows, ids):
+        if kind == "npy":
+            np.save(file, rows)
+        elif kind == "npz":
+            np.savez(file, features=rows, id=ids, label=[f"of {each}" for each in ids])
+        else:
+            pd.DataFrame({"id": ids, "label": [f"of {each}" for each in ids], "features": list(rows)}).to_parquet(file)
+
+    ids = [str(i) for i in range(len(rows))]
+    write(rows, ids)
+    command = lambda name, *words: index.main([name, f"--model={of_vectors}", f"--index={tmp_path}/index", *words])  # noqa: E731
+    assert command("build", f"--vectors={file}") == 0
+    np.save(tmp_path / "queries.npy", rows[[3]])
+    capsys.readouterr()
+    assert command("search", "--k=1", "--json", f"--features={tmp_path}/queries.npy") == 0
+    (hit,) = json.loads(capsys.readouterr().out)["hits"]
+    assert (hit["id"], hit["label"]) == ("3", "" if kind == "npy" else "of 3")
+    write(np.concatenate([rows[:30], rows[38:]]), [*ids[:30], *ids[38:]])
+    assert command("sync", str(file)) == 0
+    told = "0 added, 2 changed, 8 gone" if kind == "npy" else "0 added, 0 changed, 8 gone"
+    assert told in said(capsys)
+    assert sorted(opened(tmp_path).gallery.labels) == sorted(
+        [""] * 32 if kind == "npy" else [f"of {each}" for each in [*ids[:30], *ids[38:]]]
+    )
+
+
+def test_ids_of_another_file_are_not_taken_over(of_vectors, vectors, tmp_path, capsys):
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        rows = data["features"][:4]
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", features=rows, id=["1", "2", "3", "4"])
+    command = lambda name, *words: index.main([name, f"--model={of_vectors}", f"--index={tmp_path}/index", *words])  # noqa: E731
+    assert command("build", f"--vectors={tmp_path}/a.npz") == 0
+    message = refused(capsys, command, "sync", f"{tmp_path}/b.npz")
+    assert "4 items whose ids are of another root in the index, such as '1' of ''" in message
+
+
+def test_texts_are_built_synced_and_found_by_a_text(tmp_path, capsys):
+    pytest.importorskip("keras_hub", reason="needs the extra [hub]")
+    from xbm_keras.stages.backbone.hub import HubBackbone
+
+    backbone = HubBackbone.from_preset(hub_presets.tiny_bert(tmp_path / "bert"), max_length=32)
+    keras.utils.set_random_seed(0)
+    model = XBMModel(backbone, Head(4), CircularMemory(8), HardTopK(4, 2), SupConLoss())
+    model.build({"features": (None, 16)})
+    export_encoder(model, tmp_path / "run/export")
+    backbone.save_tokenizer(tmp_path / "run/tokenizer")
+    texts = {"clock": "what time is it", "music": "play a song", "empty": " ", "fun": "tell me a joke"}
+    table = tmp_path / "texts.csv"
+
+    def write(texts):
+        rows = [{"id": each, "text": text, "year": len(text)} for each, text in texts.items()]
+        pd.DataFrame(rows).to_csv(table, index=False)
+
+    def command(name, *words):
+        return index.main([name, f"--model={tmp_path}/run", f"--index={tmp_path}/index", *words])
+
+    write(texts)
+    assert command("build", f"--texts={table}") == 0
+    assert "an empty text" in said(capsys)
+    assert command("search", "--k=1", "--json", "--text=tell me a joke", "--text=play a song") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["query"] for each in found] == ["tell me a joke", "play a song"]
+    assert [each["hits"][0]["id"] for each in found] == ["fun", "music"]
+    assert [each["hits"][0]["metadata"] for each in found] == [{"year": "14"}, {"year": "11"}]
+    write(texts | {"clock": "book a flight", "new": "what is the weather"})
+    assert command("sync", str(table)) == 0
+    assert "4 items of width 4; 1 added, 1 changed, 0 gone, 1 left out" in said(capsys)
+    other = HubBackbone.from_preset(str(tmp_path / "bert"), max_length=32)
+    keras.utils.set_random_seed(1)
+    model = XBMModel(other, Head(4), CircularMemory(8), HardTopK(4, 2), SupConLoss())
+    model.build({"features": (None, 16)})
+    export_encoder(model, tmp_path / "run/export")
+    assert "expected one model" in refused(capsys, command, "search", "--text=tell me a joke")
+
+
+def test_a_path_says_what_lies_there(tmp_path):
+    pd.DataFrame({"text": ["a"]}).to_parquet(tmp_path / "texts.parquet")
+    pd.DataFrame({"features": [[1.0]]}).to_parquet(tmp_path / "rows.parquet")
+    kinds = {"": "pictures", "gone": "pictures", "a.csv": "texts", "a.jsonl": "texts", "a.npy": "vectors"}
+    kinds |= {"texts.parquet": "texts", "rows.parquet": "vectors"}
+    assert {name: index.kind_of(str(tmp_path / name)) for name in kinds} == kinds
