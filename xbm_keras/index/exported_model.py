@@ -1,15 +1,19 @@
 """A folder of pictures through an exported model: the model needs TensorFlow alone, and no config is read."""
 
 import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version, versions
+from xbm_keras.data import listing
 from xbm_keras.data.errors import UnreadableItem
 from xbm_keras.data.pictures import decode_picture
 
+log = logging.getLogger("xbm_keras")
 BATCH_SIZE = 16
 FEATURE_ROWS = 4096  # that are embedded at a time
 
@@ -121,6 +125,28 @@ def exported_by(model: str | pathlib.Path) -> pathlib.Path:
 def fingerprint_of(folder: pathlib.Path) -> str:
     """What tells this exported model from others: its graph and its weights."""
     return tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint()
+
+
+def pictures_in(folder: pathlib.Path) -> list[str]:
+    """Paths of the pictures in a folder relative to it, in order: those that a source lists, the rest is counted.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = listing.list_pictures(folder)
+    found.require_pictures(f"{str(folder)!r}, which holds no pictures", "files")
+    if found.ignored:
+        log.warning("Left out in %s: %s.", folder, listing.describe(found.ignored))
+    return found.pictures
+
+
+def embed_folder(
+    model: ExportedModel, folder: pathlib.Path, paths: list[str]
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Of pictures at these paths below a folder: paths, embeddings and validity, batch by batch."""
+    for start in range(0, len(paths), BATCH_SIZE):
+        batch = paths[start : start + BATCH_SIZE]
+        yield batch, *model.embed([read_bytes(folder / path) for path in batch])
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
