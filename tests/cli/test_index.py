@@ -14,6 +14,7 @@ from tests.cli.runs import run
 from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.atomic_files import versions
 from xbm_keras.cli import index
+from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index.opened_index import OpenedIndex
 
@@ -184,6 +185,25 @@ def test_metadata_come_back_with_each_hit(command, tmp_path, capsys):
     assert failed["error"].startswith("no picture that can be read")
     assert command("search", "--k=1", query) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["1.0000", "klasse", "0/0.png", "price=1.10"]
+
+
+def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys):
+    command("build")
+    query = tmp_path / "photos/klasse 0/0.png"
+    model = shutil.copytree(trained / "first/export/1", tmp_path / "export/1")
+    (model / "thresholds.json").unlink(missing_ok=True)
+    assert "has no thresholds.json" in refused(capsys, command, "search", "--precision=0.9", query, model=model)
+    bands = np.array([[0.5, 0.4, 0.6], [1.0, 0.99, 1.0]])  # right half of the time from 0 on, always from 0.99999 on
+    MatchThresholds(np.array([0.0, 0.99999]), bands, bands, bands, 10, 5).write(model)
+    capsys.readouterr()
+    assert command("search", "--k=32", "--json", "--precision=0.9", query, model=model) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [hit["is_match"] for hit in hits] == [hit["similarity"] >= 0.99999 for hit in hits]
+    assert hits[0]["is_match"]
+    assert not hits[-1]["is_match"]
+    assert command("search", "--k=32", "--precision=0.9", query, model=model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("(no match)")
 
 
 @pytest.fixture(scope="module")

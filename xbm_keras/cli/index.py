@@ -13,6 +13,7 @@ from xbm_keras.cli import labels, terminal
 from xbm_keras.data.arrays import Features
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
+from xbm_keras.evaluation.thresholds import read_thresholds, require_thresholds
 from xbm_keras.experiment.indexing import embedder_of, of_run, reembedded
 from xbm_keras.index import galleries, mapping, stores
 from xbm_keras.index.approximate import ENGINES
@@ -150,6 +151,11 @@ def search(options: argparse.Namespace) -> None:
             f"Received the model {model.fingerprint} for an index of the model {opened.model}; expected one model, "
             "since vectors of two do not compare. Give the model that the index was built with."
         )
+    thresholds = None
+    if options.precision is not None:
+        thresholds = read_thresholds(opened.version) or require_thresholds(version)
+        if not options.json:  # which has lines of its own alone
+            log.info("%s", thresholds.told(options.precision))
     asked, valid = options.picture or options.text or [], None
     if options.features:
         vectors = model.embed_features(_rows(options.features))
@@ -161,13 +167,18 @@ def search(options: argparse.Namespace) -> None:
     found = opened.find(vectors, options.k, approximate=options.approximate, where=options.where)
     for i, (one, hits) in enumerate(zip(asked, found, strict=True)):
         error = None if valid is None or valid[i] else why_invalid(pathlib.Path(one))
+        if thresholds is not None:
+            matches = thresholds.is_match(np.array([hit["similarity"] for hit in hits]), options.precision)
+            hits = [{**hit, "is_match": bool(match)} for hit, match in zip(hits, matches, strict=True)]
         if options.json:
             print(json.dumps({"query": one, "error": error, "hits": [] if error else hits}, ensure_ascii=False))
             continue
         print(f"{one}: {error}" if error else one)
         for hit in () if error else hits:
             metadata = "".join(f"  {name}={x}" for name, x in hit["metadata"].items() if x is not None)
-            print(f"  {hit['similarity']:.4f}  {hit['id']}{metadata}")
+            print(
+                f"  {hit['similarity']:.4f}  {hit['id']}{'' if hit.get('is_match', True) else '  (no match)'}{metadata}"
+            )
 
 
 def export(options: argparse.Namespace) -> None:
@@ -301,6 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--approximate", action="store_true")
     made.add_argument("--features", help="a file of features [n, D], such as those of queries, in place of pictures")
     made.add_argument("--text", action="append", help="a text to search for; may be repeated")
+    made.add_argument("--precision", type=float, help="tell which hits are matches that are right this often")
     made.add_argument("--json", action="store_true", help="a line of JSON for each query")
     made.add_argument("--where", help="search these items alone: \"style = 'flat' and year > 2019\"")
     made.add_argument("picture", nargs="*")
