@@ -17,11 +17,12 @@ from xbm_keras.index.gallery import Gallery
 
 @pytest.fixture
 def built(tmp_path):
-    """An index of 60 items of four classes: a copy under another label, one out of place, six without labels."""
+    """An index of 60 items of four classes: a copy under another label, two out of place, six without labels."""
     vectors, labels = clusters(4, 15, 0.1)
     truth = labels.copy()
     vectors[16] = vectors[1]
-    labels[16], labels[33] = "class 1", "class 3"
+    vectors[34] = vectors[33] * [1, 1, 1, 1, 1, 1, 1, 1.001]
+    labels[16], labels[33], labels[34] = "class 1", "class 3", "class 3"
     labels[50:56] = ""
     ids = [f"pictures <b>/{i}.png" for i in range(60)]
     (tmp_path / "pictures <b>").mkdir()
@@ -44,7 +45,8 @@ def test_the_table_and_the_page_of_an_index(built):
         "identical": True,
     }  # fmt: skip
     out = table.query("kind == 'out_of_place'").set_index("id")
-    assert dict(out["other_label"]) == {ids[16]: "class 0", ids[33]: "class 2"}
+    assert dict(out["other_label"]) == {ids[16]: "class 0", ids[33]: "class 2", ids[34]: "class 2"}
+    assert out.loc[ids[33], "other_id"] == ids[34]
 
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
@@ -54,10 +56,11 @@ def test_the_table_and_the_page_of_an_index(built):
         browser.call("Page.navigate", url=(top / "found.html").as_uri())
         browser.wait_for("document.readyState === 'complete' && document.querySelectorAll('section').length === 3")
         assert browser.run("document.querySelectorAll('#Other-labels article, #other-labels article').length") == 1
+        assert browser.run("document.querySelectorAll('#Other-labels img, #other-labels img').length") == 2
         shown = browser.run("[...document.querySelectorAll('img')].filter((i) => i.complete && i.naturalWidth).length")
         assert shown == browser.run("document.querySelectorAll('img').length") >= 4
         text = browser.run("document.body.innerText")
-        assert "100% of its neighbours are class 2" in text
+        assert "90% of its neighbours are class 2" in text
         assert "pictures <b>/33.png" in text
         assert "& <more>" in text
     finally:

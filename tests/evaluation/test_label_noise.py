@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.reference import cosine
-from xbm_keras.evaluation.label_noise import find_label_noise
+from xbm_keras.evaluation.label_noise import _out_of_place, find_label_noise
 from xbm_keras.evaluation.neighbor_labels import NeighborLabels
 
 
@@ -45,6 +45,17 @@ def test_items_among_another_class_are_out_of_place_and_small_classes_are_not():
     assert (noise.out_of_place.share >= 0.7).all()
     assert noise.out_of_place.nearest.shape == (2, 10)
     assert not {5, 20} & set(noise.out_of_place.nearest[0].tolist())
+
+
+def test_out_of_place_takes_seven_of_ten_for_another_label_and_at_most_one_for_its_own():
+    labels = np.repeat(np.array(["a", "b", "c"], dtype=object), 11)
+    a, b, c = (np.arange(11) + 11 * i for i in range(3))
+    found = np.stack([np.delete(own, i) for own in (a, b, c) for i in range(11)])
+    found[0] = [*b[:6], *c[:4]]
+    found[1] = [*b[:8], *a[2:4]]
+    found[2] = [*b[:7], *a[3:4], *c[:2]]
+    out = _out_of_place(found, np.ones(found.shape), labels)
+    assert (out.item.tolist(), out.label.tolist(), out.share.tolist()) == ([2], ["b"], [0.7])
 
 
 def test_suggestions_are_those_of_a_vote_and_nothing_for_what_is_far():

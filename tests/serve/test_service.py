@@ -250,7 +250,7 @@ def texts(tmp_path_factory):
         top / "index", version, vectors, ["clock", "music", "travel", "fun"], text=TEXTS, price=[None, 2.0, 3.0, 1.5]
     )
     table = np.array([[0.5, 0.4, 0.6], [0.95, 0.92, 0.98]])
-    MatchThresholds(np.array([0.2, 0.5]), table, table, table, 100, 10).write(version)
+    MatchThresholds(np.array([0.2, 0.97]), table, table, table, 100, 10).write(version)
     running = Server(top, "index", arguments=[f"--model={top}/run"], precision=0.9)
     yield running, vectors
     running.process.kill()
@@ -267,14 +267,14 @@ def test_the_page_searches_texts_and_tells_matches(texts, tmp_path):
         browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
         browser.wait_for("document.querySelectorAll('#items li').length === 4")
         assert browser.run("document.getElementById('drop').hidden && !document.getElementById('ask').hidden")
-        assert "matches from a similarity of 0.500 on" in browser.run("document.getElementById('about').textContent")
+        assert "matches from a similarity of 0.970 on" in browser.run("document.getElementById('about').textContent")
         browser.run("document.getElementById('text').value = 'Tell me joke'")
         browser.run("document.querySelector('#ask button').click()")
         browser.wait_for("document.getElementById('status').textContent.includes('of them matches')")
         shown = browser.run("[...document.querySelector('#items li').innerText.split('\\n')].filter((each) => each)")
         assert shown == ["tell me joke", "fun", "similarity 1.000", "✓ match", "price: 1.5"]
         hits = ask(server, "/search?k=4", texts=["Tell me joke"])[1]["results"][0]["items"]
-        assert [hit["is_match"] for hit in hits] == [hit["similarity"] >= 0.5 for hit in hits]
+        assert [hit["is_match"] for hit in hits] == [hit["similarity"] >= 0.97 for hit in hits]
         assert browser.run("document.querySelectorAll('#items .far').length") == sum(
             not hit["is_match"] for hit in hits
         )
