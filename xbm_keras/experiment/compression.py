@@ -147,7 +147,7 @@ def held_out_head(workdir: pathlib.Path, head: Head) -> Head:
             "head that held-out items can be measured with. Run train.py again."
         )
     head = copy_head(head)
-    with np.load(path) as weights:
+    with np.load(path, allow_pickle=False) as weights:
         head.set_weights([weights[name] for name in weights.files])
     return head
 
