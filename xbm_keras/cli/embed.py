@@ -3,6 +3,7 @@
 import argparse
 import logging
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from xbm_keras.index.exported_texts import ExportedTexts
 
 log = logging.getLogger("xbm_keras")
 OUTPUTS = (".npy", ".parquet")
-TABLES = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+TABLES: dict[str, Callable[..., pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
 TEXTS = 256  # that are embedded at a time
 
 

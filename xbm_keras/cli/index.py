@@ -38,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build(options: argparse.Namespace) -> None:
     """Embed the run's data, or what lies in a folder or file, and write a version of it alone."""
-    if _path(options):
-        root = choose_root(_path(options), options.root or "", {})
-        embedder, coming = _incoming(options, _path(options), root)
+    if path := _path(options):
+        root = choose_root(path, options.root or "", {})
+        embedder, coming = _incoming(options, path, root)
         gallery, _ = embedded(coming, embedder)
-        about = {"model": embedder.fingerprint, "network": embedder.network(coming.source)}
-        about["roots"] = {root: place_of(_path(options))}
+        about: dict = {"model": embedder.fingerprint, "network": embedder.network(coming.source)}
+        about["roots"] = {root: place_of(path)}
     else:
         gallery, about = of_run(options.model, options.config, options.set, options.items == "all")
         if options.metadata:
@@ -102,7 +102,7 @@ def sync(options: argparse.Namespace) -> None:
         galleries.check_new(opened, [], fingerprint, replace=True)
         found = changes(opened.kept_items, coming.digests, root)
         more, left_out = embedded(coming, embedder, found.wanted) if len(found.wanted) else (None, 0)
-    ids = [] if more is None else more.ids
+    ids: list[str] = [] if more is None else more.ids.tolist()
     changed = sum(each in found.known for each in ids)
     told = f"{len(ids) - changed} added, {changed} changed, {len(found.gone)} gone, {left_out} left out"
     if not len(ids) and not found.gone:
@@ -132,7 +132,7 @@ def reembed(options: argparse.Namespace) -> None:
 
 def remove(options: argparse.Namespace) -> None:
     """Write a version without some items."""
-    about = galleries.remove_items(pathlib.Path(options.index), np.array(options.id))
+    about = galleries.remove_items(pathlib.Path(options.index), options.id)
     _report(options, about, f"; {len(set(options.id))} removed")
 
 
@@ -217,7 +217,7 @@ def _path(options) -> str | None:
 def _incoming(options, path: str, root: str) -> tuple[Embedder, Incoming]:
     """The items at a path, and what embeds them."""
     source = source_of(path, options.kind)
-    embedder = embedder_of(options.model, pathlib.Path(options.index), source.modality)
+    embedder = embedder_of(options.model, pathlib.Path(options.index), source.modality)  # type: ignore[union-attr]
     coming = incoming(source, embedder, root)
     if options.metadata:
         coming = dataclasses.replace(coming, items=with_metadata(coming.items, options.metadata))

@@ -83,7 +83,8 @@ class PromisedItems:
         num_asking: int | None = None,
         seed: int = 0,
     ):
-        self.promises, self.labels = promises, labels
+        self.promises = promises
+        self.labels = np.full(len(features), -1) if labels is None else labels
         of_classes = [str(each) for each in promises if each.metric != "overlap"]
         queries, counts = np.arange(num_asking or len(features)), np.zeros(0, np.int64)
         if labels is not None:
@@ -99,12 +100,14 @@ class PromisedItems:
             )
         self.queries = np.sort(np.random.default_rng(seed).permutation(queries)[:MAX_QUERIES])
         self.units = None if labels is None or (labels[self.queries] < 0).any() else labels[self.queries]
-        self.num_relevant = counts[labels[self.queries]] - 1 if of_classes and labels is not None else None
+        self.num_relevant = counts[labels[self.queries]] - 1 if of_classes and labels is not None else np.zeros(1, int)
         most = max(each.k or int(self.num_relevant.max()) for each in promises)
         self.num_found = min(most, len(features) - 1)
         """Hits that a query needs."""
         overlaps = [each.k for each in promises if each.metric == "overlap"]
-        self.nearest = find_nearest(features[self.queries], features, max(overlaps), self.queries) if overlaps else None
+        self.nearest = np.zeros((0, 0), np.int64)
+        if overlaps:
+            self.nearest = find_nearest(features[self.queries], features, max(overlaps), self.queries)
 
     def values(self, found: np.ndarray) -> list[np.ndarray]:
         """Of hits [Q, num_found], positions of items, best first, without the query: a value [Q] for each promise."""

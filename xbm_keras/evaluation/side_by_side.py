@@ -103,7 +103,7 @@ def _score(
     """
     results = {}
     for name, (q, g) in protocols.items():
-        gallery = {"stored": stored[q]} if g is None else {"gallery": stored[g], "gallery_labels": labels[g]}
+        gallery: dict = {"stored": stored[q]} if g is None else {"gallery": stored[g], "gallery_labels": labels[g]}
         order, found = score_queries(vectors[q], labels[q], **gallery)
         classes = labels[q][order]
         metrics: dict = {metric: float(values.mean()) for metric, values in found.items()}

@@ -112,7 +112,9 @@ def read_thresholds(folder: pathlib.Path) -> MatchThresholds | None:
         shapes = [each.shape for each in arrays]
         if shapes != [(len(arrays[0]),), *[(len(arrays[0]), 3)] * 3] or not len(arrays[0]):
             raise ValueError(f"shapes {shapes}")
-        return MatchThresholds(*arrays, int(found["items"]), int(found["classes"]))
+        similarities, precision, recall, unknown = arrays
+        counts = int(found["items"]), int(found["classes"])
+        return MatchThresholds(similarities, precision, recall, unknown, *counts)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"Received {path}, which is damaged ({type(error).__name__}: {error}); expected it as it was written. "
@@ -175,8 +177,10 @@ def measure_thresholds(
         np.divide(above, below, where=below > 0, out=np.zeros_like(passed))
         for above, below in ((right, passed), (right, (weights @ room)[:, None]), (unknown, (weights @ sizes)[:, None]))
     ]
-    values = [np.stack([each[0], *np.percentile(each[1:], ENDS, axis=0)], axis=1) for each in measures]
-    return MatchThresholds(table.astype(np.float64), *values, len(vectors), len(sizes))
+    precision, recall, strangers = (
+        np.stack([each[0], *np.percentile(each[1:], ENDS, axis=0)], axis=1) for each in measures
+    )
+    return MatchThresholds(table.astype(np.float64), precision, recall, strangers, len(vectors), len(sizes))
 
 
 def _hits(vectors: np.ndarray, stored: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

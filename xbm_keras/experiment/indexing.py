@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -89,6 +90,8 @@ class RunEmbedder:
             return self.embed_rows(source.features, positions), positions, {}
         if self.config.is_of_pairs and isinstance(source, TextTable):
             source = Texts(Side(source.items.keys, source.texts), self.config.data.document_prefix)
+        if self.backbone is None:
+            raise ValueError("Received items that are no vectors for a run of vectors; expected vectors. Give these.")
         cached = compute_features(source, self.backbone, self.config.cache.dir, **self.config.cache.arguments())
         places = np.searchsorted(cached.positions, positions)
         has_one = np.isin(positions, cached.positions)
@@ -128,7 +131,7 @@ def reembedded(opened: OpenedIndex, run: str) -> tuple[Gallery, str]:
     places = find_places(folder)
     items = opened.kept_items
     digests = items["sha256"].to_pylist() if "sha256" in items.column_names else [None] * len(items)
-    found = [places.get(digest) for digest in digests]
+    found = [places.get(str(digest)) for digest in digests]
     missing = sum(not isinstance(place, tuple) for place in found)
     if missing:
         raise ValueError(
@@ -155,10 +158,10 @@ def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_item
     if isinstance(dataset, PairDataset):
         side, features, chosen = dataset.pairs.documents, dataset.documents, np.arange(len(dataset.documents))
         is_text = side.features is None
-        source = (
+        source: Source | Vectors = (
             Texts(side, embedder.config.data.document_prefix)
             if is_text
-            else Vectors(features, Items(side.ids, None, {}))
+            else Vectors(cast(np.ndarray, features), Items(side.ids, None, {}))
         )
         items, positions = Items(side.ids, None, {}), None
     else:

@@ -150,6 +150,10 @@ class CodedSearch:
 
     def ranked_again(self, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best of candidates [Q, c] by the finer code."""
+        if self.finer is None:
+            raise ValueError(
+                f"Received candidates to rank again by {self.form}, which has no finer code; expected one."
+            )
         queries, k = self._unit(queries), min(k, candidates.shape[1])
         positions, similarities = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         some = max(1, SCORES // max(1, candidates.shape[1] * self.form.width))

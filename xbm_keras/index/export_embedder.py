@@ -39,7 +39,8 @@ class ExportEmbedder:
         """Vectors, their positions, and why others have none."""
         if isinstance(source, Vectors):
             return self.model.embed_features(np.asarray(source.features[positions], np.float32)), positions, {}
-        rows, kept, reasons = [], [], {}
+        rows, kept = [], []
+        reasons: dict[int, str] = {}
         one = self._texts if isinstance(source, TextTable) else self._pictures
         with progress.bar("embedding", len(positions)) as bar:
             for start in range(0, len(positions), BATCH_SIZE):
@@ -65,4 +66,6 @@ class ExportEmbedder:
             except UnreadableItem as error:
                 texts.append(".")
                 reasons[i] = str(error)
+        if self.texts is None:
+            raise RuntimeError("Received texts for a model of none.")
         return self.texts.embed(texts), np.array([i not in reasons for i in batch]), reasons

@@ -6,7 +6,6 @@ Letters: Q queries, N items, E embedding width, k answers.
 import json
 import pathlib
 import time
-from collections.abc import Sequence
 
 import filelock
 import numpy as np
@@ -15,7 +14,7 @@ import tensorflow as tf
 from xbm_keras.atomic_files import new_version, write_whole
 from xbm_keras.data.labels import counted
 from xbm_keras.index.approximate import ENGINES, ApproximateSearch, Engine, keys_of
-from xbm_keras.index.gallery import Gallery, is_in, joined, strings
+from xbm_keras.index.gallery import Gallery, Strings, is_in, joined, strings
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.saved_search import ExactSearch, mixed
 from xbm_keras.index.segments import Segment, compacted, gallery_of, write_segments
@@ -78,7 +77,7 @@ def add_items(
     return change_items(folder, more, [], model, replace=replace, roots=roots)
 
 
-def remove_items(folder: pathlib.Path, ids: Sequence[str]) -> dict:
+def remove_items(folder: pathlib.Path, ids: Strings) -> dict:
     """Write the newest version without these items as the next one. Raises ValueError for ids that are not there."""
     return change_items(folder, None, ids)
 
@@ -86,7 +85,7 @@ def remove_items(folder: pathlib.Path, ids: Sequence[str]) -> dict:
 def change_items(
     folder: pathlib.Path,
     more: Gallery | None,
-    gone: Sequence[str],
+    gone: Strings,
     model: str = "",
     *,
     replace: bool = True,
@@ -135,7 +134,7 @@ def change_items(
         return {**written, "added": num_added, "replaced": num_replaced}
 
 
-def check_new(opened: OpenedIndex, ids: Sequence[str], model: str, replace: bool) -> None:
+def check_new(opened: OpenedIndex, ids: Strings, model: str, replace: bool) -> None:
     """Raises ValueError where items of these ids, embedded by this model, may not be added to an index.
 
     Args:

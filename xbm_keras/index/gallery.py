@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow
@@ -15,6 +16,8 @@ import pyarrow.compute
 import pyarrow.feather
 
 from xbm_keras.data.labels import as_objects, counted
+
+Strings: TypeAlias = Sequence[str | None] | np.ndarray | pyarrow.Array | pyarrow.ChunkedArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Gallery:
             )
 
     @staticmethod
-    def of(vectors: np.ndarray, ids: Sequence[str], labels: Sequence[str] | None = None, **metadata) -> "Gallery":
+    def of(vectors: np.ndarray, ids: Strings, labels: Strings | None = None, **metadata) -> "Gallery":
         """A gallery of arrays or lists [N]; by default no item has a label."""
         labels = [""] * len(ids) if labels is None else labels
         columns = {"id": strings(ids), "label": strings(labels)}
@@ -58,7 +61,7 @@ class Gallery:
         """[N] objects, str."""
         return as_objects(self.items["label"].to_pylist())
 
-    def holds(self, ids: Sequence[str]) -> np.ndarray:
+    def holds(self, ids: Strings) -> np.ndarray:
         """[n] bool: which of these ids are of its items."""
         return is_in(strings(ids), self.items["id"])
 
@@ -67,7 +70,7 @@ class Gallery:
         return Gallery(self.vectors[kept], self.items.filter(pyarrow.array(kept)))
 
 
-def strings(values: Sequence[str]) -> pyarrow.Array:
+def strings(values: Strings) -> pyarrow.Array:
     """An Arrow array of text, from a list, a NumPy array of text, or one of Arrow."""
     if isinstance(values, pyarrow.Array | pyarrow.ChunkedArray):
         return values.cast(pyarrow.string())

@@ -6,7 +6,6 @@ Letters: Q queries, N items, E embedding width, k answers.
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import tensorflow as tf
 from xbm_keras.atomic_files import latest_version
 from xbm_keras.data.labels import counted, printable
 from xbm_keras.index.approximate import ApproximateSearch, Engine, load_engine
-from xbm_keras.index.gallery import Gallery, is_in, joined, strings
+from xbm_keras.index.gallery import Gallery, Strings, is_in, joined, strings
 from xbm_keras.index.saved_search import ExactSearch, mixed
 from xbm_keras.index.segments import Segment, gallery_of, read_segments
 from xbm_keras.index.where import meets
@@ -113,11 +112,11 @@ class OpenedIndex:
         left_out = np.split(~meets(self.items, where), ends[:-1])
         return self._exact_search([each.without(out) for each, out in zip(self.segments, left_out, strict=True)])
 
-    def holds(self, ids: Sequence[str]) -> np.ndarray:
+    def holds(self, ids: Strings) -> np.ndarray:
         """[n] bool: which of these ids are of its items."""
         return is_in(strings(ids), self.kept_items["id"])
 
-    def require(self, ids: Sequence[str]) -> None:
+    def require(self, ids: Strings) -> None:
         """Raises ValueError for an id that it does not hold."""
         unknown = [str(each) for each, is_here in zip(ids, self.holds(ids), strict=True) if not is_here]
         if unknown:

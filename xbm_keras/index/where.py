@@ -140,7 +140,7 @@ class _Condition:
         if token is None:
             self.kind, self.value = "sign", self.text[self.place :].strip()[:20]
             raise self._error("names, text, numbers and comparisons")
-        self.place, self.kind = token.end(), token.lastgroup
+        self.place, self.kind = token.end(), token.lastgroup or "sign"
         self.value = token[self.kind]
         if self.kind in ("text", "quoted"):
             quote = self.value[0]

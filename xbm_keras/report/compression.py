@@ -113,7 +113,7 @@ def table(tried: Sequence[Tried], metric: str, chosen: Tried | None) -> PageTabl
     shown = front(tried)
     if chosen is not None and chosen not in shown:
         shown = sorted([*shown, chosen], key=lambda each: each.size)
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             f"{each.size:,}",
             f"{each.on_disk:,}" if each.on_disk else "",

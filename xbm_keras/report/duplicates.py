@@ -15,7 +15,11 @@ NUM_TOGETHER = 6  # items beside each
 
 
 def duplicates_page(
-    title: str, subtitle: str, noise: LabelNoise, labels: Sequence[str], show: Callable[[list[int]], Iterable[Item]]
+    title: str,
+    subtitle: str,
+    noise: LabelNoise,
+    labels: Sequence[str] | np.ndarray,
+    show: Callable[[list[int]], Iterable[Item]],
 ) -> Page:
     """The page, the clearest first; what is beyond its room stands in the table alone.
 
@@ -108,6 +112,6 @@ def _num_groups(pairs: NearDuplicates) -> int:
     return len(np.unique(pairs.first))
 
 
-def _agree(labels: Sequence[str], first: int, second: int) -> bool | None:
+def _agree(labels: Sequence[str] | np.ndarray, first: int, second: int) -> bool | None:
     """Whether two items bear the same label; None where one has none."""
     return labels[first] == labels[second] if labels[first] and labels[second] else None

@@ -1,5 +1,7 @@
 """What Prometheus is told of the server."""
 
+from typing import Any
+
 import prometheus_client
 
 ENDPOINTS = ("/", "/embed", "/search", "/items", "/picture", "/health", "/ready", "/metrics")
@@ -12,7 +14,7 @@ class Metrics:
 
     def __init__(self):
         self.registry = prometheus_client.CollectorRegistry()
-        made = {"namespace": "xbm_keras", "registry": self.registry}
+        made: dict[str, Any] = {"namespace": "xbm_keras", "registry": self.registry}
         self.requests = prometheus_client.Counter(
             "requests", "Requests answered, those that were refused too", ["endpoint", "status"], **made
         )

@@ -38,12 +38,11 @@ async def asked_by(request: fastapi.Request, served: Served, k: int, max_pixels:
     if content_type not in (FORM, ""):
         raise fastapi.HTTPException(415, f"content of the type {content_type!r}; expected {FORM} or {JSON}")
     _require("pictures", served)
-    form = await request.form() if content_type else {}
-    files = form.getlist("pictures") if content_type else []
+    files = (await request.form()).getlist("pictures") if content_type else []
     if not files or not all(isinstance(each, UploadFile) for each in files):
         raise fastapi.HTTPException(422, "no files; expected a form with one or more files named 'pictures'")
     _require_few("pictures", files)
-    encoded = [await file.read() for file in files]
+    encoded = [await file.read() for file in files if isinstance(file, UploadFile)]
     return "pictures", await run_in_threadpool(_of_pictures, encoded, k, max_pixels)
 
 
@@ -86,7 +85,7 @@ def _vectors(rows: list[Any], width: int, kind: str) -> np.ndarray:
     try:
         vectors = np.array(rows, np.float32)
     except (ValueError, TypeError, OverflowError):
-        vectors = np.empty(0)
+        vectors = np.empty(0, np.float32)
     if vectors.shape != (len(rows), width) or not np.isfinite(vectors).all():
         raise fastapi.HTTPException(422, f"{kind} of another form; expected lists of {width} finite numbers each")
     return vectors

@@ -1,5 +1,6 @@
 """A model and the index that it embedded, which are served together and change together."""
 
+import functools
 import itertools
 import json
 import logging
@@ -91,7 +92,7 @@ class Served:
         self.embedders = embedders
         self.passes = {
             kind: Passes(
-                lambda asked, kind=kind: self._answer(kind, asked),
+                functools.partial(self._answer, kind),
                 Limits(limit, max_pixels),
                 lambda asked: asked.pixels,
                 metrics.pass_items.labels(kind).observe,
@@ -114,8 +115,13 @@ class Served:
 
     def item(self, place: int) -> dict:
         """Id, label and metadata of the item at a place of the index."""
-        (found,) = described_items(self.opened.kept_items.slice(place, 1))
-        return found
+        items = self._opened().kept_items.slice(place, 1)
+        return described_items(items)[0]
+
+    def _opened(self) -> OpenedIndex:
+        if self.opened is None:
+            raise RuntimeError("Received a search without an index; expected one.")
+        return self.opened
 
     def _warm_up(self) -> None:
         """The first pass is slow, and so is the first look at a header."""
@@ -135,8 +141,8 @@ class Served:
         return [Answer(*each) for each in zip(embeddings, valid.tolist(), hits, strict=True)]
 
     def _find(self, embeddings: np.ndarray, k: int) -> list[list[dict]]:
-        found = self.opened.find(_in_groups(embeddings), k)[: len(embeddings)]
-        if self.thresholds is not None:
+        found = self._opened().find(_in_groups(embeddings), k)[: len(embeddings)]
+        if self.thresholds is not None and self.precision is not None:
             for hit in itertools.chain.from_iterable(found):
                 hit["is_match"] = bool(self.thresholds.is_match(hit["similarity"], self.precision))
         return found

@@ -64,8 +64,8 @@ def make_app(
         if served is None:
             return {"status": "ok", "model": None, "index": None, "items": 0, "takes": []}
         index = served.index and served.index.name
-        about = {"model": served.version.name, "index": index, "items": len(served.places), "takes": served.kinds}
-        if served.thresholds is not None:
+        about: dict = {"model": served.version.name, "index": index, "items": len(served.places), "takes": served.kinds}
+        if served.thresholds is not None and served.precision is not None:
             about |= {"precision": served.precision, "threshold": served.thresholds.threshold_for(served.precision)}
         return {"status": "ok", **about}
 

@@ -69,7 +69,7 @@ class Service:
             chosen = choose(self.model, self.index)
             if newest != chosen:
                 self._tell(newest, "these do not fit each other; %s stay until a model and an index do", _names(chosen))
-            if tell_apart(*chosen) != self.served.key and tell_apart(*chosen) not in self.told:
+            if tell_apart(*chosen) != (self.served and self.served.key) and tell_apart(*chosen) not in self.told:
                 self._load(*chosen)
         except Exception as error:  # of any kind: what is served stays
             self._tell(chosen or (self.model, self.index), "left alone: %s", error)
