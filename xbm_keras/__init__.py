@@ -2,6 +2,19 @@
 
 __version__ = "0.1.0"
 
+import os
+import sys
+
+if os.path.basename(sys.argv[0]) == "xbm-keras" and "--verbose" not in sys.argv:
+    # The program, as train.py does: TensorFlow's libraries complain before they read any setting.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    try:
+        import tensorflow as tf  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+
 from xbm_keras.data.batches import PKSampler
 from xbm_keras.evaluation.near_duplicates import near_duplicates
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation, evaluate_retrieval
