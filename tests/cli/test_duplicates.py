@@ -68,6 +68,16 @@ def test_the_table_and_the_page_of_an_index(built):
         browser.process.wait()
 
 
+def test_items_without_pictures_are_named_once_and_told_how_to_be_seen(tmp_path, capsys):
+    vectors, labels = clusters(4, 15, 0.1)
+    vectors[16] = vectors[1]
+    ids = [f"item number {i}" for i in range(60)]
+    write_index(tmp_path / "index", Gallery.of(unit_rows(vectors).astype(np.float32), ids, labels), "model")
+    assert duplicates.main([f"--index={tmp_path}/index", "--min_score=0.99999", f"--output={tmp_path}/found"]) == 0
+    assert "--pictures [ROOT=]FOLDER" in capsys.readouterr().out.replace("\n", " ")
+    assert (tmp_path / "found.html").read_text("utf-8").count("item number 16<") == 1
+
+
 def test_labels_for_the_items_of_an_index_that_have_none(built, capsys):
     top, ids, truth = built
     command = ["label", f"--index={top}/index", f"--output={top}/labels.csv"]

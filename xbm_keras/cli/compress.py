@@ -101,10 +101,10 @@ def _held_out(items) -> str:
 def _bytes(form: SearchForm, frozen: int) -> str:
     """What an item takes, and what that is of the frozen features."""
     searched, on_disk = form.bytes_in_memory, form.bytes_on_disk
-    said = f"{searched:,} bytes of an item are searched, 1/{frozen / searched:.1f} of the frozen {frozen:,}"
+    said = f"{searched:,} bytes of an item are searched, 1/{frozen / searched:,.1f} of the frozen {frozen:,}"
     if on_disk:
         total = searched + on_disk
-        said += f"; {on_disk:,} more are read of candidates alone, in all {total:,}, 1/{frozen / total:.1f}"
+        said += f"; {on_disk:,} more are read of candidates alone, in all {total:,}, 1/{frozen / total:,.1f}"
     return said
 
 

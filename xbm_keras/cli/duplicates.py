@@ -73,6 +73,8 @@ def _of_index(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Show]:
     """Ids, labels, vectors and previews of the items of an index."""
     gallery = OpenedIndex.newest(folder).gallery
+    if not folders and "text" not in gallery.items.column_names:
+        log.info("The page names the items; to see their pictures, say --pictures [ROOT=]FOLDER.")
     texts = gallery.items["text"].to_pylist() if "text" in gallery.items.column_names else [None] * len(gallery.items)
 
     def show(positions: list[int]) -> Iterable[Item]:

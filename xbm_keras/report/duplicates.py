@@ -46,7 +46,7 @@ def duplicates_page(
         results = [
             QueryResult(
                 items[item],
-                " · ".join(filter(None, [items[item].name, note])),
+                " · ".join(filter(None, [_caption(items[item]), note])),
                 {"Beside it": [Hit(items[row], _agree(labels, item, row), score) for row, score in near]},
             )
             for item, note, near in part
@@ -80,6 +80,11 @@ def duplicates_page(
         ),
     ]
     return Page(title, _verdict(num_other, num_out, num_same), sections, subtitle)
+
+
+def _caption(item: Item) -> str:
+    """The name, where a picture or a text does not stand for it."""
+    return item.name if item.picture or item.text else ""
 
 
 def _verdict(num_other: int, num_out: int, num_same: int) -> Verdict:
