@@ -64,15 +64,22 @@ def test_rows_are_of_held_out_halves(dataset):
 
 
 @pytest.mark.parametrize(
-    ("above", "num_classes", "said"),
+    ("form", "above", "num_classes", "said"),
     [
-        ((-0.01, 0.02), 500, "Leave it: of all forms the best, lda is -0.010 to +0.020"),
-        ((0.01, 0.02), 64, "Solve it: lda is +0.010 to +0.020 MAP@R above"),
-        ((0.01, 0.02), 65, "65 classes are many more than the 32 of a batch, so"),
+        ("lda", (-0.01, 0.02), 500, "Leave it: of all forms the best, lda is -0.010 to +0.020"),
+        ("lda", (0.01, 0.02), 64, "Solve it: lda is +0.010 to +0.020 MAP@R above"),
+        ("lda", (0.01, 0.02), 64, "little: training.epochs=0 is the closed form itself."),
+        (
+            "centred",
+            (0.01, 0.02),
+            64,
+            "with head.start=centred and head.embedding_dim=20 is this one, in all dimensions",
+        ),
+        ("lda", (0.01, 0.02), 65, "65 classes are many more than the 32 of a batch, so"),
     ],
 )
-def test_the_advice(above, num_classes, said):
-    assert said in _advice(Row("lda", 0.5, (0.4, 0.6), above), num_classes, 32)
+def test_the_advice(form, above, num_classes, said):
+    assert said in _advice(Row(form, 0.5, (0.4, 0.6), above), num_classes, 32, 20)
 
 
 def test_the_command_says_the_table_the_curve_and_the_advice(dataset, tmp_path, capsys):

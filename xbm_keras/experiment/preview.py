@@ -59,20 +59,23 @@ def preview(config: Config, dataset: Dataset) -> Preview:
     best = max(rows[1:], key=lambda row: row.score)
     chosen = {**forms[best.name].model_dump(), "views": 1, "turned_classes": False}
     num_classes = len(np.unique(dataset.labels[np.union1d(dataset.splits.train, dataset.splits.validation)]))
-    advice = _advice(best, num_classes, config.training.classes_per_batch)
+    advice = _advice(best, num_classes, config.training.classes_per_batch, dataset.features.shape[1])
     return Preview(rows, class_learning_curve(config, dataset, chosen), advice)
 
 
-def _advice(best: Row, num_classes: int, classes_per_batch: int) -> str:
+def _advice(best: Row, num_classes: int, classes_per_batch: int, width: int) -> str:
     """Leave it, solve it, or train it: in one sentence, with the reason."""
     low, high = best.above_frozen or (0.0, 0.0)
     told = f"{best.name} is {low:+.3f} to {high:+.3f} MAP@R above the frozen features"
     if low <= 0:
         return f"Leave it: of all forms the best, {told}, which may be chance. Use the features as they are."
     if num_classes <= FEW_CLASSES * classes_per_batch:
+        which = "is the closed form itself"
+        if best.name == "centred":
+            which = f"with head.start=centred and head.embedding_dim={width} is this one, in all dimensions"
         return (
             f"Solve it: {told}. A batch of {classes_per_batch} classes has most of the {num_classes} there are, so "
-            "training from a memory adds little: training.epochs=0 is the closed form itself."
+            f"training from a memory adds little: training.epochs=0 {which}."
         )
     return (
         f"Train it: {told}, and {num_classes} classes are many more than the {classes_per_batch} of a batch, so the "
