@@ -213,6 +213,9 @@ def test_what_is_there_stays(tmp_path, gallery, store):
 
 @STORES
 def test_what_fails_leaves_nothing(tmp_path, gallery, store, monkeypatch):
+    client = {"qdrant": "qdrant_client", "parquet": "pyarrow", "pgvector": "pyarrow"}.get(store, store)
+    pytest.importorskip(client, reason="needs the extra [stores]")
+
     class Broken(np.ndarray):
         def __getitem__(self, key):
             if isinstance(key, slice) and key.start:
