@@ -1,12 +1,14 @@
 """Maps between the spaces of two networks: what made the pairs is found again, and the command maps the rest."""
 
 import numpy as np
+import pyarrow
 import pytest
 
 from xbm_keras.cli import index
 from xbm_keras.index import mapping
 from xbm_keras.index.galleries import read_index, write_index
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.incoming import changes
 
 
 def unit(rows):
@@ -117,6 +119,14 @@ def test_what_the_held_out_pairs_say(indexes):
     nearest = [sorted(set(range(8)) - {i}, key=lambda j: -float(queries[i] @ queries[j]))[:2] for i in range(8)]
     found = np.array([[each[0], i] for i, each in enumerate(nearest)])
     assert mapping.overlap(found, queries) == 0.5
+
+
+def test_what_is_mapped_counts_as_changed_to_who_looks_at_its_content(indexes):
+    old, new = (read_index(indexes[0] / name)[0] for name in ("old", "new"))
+    digests = pyarrow.array([f"hash of {each}" for each in old.ids])
+    more, _ = mapping.map_gallery(Gallery(old.vectors, old.items.append_column("sha256", digests)), new)
+    found = changes(more.items, {each: f"hash of {each}" for each in more.ids}, "")
+    assert len(found.wanted) == len(more.items) > 0
 
 
 def test_what_cannot_be_mapped_is_refused(indexes):

@@ -135,7 +135,9 @@ def map_gallery(old: Gallery, new: Gallery, seed: int = 0) -> tuple[Gallery, dic
     about["recall_at_10"] = overlap(find_nearest(true, mapped, NEIGHBORS, own), true)
     if (score := class_score(true, mapped, labels)) is not None:
         about |= {"map_at_r": score, "map_at_r_new": class_score(true, true, labels)}
-    items = rest.items.drop_columns([MAPPED]) if MAPPED in rest.items.column_names else rest.items
+    # Without the hash of its content an item counts as changed, so that `sync` embeds it by the new model.
+    left_out = [name for name in (MAPPED, "sha256") if name in rest.items.column_names]
+    items = rest.items.drop_columns(left_out)
     items = items.append_column(MAPPED, pyarrow.array(np.ones(len(items), bool)))
     return Gallery(chosen(rest.vectors), items), about
 
