@@ -1,6 +1,8 @@
 """train.py on queries and documents: a BEIR folder of vectors, from qrels to a served model."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,13 @@ import yaml
 
 from tests.cli.runs import fails, run
 from tests.conftest import run_fresh
-from xbm_keras.cli import evaluate, index
+from xbm_keras.cli import compress, evaluate, index
 from xbm_keras.data.pairs import read_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
+from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.experiment import saved_run
 from xbm_keras.index import galleries
+from xbm_keras.index.coded_search import CodedSearch, read_search_form
 from xbm_keras.stages.backbone.frozen import load_keras_file
 from xbm_keras.training.callbacks import HistoryCsv
 
@@ -168,6 +172,41 @@ def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path
     assert "shape (2, 3); expected finite numbers [n, 16]" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_compressed_to_a_promise(finished, folder, tmp_path, capsys):
+    run_folder = tmp_path / "copy"
+    shutil.copytree(finished, run_folder)
+    command = ["--model", str(run_folder), "--bytes", "all", "--target"]
+    assert compress.main([*command, "ndcg@10 >= 0.75 and recall@5 > 0.5"]) == 0
+    told = capsys.readouterr().out
+    assert "The fewest bytes that surely keep ndcg@10 >= 0.75 and recall@5 > 0.5" in told
+    assert "of the trained embedding" in told
+    version = run_folder / "export/2"
+    form = read_search_form(version)
+    assert form.bytes_in_memory + form.bytes_on_disk < 24  # 64 of the frozen features
+    arrays, signatures = np.load(folder / "features.npz"), tf.saved_model.load(str(version)).signatures
+    queries, documents = (
+        signatures[f"serve_{name}"](features=tf.constant(arrays[rows]))
+        for name, rows in (("query", "queries"), ("document", "documents"))
+    )
+    names = [name for name in (form.search, form.rank) if name]
+    search = CodedSearch(form, *(documents[f"embeddings_{name}"].numpy() for name in names))
+    pairs, unseen = read_pairs(str(folder)), np.arange(120, Q)  # ten others are answered by documents that trained
+    found, _ = search.find(queries["embeddings"].numpy()[unseen], 10)
+    relevant, _ = pairs.relevant(unseen)
+    gains = [
+        1 / np.log2(2 + row.tolist().index(own[0])) if own[0] in row else 0
+        for row, own in zip(found, relevant, strict=True)
+    ]
+    said = re.search(r"On 40 test queries, whose documents never trained, it came to ndcg@10 ([0-9.]+)", told)
+    assert float(said[1]) == pytest.approx(np.mean(gains), abs=0.002)
+    assert "Held-out queries, whose documents answer no query" in (run_folder / "compress.html").read_text("utf-8")
+    assert compress.main([*command, "ndcg@10 > 0.999"]) == 1
+    with pytest.raises(SystemExit) as exit:
+        compress.main([*command, "map_at_r >= 0.5"])
+    assert exit.value.code == 2
+    assert "for a run on queries and documents; expected ndcg@K, mrr@K" in capsys.readouterr().err
+
+
 class _Killed(RuntimeError):
     """In place of a signal."""
 
@@ -227,6 +266,15 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp
         found = model.signatures["serve_document"](features=tf.constant(found))["embeddings"].numpy()
     expected = found / np.linalg.norm(found, axis=1, keepdims=True)
     np.testing.assert_allclose(galleries.read_index(tmp_path / "index")[0].vectors, expected, atol=1e-5)
+    if "head.sides=query" in overrides:  # documents stay as they are, but for what compresses them
+        assert compress.main(["--model", str(tmp_path / "run"), "--target", "recall@10 >= 0.3"]) == 0
+        version = tmp_path / "run/export/2"
+        form, signatures = read_search_form(version), tf.saved_model.load(str(version)).signatures
+        served = signatures["serve_document"](features=tf.constant(expected))
+        assert served["embeddings"].shape == (N, form.width)
+        np.testing.assert_array_equal(
+            served[f"embeddings_{form.search}"], CODES[form.search].of(served["embeddings"].numpy())
+        )
 
 
 def test_vectors_in_npy_are_enough(folder, config, tmp_path):

@@ -4,10 +4,10 @@ import argparse
 
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import ConfigError, load_config
-from xbm_keras.data.pair_dataset import PairDataset
-from xbm_keras.evaluation.promises import Promise, parse_promises
+from xbm_keras.evaluation.promises import Promise, Trial, parse_promises
 from xbm_keras.experiment import compression, run_folder, saved_run
 from xbm_keras.experiment.compression import Candidate, Cut
+from xbm_keras.experiment.trials import trials_of
 from xbm_keras.index.coded_search import SearchForm
 from xbm_keras.report.compression import Tried, write_compression_page
 from xbm_keras.report.page import Verdict
@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--target",
         required=True,
-        help='what is promised of held-out items, such as "overlap@10 >= 0.95", or of classes "map_at_r >= 0.6 and '
-        'recall@10 > 0.9"',
+        help='what is promised of held-out queries, such as "overlap@10 >= 0.95", of classes "map_at_r >= 0.6 and '
+        'recall@10 > 0.9", or of pairs "ndcg@10 >= 0.8"',
     )
     parser.add_argument(
         "--bytes",
@@ -48,30 +48,30 @@ def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int
     metrics = run_folder.read_record(run / "metrics.json") if (run / "metrics.json").is_file() else None
     if metrics is None:
         raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
-    dataset = saved_run.load_data(model)
-    if isinstance(dataset, PairDataset):
-        raise ConfigError(
-            f"Received --model {run}, a run on queries and documents; expected one on items. For pairs, evaluate with "
-            "--set 'export.codes=[int8,int4,binary]' in training, whose tables say what each code keeps."
-        )
-    held_out = compression.held_out_head(run, head)
-    items, tried = compression.walk(dataset, held_out, promises)
+    trials = trials_of(saved_run.load_data(model))
+    held_out_head = compression.held_out_head(run, head)
+    held_out = trials.held_out(promises)
+    trial, tried = held_out.trial, compression.walk(held_out, held_out_head)
     asked = " and ".join(map(str, promises))
-    chosen = compression.smallest(items, tried, counts_all)
-    frozen = next(each for each in tried if each.cut == Cut("frozen", False, dataset.features.shape[1]))
+    chosen = compression.smallest(trial, tried, counts_all)
+    frozen = next(each for each in tried if each.cut == Cut("frozen", False, trial.gallery.shape[1]))
     size = frozen.form.bytes_in_memory
     if chosen is None:
-        near = compression.nearest_to_it(items, tried)
-        lines = [f"Nothing keeps {asked} on {_held_out(items)}. {_nearest(near, promises)}"]
+        near = compression.nearest_to_it(trial, tried)
+        lines = [f"Nothing keeps {asked} on {_held_out(trial)}. {_nearest(near, promises)}"]
         verdict = Verdict(lines[0], "bad")
     else:
-        lines = [_chosen(chosen, promises, size, items)]
-        embeddings = compression.final_embeddings(dataset, head, chosen.cut.source)
-        on_test = compression.tested(dataset, embeddings, chosen, promises)
-        lines.append(_on_test(on_test, promises, len(dataset.splits.test)))
-        is_kept = on_test is None or all(p.is_kept_by(m) for p, m in zip(promises, on_test.means, strict=True))
-        verdict = Verdict(" ".join(lines), "good" if is_kept else "plain")
-    points = {id(each): _tried(each, items, counts_all) for each in tried}
+        lines = [_chosen(chosen, promises, size, trial)]
+        verdict = Verdict(lines[0], "good")
+        if (testing := trials.test(promises)) is None:
+            lines.append("The data have no test items that could tell what the promise came to.")
+        else:
+            embeddings = compression.final_embeddings(trials, head, chosen.cut.source)
+            on_test = compression.tested(testing[0], embeddings, chosen)
+            is_kept = all(p.is_kept_by(m) for p, m in zip(promises, on_test.means, strict=True))
+            lines.append(_on_test(on_test, promises, testing[1], is_kept))
+            verdict = Verdict(" ".join(lines), "good" if is_kept else "plain")
+    points = {id(each): _tried(each, trial, counts_all) for each in tried}
     write_compression_page(
         run / PAGE,
         f"{run.name}: {asked}",
@@ -82,6 +82,7 @@ def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int
         (size, frozen.means[0]),
         points.get(id(chosen)),
         "bytes of an item, in all" if counts_all else "bytes of an item that a search reads",
+        trials.how,
     )
     for line in lines:
         print(line)
@@ -89,13 +90,13 @@ def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int
         config = load_config(str(run / "config.yaml"), is_finished=True)
         network = saved_run.load_model(model)
         said = " ".join(lines)
-        print(compression.export(run, network, config, metrics, dataset, held_out, chosen, said))
+        print(compression.export(run, network, config, metrics, trials, held_out_head, chosen, said))
     print(run / PAGE)
     return 0 if chosen is not None else 1
 
 
-def _held_out(items) -> str:
-    return f"{len(items.queries):,} held-out queries"
+def _held_out(trial: Trial) -> str:
+    return f"{len(trial.queries):,} held-out queries"
 
 
 def _bytes(form: SearchForm, frozen: int) -> str:
@@ -115,11 +116,11 @@ def _values(candidate: Candidate, promises: tuple[Promise, ...]) -> str:
     )
 
 
-def _chosen(candidate: Candidate, promises: tuple[Promise, ...], frozen: int, items) -> str:
+def _chosen(candidate: Candidate, promises: tuple[Promise, ...], frozen: int, trial: Trial) -> str:
     asked = " and ".join(map(str, promises))
     return (
         f"The fewest bytes that surely keep {asked}: {candidate}. {_bytes(candidate.form, frozen)}. On "
-        f"{_held_out(items)}: {_values(candidate, promises)}."
+        f"{_held_out(trial)}: {_values(candidate, promises)}."
     )
 
 
@@ -127,19 +128,16 @@ def _nearest(candidate: Candidate, promises: tuple[Promise, ...]) -> str:
     return f"The nearest comes {candidate}: {_values(candidate, promises)}. Nothing is exported; promise less."
 
 
-def _on_test(candidate: Candidate | None, promises: tuple[Promise, ...], num_test: int) -> str:
-    if candidate is None:
-        return "The data have no test items that could tell what the promise came to."
-    is_kept = all(promise.is_kept_by(mean) for promise, mean in zip(promises, candidate.means, strict=True))
-    said = f"On {num_test:,} test items it came to {_values(candidate, promises)}: "
+def _on_test(candidate: Candidate, promises: tuple[Promise, ...], who: str, is_kept: bool) -> str:
+    said = f"On {who} it came to {_values(candidate, promises)}: "
     return said + ("kept." if is_kept else "NOT KEPT. They are more, or others, than the held-out ones: promise more.")
 
 
-def _tried(candidate: Candidate, items, counts_all: bool) -> Tried:
+def _tried(candidate: Candidate, trial: Trial, counts_all: bool) -> Tried:
     form = candidate.form
     ranked = f"{form.rescore} k by {form.rank}" if form.rank else ""
     size, means = compression.size_of(form, counts_all), (candidate.means[0], candidate.bounds[0])
     return Tried(
         str(candidate.cut), form.width, form.search, ranked, size, form.bytes_on_disk, *means,
-        candidate.is_kept(items),
+        candidate.is_kept(trial),
     )  # fmt: skip

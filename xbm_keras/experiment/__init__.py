@@ -6,7 +6,7 @@
 - learning, preview: whether more data would help, and whether a head would
 - fitting: the same as one call, of data at hand
 - build, loading: from a config to stages, and to the features of all items
-- compression: the fewest bytes that keep a promise
+- compression: the fewest bytes that keep a promise; trials: the searches that it is measured by
 - work: what of this differs with the data
 - pair_loading, pair_starts, pair_phases, pair_folder, pair_learning: for queries and documents
 - devices: which of this machine train

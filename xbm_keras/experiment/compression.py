@@ -1,6 +1,6 @@
-"""The fewest bytes that keep a promise: widths, codes and rescoring of a run's embedding, tried on held-out items.
+"""The fewest bytes that keep a promise: widths, codes and rescoring of a run's embedding, tried on held-out queries.
 
-Letters: N items, Q queries, D feature width, E embedding width, w width of a cut.
+Letters: N gallery items, Q queries, D feature width, E embedding width, w width of a cut.
 """
 
 import dataclasses
@@ -14,17 +14,14 @@ from xbm_keras import progress
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError
-from xbm_keras.data.dataset import Dataset
-from xbm_keras.data.unit_rows import UnitRows
-from xbm_keras.evaluation.exact_search import without_own
-from xbm_keras.evaluation.promises import PromisedItems
+from xbm_keras.evaluation.promises import Trial
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.evaluation.thresholds import FILE as THRESHOLDS
 from xbm_keras.evaluation.thresholds import measure_thresholds
-from xbm_keras.experiment.held_out import MAX_SCORED_ITEMS, some_classes
 from xbm_keras.experiment.phases import HELD_OUT_HEAD, copy_head
 from xbm_keras.experiment.run_folder import export_model
+from xbm_keras.experiment.trials import MAX_ROWS, HeldOut, Trials
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.coded_search import CodedSearch, SearchForm
 from xbm_keras.model.xbm_model import STAGES, XBMModel
@@ -51,7 +48,6 @@ FORMS = (
 """Codes that are searched, and those that may rank again."""
 RESCORES = (2, 4, 8)
 SOURCES = ("trained", "frozen")
-MAX_ROWS = 20_000  # that are searched, and whose second moments tell the directions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +76,20 @@ class Candidate:
     bounds: list[float]
     """What the means surely are; where a mean is too low, the mean."""
 
-    def is_kept(self, items: PromisedItems) -> bool:
+    def is_kept(self, trial: Trial) -> bool:
         """Whether all promises are surely kept."""
-        return all(each.is_kept_by(bound) for each, bound in zip(items.promises, self.bounds, strict=True))
+        return all(each.is_kept_by(bound) for each, bound in zip(trial.promises, self.bounds, strict=True))
 
     def __str__(self) -> str:
         return f"{self.form} of the {self.cut.source} embedding"
 
 
 class Embeddings:
-    """What a head, or none, makes of items, and how that is cut.
+    """What a head, or none, makes of queries and of what they search, and how that is cut.
 
     Args:
         head: None for the frozen features.
-        features: [n, D] of unit length, of training items, whose moments order the directions.
+        features: [n, D] of unit length, of what is searched, whose moments order the directions.
     """
 
     def __init__(self, head: Head | None, features: np.ndarray):
@@ -103,13 +99,17 @@ class Embeddings:
         if head is not None and len(head.widths) > 1:
             self.widths, self.directions = list(head.widths), np.eye(self.dim)
         else:
-            some = self.of(features[:: max(1, len(features) // MAX_ROWS)]).astype(np.float64)
+            some = self.of_gallery(features[:: max(1, len(features) // MAX_ROWS)]).astype(np.float64)
             # About zero, not the mean: where nothing is cut similarities stay.
             self.directions = np.linalg.eigh(some.T @ some)[1][:, ::-1]
 
-    def of(self, features: np.ndarray) -> np.ndarray:
+    def of_queries(self, features: np.ndarray) -> np.ndarray:
         """Embeddings [n, E] of unit length of features [n, D]."""
         return unit_rows(features) if self.head is None else embed(self.head, features)
+
+    def of_gallery(self, features: np.ndarray) -> np.ndarray:
+        """The same of what is searched, which passes a head of other sides than "both" otherwise."""
+        return unit_rows(features) if self.head is None else embed(self.head, features, of_rows=True)
 
     def matrix(self, cut: Cut) -> np.ndarray:
         """What maps embeddings to a cut, [E, w]."""
@@ -120,21 +120,18 @@ class Embeddings:
         return kept.astype(np.float32)
 
     def head_of(self, cut: Cut) -> Head:
-        """The head that gives the cut at once."""
+        """The head that gives the cut at once; of queries alone one of two sides, since documents are cut as well."""
         matrix = self.matrix(cut)
         if self.head is None:
-            head = Head(cut.width)
-            head.build((None, self.dim))
-            head.kernel.assign(matrix)
-            return head
-        given = {"widths": None, "width_weights": None, "embedding_dim": cut.width}
+            return _linear(matrix)
+        sides = "both" if self.head.sides == "both" else "two"
+        given = {"widths": None, "width_weights": None, "embedding_dim": cut.width, "sides": sides}
         head = Head.from_config({**self.head.get_config(), **given})
         head.build((None, self.head.kernel.shape[0]))
-        inside = ("hidden_kernel", "hidden_bias")  # all others end in the embedding
-        for name in ("kernel", "bias", "delta", "hidden_out", *inside):
-            if hasattr(self.head, name):
-                weight = getattr(self.head, name).numpy()
-                getattr(head, name).assign(weight if name in inside else weight @ matrix)
+        _assign(head, self.head, matrix)
+        if sides == "two":
+            rows = self.head.row_layer if self.head.sides == "two" else _linear(np.eye(self.dim, dtype=np.float32))
+            _assign(head.row_layer, rows, matrix)
         return head
 
 
@@ -152,98 +149,66 @@ def held_out_head(workdir: pathlib.Path, head: Head) -> Head:
     return head
 
 
-def scored_items(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    """So many of these positions that codes can be compared on, in whole classes, where all have one."""
-    if len(dataset.labelled(positions)) == len(positions):
-        return some_classes(positions, dataset.labels)
-    return np.sort(np.random.default_rng(0).permutation(positions)[:MAX_SCORED_ITEMS])
-
-
-def halves(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """These positions in two halves, in random order; of items that all have a class, no class is in both."""
-    order = np.random.default_rng(0).permutation(positions)
-    units = dataset.labels[order] if len(dataset.labelled(order)) == len(order) else order
-    unique = np.unique(units)
-    is_first = np.isin(units, np.random.default_rng(1).permutation(unique)[: (len(unique) + 1) // 2])
-    return order[is_first], order[~is_first]
-
-
-def promised_items(dataset: Dataset, positions: np.ndarray, promises, num_asking: int | None = None) -> PromisedItems:
-    """The items at these positions, with their labels, where the data has some; the first so many query."""
-    labels = dataset.labels[positions] if dataset.has_labels else None
-    return PromisedItems(np.asarray(UnitRows(dataset.features, positions)), labels, promises, num_asking)
-
-
-def walk(dataset: Dataset, head: Head, promises) -> tuple[PromisedItems, list[Candidate]]:
-    """All candidates, measured with a bar: validation items query themselves and half of the training items.
-
-    Among themselves alone they would find it too easy: the more items there are, the nearer lie those that a coarse
-    code cannot tell apart. The other half orders the directions of a cut, which suit the items that they were made of.
+def walk(held_out: HeldOut, head: Head) -> list[Candidate]:
+    """All candidates, measured with a bar.
 
     Args:
-        dataset: the items.
-        head: that did not train on the validation items.
-        promises: that are asked for.
+        held_out: the search that they are measured by.
+        head: that did not train on what is held out.
     """
-    asking = scored_items(dataset, dataset.splits.validation)
-    ordering, others = halves(dataset, dataset.splits.train)
-    positions = np.concatenate([asking, others[: MAX_ROWS - len(asking)]])
-    items = promised_items(dataset, positions, promises, len(asking))
-    features, half = (np.asarray(UnitRows(dataset.features, each)) for each in (positions, ordering))
-    sources = {"trained": Embeddings(head, half), "frozen": Embeddings(None, half)}
-    cuts = [
-        Cut(name, is_mixed, width)
-        for name, source in sources.items()
-        for width in source.widths
-        for is_mixed in (False, True)
-    ]
+    trial = held_out.trial
     found: list[Candidate] = []
-    with progress.bar("compress", len(cuts), "cuts") as bar:
-        for cut in cuts:
-            source = sources[cut.source]
-            found += candidates_of(cut, source.of(features) @ source.matrix(cut), items)
-            bar.advance()
-    return items, found
+    sources = {"trained": Embeddings(head, held_out.ordering), "frozen": Embeddings(None, held_out.ordering)}
+    with progress.bar("compress", 2 * sum(len(source.widths) for source in sources.values()), "cuts") as bar:
+        for name, source in sources.items():
+            queries, gallery = source.of_queries(trial.queries), source.of_gallery(trial.gallery)
+            for width in source.widths:
+                for is_mixed in (False, True):
+                    cut = Cut(name, is_mixed, width)
+                    matrix = source.matrix(cut)
+                    found += candidates_of(cut, queries @ matrix, gallery @ matrix, trial)
+                    bar.advance()
+    return found
 
 
-def candidates_of(cut: Cut, vectors: np.ndarray, items: PromisedItems) -> Iterator[Candidate]:
-    """All codes of a cut [N, w], measured."""
-    queries, k = vectors[items.queries], items.num_found + 1
+def candidates_of(cut: Cut, queries: np.ndarray, gallery: np.ndarray, trial: Trial) -> Iterator[Candidate]:
+    """All codes of a cut gallery [N, w], measured by queries [Q, w]."""
+    k = trial.num_found
     for code, finer in FORMS:
         if cut.is_mixed and code in ("float32", "float16"):
             continue  # nothing is lost that mixing would keep
         rescores = RESCORES if finer else ()
-        nearest, _ = CodedSearch.of(vectors, SearchForm(cut.width, code)).candidates(queries, k * max((1, *rescores)))
-        yield measured(cut, SearchForm(cut.width, code), nearest[:, :k], items)
+        nearest, _ = CodedSearch.of(gallery, SearchForm(cut.width, code)).candidates(queries, k * max((1, *rescores)))
+        yield measured(cut, SearchForm(cut.width, code), nearest[:, :k], trial)
         for rank in finer:
-            search = CodedSearch.of(vectors, SearchForm(cut.width, code, rank, max(rescores)))
+            search = CodedSearch.of(gallery, SearchForm(cut.width, code, rank, max(rescores)))
             for rescore in rescores:
                 again, _ = search.ranked_again(queries, nearest[:, : rescore * k], k)
-                yield measured(cut, SearchForm(cut.width, code, rank, rescore), again, items)
+                yield measured(cut, SearchForm(cut.width, code, rank, rescore), again, trial)
 
 
-def measured(cut: Cut, form: SearchForm, found: np.ndarray, items: PromisedItems) -> Candidate:
-    """A candidate, by what its queries found, [Q, num_found + 1] with themselves."""
-    values = items.values(without_own(found, items.queries))
+def measured(cut: Cut, form: SearchForm, found: np.ndarray, trial: Trial) -> Candidate:
+    """A candidate, by what its queries found, [Q, num_found]."""
+    values = trial.values(found)
     means = [float(each.mean()) for each in values]
-    is_near = all(each.is_kept_by(mean) for each, mean in zip(items.promises, means, strict=True))
-    return Candidate(cut, form, means, items.bounds(values) if is_near else means)
+    is_near = all(each.is_kept_by(mean) for each, mean in zip(trial.promises, means, strict=True))
+    return Candidate(cut, form, means, trial.bounds(values) if is_near else means)
 
 
-def smallest(items: PromisedItems, candidates: list[Candidate], counts_all: bool = False) -> Candidate | None:
+def smallest(trial: Trial, candidates: list[Candidate], counts_all: bool = False) -> Candidate | None:
     """Of those that keep all promises the one of the fewest bytes, None where none does.
 
     Bytes are those in memory, and then those on the disk; with `counts_all` both together.
     """
-    kept = [each for each in candidates if each.is_kept(items)]
+    kept = [each for each in candidates if each.is_kept(trial)]
     return min(kept, key=lambda each: (size_of(each.form, counts_all), _total(each.form), -each.means[0]), default=None)
 
 
-def nearest_to_it(items: PromisedItems, candidates: list[Candidate]) -> Candidate:
+def nearest_to_it(trial: Trial, candidates: list[Candidate]) -> Candidate:
     """The candidate that lacks least of the promise that it lacks most of; of equals the smallest."""
 
     def lacking(each: Candidate) -> float:
-        return max(max(0, promise.least - bound) for promise, bound in zip(items.promises, each.bounds, strict=True))
+        return max(max(0, promise.least - bound) for promise, bound in zip(trial.promises, each.bounds, strict=True))
 
     return min(candidates, key=lambda each: (round(lacking(each), 6), size_of(each.form, False)))
 
@@ -257,22 +222,17 @@ def _total(form: SearchForm) -> int:
     return form.bytes_in_memory + form.bytes_on_disk
 
 
-def final_embeddings(dataset: Dataset, head: Head, source: str) -> Embeddings:
-    """Of the run's head, its directions ordered by all items that it trained on."""
-    positions = np.union1d(dataset.splits.train, dataset.splits.validation)
-    return Embeddings(head if source == "trained" else None, np.asarray(UnitRows(dataset.features, positions)))
+def final_embeddings(trials: Trials, head: Head, source: str) -> Embeddings:
+    """Of the run's head, its directions ordered by all that it may be."""
+    return Embeddings(head if source == "trained" else None, trials.final_ordering())
 
 
-def tested(dataset: Dataset, embeddings: Embeddings, chosen: Candidate, promises) -> Candidate | None:
-    """The same candidate on test items; None where none, or too few, are there to tell."""
-    positions = np.random.default_rng(0).permutation(dataset.splits.test)[:MAX_ROWS]
-    try:
-        items = promised_items(dataset, positions, promises)
-    except ValueError:
-        return None
-    vectors = embeddings.of(np.asarray(UnitRows(dataset.features, positions))) @ embeddings.matrix(chosen.cut)
-    found, _ = CodedSearch.of(vectors, chosen.form).find(vectors[items.queries], items.num_found + 1)
-    return measured(chosen.cut, chosen.form, found, items)
+def tested(trial: Trial, embeddings: Embeddings, chosen: Candidate) -> Candidate:
+    """The same candidate by what tests."""
+    matrix = embeddings.matrix(chosen.cut)
+    search = CodedSearch.of(embeddings.of_gallery(trial.gallery) @ matrix, chosen.form)
+    found, _ = search.find(embeddings.of_queries(trial.queries) @ matrix, trial.num_found)
+    return measured(chosen.cut, chosen.form, found, trial)
 
 
 def export(
@@ -280,7 +240,7 @@ def export(
     model: XBMModel,
     config: Config,
     metrics: dict,
-    dataset: Dataset,
+    trials: Trials,
     held_out: Head,
     chosen: Candidate,
     said: str,
@@ -289,7 +249,7 @@ def export(
 
     Beside it lie `search.json`, how to search with it, and the thresholds of its own similarities.
     """
-    head = final_embeddings(dataset, model.head, chosen.cut.source).head_of(chosen.cut)
+    head = final_embeddings(trials, model.head, chosen.cut.source).head_of(chosen.cut)
     stages = {name: getattr(model, name) for name in STAGES}
     compressed = XBMModel(**{**stages, "head": head, "start_alignment": None})
     compressed.build({"features": (None, model.memory.feature_dim)})
@@ -297,7 +257,9 @@ def export(
     config = config.model_copy(
         update={
             "export": config.export.model_copy(update={"codes": codes}),
-            "head": config.head.model_copy(update={"embedding_dim": chosen.cut.width, "widths": None}),
+            "head": config.head.model_copy(
+                update={"embedding_dim": chosen.cut.width, "widths": None, "sides": head.sides}
+            ),
         }
     )
 
@@ -306,20 +268,35 @@ def export(
         card = version / "model_card.md"
         write_whole(card, f"{card.read_text('utf-8')}\n## How to search with it\n\n{said}\n")
         (version / THRESHOLDS).unlink(missing_ok=True)
-        write_own_thresholds(version, dataset, held_out, chosen)
+        write_own_thresholds(version, trials, held_out, chosen)
 
     return export_model(workdir, compressed, config, metrics, add_files)
 
 
-def write_own_thresholds(version: pathlib.Path, dataset: Dataset, held_out: Head, chosen: Candidate) -> None:
+def write_own_thresholds(version: pathlib.Path, trials: Trials, held_out: Head, chosen: Candidate) -> None:
     """Thresholds of the similarities that a search by these codes gives, where held-out items have labels."""
-    known = dataset.labelled(dataset.splits.validation)
-    if not len(known):
+    if (known := trials.labelled()) is None:
         return
-    positions = some_classes(known, dataset.labels)
-    features, trained = (np.asarray(UnitRows(dataset.features, each)) for each in (positions, dataset.splits.train))
+    features, labels, trained = known
     source = Embeddings(held_out if chosen.cut.source == "trained" else None, trained)
-    vectors = source.of(features) @ source.matrix(chosen.cut)
+    vectors = source.of_gallery(features) @ source.matrix(chosen.cut)
     stored = CODES[chosen.form.rank or chosen.form.search].rounded(vectors)
-    if (found := measure_thresholds(vectors, dataset.labels[positions], stored)) is not None:
+    if (found := measure_thresholds(vectors, labels, stored)) is not None:
         found.write(version)
+
+
+def _linear(matrix: np.ndarray) -> Head:
+    """A head that multiplies by a matrix [D, w] alone."""
+    head = Head(matrix.shape[1])
+    head.build((None, matrix.shape[0]))
+    head.kernel.assign(matrix)
+    return head
+
+
+def _assign(head: Head, other: Head, matrix: np.ndarray) -> None:
+    """The weights of another head, which all but those inside end in its embedding, times a matrix."""
+    inside = ("hidden_kernel", "hidden_bias")
+    for name in ("kernel", "bias", "delta", "hidden_out", *inside):
+        if hasattr(other, name):
+            weight = getattr(other, name).numpy()
+            getattr(head, name).assign(weight if name in inside else weight @ matrix)

@@ -21,7 +21,14 @@ from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import make_model, steps_per_epoch
 from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
-from xbm_keras.experiment.phases import Interrupted, copy_head, fit_batches, told_of_refit, watch
+from xbm_keras.experiment.phases import (
+    Interrupted,
+    copy_head,
+    fit_batches,
+    told_of_refit,
+    watch,
+    write_held_out_head,
+)
 from xbm_keras.experiment.selection import best_epoch
 from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
@@ -199,7 +206,8 @@ def run(
         config: of the run.
         folds: the data, each time with other queries held out.
         backbone: None for a model of features.
-        workdir: gets `history.csv`, TensorBoard logs and `checkpoints/`, from which it goes on where it was killed.
+        workdir: gets `history.csv`, TensorBoard logs, `held_out_head.npz` and `checkpoints/`, from which it goes on
+            where it was killed.
         costs: of the stages.
 
     Returns:
@@ -233,6 +241,7 @@ def run(
             kept = epoch, model.head.get_weights()
         costs.begin("select: validation")
         validation = compare(config, dataset, start, model.head, splits.validation)
+        write_held_out_head(workdir, model.head)
         trained_on = splits.train
         if config.training.refit:
             costs.begin("refit: training")

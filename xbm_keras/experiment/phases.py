@@ -263,12 +263,8 @@ def run(
 
 
 def write_held_out(workdir: pathlib.Path, dataset: Dataset, head: Head) -> None:
-    """Write the weights of a head that did not train on the validation items, `held_out_head.npz`.
-
-    And its `thresholds.json` of them, where they have labels.
-    """
-    with writing_whole(workdir / HELD_OUT_HEAD) as side:
-        np.savez(side, *head.get_weights())
+    """Write a head that did not train on the validation items; and `thresholds.json` of these, if they have labels."""
+    write_held_out_head(workdir, head)
     found, known = None, dataset.labelled(dataset.splits.validation)
     if len(known):
         chosen = some_classes(known, dataset.labels)
@@ -277,6 +273,12 @@ def write_held_out(workdir: pathlib.Path, dataset: Dataset, head: Head) -> None:
         log.info("Held-out items tell no threshold of matches: no two of them share a label.")
     else:
         found.write(workdir)
+
+
+def write_held_out_head(workdir: pathlib.Path, head: Head) -> None:
+    """Write the weights of a head that did not train on what was held out, `held_out_head.npz`."""
+    with writing_whole(workdir / HELD_OUT_HEAD) as side:
+        np.savez(side, *head.get_weights())
 
 
 def told_of_refit(epoch: int) -> str:

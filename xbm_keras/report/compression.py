@@ -147,12 +147,16 @@ def write_compression_page(
     frozen: tuple[int, float],
     chosen: Tried | None,
     counted: str,
+    how: str,
 ) -> None:
-    """Write the page. For the arguments see `figure`; the verdict says what was promised and what it came to."""
+    """Write the page.
+
+    For the arguments see `figure`; the verdict says what was promised and what it came to, `how` who searched what.
+    """
     note = (
         "Each point is a width, a code and perhaps a second ranking, of the trained embedding or of the frozen "
-        "features themselves. Training items that were held out from the head query these and "
-        "half of the others. A promise counts as kept where the lower bound of the mean, of 95 % confidence, keeps it."
+        f"features themselves. {how} A promise counts as kept where the lower bound of the mean, of 95 % confidence, "
+        "keeps it."
     )
     blocks: list[Block] = [figure(tried, metric, least, frozen, chosen, counted), Paragraph(note, is_note=True)]
     sections = [PageSection("Bytes and quality", [*blocks, table(tried, metric, chosen)])]
