@@ -1,11 +1,13 @@
 """A gallery of a million vectors: building, adding, removing and searching it, beside FAISS and USearch.
 
-    python -m benchmarks.index [--rows 1000000] [--engines faiss usearch] [--json FILE]
+    python -m benchmarks.index [--rows 1000000] [--forms int4 binary+int8] [--engines faiss usearch] [--json FILE]
 
 Vectors of 128 dimensions about 10,000 random centres, seeded. `build`, `add` and `remove` (of 1,000 items) write a
 version of an index, as the command does; `search` asks for the 10 nearest of 100 queries at once, and of one alone, and
 tells how many of the exact 10 are found. Each row is a process of its own, whose seconds and peak memory are those of
-all that it does. FAISS flat is an IndexFlatIP, in memory; ratios are to it. USearch's graph is left out by default: a
+all that it does. FAISS flat is an IndexFlatIP, in memory, and FAISS SQ4 and SQ8 are its scalar quantizers of four and
+eight bits; ratios are to the first. Of each form that an index may be held in, and of FAISS, there are the bytes of an
+item that a search reads, and those that it reads of candidates alone. USearch's graph is left out by default: a
 million vectors take two cores a good while. Needs `pip install ".[bench,ann]"`.
 """
 
@@ -36,6 +38,7 @@ K = 10
 def main():
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--forms", nargs="*", default=["int8", "int4", "binary+int8"], choices=FORMS, help="in codes")
     parser.add_argument(
         "--engines", nargs="*", default=["faiss"], choices=["faiss", "usearch"], help="approximate ones"
     )
@@ -51,7 +54,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or pathlib.Path(scratch)
         results = []
-        for step in [*EXACT, *(each for engine in options.engines for each in approximate(engine))]:
+        steps = [*EXACT, *(each for form in options.forms for each in coded(form))]
+        for step in [*steps, *(each for engine in options.engines for each in approximate(engine))]:
             results.append({"name": step, **_process(step, folder, options.rows)})
             print(results[-1], flush=True)
     flat = next(each for each in results if each["name"] == "search: FAISS flat")
@@ -91,6 +95,25 @@ def build(folder, num_rows):
     galleries.write_index(folder / "index", _gallery(folder, 0, num_rows), "model")
 
 
+def build_coded(folder, num_rows, form):
+    """The exact index in codes."""
+    held = SearchForm.parse(form, WIDTH)
+    galleries.write_index(folder / form, _gallery(folder, 0, num_rows), "model", form=held)
+    codes = sum(
+        path.stat().st_size for segment in OpenedIndex.newest(folder / form).segments for path in _codes(segment)
+    )
+    return {"bytes of an item": held.bytes_in_memory, "of candidates": held.bytes_on_disk, "MB of codes": codes / 1e6}
+
+
+def _codes(segment):
+    return [segment.shards[what] for what in segment.names]
+
+
+def search_coded(folder, num_rows, form):
+    """Its search; recall is of the neighbours by float32."""
+    return _searched(folder, _find(OpenedIndex.newest(folder / form)))
+
+
 def build_approximate(folder, num_rows, engine):
     """The same, with the approximate search beside it, and its recall."""
     about = galleries.write_index(folder / engine, _gallery(folder, 0, num_rows), "model", engine=engine)
@@ -121,19 +144,31 @@ def _find(opened, **options):
     return lambda queries: [[int(hit["id"]) for hit in hits] for hits in opened.find(queries, K, **options)]
 
 
-def search_faiss(folder, num_rows):
-    """IndexFlatIP."""
+def search_faiss(folder, num_rows, kind="Flat"):
+    """An index of FAISS that reads all items."""
     import faiss
 
-    index = faiss.IndexFlatIP(WIDTH)
-    index.add(np.load(folder / "vectors.npy", mmap_mode="r")[:num_rows])
-    return _searched(folder, lambda queries: index.search(queries, K)[1].tolist())
+    index, vectors = faiss.index_factory(WIDTH, kind, faiss.METRIC_INNER_PRODUCT), np.load(folder / "vectors.npy", "r")
+    index.train(np.ascontiguousarray(vectors[: min(num_rows, 100_000)]))
+    index.add(vectors[:num_rows])
+    found = _searched(folder, lambda queries: index.search(queries, K)[1].tolist())
+    return {**found, "bytes of an item": index.sa_code_size()}
 
 
 EXACT = {
     "make": make, "build": build, "add 1,000": add, "remove 1,000": remove, "search: FAISS flat": search_faiss,
-    "search: exact": search,
+    "search: FAISS SQ8": functools.partial(search_faiss, kind="SQ8"),
+    "search: FAISS SQ4": functools.partial(search_faiss, kind="SQ4"), "search: exact": search,
 }  # fmt: skip
+FORMS = ["float16", "int8", "int4", "binary", "binary+int8", "binary+int8x8", "int4+int8"]
+
+
+def coded(form: str) -> dict:
+    """What is done with one form."""
+    return {
+        f"build, {form}": functools.partial(build_coded, form=form),
+        f"search: {form}": functools.partial(search_coded, form=form),
+    }
 
 
 def approximate(engine: str) -> dict:
@@ -144,7 +179,12 @@ def approximate(engine: str) -> dict:
     }
 
 
-STEPS = {**EXACT, **approximate("faiss"), **approximate("usearch")}
+STEPS = {
+    **EXACT,
+    **{name: step for form in FORMS for name, step in coded(form).items()},
+    **approximate("faiss"),
+    **approximate("usearch"),
+}
 
 
 def _gallery(folder, start, stop):
@@ -163,6 +203,7 @@ def _searched(folder, find) -> dict:
 
 if __name__ == "__main__":
     from xbm_keras.index import galleries
+    from xbm_keras.index.coded_search import SearchForm
     from xbm_keras.index.gallery import Gallery
     from xbm_keras.index.opened_index import OpenedIndex
 

@@ -188,10 +188,10 @@ def test_metadata_come_back_with_each_hit(command, tmp_path, capsys):
 
 
 def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys):
-    command("build")
     query = tmp_path / "photos/klasse 0/0.png"
     model = shutil.copytree(trained / "first/export/1", tmp_path / "export/1")
     (model / "thresholds.json").unlink(missing_ok=True)
+    command("build", f"--pictures={tmp_path}/photos", model=model)
     assert "has no thresholds.json" in refused(capsys, command, "search", "--precision=0.9", query, model=model)
     bands = np.array([[0.5, 0.4, 0.6], [1.0, 0.99, 1.0]])  # right half of the time from 0 on, always from 0.99999 on
     MatchThresholds(np.array([0.0, 0.99999]), bands, bands, bands, 10, 5).write(model)
@@ -204,6 +204,16 @@ def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys):
     assert command("search", "--k=32", "--precision=0.9", query, model=model) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("(no match)")
+    command("build", f"--pictures={tmp_path}/photos", model=model)
+    (model / "thresholds.json").rename(tmp_path / "thresholds.json")  # the index holds them from now on
+    assert command("search", "--k=32", "--precision=0.9", query, model=model) == 0
+    (tmp_path / "thresholds.json").rename(model / "thresholds.json")
+    command("build", f"--pictures={tmp_path}/photos", "--form=3 int8", model=model)
+    assert "32 items of width 4, held as 3 dimensions, int8; it takes the place" in said(capsys)
+    message = refused(capsys, command, "search", "--precision=0.9", query, model=model)
+    assert "held as 3 dimensions, int8, while the thresholds" in message
+    assert command("search", "--k=1", query, model=model) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1:] == ["klasse", "0/0.png"]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from xbm_keras.evaluation.quantization import CODES
+from xbm_keras.geometry import unit_rows
 from xbm_keras.index import coded_search
 from xbm_keras.index.coded_search import CodedSearch, SearchForm, read_search_form
 
@@ -23,7 +24,7 @@ def queries():
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(coded_search, "BLOCK", 40)
+    monkeypatch.setattr(coded_search, "DECODED", 40 * WIDTH)
     monkeypatch.setattr(coded_search, "SCORES", 400)
 
 
@@ -41,7 +42,7 @@ def best(scores, k):
 @pytest.mark.parametrize("k", [1, 10, 60])
 def test_it_finds_what_all_similarities_say(vectors, queries, name, k):
     form = SearchForm(WIDTH, name)
-    scores = cosines(queries, CODES[name].rounded(vectors[:, :WIDTH]))
+    scores = cosines(queries, CODES[name].rounded(unit_rows(vectors[:, :WIDTH])))
     positions, similarities = CodedSearch.of(vectors, form).find(queries, k)
     np.testing.assert_array_equal(positions, best(scores, k))
     np.testing.assert_allclose(similarities, np.take_along_axis(scores, positions, 1), atol=1e-6)
@@ -97,9 +98,18 @@ def test_a_form_says_its_bytes_and_is_stored_beside_a_model(tmp_path):
     assert read_search_form(tmp_path) is None
     form.write(tmp_path)
     assert read_search_form(tmp_path) == form
-    (tmp_path / "search.json").write_text('{"width": 4, "search": "bits"}')
-    with pytest.raises(ValueError, match="damaged"):
-        read_search_form(tmp_path)
+    for content in (
+        b'{"width": 4, "search": "bits"}',
+        b"",
+        b"null",
+        b"[8]",
+        b"{}",
+        b"\xff",
+        b'{"width": "a", "search": 1}',
+    ):
+        (tmp_path / "search.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"search\.json, which is damaged"):
+            read_search_form(tmp_path)
 
 
 @pytest.mark.parametrize(

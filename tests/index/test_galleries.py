@@ -139,7 +139,7 @@ def test_a_version_that_was_not_finished_is_none(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "1", "2"}
 
 
-@pytest.mark.parametrize("name", ["segments/*.arrow", "index.json", "variables/variables.*", "variables/*-of-00002"])
+@pytest.mark.parametrize("name", ["segments/*.arrow", "index.json", "variables/variables.*", "variables/*-of-00003"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b"[]", b"{}", b"PK\3\4", None])
 def test_a_damaged_version_is_named(tmp_path, name, content):
     galleries.write_index(tmp_path, gallery(5), "model")

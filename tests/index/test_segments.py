@@ -11,6 +11,7 @@ import pytest
 from tests.index.test_galleries import gallery, nearest_by_hand, unit
 from xbm_keras.atomic_files import latest_version
 from xbm_keras.index import segments
+from xbm_keras.index.coded_search import SearchForm
 from xbm_keras.index.galleries import add_items, change_items, read_index, remove_items, write_index
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.opened_index import OpenedIndex
@@ -101,6 +102,7 @@ def test_where_a_disk_knows_no_links_files_are_copied(tmp_path, monkeypatch):
     write_index(tmp_path, gallery(), "m")
     add_items(tmp_path, gallery(2, prefix="new", seed=1), "m")
     assert {path.stat().st_nlink for path in files_of(tmp_path / "2")} == {1}
+    shutil.rmtree(tmp_path / "1")
     np.testing.assert_array_equal(read_index(tmp_path)[0].vectors[:50], gallery().vectors)
 
 
@@ -130,11 +132,12 @@ def test_what_is_killed_in_the_middle_leaves_the_old_version_whole(tmp_path, mon
 
 
 def test_few_that_are_added_often_are_seldom_written_again(tmp_path):
-    parts = [segments.Segment.of(gallery(1000))]
+    form = SearchForm(8, "float32")
+    parts = [segments.Segment.of(gallery(1000), form)]
     written = 0
     for i in range(200):
         before = {part.name for part in parts}
-        parts = segments.compacted([*parts, segments.Segment.of(gallery(1, prefix=f"{i} ", seed=i))])
+        parts = segments.compacted([*parts, segments.Segment.of(gallery(1, prefix=f"{i} ", seed=i), form)])
         written += sum(len(part.items) for part in parts if part.name not in before)
         assert len(parts) <= segments.MAX_SEGMENTS
     assert sum(len(part.items) for part in parts) == 1200

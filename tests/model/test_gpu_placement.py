@@ -140,7 +140,7 @@ def test_evaluation_search():
 
 def test_index_search():
     gallery = Gallery.of(np.ones((M, E), np.float32), np.arange(M).astype(str), ["b"] * M)
-    assert misplaced(ExactSearch.of(gallery).search.get_concrete_function(), large=LARGE) == []
+    assert misplaced(ExactSearch.of(gallery).rows.get_concrete_function(), large=LARGE) == []
 
 
 @pytest.mark.parametrize("name", CODES)

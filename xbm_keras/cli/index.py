@@ -13,15 +13,16 @@ from xbm_keras.cli import labels, terminal
 from xbm_keras.data.arrays import Features
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
-from xbm_keras.evaluation.thresholds import read_thresholds, require_thresholds
+from xbm_keras.evaluation.thresholds import read_thresholds
 from xbm_keras.experiment.indexing import embedder_of, of_run, reembedded
 from xbm_keras.index import galleries, mapping, stores
 from xbm_keras.index.approximate import ENGINES
-from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes, read_rows, why_invalid
+from xbm_keras.index.coded_search import SearchForm, read_search_form
+from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes, why_invalid
 from xbm_keras.index.exported_texts import ExportedTexts
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.incoming import Embedder, Incoming, changes, embedded, incoming, kind_of, source_of, with_metadata
-from xbm_keras.index.opened_index import OpenedIndex
+from xbm_keras.index.opened_index import OpenedIndex, are_comparable, form_of
 from xbm_keras.index.roots import choose_root, place_of
 
 log = logging.getLogger("xbm_keras")
@@ -50,7 +51,10 @@ def build(options: argparse.Namespace) -> None:
             gallery = Gallery(gallery.vectors, with_metadata(gallery.items, options.metadata))
     folder = pathlib.Path(options.index)
     former = versions(folder)
-    about = galleries.write_index(folder, gallery, engine=options.approximate, num_mixed=options.mix, **about)
+    model, width = exported_by(options.model), gallery.vectors.shape[1]
+    form = SearchForm.parse(options.form, width) if options.form else form_of(model, width)
+    about |= _held(model, form, width, options.mix)
+    about = galleries.write_index(folder, gallery, engine=options.approximate, **about)
     _report(options, about, f"; it takes the place of version {former[-1].name}, which stays there" if former else "")
 
 
@@ -117,15 +121,17 @@ def reembed(options: argparse.Namespace) -> None:
     """Write a version of the same items, as a new head over the same network embeds them."""
     folder = pathlib.Path(options.index)
     opened = OpenedIndex.newest(folder)
-    gallery, model = reembedded(opened, options.model)
+    gallery, fingerprint = reembedded(opened, options.model)
+    model, width, former = exported_by(options.model), gallery.vectors.shape[1], opened.form
+    as_before = dataclasses.replace(former, width=width if former.width == opened.about["width"] else former.width)
     about = galleries.write_index(
         folder,
         gallery,
-        model,
+        fingerprint,
         engine=next((name for name, each in ENGINES.items() if isinstance(opened.approximate, each)), None),
-        num_mixed=opened.num_mixed,
         roots=opened.about.get("roots"),
         network=opened.about["network"],
+        **_held(model, read_search_form(model) or as_before, width, opened.num_mixed),
     )
     _report(options, about, f"; embedded anew by {options.model}")
 
@@ -153,12 +159,12 @@ def search(options: argparse.Namespace) -> None:
         )
     thresholds = None
     if options.precision is not None:
-        thresholds = read_thresholds(opened.version) or require_thresholds(version)
+        thresholds = opened.require_thresholds(version)
         if not options.json:  # which has lines of its own alone
             log.info("%s", thresholds.told(options.precision))
     asked, valid = options.picture or options.text or [], None
     if options.features:
-        vectors = model.embed_features(_rows(options.features))
+        vectors = model.embed_features(np.asarray(Features(options.features, labels=None).features))
         asked = [f"row {i}" for i in range(len(vectors))]
     elif options.text:
         vectors = ExportedTexts(model, version).embed(options.text)
@@ -205,6 +211,12 @@ def map_to(options: argparse.Namespace) -> None:
     log.info("%s: %d items mapped", latest_version(target), len(more.items))
 
 
+def _held(model: pathlib.Path, form: SearchForm, width: int, num_mixed: int) -> dict:
+    """How an index is held, as `write_index` takes it: with the thresholds of the model, where they hold for it."""
+    thresholds = read_thresholds(model) if are_comparable(model, form, width, num_mixed) else None
+    return {"form": form, "num_mixed": num_mixed, "thresholds": thresholds}
+
+
 def _path(options) -> str | None:
     """What `--pictures`, `--texts` or `--vectors` names; which of them is noted as its kind."""
     given = {name: getattr(options, name) for name in ("pictures", "texts", "vectors") if getattr(options, name)}
@@ -232,13 +244,10 @@ def _roots(opened: OpenedIndex, root: str, path: str) -> dict[str, str]:
     return {root: place}
 
 
-def _rows(path: str) -> np.ndarray:
-    """Features of a file."""
-    return read_rows(path) if path.endswith(".npy") else np.asarray(Features(path, labels=None).features)
-
-
 def _report(options, about: dict, more: str = "") -> None:
     version = latest_version(pathlib.Path(options.index))
+    form = read_search_form(version)
+    more = f", held as {form}{more}" if form and form != SearchForm(about["width"], "float32") else more
     recall = ", ".join(f"{name} {value:.4g}" for name, value in about.items() if isinstance(value, float))
     recall = recall and f"; {recall}"
     log.info("%s: %d items of width %d%s%s", version, about["items"], about["width"], more, recall)
@@ -287,6 +296,12 @@ def _parser() -> argparse.ArgumentParser:
         const="usearch",
         choices=sorted(ENGINES),
         help="also an approximate search, by default by usearch; needs the extra [ann]",
+    )
+    made.add_argument(
+        "--form",
+        help="how vectors are held and searched: float32, float16, int8, int4, binary, or two of them, 'binary+int8', "
+        "of which the second ranks the best 4 k again, perhaps after a width, '64 int8'; by default as the model's "
+        "search.json says, else float32",
     )
     made.add_argument(
         "--mix", type=_positive, default=0, metavar="N", help="mix the N nearest items into each one and each query"

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras.atomic_files import write_whole
+from xbm_keras.data.arrays import Features
 from xbm_keras.data.labels import counted
 from xbm_keras.evaluation.neighbor_labels import NeighborLabels
 from xbm_keras.evaluation.thresholds import read_thresholds
-from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes, read_rows
+from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes
 from xbm_keras.index.opened_index import OpenedIndex
 
 log = logging.getLogger("xbm_keras")
@@ -20,7 +21,7 @@ log = logging.getLogger("xbm_keras")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command, but for the index."""
     parser.add_argument("--model", help="that embedded the index; for pictures and features")
-    parser.add_argument("--features", help="an .npy of features [n, D], in place of pictures")
+    parser.add_argument("--features", help="a file of features [n, D], in place of pictures")
     parser.add_argument(
         "--precision", type=float, default=0.9, help="a suggestion that would be right less often is none"
     )
@@ -35,9 +36,9 @@ def label(options: argparse.Namespace) -> None:
     labelled = gallery.labels != ""
     ids, vectors = _asked(options, opened, ~labelled)
     known, names = gallery.vectors[labelled], gallery.ids[labelled]
-    thresholds = read_thresholds(opened.version)
-    if thresholds is None and options.model:
-        thresholds = read_thresholds(exported_by(options.model))
+    thresholds, model = opened.thresholds, options.model and exported_by(options.model)
+    if thresholds is None and model and opened.is_measured_by(model):
+        thresholds = read_thresholds(model)
     min_similarity = None if thresholds is None else thresholds.threshold_for(options.precision)
     if thresholds is not None and min_similarity is None:
         log.warning("%s", thresholds.told(options.precision))
@@ -81,9 +82,9 @@ def _asked(options: argparse.Namespace, opened: OpenedIndex, is_unlabelled: np.n
             "since vectors of two do not compare. Give the model that the index was built with."
         )
     if options.features:
-        vectors = model.embed_features(read_rows(options.features))
-        return [f"row {i}" for i in range(len(vectors))], vectors
+        vectors = model.embed_features(np.asarray(Features(options.features, labels=None).features))
+        return [f"row {i}" for i in range(len(vectors))], opened.form.cut(vectors)
     vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in options.picture])
     for path in np.array(options.picture)[~valid]:
         log.warning("Left out %s: no picture that can be read.", path)
-    return np.array(options.picture)[valid].tolist(), vectors[valid]
+    return np.array(options.picture)[valid].tolist(), opened.form.cut(vectors[valid])

@@ -21,21 +21,40 @@ class EmbeddingCode:
 
     Example:
         >>> codes = CODES["int4"].encode(tf.constant([[0.6, -0.8, 0.0]])).numpy()
-        >>> codes.tolist(), CODES["int4"].decode(codes, 3).tolist(), CODES["int4"].bytes_per_item(3)
+        >>> codes.tolist(), CODES["int4"].decode(codes, 3).numpy().tolist(), CODES["int4"].bytes_per_item(3)
         ([[179, 128]], [[3.5, -4.5, 0.5]], 2)
     """
 
     name: str
     bits: int
     """Of one dimension."""
+    dtype: str
+    """Of what holds a code: one dimension or, of fewer than eight bits, several."""
     encode: Callable[[tf.Tensor], tf.Tensor]
-    """Embeddings [N, E] float32 of any length to codes [N, ...], in a graph, too."""
-    decode: Callable[[np.ndarray, int], np.ndarray]
-    """Codes and their width E to vectors [N, E] float32, whose length says nothing."""
+    """Embeddings [N, E] float32 of any length to codes [N, columns], in a graph, too."""
+    unpack: Callable[[tf.Tensor, int], tf.Tensor]
+    """Codes and their width E to vectors [N, E] float32, whose length says nothing, in the `order` that is fastest."""
+    length: Callable[[int], float] | None = None
+    """Of all these vectors of a width, where they have one length; float32 is taken to be of unit vectors."""
+    is_split: bool = False
+    """Whether `unpack` gives the dimensions 0, 2, 4, ... and then 1, 3, 5, ..."""
 
     def bytes_per_item(self, width: int) -> int:
         """Of a code of so many dimensions."""
         return -(-width * self.bits // 8)
+
+    def columns(self, width: int) -> int:
+        """Of the codes of so many dimensions."""
+        return self.bytes_per_item(width) // np.dtype(self.dtype).itemsize
+
+    def order(self, width: int) -> np.ndarray:
+        """The dimension that each column of unpacked vectors is of."""
+        dimensions = np.arange(width)
+        return np.concatenate([dimensions[::2], dimensions[1::2]]) if self.is_split else dimensions
+
+    def decode(self, codes: tf.Tensor, width: int) -> tf.Tensor:
+        """Codes [N, columns] to vectors [N, E] float32, whose length says nothing."""
+        return tf.gather(self.unpack(tf.convert_to_tensor(codes), width), np.argsort(self.order(width)), axis=1)
 
     def of(self, embeddings: np.ndarray) -> np.ndarray:
         """Codes of an array [N, E]."""
@@ -43,7 +62,7 @@ class EmbeddingCode:
 
     def rounded(self, embeddings: np.ndarray) -> np.ndarray:
         """Vectors [N, E] float32 of what is left of embeddings [N, E]."""
-        return self.decode(self.of(embeddings), embeddings.shape[1])
+        return self.decode(self.of(embeddings), embeddings.shape[1]).numpy()
 
 
 def to_int8(embeddings: tf.Tensor) -> tf.Tensor:
@@ -78,27 +97,34 @@ def _packed(numbers: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.cast(tf.reduce_sum(tf.reshape(numbers, [-1, -(-width // per_byte), per_byte]) * places, axis=2), tf.uint8)
 
 
-def _from_int4(codes: np.ndarray, width: int) -> np.ndarray:
-    halves = np.stack([codes >> 4, codes & 15], axis=2).reshape(len(codes), -1)[:, :width]
-    return halves.astype(np.float32) - 7.5
+def _from_int4(codes: tf.Tensor, width: int) -> tf.Tensor:
+    """Not interleaved, which would take most of the time of a search."""
+    numbers = tf.cast(codes, tf.float32)
+    high = tf.floor(numbers / 16.0)
+    return tf.concat([high, (numbers - 16.0 * high)[:, : width // 2]], axis=1) - 7.5
 
 
-def _from_binary(codes: np.ndarray, width: int) -> np.ndarray:
-    return 2 * np.unpackbits(codes, axis=1, count=width).astype(np.float32) - 1
+SIGNS = 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) - 1
+"""[256, 8], of each byte."""
 
 
-def _as_floats(codes: np.ndarray, width: int) -> np.ndarray:
-    return codes.astype(np.float32, copy=False)
+def _from_binary(codes: tf.Tensor, width: int) -> tf.Tensor:
+    signs = tf.gather(SIGNS, tf.cast(codes, tf.int32))
+    return tf.reshape(signs, [-1, 8 * codes.shape[1]])[:, :width]
+
+
+def _as_floats(codes: tf.Tensor, width: int) -> tf.Tensor:
+    return tf.cast(codes, tf.float32)
 
 
 CODES = {
     code.name: code
     for code in (
-        EmbeddingCode("float32", 32, lambda embeddings: embeddings, _as_floats),
-        EmbeddingCode("float16", 16, lambda embeddings: tf.cast(embeddings, tf.float16), _as_floats),
-        EmbeddingCode("int8", 8, to_int8, _as_floats),
-        EmbeddingCode("int4", 4, to_int4, _from_int4),
-        EmbeddingCode("binary", 1, to_binary, _from_binary),
+        EmbeddingCode("float32", 32, "float32", lambda embeddings: embeddings, _as_floats, lambda width: 1.0),
+        EmbeddingCode("float16", 16, "float16", lambda embeddings: tf.cast(embeddings, tf.float16), _as_floats),
+        EmbeddingCode("int8", 8, "int8", to_int8, _as_floats),
+        EmbeddingCode("int4", 4, "uint8", to_int4, _from_int4, is_split=True),
+        EmbeddingCode("binary", 1, "uint8", to_binary, _from_binary, lambda width: width**0.5),
     )
 }
 """From fine to coarse."""

@@ -17,18 +17,20 @@ from xbm_keras.data.pairs import Side
 from xbm_keras.data.pictures import DECODER
 from xbm_keras.data.sources import Items, Source
 from xbm_keras.data.texts import TextTable
+from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.experiment import saved_run
 from xbm_keras.experiment.build import make_backbone
 from xbm_keras.experiment.pair_loading import Texts
 from xbm_keras.feature_cache.cache import compute_features, fingerprint
 from xbm_keras.feature_cache.shards import ShardedRows, Shards, find_places
 from xbm_keras.index.export_embedder import ExportEmbedder
-from xbm_keras.index.exported_model import exported_by, fingerprint_of
+from xbm_keras.index.exported_model import FEATURE_ROWS, ExportedModel, exported_by, fingerprint_of
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.incoming import Embedder, described, digests_of, items_of
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.roots import place_of
 from xbm_keras.stages.backbone.frozen import Backbone
+from xbm_keras.stages.head.fc_layer import Head
 
 NAME = 16  # signs of a network's fingerprint that are the name of its folder in the cache
 
@@ -58,8 +60,8 @@ class RunEmbedder:
     """
 
     def __init__(self, run: str, modality: str | None = None):
-        self.fingerprint = fingerprint_of(exported_by(run))
-        self.head = saved_run.load_head(run)
+        self.run, self.version = run, exported_by(run)
+        self.fingerprint = fingerprint_of(self.version)
         self.config: Config = load_config(str(saved_run.run_of(run) / "config.yaml"), is_finished=True)
         own = self.config.data.modality if self.config.backbone.kind != "none" else "vector"
         if modality not in (None, "vector", own):
@@ -67,6 +69,16 @@ class RunEmbedder:
                 f"Received items of the kind {modality} for a run of {own}s; expected {own}s, or vectors."
             )
         self.cache_dir = pathlib.Path(os.path.expanduser(self.config.cache.dir))
+
+    @functools.cached_property
+    def exported(self) -> ExportedModel:
+        """The model, which need not end in the head of the run: `compress` exports others."""
+        return ExportedModel(self.version, "serve_features")
+
+    @functools.cached_property
+    def head(self) -> Head:
+        """That of the run, for documents, of which the exported model has no signature that takes features."""
+        return saved_run.load_head(self.run)
 
     @functools.cached_property
     def backbone(self) -> Backbone | None:
@@ -86,7 +98,6 @@ class RunEmbedder:
     def embed(self, source, positions):
         """Vectors, their positions, and why others have none."""
         if isinstance(source, Vectors):
-            saved_run.check_width(self.head, source.features)
             return self.embed_rows(source.features, positions), positions, {}
         if self.config.is_of_pairs and isinstance(source, TextTable):
             source = Texts(Side(source.items.keys, source.texts), self.config.data.document_prefix)
@@ -100,10 +111,12 @@ class RunEmbedder:
         return self.embed_rows(cached.rows, places[has_one]), positions[has_one], reasons
 
     def embed_rows(self, features, positions: np.ndarray) -> np.ndarray:
-        """Vectors [n, E] of rows of features."""
-        if not len(positions):
-            return np.zeros((0, self.head.embedding_dim), np.float32)
-        return saved_run.embed_items(self.head, features, positions, of_rows=self.config.is_of_pairs)
+        """Vectors [n, E] of rows of features. Raises ValueError for features of another width."""
+        if self.config.is_of_pairs:
+            saved_run.check_width(self.head, features)
+            return saved_run.embed_items(self.head, features, positions, of_rows=True)
+        rows, starts = UnitRows(features, positions), range(0, max(1, len(positions)), FEATURE_ROWS)
+        return np.concatenate([self.exported.embed_features(rows[start : start + FEATURE_ROWS]) for start in starts])
 
 
 def reembedded(opened: OpenedIndex, run: str) -> tuple[Gallery, str]:
@@ -170,7 +183,6 @@ def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_item
         items = source.items.take(positions)
         folder = getattr(source, "root", None)
         roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
-    saved_run.check_width(embedder.head, features)
     table = described(items_of(items, ""), "", digests_of(source, embedder.cache_dir, positions))
     about = {"model": embedder.fingerprint, "network": embedder.network(source), "roots": roots}
     return Gallery(embedder.embed_rows(features, chosen), table), about

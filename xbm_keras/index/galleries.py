@@ -13,7 +13,9 @@ import tensorflow as tf
 
 from xbm_keras.atomic_files import new_version, write_whole
 from xbm_keras.data.labels import counted
+from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.index.approximate import ENGINES, ApproximateSearch, Engine, keys_of
+from xbm_keras.index.coded_search import SearchForm
 from xbm_keras.index.gallery import Gallery, Strings, is_in, joined, strings
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.saved_search import ExactSearch, mixed
@@ -29,6 +31,8 @@ def write_index(
     gallery: Gallery,
     model: str,
     *,
+    form: SearchForm | None = None,
+    thresholds: MatchThresholds | None = None,
     engine: str | None = None,
     num_mixed: int = 0,
     roots: dict[str, str] | None = None,
@@ -44,9 +48,11 @@ def write_index(
         folder: of the versions.
         gallery: the items.
         model: fingerprint of the model that embedded them.
+        form: how they are held and searched, by default in float32 at their width.
+        thresholds: of similarities that such a search gives.
         engine: also build an approximate search, by this library: a key of `ENGINES`; needs the extra [ann].
-        num_mixed: see `ExactSearch`; not with the approximate index. The stored vectors are plain, so that items may
-            come and go: what is mixed is found anew then.
+        num_mixed: see `ExactSearch`; not with the approximate index. Plain vectors are stored as well, so that items
+            may come and go: what is mixed is found anew then.
         roots: of the items, name to place; None where that is not known.
         network: what tells the frozen network and its cached features from others; None where that is not known.
 
@@ -55,7 +61,7 @@ def write_index(
         approximate index, `recall_at_10`.
 
     Raises:
-        ValueError: for `num_mixed` with the approximate index.
+        ValueError: for `num_mixed` with the approximate index, or a form that is wider than the vectors.
     """
     if num_mixed and engine:
         raise ValueError(
@@ -63,11 +69,12 @@ def write_index(
             "each item that comes, which it cannot follow. Leave one out."
         )
     with _locked(folder):
-        built = ENGINES[engine].build(gallery.vectors, keys_of(gallery.ids)) if engine else None
+        segment = Segment.of(gallery, form or SearchForm(gallery.vectors.shape[1], "float32"))
+        built = ENGINES[engine].build(segment.gallery().vectors, keys_of(gallery.ids)) if engine else None
         about = {"width": gallery.vectors.shape[1], "model": model, "roots": roots}
         about |= {"network": network} if network else {}
         about |= {"mixed": num_mixed} if num_mixed else {}
-        return _write(folder, [Segment.of(gallery)], about, built)
+        return _write(folder, [segment], about, built, thresholds)
 
 
 def add_items(
@@ -115,21 +122,20 @@ def change_items(
         opened = OpenedIndex.newest(folder)
         opened.require(gone)
         about = {"roots": None} | {name: value for name, value in opened.about.items() if name not in WRITTEN_ANEW}
-        leaving, num_replaced = strings(gone), 0
+        leaving, num_replaced, coming = strings(gone), 0, []
         if more is not None:
             check_new(opened, more.ids, model, replace)
             _require_alike(opened, more)
-            about["width"] = more.vectors.shape[1]
+            coming = [Segment.of(more, opened.form)] if len(more.items) else []
             about["roots"] = {**(about["roots"] or {}), **roots} if roots else about["roots"]
             num_replaced = int(opened.holds(more.ids).sum())
             leaving = strings([*leaving.to_pylist(), *more.ids])
         if opened.approximate is not None:
             opened.approximate.remove(keys_of(opened.gallery.ids[is_in(opened.gallery.items["id"], leaving)]))
-            if more is not None:
-                opened.approximate.add(keys_of(more.ids), more.vectors)
+            for segment in coming:
+                opened.approximate.add(keys_of(segment.gallery().ids), segment.gallery().vectors)
         segments = [segment.without(is_in(segment.items["id"], leaving)) for segment in opened.segments]
-        segments += [Segment.of(more)] if more is not None and len(more.items) else []
-        written = _write(folder, segments, about, opened.approximate)
+        written = _write(folder, segments + coming, about, opened.approximate, opened.thresholds)
         num_added = 0 if more is None else len(more.items) - num_replaced
         return {**written, "added": num_added, "replaced": num_replaced}
 
@@ -160,7 +166,7 @@ def check_new(opened: OpenedIndex, ids: Strings, model: str, replace: bool) -> N
 def _require_alike(opened: OpenedIndex, more: Gallery) -> None:
     """Raises ValueError for vectors of another width, or columns of another type, than those of an index."""
     joined([opened.items, more.items])
-    if len(opened) and more.vectors.shape[1] != opened.about["width"]:
+    if more.vectors.shape[1] not in (opened.about["width"], opened.form.width):
         raise ValueError(
             f"Received vectors of width {more.vectors.shape[1]} for a gallery of width {opened.about['width']}; "
             "expected the same. Embed them with the model of the gallery."
@@ -183,10 +189,16 @@ def _locked(folder: pathlib.Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / ".lock")
 
 
-def _write(folder: pathlib.Path, segments: list[Segment], about: dict, engine: Engine | None) -> dict:
+def _write(
+    folder: pathlib.Path,
+    segments: list[Segment],
+    about: dict,
+    engine: Engine | None,
+    thresholds: MatchThresholds | None,
+) -> dict:
     num_mixed = about.get("mixed", 0)
     # What is mixed changes with each item.
-    segments = [mixed(gallery_of(segments), num_mixed)] if num_mixed else compacted(segments)
+    segments = [mixed(segments, num_mixed)] if num_mixed else compacted(segments)
     num_items = sum(int(segment.kept.sum()) for segment in segments)
     about = {"items": num_items, **about, "segments": [segment.name for segment in segments]}
     if engine is not None:
@@ -195,6 +207,9 @@ def _write(folder: pathlib.Path, segments: list[Segment], about: dict, engine: E
         search = ExactSearch(segments, about["width"], num_mixed, is_empty=True)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
         write_segments(target, segments)
+        segments[0].form.write(target)
+        if thresholds is not None:
+            thresholds.write(target)
         if engine is not None:
             engine.save(target / engine.file)
         write_whole(target / "index.json", json.dumps(about, indent=1))

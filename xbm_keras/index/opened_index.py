@@ -14,10 +14,12 @@ import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version
 from xbm_keras.data.labels import counted, printable
+from xbm_keras.evaluation.thresholds import MatchThresholds, read_thresholds, require_thresholds
 from xbm_keras.index.approximate import ApproximateSearch, Engine, load_engine
+from xbm_keras.index.coded_search import SearchForm, read_search_form
 from xbm_keras.index.gallery import Gallery, Strings, is_in, joined, strings
 from xbm_keras.index.saved_search import ExactSearch, mixed
-from xbm_keras.index.segments import Segment, gallery_of, read_segments
+from xbm_keras.index.segments import gallery_of, read_former, read_segments
 from xbm_keras.index.where import meets
 
 UNTOLD = ("root", "sha256")  # columns that are for the index alone
@@ -40,7 +42,13 @@ class OpenedIndex:
             self.about = json.loads((self.version / "index.json").read_text("utf-8"))
             self.model: str = self.about["model"]
             """Fingerprint of the exported model that embedded the items."""
-            self.segments = read_segments(self.version, self.about.get("segments"))
+            form, names = read_search_form(self.version), self.about.get("segments")
+            self.form: SearchForm = form or SearchForm(self.about["width"], "float32")
+            """How the items are held and searched."""
+            if form is None:
+                self.segments = read_former(self.version, names, self.form)
+            else:
+                self.segments = read_segments(self.version, names, form, bool(self.num_mixed))
             self.items: pyarrow.Table = joined([segment.items for segment in self.segments])
             """Rows of all segments, those that are gone included."""
             self.kept = np.concatenate([segment.kept for segment in self.segments])
@@ -77,7 +85,7 @@ class OpenedIndex:
 
     @functools.cached_property
     def gallery(self) -> Gallery:
-        """The items that are not gone, with their plain vectors."""
+        """The items that are not gone, with what their codes stand for, float32, of their plain vectors."""
         try:
             return gallery_of(self.segments)
         except DAMAGES as error:
@@ -96,21 +104,42 @@ class OpenedIndex:
 
     @functools.cached_property
     def _exact(self) -> ExactSearch:
-        return self._exact_search(self.segments)
-
-    def _exact_search(self, segments: list[Segment]) -> ExactSearch:
         try:
-            if self.num_mixed and self.segments[0].version is None:  # as earlier releases wrote them
-                segments = [mixed(self.gallery, self.num_mixed).without(~segments[0].kept)]
+            segments = self.segments
+            if self.num_mixed and "plain" not in segments[0].names:  # as earlier releases wrote them
+                segments = [mixed(segments, self.num_mixed)]
             return ExactSearch(segments, self.about["width"], self.num_mixed)
         except DAMAGES as error:
             raise self._damaged(error) from error
 
-    def _some(self, where: str) -> ExactSearch:
-        """The search of the items that meet a condition."""
-        ends = np.cumsum([len(segment.kept) for segment in self.segments])
-        left_out = np.split(~meets(self.items, where), ends[:-1])
-        return self._exact_search([each.without(out) for each, out in zip(self.segments, left_out, strict=True)])
+    @functools.cached_property
+    def thresholds(self) -> MatchThresholds | None:
+        """Of the similarities that its search gives; None where it holds none."""
+        return read_thresholds(self.version)
+
+    def is_measured_by(self, model: pathlib.Path) -> bool:
+        """Whether the thresholds of an exported model are of similarities such as its search gives."""
+        return are_comparable(model, self.form, self.about["width"], self.num_mixed)
+
+    def require_thresholds(self, model: pathlib.Path) -> MatchThresholds:
+        """Its thresholds; where it holds none, those of the model, if they are of similarities as its search gives.
+
+        Args:
+            model: the folder of the exported model that embedded it.
+
+        Raises:
+            ValueError: where there are none, or those of the model hold for another search.
+        """
+        if self.thresholds is not None:
+            return self.thresholds
+        if not self.is_measured_by(model):
+            how = f"{self.form}{f', {self.num_mixed} neighbours mixed in' if self.num_mixed else ''}"
+            raise ValueError(
+                f"Received a precision with an index that is held as {how}, while the thresholds of {model} are of "
+                f"similarities in {form_of(model, self.about['width'])}; expected the same. Build the index without "
+                "--form and --mix, or leave the precision out."
+            )
+        return require_thresholds(model)
 
     def holds(self, ids: Strings) -> np.ndarray:
         """[n] bool: which of these ids are of its items."""
@@ -150,10 +179,12 @@ class OpenedIndex:
                 f"[Q, {self.about['width']}]. Embed them with the model of the index."
             )
         if approximate:
+            queries = self.form.cut(queries)
             items, among = self.kept_items, meets(self.kept_items, where) if where else None
             rows, similarities = self._approximate_search.find(queries, k, among)
         else:
-            items, (rows, similarities) = self.items, (self._some(where) if where else self._exact).find(queries, k)
+            items, among = self.items, self.kept & meets(self.items, where) if where else None
+            rows, similarities = self._exact.find(queries, k, among)
         is_found = rows >= 0  # approximate search may find too few
         described = described_items(items.take(rows[is_found]))
         hits = [
@@ -162,6 +193,16 @@ class OpenedIndex:
         ]
         ends = is_found.sum(axis=1).cumsum().tolist()
         return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def form_of(model: pathlib.Path, width: int) -> SearchForm:
+    """How an exported model is to be searched: as its `search.json` says, else in float32 at the width."""
+    return read_search_form(model) or SearchForm(width, "float32")
+
+
+def are_comparable(model: pathlib.Path, form: SearchForm, width: int, num_mixed: int) -> bool:
+    """Whether the thresholds of an exported model hold for a search of this form, with so many neighbours mixed in."""
+    return form == form_of(model, width) and not num_mixed
 
 
 def described_items(items: pyarrow.Table) -> list[dict]:

@@ -4,8 +4,11 @@ A segment holds the items that were written at one time, and its files never cha
 is gone from a segment is told by a mask of its own. On disk, beside the SavedModel of a version:
 
 - `segments/<name>.arrow`: the items, those that are gone included
-- `segments/<name>.index`: what is where in the file of its tensors, as a checkpoint of TensorFlow
-- `variables/variables.data-<place>-of-<count>`: its tensors, a shard of the SavedModel's own variables
+- `variables/variables.data-<place>-of-<count>`: of each segment the codes that are searched, those that rank
+  candidates again, those of plain vectors where neighbours are mixed into the searched ones, and the texts of ids and
+  labels: shards of the SavedModel's own variables, of which all but the texts hold one array and nothing else, so that
+  they can be mapped into memory
+- `segments/<name>.<what>.index`: what is where in such a shard, as a checkpoint of TensorFlow
 
 Letters: n rows of a segment, E embedding width.
 """
@@ -20,11 +23,13 @@ import pyarrow
 import tensorflow as tf
 
 from xbm_keras.atomic_files import link_or_copy
+from xbm_keras.index.coded_search import SearchForm
 from xbm_keras.index.gallery import Gallery, joined, read_items, write_items
 
 MAX_SEGMENTS = 8
 MAX_GONE = 0.25  # of all rows; more are written anew without them
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # TensorFlow's name for what says which variable is which tensor
+TEXTS = "texts"  # the shard of ids and labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,31 +41,61 @@ class Segment:
     """n rows."""
     kept: np.ndarray
     """[n] bool: which are not gone."""
-    tensors: dict[str, np.ndarray]
-    """`vectors` [n, E], those that are searched, and `plain` where these are others; none yet of one on disk."""
+    form: SearchForm
+    """How they are held."""
+    codes: dict[str, np.ndarray]
+    """[n, columns] those of the form, by their `codes`, and the finest ones of `plain` vectors where others are
+    searched; none yet of a segment on disk."""
     version: pathlib.Path | None = None
     """The folder of a version that holds it."""
-    shard: str = ""
-    """The file of its tensors there."""
+    shards: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    """The files of its codes and texts there."""
 
     @staticmethod
-    def of(gallery: Gallery, searched: np.ndarray | None = None) -> "Segment":
-        """A new one of all items of a gallery; `searched` are the vectors to search where these are others."""
-        vectors = {"vectors": gallery.vectors} if searched is None else {"vectors": searched, "plain": gallery.vectors}
-        return Segment(secrets.token_hex(8), gallery.items, np.ones(len(gallery.items), bool), vectors)
+    def of(gallery: Gallery, form: SearchForm) -> "Segment":
+        """A new one of all items of a gallery."""
+        return Segment.new(gallery.items, form, form.encode(gallery.vectors))
 
-    def read(self, what: str = "vectors") -> np.ndarray:
-        """Vectors [n, E]: those that are searched, or the `plain` ones."""
+    @staticmethod
+    def new(items: pyarrow.Table, form: SearchForm, codes: dict[str, np.ndarray]) -> "Segment":
+        """A new one of these items, none of which is gone."""
+        return Segment(secrets.token_hex(8), items, np.ones(len(items), bool), form, codes)
+
+    @property
+    def names(self) -> list[str]:
+        """Of its codes."""
+        return list(self.codes) if self.version is None else [what for what in self.shards if what != TEXTS]
+
+    @property
+    def plain(self) -> str:
+        """The name of the codes of plain vectors."""
+        return "plain" if "plain" in self.names else self.form.finest
+
+    def read(self, what: str) -> np.ndarray:
+        """Codes [n, columns] in memory. Raises tf.errors.OpError where they are damaged on the disk."""
         if self.version is None:
-            return self.tensors.get(what, self.tensors["vectors"])
-        reader = tf.train.load_checkpoint(str(self.version / "variables/variables"))
-        key = key_of(self.name, what)
-        return reader.get_tensor(key if reader.has_tensor(key) else key_of(self.name, "vectors"))
+            return self.codes[what]
+        return tf.train.load_checkpoint(str(self.version / "variables/variables")).get_tensor(key_of(self.name, what))
+
+    def mapped(self, what: str) -> np.ndarray:
+        """The same mapped into memory: only what is used is read. Raises ValueError for a file of another size."""
+        if self.version is None:
+            return self.codes[what]
+        code = self.form.codes[self.form.finest if what == "plain" else what]
+        shape, path = (len(self.items), code.columns(self.form.width)), self.shards[what]
+        if path.stat().st_size != len(self.items) * code.bytes_per_item(self.form.width):
+            raise ValueError(f"{path.stat().st_size} bytes of {shape} {code.dtype}")
+        return np.memmap(path, code.dtype, "r", shape=shape) if len(self.items) else np.empty(shape, code.dtype)
 
     def gallery(self) -> Gallery:
-        """The items that are not gone, with their plain vectors."""
-        kept = Gallery(self.read("plain"), self.items)
-        return kept if self.kept.all() else kept.take(self.kept)
+        """The items that are not gone, with what the finest codes of their plain vectors stand for."""
+        codes = self.read(self.plain)
+        return Gallery(self.form.decode(codes if self.kept.all() else codes[self.kept]), self.kept_items)
+
+    @property
+    def kept_items(self) -> pyarrow.Table:
+        """Those that are not gone."""
+        return self.items if self.kept.all() else self.items.filter(pyarrow.array(self.kept))
 
     def without(self, is_gone: np.ndarray) -> "Segment":
         """The same, where more rows are gone, by a mask [n]."""
@@ -73,9 +108,20 @@ def key_of(name: str, what: str) -> str:
 
 
 def gallery_of(segments: Sequence[Segment]) -> Gallery:
-    """All items that are not gone, in their order."""
+    """All items that are not gone, in their order, with what their codes stand for."""
     parts = [segment.gallery() for segment in segments]
     return Gallery(np.concatenate([part.vectors for part in parts]), joined([part.items for part in parts]))
+
+
+def joined_segment(segments: Sequence[Segment]) -> Segment:
+    """A new one of the items that are not gone, of whose codes no bit changes."""
+    codes = {what: codes_of(segments, what) for what in segments[0].form.codes}
+    return Segment.new(joined([segment.kept_items for segment in segments]), segments[0].form, codes)
+
+
+def codes_of(segments: Sequence[Segment], what: str | None = None) -> np.ndarray:
+    """Codes [N, columns] of the items that are not gone, by default the finest ones of plain vectors."""
+    return np.concatenate([segment.read(what or segment.plain)[segment.kept] for segment in segments])
 
 
 def compacted(segments: Sequence[Segment]) -> list[Segment]:
@@ -93,7 +139,7 @@ def compacted(segments: Sequence[Segment]) -> list[Segment]:
         start -= 2
         while start and rows[start - 1] < 2 * sum(rows[start:]):
             start -= 1
-    return [*segments[:start], *([Segment.of(gallery_of(segments[start:]))] if start < len(segments) else [])]
+    return [*segments[:start], *([joined_segment(segments[start:])] if start < len(segments) else [])]
 
 
 def write_segments(version: pathlib.Path, segments: Sequence[Segment]) -> None:
@@ -108,19 +154,21 @@ def write_segments(version: pathlib.Path, segments: Sequence[Segment]) -> None:
     folder.mkdir()
     prefixes = []
     for segment in segments:
-        prefixes.append(str(variables / segment.name))
-        index, items = f"{segment.name}.index", f"{segment.name}.arrow"
+        items = f"{segment.name}.arrow"
         if segment.version is None:
-            ids, labels = (segment.items[name].to_pylist() for name in ("id", "label"))
-            tensors = {**segment.tensors, "ids": tf.constant(ids, tf.string), "labels": tf.constant(labels, tf.string)}
-            _save(prefixes[-1], {key_of(segment.name, what): tensor for what, tensor in tensors.items()})
             write_items(folder / items, segment.items)
-            link_or_copy(variables / index, folder / index)
         else:
-            link_or_copy(segment.version / segment.shard, pathlib.Path(f"{prefixes[-1]}.data-00000-of-00001"))
-            link_or_copy(segment.version / "segments" / index, variables / index)
-            for name in (index, items):
-                link_or_copy(segment.version / "segments" / name, folder / name)
+            link_or_copy(segment.version / "segments" / items, folder / items)
+        for what in (*segment.names, TEXTS):
+            prefix, index = str(variables / f"{segment.name}.{what}"), f"{segment.name}.{what}.index"
+            prefixes.append(prefix)
+            if segment.version is None:
+                _save(prefix, {key_of(segment.name, name): tensor for name, tensor in _tensors(segment, what).items()})
+                link_or_copy(variables / index, folder / index)
+            else:
+                link_or_copy(segment.shards[what], pathlib.Path(f"{prefix}.data-00000-of-00001"))
+                for target in (variables, folder):
+                    link_or_copy(segment.version / "segments" / index, target / index)
     kept = {key_of(segment.name, "kept"): segment.kept for segment in segments}
     prefixes.append(str(variables / "state"))
     _save(prefixes[-1], {**kept, GRAPH: tf.constant(graph)})
@@ -129,12 +177,40 @@ def write_segments(version: pathlib.Path, segments: Sequence[Segment]) -> None:
     )
 
 
-def read_segments(version: pathlib.Path, names: Sequence[str] | None) -> list[Segment]:
-    """The segments of a version; of one that an earlier release wrote, one, which is to be written anew.
+def read_segments(
+    version: pathlib.Path, names: Sequence[str] | None, form: SearchForm, is_mixed: bool
+) -> list[Segment]:
+    """The segments of a version.
 
     Args:
         version: its folder.
         names: of the segments, in their order, as `index.json` has them.
+        form: how they are held.
+        is_mixed: whether neighbours are mixed into what is searched.
+
+    Raises:
+        OSError, ValueError, LookupError, pyarrow.ArrowException, tf.errors.OpError: where a file is damaged.
+    """
+    reader = tf.train.load_checkpoint(str(version / "variables/variables"))
+    whats = [*form.codes, *(["plain"] if is_mixed else []), TEXTS]
+    segments, count = [], len(whats) * len(_checked(names)) + 1  # the last shard is of the masks
+    for i, name in enumerate(_checked(names)):
+        files = [f"variables/variables.data-{len(whats) * i + j:05}-of-{count:05}" for j in range(len(whats))]
+        shards = {what: version / file for what, file in zip(whats, files, strict=True)}
+        items, kept = read_items(version / "segments" / f"{name}.arrow"), reader.get_tensor(key_of(name, "kept"))
+        segments.append(Segment(name, items, kept, form, {}, version, shards))
+        for what in segments[-1].names:
+            segments[-1].mapped(what)
+    return segments
+
+
+def read_former(version: pathlib.Path, names: Sequence[str] | None, form: SearchForm) -> list[Segment]:
+    """The same of a version of an earlier release, which held float32 alone; they are to be written anew.
+
+    Args:
+        version: its folder.
+        names: of the segments; None of a release that knew none.
+        form: of float32.
 
     Raises:
         OSError, ValueError, LookupError, pyarrow.ArrowException, tf.errors.OpError: where a file is damaged.
@@ -142,22 +218,27 @@ def read_segments(version: pathlib.Path, names: Sequence[str] | None) -> list[Se
     if names is None:
         with (version / "vectors.npy").open("rb") as file:
             vectors = np.lib.format.read_array(file, allow_pickle=False)
-        return [Segment.of(Gallery(vectors, read_items(version / "items.json")))]
+        return [Segment.of(Gallery(vectors, read_items(version / "items.json")), form)]
+    reader, segments = tf.train.load_checkpoint(str(version / "variables/variables")), []
+    for name in _checked(names):
+        plain = key_of(name, "plain")
+        vectors = reader.get_tensor(plain if reader.has_tensor(plain) else key_of(name, "vectors"))
+        found = Segment.of(Gallery(vectors, read_items(version / "segments" / f"{name}.arrow")), form)
+        segments.append(found.without(~reader.get_tensor(key_of(name, "kept"))))
+    return segments
+
+
+def _checked(names) -> Sequence[str]:
     if not names or not all(isinstance(name, str) and name.isalnum() for name in names):
         raise ValueError(f"Received the segments {names}; expected their names.")
-    reader = tf.train.load_checkpoint(str(version / "variables/variables"))
-    count = len(names) + 1  # the last one is of the masks
-    return [
-        Segment(
-            name,
-            read_items(version / "segments" / f"{name}.arrow"),
-            reader.get_tensor(key_of(name, "kept")),
-            {},
-            version,
-            f"variables/variables.data-{i:05}-of-{count:05}",
-        )
-        for i, name in enumerate(names)
-    ]
+    return names
+
+
+def _tensors(segment: Segment, what: str) -> dict:
+    """What a shard of a new segment holds."""
+    if what != TEXTS:
+        return {what: segment.codes[what]}
+    return {name + "s": tf.constant(segment.items[name].to_pylist(), tf.string) for name in ("id", "label")}
 
 
 def _save(prefix: str, tensors: dict) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from xbm_keras.atomic_files import versions
 from xbm_keras.data import decoding
 from xbm_keras.data.pictures import count_pixels
-from xbm_keras.evaluation.thresholds import read_thresholds, require_thresholds
+from xbm_keras.evaluation.thresholds import require_thresholds
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.exported_model import ExportedModel, exported_by, fingerprint_of
 from xbm_keras.index.exported_texts import ExportedTexts, takes_texts
@@ -79,7 +79,8 @@ class Served:
         self.places = {each: i for i, each in enumerate(ids)}
         self.thresholds, self.precision = None, precision
         if precision is not None:
-            self.thresholds = (read_thresholds(index) if index else None) or require_thresholds(version)
+            opened = self.opened
+            self.thresholds = require_thresholds(version) if opened is None else opened.require_thresholds(version)
             log.warning("%s", self.thresholds.told(precision))
         embedders: dict[str, tuple[Callable, int]] = {}
         if "serve_bytes" in self.model.loaded.signatures:
