@@ -47,19 +47,31 @@ def test_pictures_that_can_be_read_become_vectors(exported, tmp_path):
     assert pd.read_csv(tmp_path / "out.csv").id.tolist() == ["a/0.png", "a/1.png", "a/2.png"]
 
 
-def test_texts_are_read_with_their_ids(tmp_path):
-    (tmp_path / "x.txt").write_text("one\ntwo\n")
-    assert embed.read_texts(tmp_path / "x.txt") == (["0", "1"], ["one", "two"])
-    pd.DataFrame({"id": ["u", "v"], "text": ["one", None]}).to_parquet(tmp_path / "x.parquet")
-    assert embed.read_texts(tmp_path / "x.parquet") == (["u", "v"], ["one", ""])
+def test_texts_are_read_with_their_ids(tmp_path, monkeypatch):
+    class Lengths:
+        """The vector of a text is its length."""
+
+        def __init__(self, *_):
+            pass
+
+        def embed(self, source, positions):
+            return np.array([[len(source.load(i))] for i in positions], "float32"), positions, {}
+
+    monkeypatch.setattr(embed, "ExportEmbedder", Lengths)
+    (tmp_path / "x.txt").write_text("one\nthree\n")
+    pd.DataFrame({"id": ["u", "v"], "text": ["one", "three"]}).to_parquet(tmp_path / "x.parquet")
+    for name, expected in (("x.txt", ["0", "1"]), ("x.parquet", ["u", "v"])):
+        ids, vectors = embed.embed(tmp_path, tmp_path / name)
+        assert (ids, vectors.ravel().tolist()) == (expected, [3, 5])
 
 
 @pytest.mark.parametrize(
     ("input", "output", "told"),
     [
         ("x.txt", "out.csv", "ends in .npy or .parquet"),
-        ("none.txt", "out.npy", "expected a folder"),
-        ("x.csv", "out.npy", "column text"),
+        ("none.txt", "out.npy", "which is no file"),
+        ("none.csv", "out.npy", "which is no file"),
+        ("x.csv", "out.npy", "'text'"),
     ],
 )
 def test_what_cannot_be_done_is_told(exported, tmp_path, input, output, told, capsys):

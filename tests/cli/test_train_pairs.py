@@ -160,7 +160,7 @@ def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path
     assert num_found > 25
     for arguments, expected in (
         ([], "or none of them; expected one of them"),
-        (["--features", str(tmp_path / "no.npy")], "which cannot be read"),
+        (["--features", str(tmp_path / "no.npy")], "which is no file"),
         (["x.jpg"], "which takes no pictures"),
     ):
         with pytest.raises(SystemExit):
@@ -275,6 +275,9 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp
         np.testing.assert_array_equal(
             served[f"embeddings_{form.search}"], CODES[form.search].of(served["embeddings"].numpy())
         )
+        index.main(["build", "--index", str(tmp_path / "coded"), "--model", str(tmp_path / "run")])
+        held = form.decode(form.encode(served["embeddings"].numpy())[form.finest])
+        np.testing.assert_allclose(galleries.read_index(tmp_path / "coded")[0].vectors, held, atol=1e-5)
 
 
 def test_vectors_in_npy_are_enough(folder, config, tmp_path):

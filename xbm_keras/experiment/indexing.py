@@ -30,8 +30,8 @@ from xbm_keras.index.incoming import Embedder, described, digests_of, items_of
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.roots import place_of
 from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.stages.head.fc_layer import Head
 
+DOCUMENTS = "serve_document_features"
 NAME = 16  # signs of a network's fingerprint that are the name of its folder in the cache
 
 
@@ -76,11 +76,6 @@ class RunEmbedder:
         return ExportedModel(self.version, "serve_features")
 
     @functools.cached_property
-    def head(self) -> Head:
-        """That of the run, for documents, of which the exported model has no signature that takes features."""
-        return saved_run.load_head(self.run)
-
-    @functools.cached_property
     def backbone(self) -> Backbone | None:
         """The frozen network."""
         return make_backbone(self.config)
@@ -112,11 +107,14 @@ class RunEmbedder:
 
     def embed_rows(self, features, positions: np.ndarray) -> np.ndarray:
         """Vectors [n, E] of rows of features. Raises ValueError for features of another width."""
-        if self.config.is_of_pairs:
-            saved_run.check_width(self.head, features)
-            return saved_run.embed_items(self.head, features, positions, of_rows=True)
+        signature = DOCUMENTS if self.config.is_of_pairs else "serve_features"
+        if signature not in self.exported.loaded.signatures:  # of an earlier release, or of a head of queries alone
+            head = saved_run.load_head(self.run)
+            saved_run.check_width(head, features)
+            return saved_run.embed_items(head, features, positions, of_rows=True)
         rows, starts = UnitRows(features, positions), range(0, max(1, len(positions)), FEATURE_ROWS)
-        return np.concatenate([self.exported.embed_features(rows[start : start + FEATURE_ROWS]) for start in starts])
+        blocks = (rows[start : start + FEATURE_ROWS] for start in starts)
+        return np.concatenate([self.exported.embed_features(block, signature) for block in blocks])
 
 
 def reembedded(opened: OpenedIndex, run: str) -> tuple[Gallery, str]:

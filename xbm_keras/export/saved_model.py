@@ -54,8 +54,8 @@ def export_encoder(
       the others.
     - `serve_features` takes features of the backbone, float32 [N, D] (`features`).
     - `serve_query` and `serve_document`, of a model of queries and documents, take the same as `serving_default`, which
-      is that of queries. Where the head is of queries alone there is no `serve_document`: documents are compared as
-      their features are, and an index of them stays.
+      is that of queries, and `serve_document_features` takes features of documents. Where the head is of queries alone
+      the last two are not there: documents are compared as their features are, and an index of them stays.
     - `serving_default_<width>` and so on, of a head with nested widths: the same, but embeddings [N, width].
 
     It computes in float32 whatever the dtype policy of the model. The version gets its name once it was loaded again
@@ -101,7 +101,9 @@ def export_encoder(
     if model.top_k.by_relevance:
         signatures["serve_query"] = signatures["serving_default"]
         if model.head.sides != "query":
-            signatures["serve_document"] = _of_layer(model, model.head.on_rows, stored, max_pixels)["serving_default"]
+            documents = _of_layer(model, model.head.on_rows, stored, max_pixels)
+            signatures["serve_document"] = documents["serving_default"]
+            signatures["serve_document_features"] = documents["serve_features"]
     signatures = {
         name + at: (_giving(function, width, codes), inputs)
         for name, (function, inputs) in signatures.items()

@@ -7,8 +7,7 @@ import numpy as np
 from xbm_keras import progress
 from xbm_keras.data.arrays import Vectors
 from xbm_keras.data.errors import UnreadableItem
-from xbm_keras.data.sources import PictureFiles
-from xbm_keras.data.texts import TextTable, checked_text
+from xbm_keras.data.sources import PictureFiles, RandomAccess
 from xbm_keras.index.exported_model import BATCH_SIZE, ExportedModel, read_bytes, why_invalid
 from xbm_keras.index.exported_texts import ExportedTexts
 
@@ -41,7 +40,7 @@ class ExportEmbedder:
             return self.model.embed_features(np.asarray(source.features[positions], np.float32)), positions, {}
         rows, kept = [], []
         reasons: dict[int, str] = {}
-        one = self._texts if isinstance(source, TextTable) else self._pictures
+        one = self._texts if source.modality == "text" else self._pictures
         with progress.bar("embedding", len(positions)) as bar:
             for start in range(0, len(positions), BATCH_SIZE):
                 batch = positions[start : start + BATCH_SIZE].tolist()
@@ -58,11 +57,11 @@ class ExportEmbedder:
         vectors, valid = self.model.embed([read_bytes(path) for path in paths])
         return vectors, valid, {batch[i]: why_invalid(paths[i]) for i in np.flatnonzero(~valid)}
 
-    def _texts(self, source: TextTable, batch: list[int]):
+    def _texts(self, source: RandomAccess, batch: list[int]):
         texts, reasons = [], {}
         for i in batch:
             try:
-                texts.append(checked_text(source.texts[i]))
+                texts.append(str(source.load(i)))
             except UnreadableItem as error:
                 texts.append(".")
                 reasons[i] = str(error)

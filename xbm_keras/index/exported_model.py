@@ -1,19 +1,15 @@
 """A folder of pictures through an exported model: the model needs TensorFlow alone, and no config is read."""
 
 import contextlib
-import logging
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from xbm_keras.atomic_files import latest_version, versions
-from xbm_keras.data import listing
 from xbm_keras.data.errors import UnreadableItem
 from xbm_keras.data.pictures import decode_picture
 
-log = logging.getLogger("xbm_keras")
 BATCH_SIZE = 16
 FEATURE_ROWS = 4096  # that are embedded at a time
 
@@ -56,33 +52,22 @@ class ExportedModel:
                 valid[i] = True
         return embeddings, valid
 
-    def embed_features(self, features: np.ndarray) -> np.ndarray:
+    def embed_features(self, features: np.ndarray, signature: str = "serve_features") -> np.ndarray:
         """Embeddings [N, E] of features [N, D]; of a model of queries and documents they are those of queries.
 
         Raises:
             ValueError: for features of another width.
         """
-        function = self.loaded.signatures["serve_features"]
+        function = self.loaded.signatures[signature]
         (spec,) = function.structured_input_signature[1].values()
         if features.ndim != 2 or features.shape[1] != spec.shape[1] or not np.isfinite(features).all():
             raise ValueError(
                 f"Received features of shape {features.shape}; expected finite numbers [n, {spec.shape[1]}], of the "
                 "network that the model was trained on."
             )
-        batches = [features[i : i + FEATURE_ROWS] for i in range(0, len(features), FEATURE_ROWS)]
+        batches = [features[i : i + FEATURE_ROWS] for i in range(0, max(1, len(features)), FEATURE_ROWS)]
         found = [function(features=tf.constant(batch, tf.float32))["embeddings"].numpy() for batch in batches]
         return np.concatenate(found)
-
-
-def read_rows(path: str) -> np.ndarray:
-    """The array of an `.npy`. Raises ValueError where it cannot be read, or is empty."""
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"Received {path!r}, which cannot be read: {error}; expected an .npy of features.") from error
-    if not isinstance(rows, np.ndarray) or not len(rows):
-        raise ValueError(f"Received {path!r}, which holds no rows; expected an .npy of features [n, D].")
-    return rows
 
 
 def why_invalid(path: pathlib.Path) -> str:
@@ -125,28 +110,6 @@ def exported_by(model: str | pathlib.Path) -> pathlib.Path:
 def fingerprint_of(folder: pathlib.Path) -> str:
     """What tells this exported model from others: its graph and its weights."""
     return tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint()
-
-
-def pictures_in(folder: pathlib.Path) -> list[str]:
-    """Paths of the pictures in a folder relative to it, in order: those that a source lists, the rest is counted.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    found = listing.list_pictures(folder)
-    found.require_pictures(f"{str(folder)!r}, which holds no pictures", "files")
-    if found.ignored:
-        log.warning("Left out in %s: %s.", folder, listing.describe(found.ignored))
-    return found.pictures
-
-
-def embed_folder(
-    model: ExportedModel, folder: pathlib.Path, paths: list[str]
-) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Of pictures at these paths below a folder: paths, embeddings and validity, batch by batch."""
-    for start in range(0, len(paths), BATCH_SIZE):
-        batch = paths[start : start + BATCH_SIZE]
-        yield batch, *model.embed([read_bytes(folder / path) for path in batch])
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
