@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.pairs import Side, pairs_of_positions
 from xbm_keras.data.splits import Splits
@@ -30,6 +31,21 @@ def make_head(kind, width=8, **arguments):
     rng = np.random.default_rng(1)
     head.set_weights([rng.normal(size=weight.shape) for weight in head.get_weights()])
     return head
+
+
+def test_a_head_that_is_damaged_or_of_another_form_is_named(tmp_path):
+    head, path = make_head("linear"), tmp_path / "held_out_head.npz"
+    np.savez(path, *head.get_weights())
+    content = path.read_bytes()
+    np.testing.assert_array_equal(compression.held_out_head(tmp_path, head).kernel, head.kernel)
+    np.savez(path, *(weight[:3] for weight in head.get_weights()))
+    for damaged in (path.read_bytes(), content[:40], b"", b"PK\3\4", b"\x93NUMPY"):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"held_out_head\.npz, which is damaged"):
+            compression.held_out_head(tmp_path, head)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"a run without held_out_head\.npz"):
+        compression.held_out_head(tmp_path, head)
 
 
 @pytest.mark.parametrize("kind", ["linear", "residual", "mlp", None])

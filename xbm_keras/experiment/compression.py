@@ -6,6 +6,7 @@ Letters: N gallery items, Q queries, D feature width, E embedding width, w width
 import dataclasses
 import logging
 import pathlib
+import zipfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -136,7 +137,7 @@ class Embeddings:
 
 
 def held_out_head(workdir: pathlib.Path, head: Head) -> Head:
-    """The run's head as it was before it saw the held-out items. Raises ConfigError where the run kept none."""
+    """The run's head as it was before it saw the held-out items. Raises ConfigError where there is none."""
     path = workdir / HELD_OUT_HEAD
     if not path.exists():
         raise ConfigError(
@@ -144,8 +145,14 @@ def held_out_head(workdir: pathlib.Path, head: Head) -> Head:
             "head that held-out items can be measured with. Run train.py again."
         )
     head = copy_head(head)
-    with np.load(path, allow_pickle=False) as weights:
-        head.set_weights([weights[name] for name in weights.files])
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as weights:
+            head.set_weights([weights[name] for name in weights.files])
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"Received {path}, which is damaged ({type(error).__name__}: {error}); expected the head as the run wrote "
+            "it. Run train.py again."
+        ) from error
     return head
 
 
