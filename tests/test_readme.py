@@ -21,6 +21,7 @@ TESTED_ELSEWHERE = {
     "python train.py --config configs/text.yaml --set data.path=my_texts.jsonl": "cli/test_train_hub.py: needs [hub]",
     "python train.py --config configs/pairs.yaml --set data.path=my_pairs": "cli/test_train_hub.py: needs [hub]",
     "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",
+    "xbm-keras export --model runs/my_photos --output my_photos.onnx": "export/test_other_runtimes.py: needs [onnx]",
     "xbm-keras serve --model runs/my_photos --index runs/my_photos/index": "serve/test_server.py",
 }
 
@@ -46,11 +47,23 @@ def test_what_is_tested_elsewhere_is_in_the_readme():
         assert command in README
 
 
+def links_of(page):
+    prose = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.DOTALL)
+    return set(re.findall(r"(?:\]\(|(?:src|srcset)=\")([^)#:\"]+)", prose))
+
+
+def test_the_index_of_docs_names_each_page():
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages - {"README.md"} <= links_of("docs/README.md")
+
+
+def test_the_readme_is_read_in_one_go():
+    assert len(README.splitlines()) <= 140
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    prose = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.DOTALL)
-    links = set(re.findall(r"(?:\]\(|(?:src|srcset)=\")([^)#:\"]+)", prose))
-    assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not [link for link in links_of(page) if not (ROOT / page).parent.joinpath(link).exists()]
 
 
 def test_the_picture_and_its_dark_twin_differ_in_colours_alone():
@@ -79,10 +92,13 @@ def test_the_readme_runs(data_dir, tmp_path):
             shutil.copy(photo, path)
             rows.append({"path": f"{folder.name}/{photo.name}", "label": folder.name})
     shutil.copy(path, tmp_path / "photo.jpg")
+    (tmp_path / "more_photos").mkdir()
+    shutil.copy(path, tmp_path / "more_photos/1.jpg")
     pd.DataFrame(rows).to_csv(tmp_path / "my_photos/items.csv", index=False)
     vectors = np.random.default_rng(0).normal(size=(240, 320)).astype(np.float32)
     np.savez(tmp_path / "my_vectors.npz", features=vectors, label=np.arange(240) % 12)
     np.save(tmp_path / "my_vectors.npy", vectors)
+    pd.DataFrame({"kind": [f"kind {i % 12}" for i in range(240)]}).to_csv(tmp_path / "labels.csv", index=False)
     (tmp_path / "my_vectors").mkdir()
     np.save(tmp_path / "my_vectors/queries.npy", vectors[:120])
     np.save(tmp_path / "my_vectors/documents.npy", vectors[::-1] + 0.1)
