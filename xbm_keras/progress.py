@@ -108,9 +108,9 @@ def bar(title: str, total: int, unit: str = "items") -> Iterator[Bar]:
         one.close()
 
 
-def track(starts: range, title: str, total: int) -> Iterable[int]:
+def track(starts: range, title: str, total: int, unit: str = "items") -> Iterable[int]:
     """The starts of the blocks of `total` items, with a bar."""
-    with bar(title, total) as blocks:
+    with bar(title, total, unit) as blocks:
         for start in starts:
             yield start
             blocks.advance(min(starts.step, total - start))

@@ -89,10 +89,10 @@ class HeldOutFolds:
 
     def _make_start(self, i: int, named: str) -> Start:
         choice, dataset = ChosenHead.model_validate_json(named), self.folds[i]
-        rank = max(RANK, choice.embedding_dim)
+        train = dataset.with_views(dataset.splits.train)
+        rank = max(min(RANK, len(train)), choice.embedding_dim)
         key = (i, choice.power, rank)
         if key not in self._closed_forms:
-            train = dataset.with_views(dataset.splits.train)
             self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
         return make_start(choice, self._closed_forms[key])
 

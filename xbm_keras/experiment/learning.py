@@ -42,7 +42,8 @@ def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> Lear
 
     def score(some: np.ndarray) -> np.ndarray:
         positions = data.with_views(train[np.isin(labels[train], some)])
-        forms = closed_forms_of(data, positions, head.power, max(RANK, head.embedding_dim))
+        rank = max(min(RANK, len(positions)), head.embedding_dim)
+        forms = closed_forms_of(data, positions, head.power, rank)
         kernel, bias = make_start(head, forms)
         return score_queries(rows @ kernel + bias, labels[scored])[1]["map_at_r"]
 
@@ -74,7 +75,7 @@ def curve_of(
     """
     counts = np.unique([max(2, round(share * len(order))) for share in SHARES]).tolist()
     found: dict[int, np.ndarray] = {}
-    for i in track(range(len(counts)), "learning curve", len(counts)):
+    for i in track(range(len(counts)), "learning curve", len(counts), "closed forms"):
         with contextlib.suppress(ValueError):  # of parts too small for the form, such as classes of one item each
             found[counts[i]] = score(np.sort(order[: counts[i]]))
     if len(found) < 2:

@@ -11,6 +11,7 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.experiment.chosen_head import PARAMETERS, POWERS, TRIED, ChosenHead, HeadChoice
 from xbm_keras.experiment.held_out import HeldOutFolds
 from xbm_keras.experiment.loading import TRIED_VIEWS
+from xbm_keras.progress import track
 
 log = logging.getLogger("xbm_keras")
 AUTO_STARTS = ("identity", "centred", "pca", "local", "whiten", "lda", "nda")  # ascending in what classes tell them
@@ -68,7 +69,7 @@ def most_of_classes(choices: Sequence[ChosenHead], folds: HeldOutFolds) -> Chose
     at further: its score stays that of the sample.
     """
     if not folds.uses_labels:
-        return max(choices, key=folds.score)
+        return choices[int(np.argmax(_scores(choices, folds)))]
     of_sample: dict[tuple[str, str], float] = {}
     if folds.can_sample:
         is_near, scores = _within(FAR, choices, folds, is_sample=True)
@@ -89,11 +90,16 @@ def _within(
     errors: float, choices: Sequence[ChosenHead], folds: HeldOutFolds, is_sample: bool = False
 ) -> tuple[np.ndarray, list[float]]:
     """Which starts lack at most so many standard errors, over classes, of the best one, [n] bool; and all scores."""
-    scores = [folds.score(choice, is_sample) for choice in choices]
+    scores = _scores(choices, folds, is_sample)
     found = np.stack([folds.by_class(each, is_sample) for each in choices], axis=1)
     lacking = found[:, int(np.argmax(scores)), None] - found
     error = lacking.std(axis=0, ddof=1) / np.sqrt(len(lacking))
     return lacking.mean(axis=0) <= errors * error, scores
+
+
+def _scores(choices: Sequence[ChosenHead], folds: HeldOutFolds, is_sample: bool = False) -> list[float]:
+    tried = track(range(len(choices)), "choosing the start", len(choices), "closed forms")
+    return [folds.score(choices[i], is_sample) for i in tried]
 
 
 def _by_shrinkage(choices: Sequence[ChosenHead], scores: Sequence[float]) -> dict[tuple[str, str], float]:

@@ -91,6 +91,28 @@ def test_a_rank_keeps_to_the_directions_of_largest_variance(kind):
     np.testing.assert_allclose(basis @ (basis.T @ shrunk.kernel), shrunk.kernel, atol=1e-4)
 
 
+def wide_items():
+    """Fewer items than dimensions."""
+    random = np.random.default_rng(0)
+    return (random.normal(size=(12, 30)) * np.linspace(0.3, 1, 30) + 1).astype("float32"), np.arange(12) % 4
+
+
+@pytest.mark.parametrize("kind", ["whiten", "lda"])
+def test_a_rank_keeps_to_these_directions_of_fewer_items_than_dimensions_too(kind):
+    features, labels = wide_items()
+    basis = np.linalg.eigh(np.cov(features.T))[1][:, -5:]
+    kernel, bias = getattr(reference_starts, kind)(features @ basis, labels, 2, 0.0)
+    assert_same_map(getattr(ClosedForms(features, labels, rank=5), kind)(2, 0.0), (basis @ kernel, bias))
+
+
+def test_beyond_the_directions_of_few_items_there_are_others():
+    features, labels = wide_items()
+    basis = ClosedForms(features, labels, rank=20).basis
+    np.testing.assert_allclose(basis.T @ basis, np.eye(20), atol=1e-9)
+    centred = features - features.mean(axis=0)
+    np.testing.assert_allclose(centred @ basis @ basis.T, centred, atol=1e-5)
+
+
 @pytest.mark.parametrize("weighting", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["lda", "nda"])
 def test_the_weighting_makes_directions_count_less_that_tell_less(kind, weighting):

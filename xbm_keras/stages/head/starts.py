@@ -78,8 +78,21 @@ class ClosedForms:
         self.basis = np.eye(self.width)
         """[D, rank]"""
         if self.rank < self.width:
-            self.basis = leading_eigenvectors(self.total, self.rank)[1]
+            self.basis = self._directions()
             self.total, self.within = (self.basis.T @ each @ self.basis for each in (self.total, self.within))
+
+    def _directions(self) -> np.ndarray:
+        """[D, rank] of largest total variance.
+
+        Of fewer items than dimensions by the products of items, which is far quicker, and completed at random beyond.
+        """
+        if self.num_items >= self.width:
+            return leading_eigenvectors(self.total, self.rank)[1]
+        rows = np.asarray(self.features[:], np.float64) - self.mean
+        count = min(self.rank, self.num_items)
+        beyond = np.random.default_rng(0).normal(size=(self.width, self.rank - count))
+        leading = rows.T @ leading_eigenvectors(rows @ rows.T, count)[1]
+        return np.linalg.qr(np.hstack([leading, beyond]))[0]
 
     def identity(self, embedding_dim: int) -> Start:
         """The first E features as they are: for E = D, and for networks that were trained to be cut (Matryoshka)."""
