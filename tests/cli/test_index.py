@@ -124,7 +124,7 @@ def test_a_folder_that_vanished_does_not_empty_the_index(command, tmp_path, caps
         (tmp_path / "photos").mkdir(exist_ok=True)
     assert len(opened(tmp_path)) == 33
     assert command("sync", tmp_path / "photos", "--allow_empty") == 0
-    assert "1 items of width 4; 0 added, 0 changed, 32 gone, 0 left out" in said(capsys)
+    assert "1 item of width 4; 0 added, 0 changed, 32 gone, 0 left out" in said(capsys)
     assert opened(tmp_path).gallery.ids.tolist() == ["others/a.png"]
 
 

@@ -1,13 +1,17 @@
 """`xbm-keras COMMAND`: which commands there are."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
 from tests.conftest import ROOT
+from xbm_keras.cli import train  # noqa: F401  its flags
 from xbm_keras.cli.__main__ import COMMANDS, main
+from xbm_keras.cli.arguments import parse_flags
 
 
 @pytest.mark.parametrize(("given", "meant"), [("trian", "train"), ("evalute", "evaluate"), ("serv", "serve")])
@@ -34,3 +38,62 @@ def test_the_program_starts_in_silence(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Received --model 'nowhere'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data.root=my_photos"], "Received --data.root, .* --set data.root=VALUE."),
+        (["--wrkdir=runs/x"], "Received --wrkdir, .* Did you mean --workdir?"),
+        (["--unlike_any"], "Received --unlike_any, .* xbm-keras train --help lists all flags and settings."),
+        (["--resume=perhaps"], "Received a flag that cannot be used: .*--resume=perhaps.*<auto|must|never>"),
+        (["my_photos"], "Received 'my_photos'; expected flags alone. .* --config image_folder --set data.root="),
+        (
+            ["--set", "head.embedding_dim=8", "training.epochs=1"],
+            "Received 'training.epochs=1'; .* --set training.epochs=1:",
+        ),
+    ],
+)
+def test_a_mistaken_flag_is_told_in_one_line(capsys, arguments, told):
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        parse_flags(["xbm-keras train", *arguments])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("Error: " + ".*".join(map(re.escape, told.split(".*"))), line)
+
+
+def test_what_reads_the_help_may_stop_reading():
+    command = [sys.executable, "-m", "xbm_keras.cli", "train", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as program:
+        program.stdout.close()
+        assert b"BrokenPipe" not in program.stderr.read()
+    assert program.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["index", "search", "--images", "x.jpg"],
+            "xbm-keras index search: error: the following arguments are required",
+        ),
+        (["evaluate", "--modle", "runs/x"], "; did you mean --model? xbm-keras evaluate --help lists what there is"),
+        (
+            ["index", "remove", "--index", "x", "y", "--k=3"],
+            "index remove: error: unrecognized arguments: --k=3; xbm-keras",
+        ),
+    ],
+)
+def test_a_mistaken_argument_is_told_by_the_command_that_it_is_of(capsys, arguments, told):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_command_whose_extra_is_not_there_says_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "xbm_keras.cli.serve", raising=False)
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err.endswith('expected the extra [serve]. Install it with: pip install ".[serve]"\n')

@@ -21,7 +21,7 @@ from absl.testing import flagsaver
 from tests.tuning.conftest import save_vectors
 from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
-from xbm_keras.experiment.loading import load_dataset
+from xbm_keras.experiment.loading import dataset_of
 from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
 from xbm_keras.tuning import search as search_module
 from xbm_keras.tuning.hypermodel import estimate_bytes
@@ -151,8 +151,8 @@ def test_folds_are_averaged(vectors, tmp_path):
     metrics = hypermodel.evaluate(config)
     folds = [metrics[f"val_map_at_r_fold_{i}"] for i in range(2)]
     assert metrics["val_map_at_r"] == pytest.approx(np.mean(folds))
-    load = functools.partial(load_dataset, fold=1)
-    with unittest.mock.patch("xbm_keras.experiment.loading.load_dataset", load):
+    load = functools.partial(dataset_of, fold=1)
+    with unittest.mock.patch("xbm_keras.experiment.loading.dataset_of", load):
         validation = run(vectors, tmp_path / "fold", "training.refit=false")["validation"]
     assert validation["leave_one_out"]["trained"]["map_at_r"] == pytest.approx(folds[1], abs=1e-4)
 

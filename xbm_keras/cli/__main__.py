@@ -3,10 +3,13 @@
 import difflib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
+
+from xbm_keras.cli.arguments import parse_flags
 
 COMMANDS = {
     "train": "train the head of a frozen network, evaluate and export it (as train.py does)",
@@ -26,7 +29,16 @@ OF_FLAGS = ("train", "tune")  # the others read their arguments by argparse
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first argument, by default of the program, names; the exit code."""
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = _run(*((sys.argv[1:] if arguments is None else arguments) or ["--help"]))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    return code
+
+
+def _run(command: str, *rest: str) -> int:
     if command not in COMMANDS:
         width = max(map(len, COMMANDS))
         usage = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
@@ -34,15 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         received = "" if is_asked else f"Received {command!r}; expected one of these commands.{hint}\n\n"
-        print(f"{received}usage: xbm-keras COMMAND ...\n\n{usage}", file=sys.stdout if is_asked else sys.stderr)
+        usage = f"usage: xbm-keras COMMAND ...; xbm-keras COMMAND --help lists its flags\n\n{usage}"
+        print(f"{received}{usage}", file=sys.stdout if is_asked else sys.stderr)
         return 0 if is_asked else 2
-    module = importlib.import_module(f"xbm_keras.cli.{command}")
+    try:
+        module = importlib.import_module(f"xbm_keras.cli.{command}")
+    except ModuleNotFoundError as error:
+        if command != "serve":
+            raise
+        told = f"Received serve, and {error.name} cannot be imported; expected the extra [serve]."
+        print(f'Error: {told} Install it with: pip install ".[serve]"', file=sys.stderr)
+        return 2
     if command not in OF_FLAGS:
-        return module.main(rest)
+        return module.main(list(rest))
     if {"--help", "-h", "-help"} & set(rest):
         print_help(module)
         return 0
-    app.run(module.main, argv=[f"xbm-keras {command}", *rest])
+    app.run(module.main, argv=[f"xbm-keras {command}", *rest], flags_parser=parse_flags)
     return 0
 
 

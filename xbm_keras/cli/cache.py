@@ -1,6 +1,5 @@
 """`xbm-keras cache`: list, check and delete caches of features, and of their neighbours."""
 
-import argparse
 import datetime
 import json
 import os
@@ -15,6 +14,7 @@ import rich.console
 import rich.table
 
 from xbm_keras.atomic_files import PREFIX
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.data.errors import DataError
 from xbm_keras.feature_cache.kept_blocks import DESCRIPTION, blocks_of, read_block
 from xbm_keras.feature_cache.shards import Shards, listings, number_of, read_listing
@@ -24,7 +24,7 @@ DESCRIPTIONS = ("backbone.json", DESCRIPTION)  # of features, and of neighbours
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 1 where `check` found something wrong."""
-    parser = argparse.ArgumentParser(prog="xbm-keras cache", description="Caches of features and neighbours on disk.")
+    parser = Parser(prog="xbm-keras cache", description="Caches of features and neighbours on disk.")
     parser.add_argument("--dir", default="~/.cache/xbm_keras", help="the folder of the caches (cache.dir)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is there")

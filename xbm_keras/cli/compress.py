@@ -1,8 +1,7 @@
 """`xbm-keras compress`: the fewest bytes that keep a promise, found on held-out items and exported."""
 
-import argparse
-
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.evaluation.promises import Promise, Trial, parse_promises
 from xbm_keras.experiment import compression, run_folder, saved_run
@@ -17,7 +16,7 @@ PAGE = "compress.html"
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done, 1 where nothing keeps the promise."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xbm-keras compress",
         description="Find the width, codes and rescoring of the fewest bytes that keep a promise, and export them.",
     )

@@ -1,6 +1,5 @@
 """`xbm-keras duplicates`: items that are nearly the same, and labels that may be wrong, as a table and a page."""
 
-import argparse
 import logging
 import pathlib
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ import pandas as pd
 
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.data.errors import UnreadableItem
 from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
@@ -31,7 +31,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray, Show]
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xbm-keras duplicates",
         description="Items that are nearly the same, of one label or of two, and items among neighbours of another "
         "label: a table, and a page to look at.",

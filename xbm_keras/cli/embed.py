@@ -1,6 +1,5 @@
 """`xbm-keras embed`: vectors of pictures, texts or features, and their ids, by an exported model."""
 
-import argparse
 import logging
 import pathlib
 
@@ -11,8 +10,10 @@ import pyarrow.parquet
 
 from xbm_keras.atomic_files import write_whole, writing_whole
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.errors import DataError
+from xbm_keras.data.labels import counted
 from xbm_keras.data.pairs import Side
 from xbm_keras.experiment.pair_loading import Texts
 from xbm_keras.index.export_embedder import ExportEmbedder
@@ -25,7 +26,7 @@ OUTPUTS = (".npy", ".parquet")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(prog="xbm-keras embed", description="Vectors by an exported model.")
+    parser = Parser(prog="xbm-keras embed", description="Vectors by an exported model.")
     parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument(
         "--input",
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"Received --output {options.output!r}; expected a path that ends in .npy or .parquet.")
         ids, vectors = embed(exported_by(options.model), pathlib.Path(options.input))
         write(output, ids, vectors)
-        log.info("%s: %d vectors of width %d", output, *vectors.shape)
+        log.info("%s: %s of width %d", output, counted(len(vectors), "vector"), vectors.shape[1])
     return 0
 
 

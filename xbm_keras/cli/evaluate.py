@@ -1,7 +1,7 @@
 """`xbm-keras evaluate`: scores and vectors of a finished run on any data."""
 
-import argparse
 import json
+import logging
 import pathlib
 
 import numpy as np
@@ -9,17 +9,21 @@ import pandas as pd
 
 from xbm_keras.atomic_files import write_whole, writing_whole
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.config.yaml_files import ConfigError
+from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import saved_run
 
+log = logging.getLogger("xbm_keras")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xbm-keras evaluate",
         description="Evaluate a finished run on any data, or embed them.",
     )
@@ -86,3 +90,5 @@ def write_vectors(path: pathlib.Path, vectors: np.ndarray, about: dict) -> None:
     with writing_whole(path) as side:
         np.save(side, vectors)
     write_whole(path.with_suffix(".csv"), pd.DataFrame(about).to_csv(index=False))
+    told = path, counted(len(vectors), "vector"), vectors.shape[1], path.with_suffix(".csv"), " and ".join(about)
+    log.info("%s: %s of width %d; %s: %s of each", *told)

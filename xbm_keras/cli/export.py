@@ -1,9 +1,9 @@
 """`xbm-keras export`: export a finished run again, in another form."""
 
-import argparse
 import pathlib
 
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.experiment import run_folder, saved_run
 from xbm_keras.export.other_runtimes import export_to
@@ -12,7 +12,7 @@ from xbm_keras.export.sentence_transformers import export_modules
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(prog="xbm-keras export", description="Export a finished run again.")
+    parser = Parser(prog="xbm-keras export", description="Export a finished run again.")
     parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument("--output", help="an .onnx or .tflite file; by default a SavedModel, the run's next version")
     parser.add_argument("--modules", help="a folder for the head as modules of sentence-transformers")

@@ -10,6 +10,7 @@ import numpy as np
 
 from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.cli import labels, terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.data.arrays import Features
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
@@ -193,7 +194,8 @@ def export(options: argparse.Namespace) -> None:
     if opened.num_mixed:
         log.warning("The vectors are exported plain; this index mixes %d neighbours into each.", opened.num_mixed)
     stores.export_gallery(options.to, pathlib.Path(options.output), opened.gallery, opened.model)
-    log.info("%s: %d items of width %d for %s", options.output, *opened.gallery.vectors.shape, options.to)
+    items, width = opened.gallery.vectors.shape
+    log.info("%s: %s of width %d for %s", options.output, counted(items, "item"), width, options.to)
 
 
 def map_to(options: argparse.Namespace) -> None:
@@ -208,7 +210,7 @@ def map_to(options: argparse.Namespace) -> None:
         kept += f", and a MAP@R of {found['map_at_r']:.3f}, where the new model's own vectors have "
         kept += f"{found['map_at_r_new']:.3f}"
     log.info("%s of %d pairs. Of %d others, the mapped find %s.", found["map"], found["pairs"], found["held_out"], kept)
-    log.info("%s: %d items mapped", latest_version(target), len(more.items))
+    log.info("%s: %s mapped", latest_version(target), counted(len(more.items), "item"))
 
 
 def _held(model: pathlib.Path, form: SearchForm, width: int, num_mixed: int) -> dict:
@@ -250,7 +252,7 @@ def _report(options, about: dict, more: str = "") -> None:
     more = f", held as {form}{more}" if form and form != SearchForm(about["width"], "float32") else more
     recall = ", ".join(f"{name} {value:.4g}" for name, value in about.items() if isinstance(value, float))
     recall = recall and f"; {recall}"
-    log.info("%s: %d items of width %d%s%s", version, about["items"], about["width"], more, recall)
+    log.info("%s: %s of width %d%s%s", version, counted(about["items"], "item"), about["width"], more, recall)
 
 
 def _positive(text: str) -> int:
@@ -262,7 +264,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xbm-keras index", description="A gallery to search.")
+    parser = Parser(prog="xbm-keras index", description="A gallery to search.")
     commands = parser.add_subparsers(required=True)
 
     def command(name: str, run, **kwargs) -> argparse.ArgumentParser:

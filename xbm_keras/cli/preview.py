@@ -1,12 +1,11 @@
 """`xbm-keras preview`: what closed forms would give, in seconds once the features are there, and what to do."""
 
-import argparse
-
 import rich.box
 import rich.console
 import rich.table
 
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.experiment import build, loading
 from xbm_keras.experiment.preview import Preview, preview
@@ -14,11 +13,11 @@ from xbm_keras.experiment.preview import Preview, preview
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xbm-keras preview",
         description="Frozen features and closed forms on held-out training classes: leave it, solve it, or train it.",
     )
-    parser.add_argument("--config", default="configs/default.yaml", help="of the run that is thought of")
+    parser.add_argument("--config", default="default", help="of the run that is thought of")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
     options = parser.parse_args(arguments)
     terminal.set_up()
@@ -29,9 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"Received data.source {config.data.source!r} with loss.name {config.loss.name!r}; expected items with "
                 "classes and a loss that uses them. Run train.py with training.epochs=0, which needs no more time."
             )
+        source = build.make_source(config)
         backbone = build.make_backbone(config)
         build.check_head(config, backbone)
-        show(preview(config, loading.load_dataset(config, backbone)))
+        show(preview(config, loading.dataset_of(source, config, backbone)))
     return 0
 
 

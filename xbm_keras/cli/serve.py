@@ -1,11 +1,11 @@
 """`xbm-keras serve`: embeddings and nearest items over HTTP. Needs the extra [serve]."""
 
-import argparse
 import pathlib
 
 import uvicorn
 
 from xbm_keras.cli import terminal
+from xbm_keras.cli.arguments import Parser
 from xbm_keras.index.exported_model import exported_by
 from xbm_keras.index.roots import named_folder
 from xbm_keras.serve.limits import WatchedConnection
@@ -16,7 +16,7 @@ from xbm_keras.serve.service import Server, Service
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; serves until it is stopped."""
-    parser = argparse.ArgumentParser(prog="xbm-keras serve", description="Serve embeddings and nearest items.")
+    parser = Parser(prog="xbm-keras serve", description="Serve embeddings and nearest items.")
     parser.add_argument("--model", required=True, help=terminal.MODEL)
     parser.add_argument("--index", type=pathlib.Path, help="the folder of the index's versions, to search")
     parser.add_argument(

@@ -65,6 +65,8 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(128 + (signal.SIGTERM if is_signal else signal.SIGINT))
+    except BrokenPipeError:  # of the program's own output; `main` knows
+        raise
     except OSError as error:
         _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
         sys.exit(2)

@@ -1,16 +1,18 @@
 """`train.py`: one experiment, from a config to an exported model."""
 
-from absl import app, flags
+from absl import flags
 
 from xbm_keras.cli import terminal
-from xbm_keras.config.yaml_files import load_config
+from xbm_keras.config.yaml_files import load_config, presets
 from xbm_keras.experiment import build, devices, phases, run_folder, saved_run
 from xbm_keras.experiment.work import work_of
 from xbm_keras.report.stage_costs import Costs
 
-CONFIG = flags.DEFINE_string("config", "default", "YAML file of the experiment, or the name of one of the package's.")
+CONFIG = flags.DEFINE_string(
+    "config", "default", f"YAML file of the experiment, or the name of one of the package's: {', '.join(presets())}."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<config>-<time>.")
-SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config; repeatable.")
+SET = flags.DEFINE_multi_string("set", [], "section.key=value, over the config.")
 RESUME = flags.DEFINE_enum(
     "resume", "auto", ["auto", "must", "never"], "Whether to go on with an unfinished run of the same config."
 )
@@ -20,8 +22,6 @@ VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the librarie
 
 def main(argv):
     """One experiment, from a config to an exported model."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Received {argv[1]!r}; settings are given as --set section.key=value.")
     terminal.set_up(VERBOSE.value)
     with terminal.readable_errors():
         config = load_config(CONFIG.value, SET.value)
@@ -29,9 +29,10 @@ def main(argv):
         with run_folder.claim(WORKDIR.value, CONFIG.value, config, RESUME.value) as workdir:
             costs = Costs(stages_of(config))
             costs.begin("features")
+            source = build.make_source(config)  # a wrong path is told before weights are downloaded
             backbone = build.make_backbone(config)
             build.check_head(config, backbone)
-            data = work_of(config).load(config, backbone)
+            data = work_of(config).load(source, config, backbone)
             metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics)
 

@@ -1,10 +1,11 @@
 """`tune.py`: one search, and its best config from training to an exported model."""
 
+import logging
 import pathlib
 import shutil
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from xbm_keras.cli.train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, stages_of, train
 from xbm_keras.cli import terminal
@@ -24,6 +25,7 @@ from xbm_keras.tuning import (
     work,
 )
 
+log = logging.getLogger("xbm_keras")
 MAX_TRIALS = flags.DEFINE_integer("max_trials", 60, "Trials in all; more than before go on.", lower_bound=1)
 TUNER = flags.DEFINE_enum("tuner", "bayesian", ["bayesian", "hyperband", "random", "grid"], "How trials are chosen.")
 CHIEF = flags.DEFINE_string("chief", None, "HOST:PORT at which to hand out trials to workers, and run none here.")
@@ -33,20 +35,19 @@ WORKER = flags.DEFINE_string("worker", None, "HOST:PORT of a chief, whose trials
 
 def main(argv):
     """One search, and its best config from training to an exported model."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Received {argv[1]!r}; settings are given as --set section.key=value.")
     terminal.set_up(VERBOSE.value)
     with terminal.readable_errors(SearchError):
         role = take_role(CHIEF.value, WORKER.value, PARALLEL.value)
         config = load_config(CONFIG.value, SET.value)
         devices.make_strategy(config.training)  # or an error, before features are computed
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
+        source = build.make_source(config)
         backbone = build.make_backbone(config)
         if config.is_of_pairs:
             hypermodel = PairHyperModel(*load_pair_folds(config, backbone))
-            data = work_of(config).load(config, backbone)
+            data = work_of(config).load(source, config, backbone)
         else:
-            config, folds = load_folds(config, backbone)
+            config, folds = load_folds(config, backbone, source)
             hypermodel, data = HeadHyperModel(config, folds), folds[0]
         if role == "worker":
             work(hypermodel)
@@ -54,16 +55,17 @@ def main(argv):
         search = HeadSearch(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
         with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
             search.run(is_chief=role == "chief", workers=workers)
-        train_once(search.default_config(), data, backbone, workdir / "default")
-        train_once(search.best_config(), data, backbone, workdir / "best")
+        train_once("The config as it is", search.default_config(), data, backbone, workdir / "default")
+        train_once("The best", search.best_config(), data, backbone, workdir / "best")
         search.write_page()
     search.print_results()
 
 
-def train_once(config, data, backbone, workdir):
+def train_once(which, config, data, backbone, workdir):
     """What train.py does, where it is not done yet."""
     if (workdir / "config.yaml").exists() and load_config(str(workdir / "config.yaml")) != config:
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
     if not run_folder.is_finished(workdir):
+        log.info("%s, from training to export, in %s:", which, workdir)
         with run_folder.claim(str(workdir), CONFIG.value, config):
             train(config, data, backbone, workdir, Costs(stages_of(config)[1:]))

@@ -69,6 +69,11 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
+def presets() -> dict[str, pathlib.Path]:
+    """The package's own configs by name."""
+    return {file.stem: file for folder in PRESETS for file in sorted(folder.glob("*.yaml"))}
+
+
 def find_config(path: str) -> pathlib.Path:
     """The file of a config: that path, or of the package's own the one of that name, such as "grocery".
 
@@ -76,14 +81,14 @@ def find_config(path: str) -> pathlib.Path:
     """
     if pathlib.Path(path).is_file():
         return pathlib.Path(path)
-    presets = {file.stem: file for folder in PRESETS for file in sorted(folder.glob("*.yaml"))}
+    own = presets()
     name = path.removesuffix(".yaml").removeprefix("configs/")
-    if name in presets:
-        return presets[name]
-    near = difflib.get_close_matches(pathlib.Path(name).name, presets, n=1)
+    if name in own:
+        return own[name]
+    near = difflib.get_close_matches(pathlib.Path(name).name, own, n=1)
     raise ConfigError(
         f"Received --config {path!r}, which is no file; expected a YAML file, or one of the package's own: "
-        f"{', '.join(presets)}. {f'Did you mean {near[0]}?' if near else 'Mend the path.'}"
+        f"{', '.join(own)}. {f'Did you mean {near[0]}?' if near else 'Mend the path.'}"
     )
 
 

@@ -13,20 +13,20 @@ from xbm_keras.stages.backbone.frozen import Backbone
 class Work(NamedTuple):
     """The steps of a run, in their order."""
 
-    load: Callable[[Config, Backbone | None], Any]
+    load: Callable[[Any, Config, Backbone | None], Any]
     write_data: Callable[[pathlib.Path, Any], None]
     run: Callable
     export: Callable
     write_report: Callable
 
 
-def _load(config: Config, backbone: Backbone | None) -> Dataset:
-    return loading.with_training_views(config, loading.load_dataset(config, backbone), backbone)
+def _load(source, config: Config, backbone: Backbone | None) -> Dataset:
+    return loading.with_training_views(config, loading.dataset_of(source, config, backbone), backbone)
 
 
 OF_ITEMS = Work(_load, run_folder.write_data, phases.run, run_folder.export_model, run_folder.write_report)
 OF_PAIRS = Work(
-    pair_loading.load_pairs, pair_folder.write_data, pair_phases.run, pair_folder.export_model, pair_folder.write_report
+    pair_loading.folds_of, pair_folder.write_data, pair_phases.run, pair_folder.export_model, pair_folder.write_report
 )
 
 

@@ -97,7 +97,8 @@ def exported_by(model: str | pathlib.Path) -> pathlib.Path:
     if (folder / "model.keras").exists():
         raise ValueError(
             f"Received --model {str(model)!r}, a run that exported nothing, as it says; expected an exported model. "
-            "Train another head, or have this one exported nevertheless: --set export.only_if_better=false."
+            f"Train another head, or have this one exported nevertheless: xbm-keras export --model {model} --set "
+            "export.only_if_better=false"
         )
     if found := versions(folder):
         return found[-1]

@@ -16,9 +16,10 @@ from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import phases
+from xbm_keras.experiment.build import make_source
 from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of
 from xbm_keras.experiment.held_out import HeldOutFolds
-from xbm_keras.experiment.loading import load_dataset, with_training_views
+from xbm_keras.experiment.loading import dataset_of, with_training_views
 from xbm_keras.experiment.selection import choose, choose_start
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
@@ -26,8 +27,13 @@ from xbm_keras.stages.head.starts import ClosedForms
 from xbm_keras.tuning.space import check_space, declare, default_space, trial_values
 
 
-def load_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config, list[Dataset]]:
+def load_folds(config: Config, backbone: Backbone | None = None, source=None) -> tuple[Config, list[Dataset]]:
     """The data, `search.folds` times, with the same features and test items, but other classes to validate on.
+
+    Args:
+        config: of the search.
+        backbone: its frozen network; None for vectors.
+        source: the items, by default made of the config.
 
     Returns:
         The config, in which it is chosen which views of pictures train, and the data with these.
@@ -35,13 +41,14 @@ def load_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config
     Raises:
         DataError: for data that cannot be used, or has too few classes for so many folds.
     """
-    first = with_training_views(config, load_dataset(config, backbone), backbone)
+    source = make_source(config) if source is None else source
+    first = with_training_views(config, dataset_of(source, config, backbone), backbone)
     if len(first.view_rows):
         chosen, first = choose(config, first)
         config = config.model_copy(update={"views": chosen.views})
     folds = [first]
     for number in range(1, config.search.folds):
-        other = load_dataset(config, backbone, fold=number)
+        other = dataset_of(source, config, backbone, fold=number)
         folds.append(dataclasses.replace(first, splits=other.splits))
     return config, folds
 

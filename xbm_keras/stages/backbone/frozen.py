@@ -216,7 +216,7 @@ class Backbone(keras.layers.Layer):
             raise ValueError(
                 f"Received backbone weights {weights!r}, which could not be loaded into {name} at "
                 f"{image_size[0]}x{image_size[1]}: {error}\nExpected weights of that network without its classifier. "
-                "Without a connection, give the path of a weights file: in a config backbone.weights."
+                "Without a connection, bring the file from elsewhere, and say --set backbone.weights=FILE."
             ) from error
         return cls(with_outputs(network, layers), name, image_size, pooling, name="backbone")
 

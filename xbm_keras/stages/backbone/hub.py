@@ -200,7 +200,7 @@ def _load(kind, preset: str, **kwargs):
         raise ValueError(
             f"Received preset {preset!r}, of which keras_hub cannot load the {kind.__name__}{options}: {error}\n{hint}"
             "Expected the name of a keras_hub preset, or a folder that holds one or a Hugging Face model (with "
-            "config.json). Without a connection, give a folder: in a config backbone.preset."
+            "config.json). Without a connection, bring it from elsewhere, and say --set backbone.preset=FOLDER."
         ) from error
 
 
