@@ -242,14 +242,14 @@ def test_labels_in_a_table_beside_the_vectors(tmp_path):
     np.save(tmp_path / "x.npy", GOOD)
     (tmp_path / "one.csv").write_text("kind\n007\n7\na\n\na\n7\n".replace("\n\n", '\n""\n'))
     (tmp_path / "two.csv").write_text("id,kind\n" + "".join(f"{i},{kind}\n" for i, kind in enumerate("aabbcc")))
-    (tmp_path / "named.csv").write_text("id,label\n" + "".join(f"{i},{kind}\n" for i, kind in enumerate("aabbcc")))
+    (tmp_path / "named.csv").write_text("id,class\n" + "".join(f"{i},{kind}\n" for i, kind in enumerate("aabbcc")))
 
     def labels(name):
         return arrays.Features(str(tmp_path / "x.npy"), labels=str(tmp_path / name)).items.labels.tolist()
 
     assert labels("one.csv") == ["007", "7", "a", None, "a", "7"]
     assert labels("two.csv:kind") == labels("named.csv") == list("aabbcc")
-    with pytest.raises(DataError, match=r"columns id, kind; expected the name of one .*two\.csv:id"):
+    with pytest.raises(DataError, match=r"columns id, kind; expected the name of one .*two\.csv:kind\."):
         labels("two.csv")
     with pytest.raises(DataError, match=r"'kin', which .* does not have; did you mean 'kind'"):
         labels("two.csv:kin")

@@ -61,3 +61,16 @@ def test_what_is_learnt_by_heart_does_not_count():
     assert "Of all test queries 0.700 against 0.600" in said
     assert verdict({"pairs": pairs(0.1, [0.05, 0.15])})[0] == "good"
     assert verdict({"pairs": pairs(-0.1, [-0.15, -0.05])})[0] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "said"),
+    [
+        (0, "The closed form, which no epoch bettered, keeps 90.0% of the ten nearest neighbours."),
+        (3, "The trained head keeps 90.0% of the ten nearest neighbours, 1.0 points more than its closed form."),
+    ],
+)
+def test_a_closed_form_is_not_called_trained(epoch, said):
+    kept = {"closed_form": 0.89 if epoch else 0.9, "trained": 0.9}
+    neighbors = {name: {"neighbor_overlap_at_10": value} for name, value in kept.items()}
+    assert verdict({"neighbors": neighbors, "validation": {"epoch": epoch}})[1] == said

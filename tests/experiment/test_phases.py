@@ -247,7 +247,7 @@ def test_items_alone_in_their_class_are_drawn_only_where_the_memory_does_not_hol
     holds_all = memory_size == 40
     with caplog.at_level("INFO", "xbm_keras"):
         model = phases.start_model(config, dataset, None, positions)
-    assert ("2 items are alone in their class" in caplog.text) == holds_all
+    assert ("2 items alone in their class" in caplog.text) == holds_all
     sampler = phases.make_sampler(config, dataset.labels[positions], dataset.sample_ids[positions])
     assert sampler.num_items == (24 if holds_all else 28)
     if holds_all:

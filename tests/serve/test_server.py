@@ -111,6 +111,10 @@ def server(folder):
     running.process.wait()
 
 
+def test_it_says_where_it_answers(folder, server):
+    assert f"http://127.0.0.1:{server.port} answers; Ctrl-C ends it.\n" in (folder / "server.log").read_text()
+
+
 def test_answers_are_those_of_the_exported_model(server, folder):
     pictures = [encoded(25, 18, "JPEG", seed=40), b"no picture", (folder / "pictures/class 1/4 ä.png").read_bytes()]
     status, answer = server.post("/embed", pictures)

@@ -12,7 +12,7 @@ import numpy as np
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, encode, named
 from xbm_keras.data.sources import Items, RandomAccess
-from xbm_keras.data.tables import TABLES, Table, require_column, suffix_of
+from xbm_keras.data.tables import TABLES, USUAL, Table, require_column, suffix_of
 
 log = logging.getLogger("xbm_keras")
 
@@ -256,15 +256,15 @@ def _file_and_column(name: str) -> tuple[pathlib.Path, str | None]:
 
 
 def _labels_of_table(table: Table, column: str | None) -> Labels:
-    """Those of a column; by default of the only one, or of "label"."""
-    if column is None and len(table.columns) == 1:
-        (column,) = table.columns
-    if column is None and "label" not in table.columns:
+    """Those of a column; by default of the only one, or of one that is called as labels are."""
+    usual = [name for name in table.columns if name in USUAL["label"]] or list(table.columns)
+    if column is None and len(usual) > 1:
+        likely = min(usual, key=lambda name: len(set(map(str, table.columns[name]))))  # labels repeat, ids do not
         raise DataError(
             f"Received data.labels {table.name!r} with the columns {', '.join(table.columns)}; expected the name of "
-            f"one behind the file. Give it, such as data.labels={table.name}:{next(iter(table.columns))}."
+            f"one behind the file. Give it, such as --set data.labels={table.name}:{likely}."
         )
-    return table.labels(column or "label")
+    return table.labels(column or usual[0])
 
 
 def load_array(path: pathlib.Path) -> np.ndarray:

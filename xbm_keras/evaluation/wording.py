@@ -159,8 +159,10 @@ def _verdict_without_labels(metrics: dict) -> tuple[Tone, str]:
     )
     gain = statistics.mean(kept) - statistics.mean(start or [0.0])
     widths = f"Over its {len(kept)} widths the" if len(kept) > 1 else "The"
-    said = f"{widths} trained head keeps {statistics.mean(kept):.1%} of the ten nearest neighbours"
-    if start:
+    is_start = bool(start) and metrics.get("validation", {}).get("epoch") == 0
+    head = "closed form, which no epoch bettered," if is_start else "trained head"
+    said = f"{widths} {head} keeps {statistics.mean(kept):.1%} of the ten nearest neighbours"
+    if start and not is_start:
         said += f", {100 * abs(gain):.1f} points {'more' if gain >= 0 else 'LESS'} than its closed form"
     if "leave_one_out" in metrics:
         full, frozen = (metrics["leave_one_out"][name]["map_at_r"] for name in ("trained", "frozen"))

@@ -138,8 +138,9 @@ def _usable(config: schema.Config, items: sources.Items, is_training: bool) -> n
             log.info("The data has no labels to evaluate by; it has the columns %s.", ", ".join(items.columns))
     if is_training and not config.is_without_labels and num_unlabelled == num_items:
         raise sources.DataError(
-            f"Received data without labels; expected one per item, which the loss {config.loss.name!r} needs. Set the "
-            "column that holds them; or train without labels: --set loss.name=similarity_alignment."
+            f"Received data without labels; expected one per item, which the loss {config.loss.name!r} needs. Name "
+            "what holds them, by --set data.labels=COLUMN, or --set data.labels=labels.csv:COLUMN of a table beside "
+            "them; or train without labels: --set loss.name=similarity_alignment."
         )
     if config.is_without_labels or num_unlabelled in (0, num_items) or items.labels is None:
         return np.arange(num_items)

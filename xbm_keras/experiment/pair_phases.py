@@ -14,6 +14,7 @@ import tensorflow as tf
 from xbm_keras import progress
 from xbm_keras.config import schema
 from xbm_keras.data.batches import ShuffledSampler, query_dataset
+from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.pair_scores import PairEvaluation, PairScores, compare_pairs
@@ -222,8 +223,9 @@ def run(
     config = config.model_copy(update={"head": head})
     dataset, has_start = folds[0], head.start != "random"
     splits = dataset.splits
-    times = f", and others, {len(folds)} times in all" if len(folds) > 1 else ""
-    log.info("%d queries train, %d choose the epoch%s.", len(splits.train), len(splits.validation), times)
+    times = f"; {len(folds)} times, each with others held out" if len(folds) > 1 else ""
+    told = counted(len(splits.train), "query"), f"{len(splits.validation):,}", times
+    log.info("%s train and %s choose the epoch%s.", *told)
     model = start_model(config, dataset, backbone, splits.train)
     start = copy_head(model.head) if has_start else None
     best = select(config, dataset, model, *watch(config, workdir, "select"))
@@ -235,7 +237,8 @@ def run(
             curves.append(select(config, fold, fold_model, *watch(config, workdir, f"select_{number}")).scores)
         epoch = best_epoch(curves, simplest=True)
         if epoch != best.epoch:
-            log.info("Over all folds epoch %d is chosen: the first one is trained to it again, for its score.", epoch)
+            which = f"epoch {epoch}" if epoch else "the untrained start"
+            log.info("Over all folds %s is chosen: the first fold is brought there again, for its score.", which)
             model = start_model(config, dataset, backbone, splits.train)
             fit(config, dataset, model, splits.train, epoch)
             kept = epoch, model.head.get_weights()
@@ -253,6 +256,8 @@ def run(
             done = checkpoints.restore(model)
             fit(config, dataset, model, trained_on, epoch, [*logs, checkpoints], first_epoch=done)
             kept = epoch, model.head.get_weights()
+        elif not epoch and config.training.epochs:
+            log.info("The untrained start was best, and is kept.")
         costs.begin("test")
         metrics = compare(config, dataset, start, model.head, splits.test, trained_on) if len(splits.test) else {}
     except KeyboardInterrupt as interrupt:

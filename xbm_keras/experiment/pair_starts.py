@@ -93,7 +93,7 @@ def _scores(given: schema.HeadConfig, tried: list, fold: PairDataset) -> list[fl
     relevant = np.where(relevant >= 0, np.searchsorted(corpus, relevant), -1)
     queries, documents = UnitRows(fold.queries, chosen)[:], UnitRows(fold.documents, corpus)[:]
     found = []
-    for i in track(range(len(tried)), "closed forms", len(tried)):
+    for i in track(range(len(tried)), "choosing the start", len(tried), "closed forms"):
         name, parameters = tried[i]
         try:
             kernel, bias = getattr(forms, name)(given.embedding_dim, **parameters)

@@ -72,7 +72,7 @@ def start_model(
     labels, ids = dataset.labels[positions], dataset.sample_ids[positions]
     num_alone = len(np.unique(ids[left_out(config, labels, ids)]))
     if num_alone:
-        log.info("%d items are alone in their class: they are negatives of the others, and no anchors.", num_alone)
+        log.info("%s alone in their class: negatives of the others, and no anchors.", counted(num_alone, "item"))
     head = choose_start(config.head, dataset, HeldOutFolds(dataset, not config.is_without_labels))
     config = config.model_copy(update={"head": head})
     strategy = devices.make_strategy(config.training)
@@ -83,7 +83,8 @@ def start_model(
         num_steps = num_epochs * steps_per_epoch(config, make_sampler(config, labels, ids))
         model = make_model(config, backbone, dataset.features.shape[1], len(labels), num_steps, head.power)
     if head.start != "random":
-        closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power)
+        rank = max(len(positions), head.embedding_dim)  # beyond so many directions few items have nothing
+        closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power, rank)
         model.set_start(make_start(head, closed_forms).scaled())
     with blaming_config():
         model.top_k.adapt(UnitRows(dataset.features, positions))
@@ -143,7 +144,8 @@ def fit_batches(
     if model.distribute_strategy.num_replicas_in_sync == 1:
         model.steps_per_execution = max(n for n in range(1, MAX_STEPS_OF_CALL + 1) if steps % n == 0)
     with progress.bar("training", steps * (epochs - first_epoch), "steps") as bar:
-        all_callbacks = [*callbacks, TrainingProgress(bar)] if show_progress else list(callbacks)
+        kept = next((each for each in callbacks if isinstance(each, KeepBestHead)), None)
+        all_callbacks = [*callbacks, TrainingProgress(bar, kept)] if show_progress else list(callbacks)
         counts = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps}
         model.fit(batches, **counts, callbacks=all_callbacks, verbose=0, shuffle=False)
 
@@ -214,10 +216,11 @@ def run(
     model = start_model(config, first, backbone, positions)
     start = copy_head(model.head)
     counts = len(first.splits.train), len(first.splits.validation)
-    what = "held-out items" if config.data.split.by == "item" else "items of held-out classes"
-    times = f", and others, {1 + len(other_folds)} times in all" if other_folds else ""
-    views = f" in {len(positions):,} views" if len(positions) > counts[0] else ""
-    log.info("%s train%s, %s %s choose the epoch%s.", f"{counts[0]:,} items", views, f"{counts[1]:,}", what, times)
+    what = "" if config.data.split.by == "item" else " of other classes"
+    times = f"; {1 + len(other_folds)} times, each with others held out" if other_folds else ""
+    views = f", in {len(positions):,} views," if len(positions) > counts[0] else ""
+    told = counted(counts[0], "item"), views, f"{counts[1]:,}", what, times
+    log.info("%s train%s and %s%s choose the epoch%s.", *told)
     best = select(config, first, model, *watch(config, workdir, "select"))
     curves = [best.scores]
     kept = best.epoch, model.head.get_weights()  # what Ctrl-C leaves from here on, an epoch and its head
@@ -227,7 +230,8 @@ def run(
             curves.append(select(config, fold, fold_model, *watch(config, workdir, f"select_{number}")).scores)
         epoch = best_epoch(curves)
         if epoch != best.epoch:  # of the first fold alone another one is best, whose head `select` left
-            log.info("Over all folds epoch %d is best: the first one is trained to it again, for its score.", epoch)
+            which = f"epoch {epoch}" if epoch else "the untrained start"
+            log.info("Over all folds %s is best: the first fold is brought there again, for its score.", which)
             model = start_model(config, first, backbone, positions)
             fit(config, first, model, positions, epoch)
             kept = epoch, model.head.get_weights()
@@ -245,6 +249,8 @@ def run(
             done = checkpoints.restore(model)
             fit(config, dataset, model, everything, epoch, [*logs, checkpoints], first_epoch=done)
             kept = epoch, model.head.get_weights()
+        elif not epoch and config.training.epochs:
+            log.info("The untrained start was best, and is kept.")
         costs.begin("test")
         metrics = _compare(config, dataset, start, model.head, splits.test) if len(splits.test) else {}
     except KeyboardInterrupt as interrupt:

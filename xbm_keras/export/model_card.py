@@ -11,6 +11,7 @@ import tensorflow as tf
 import yaml
 
 from xbm_keras import __version__
+from xbm_keras.data.labels import counted
 from xbm_keras.evaluation.wording import shown, title, views
 
 VERSIONS = {  # as imported: a checkout may not be installed, and TensorFlow has several names as a distribution
@@ -54,7 +55,7 @@ def render_card(config: dict, recipe: dict, data: dict, metrics: dict, signature
         f"| tested on | {_tested_on(data)} |",
         f"| left out | {len(data['skipped']):,} items that could not be read |",
         f"| recipe | {head['kind']} head, start `{head['start']}`, loss `{config['loss']['name']}`, "
-        f"{metrics['validation']['epoch']} epochs, seed {config['training']['seed']} |",
+        f"{counted(metrics['validation']['epoch'], 'epoch')}, seed {config['training']['seed']} |",
         f"| date | {datetime.datetime.now(datetime.UTC):%Y-%m-%d} |",
         f"| made with | {', '.join(f'{name} {version}' for name, version in VERSIONS.items())} |",
         "",
@@ -91,7 +92,8 @@ def _trained_on(data: dict, metrics: dict) -> str:
     parts = ("train", "validation") if phase == "refit" else ("train",)
     items, classes = (sum(data[what][part] for part in parts) for what in ("items", "classes"))
     held_out = metrics["validation"].get("held_out", data["items"]["validation"])
-    times = f", and others, {folds} times in all," if (folds := metrics["validation"].get("folds", 1)) > 1 else ""
+    folds = metrics["validation"].get("folds", 1)
+    times = f", {folds} times each with others held out," if folds > 1 else ""
     chose = f"{held_out:,} items {'of these' if phase == 'refit' else 'of other classes'}{times}"
     return f"{items:,} items{_of_classes(classes)}{views(metrics['validation'])}; {chose} chose the number of epochs"
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -42,7 +43,8 @@ def export_to(model: XBMModel, path: pathlib.Path) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing_whole(path) as side:
             try:
-                encoder.export(str(side), format=kind, verbose=False, input_signature=signature)
+                with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of tf2onnx about numpy
+                    encoder.export(str(side), format=kind, verbose=False, input_signature=signature)
                 run = RUNTIMES[path.suffix](side)
             except ImportError as error:
                 raise ValueError(

@@ -105,6 +105,12 @@ class Server(uvicorn.Server):
         self.gate, self.service = gate, service
         self.deadline = 0.0
 
+    async def startup(self, sockets=None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            print(f"http://{self.config.host}:{self.config.port} answers; Ctrl-C ends it.", flush=True)
+
     def handle_exit(self, sig: int, frame) -> None:
         """Of a signal."""
         if self.gate.is_stopping:

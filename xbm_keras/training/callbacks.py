@@ -82,12 +82,12 @@ class TrainingProgress(keras.callbacks.Callback):
 
     Args:
         bar: of as many steps as the epochs have in all.
+        kept: which head is the best so far, where one is chosen; it stands before this one in the list of callbacks.
     """
 
-    def __init__(self, bar: Bar):
+    def __init__(self, bar: Bar, kept: KeepBestHead | None = None):
         super().__init__()
-        self.bar = bar
-        self.best = (float("-inf"), 0)
+        self.bar, self.kept = bar, kept
         self.last_line = time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -102,10 +102,10 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Note loss and score."""
         parts = [f"epoch {epoch + 1}/{self.params['epochs']}"]
-        for name, (title, _) in SCORES.items():
-            if name in logs:
-                self.best = max(self.best, (logs[name], -epoch - 1))
-                parts.append(f"{title} {logs[name]:.4f} (best {self.best[0]:.4f}, epoch {-self.best[1]})")
+        if self.kept is not None:
+            score, kept = logs[self.kept.monitor], self.kept
+            best = f"epoch {kept.epoch}" if kept.epoch else "the start"
+            parts.append(f"{SCORES[kept.monitor][0]} {score:.4f} (best {kept.best:.4f}, {best})")
         parts.append(f"loss {logs['loss']:.4f}")
         self.bar.advance(0, ", ".join(parts))
         log.debug("%s: %s", parts[0], ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
