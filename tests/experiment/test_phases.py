@@ -134,7 +134,9 @@ def test_the_power_is_the_best_over_the_halves(dataset, start):
 def test_choosing_for_several_heads_sums_and_scores_once(dataset, monkeypatch):
     summed, scored = [], []
     of_dataset, score = chosen_head.closed_forms_of, held_out.score_queries
-    monkeypatch.setattr(held_out, "closed_forms_of", lambda *args: summed.append(args[2]) or of_dataset(*args))
+    monkeypatch.setattr(
+        held_out, "closed_forms_of", lambda *args, **how: summed.append(args[2]) or of_dataset(*args, **how)
+    )
     monkeypatch.setattr(held_out, "score_queries", lambda *args, **how: scored.append(1) or score(*args, **how))
     folds = held_out.HeldOutFolds(dataset)
     heads = [config_of(start=start).head for start in ("auto", "lda", "nda", "auto")]

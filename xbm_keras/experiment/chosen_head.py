@@ -56,8 +56,8 @@ def make_start(config: ChosenHead, closed_forms: ClosedForms) -> Start:
 
 
 def closed_forms_of(
-    dataset: Dataset, positions: np.ndarray, power: float = 1.0, rank: int | None = None
+    dataset: Dataset, positions: np.ndarray, power: float = 1.0, rank: int | None = None, is_draft: bool = False
 ) -> ClosedForms:
     """One pass over the features of these items, raised to the head's power."""
     with progress.watch(UnitRows(dataset.features, positions, power), "closed form") as rows:
-        return ClosedForms(rows, dataset.labels[positions], rank)
+        return ClosedForms(rows, dataset.labels[positions], rank, is_draft)

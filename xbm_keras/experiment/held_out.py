@@ -93,7 +93,7 @@ class HeldOutFolds:
         rank = max(min(RANK, len(train)), choice.embedding_dim)
         key = (i, choice.power, rank)
         if key not in self._closed_forms:
-            self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank)
+            self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank, is_draft=True)
         return make_start(choice, self._closed_forms[key])
 
 

@@ -91,6 +91,13 @@ def test_a_rank_keeps_to_the_directions_of_largest_variance(kind):
     np.testing.assert_allclose(basis @ (basis.T @ shrunk.kernel), shrunk.kernel, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["whiten", "lda", "nda"])
+def test_a_draft_is_the_same_map(kind):
+    features, labels = make_classes()
+    exact, draft = (getattr(ClosedForms(features, labels, is_draft=is_draft), kind)(3) for is_draft in (False, True))
+    assert_same_map(draft, exact)
+
+
 def wide_items():
     """Fewer items than dimensions."""
     random = np.random.default_rng(0)

@@ -44,6 +44,7 @@ class ClosedForms:
         labels: [N].
         rank: all maps but `identity` keep to so many directions of largest total variance, which is quicker and takes
             less memory; by default to all.
+        is_draft: whether the last digits do not matter, as where maps are only compared: they come twice as fast.
 
     Example:
         >>> features = np.array([[1.0, 0.1, 0.5], [1.0, -0.1, 0.5], [-1.0, 0.1, 0.5], [-1.0, -0.1, 0.5]])
@@ -52,7 +53,8 @@ class ClosedForms:
         True
     """
 
-    def __init__(self, features: FeatureRows, labels: np.ndarray, rank: int | None = None):
+    def __init__(self, features: FeatureRows, labels: np.ndarray, rank: int | None = None, is_draft: bool = False):
+        self.is_draft = is_draft
         self.features, self.labels = features, np.asarray(labels)
         self.num_items, self.width = features.shape
         self.rank = min(rank or self.width, self.width)
@@ -206,7 +208,7 @@ class ClosedForms:
 
     def _principal(self, projection: np.ndarray, embedding_dim: int) -> Start:
         """The directions of largest total variance of the projected features."""
-        _, axes = leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim)
+        _, axes = leading_eigenvectors(projection.T @ self.total @ projection, embedding_dim, self.is_draft)
         return self._centred(self.basis @ (projection @ axes))
 
     def _whitening(self, shrinkage: float, total_share: float = 0.0) -> np.ndarray:
@@ -253,7 +255,7 @@ class ClosedForms:
         if kind == "nda":
             local = self._local(shrinkage, total_share)
             between = (between + np.trace(between) / np.trace(local) * local) / 2
-        variances, axes = leading_eigenvectors(between, embedding_dim)
+        variances, axes = leading_eigenvectors(between, embedding_dim, self.is_draft)
         return self.basis @ (projection @ axes), np.maximum(variances, 0.0)
 
     @functools.cached_property
@@ -302,8 +304,12 @@ def _scatter_to_nearest(rows: np.ndarray, labels: np.ndarray, num_neighbors: int
     return ((num_neighbors + times_chosen[:, None]) * rows).T @ rows - crossed - crossed.T
 
 
-def leading_eigenvectors(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest eigenvalues [count] of a symmetric matrix [D, D] and their vectors [D, count], the largest first."""
+def leading_eigenvectors(matrix: np.ndarray, count: int, is_draft: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues [count] of a symmetric matrix [D, D] and their vectors [D, count], the largest first.
+
+    A draft has other last digits, and takes less than half the time: LAPACK finds all vectors sooner than a third.
+    """
     width = len(matrix)
-    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[width - count, width - 1])
-    return values[::-1], vectors[:, ::-1]
+    chosen = None if is_draft else [width - count, width - 1]
+    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=chosen, driver="evd" if is_draft else None)
+    return values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
