@@ -16,7 +16,7 @@ from xbm_keras.progress import track
 log = logging.getLogger("xbm_keras")
 AUTO_STARTS = ("identity", "centred", "pca", "local", "whiten", "lda", "nda")  # ascending in what classes tell them
 LOCAL_SHRINKAGES = (0.8, 0.9, 0.95, 0.98)  # that are tried for the start "local"
-FAR = 3.0  # standard errors, by a sample of the queries
+FAR = 2.0  # standard errors, by a sample of the queries
 
 
 def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds | None = None) -> ChosenHead:

@@ -210,9 +210,10 @@ class HeadSearch:
             }
             default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
             axes = {key: _axis(dimensions) for key, dimensions in space.items()}
-            command = f"python train.py --config {self.workdir.name}/best.yaml"
+            place = self.workdir.name if self.workdir.is_absolute() else self.workdir  # no page tells whose home it is
+            command = f"python train.py --config {place}/best.yaml"
             findings = Findings(self.table(), axes, default, self.test_scores(), command, about, self.score)
-            write_page(self.workdir / "search.html", search_page(findings, f"Search in {self.workdir.name}"))
+            write_page(self.workdir / "search.html", search_page(findings, f"Search in {place}"))
 
     def print_results(self) -> None:
         """Default and best side by side, and where everything is."""
