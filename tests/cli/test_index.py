@@ -1,5 +1,6 @@
 """`xbm-keras index` on runs: any kind of item, metadata, what came and went, and a new head over the same network."""
 
+import functools
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 import yaml
 
 from tests import hub_presets
@@ -16,6 +18,10 @@ from xbm_keras.atomic_files import versions
 from xbm_keras.cli import index
 from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.export.saved_model import export_encoder
+from xbm_keras.geometry import unit_rows
+from xbm_keras.index.coded_search import SearchForm
+from xbm_keras.index.galleries import add_items, write_index
+from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.opened_index import OpenedIndex
 
 
@@ -152,6 +158,10 @@ def test_a_new_head_embeds_the_items_anew_without_the_network(command, trained, 
     monkeypatch.undo()
     command("build", model="second")
     np.testing.assert_allclose(new.gallery.vectors, opened(tmp_path).gallery.vectors, atol=1e-6)
+    command("build", "--form=float16")
+    assert command("reembed", model="second") == 0
+    assert opened(tmp_path).form == SearchForm(3, "float16")  # in the form that it had
+    np.testing.assert_allclose(opened(tmp_path).gallery.vectors, new.gallery.vectors, atol=1e-3)
     assert "is of another network than this run" in refused(capsys, command, "reembed", model="third")
     command("build", f"--pictures={tmp_path}/photos", model="first/export/1")
     assert "does not know its network" in refused(capsys, command, "reembed", model="second")
@@ -160,6 +170,31 @@ def test_a_new_head_embeds_the_items_anew_without_the_network(command, trained, 
     text = (tmp_path / "runs/second/config.yaml").read_text()
     (tmp_path / "runs/second/config.yaml").write_text(text.replace(f"{trained}/cache", f"{tmp_path}/none"))
     assert "32 items of which have no features" in refused(capsys, command, "reembed", model=tmp_path / "runs/second")
+
+
+def test_items_in_codes_are_mapped_labelled_and_exported(tmp_path, capsys):
+    rng, ids, labels = np.random.default_rng(0), [f"i{i}" for i in range(60)], [f"class {i % 6}" for i in range(60)]
+    old = unit_rows((rng.normal(size=(6, 8))[np.arange(60) % 6] + 0.2 * rng.normal(size=(60, 8))).astype("float32"))
+    new = old @ np.linalg.qr(rng.normal(size=(8, 8)))[0].astype("float32")
+    bands = np.ones((1, 3))
+    thresholds = MatchThresholds(np.array([0.5]), bands, bands, bands, 10, 5)
+    form = SearchForm(8, "int4", "float16", 2)
+    write_index(tmp_path / "old", Gallery.of(old, ids, labels), "m", form=SearchForm(8, "int8"))
+    write_index(tmp_path / "index", Gallery.of(new[:40], ids[:40], labels[:40]), "n", form=form, thresholds=thresholds)
+    assert index.main(["map", f"--index={tmp_path}/old", f"--to={tmp_path}/index"]) == 0
+    now = opened(tmp_path)
+    assert (now.form, now.thresholds.threshold_for(0.9)) == (form, 0.5)
+    assert now.gallery.ids.tolist() == ids
+    assert np.einsum("ne,ne->n", now.gallery.vectors, new).min() > 0.99
+    add_items(tmp_path / "index", Gallery.of(new[:3], ["a", "b", "c"]), "n")
+    assert index.main(["label", f"--index={tmp_path}/index", f"--output={tmp_path}/labels.csv"]) == 0
+    assert pd.read_csv(tmp_path / "labels.csv").suggestion.tolist() == labels[:3]
+    capsys.readouterr()
+    export = ["export", f"--index={tmp_path}/index", "--to=parquet", f"--output={tmp_path}/items.parquet"]
+    assert index.main(export) == 0
+    assert "this index holds 8 dimensions, int4, best 2 k ranked by float16" in said(capsys)
+    found = np.array(pd.read_parquet(tmp_path / "items.parquet").vector.tolist(), "float32")
+    np.testing.assert_array_equal(found, opened(tmp_path).gallery.vectors)
 
 
 def test_a_search_with_another_model_is_refused(command, trained, tmp_path, capsys):
@@ -187,7 +222,8 @@ def test_metadata_come_back_with_each_hit(command, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].split() == ["1.0000", "klasse", "0/0.png", "price=1.10"]
 
 
-def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys):
+def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tf.saved_model, "load", functools.cache(tf.saved_model.load))
     query = tmp_path / "photos/klasse 0/0.png"
     model = shutil.copytree(trained / "first/export/1", tmp_path / "export/1")
     (model / "thresholds.json").unlink(missing_ok=True)

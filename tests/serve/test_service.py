@@ -19,6 +19,7 @@ from tests.serve.test_server import Browser, Server
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.export.saved_model import export_encoder
+from xbm_keras.index.coded_search import CodedSearch, SearchForm
 from xbm_keras.index.exported_model import ExportedModel
 from xbm_keras.index.galleries import write_index
 from xbm_keras.index.gallery import Gallery
@@ -38,12 +39,11 @@ def head_of(seed, backbone=None):
     return model
 
 
-def index_of(folder, version, vectors, labels=None, **metadata):
+def index_of(folder, version, vectors, labels=None, form=None, **metadata):
     """The next version of an index, of vectors that this model gave."""
     ids = [f"item {i}" for i in range(len(vectors))]
-    write_index(
-        folder, Gallery.of(vectors, ids, labels, **metadata), ExportedModel(version, "serve_features").fingerprint
-    )
+    items, model = Gallery.of(vectors, ids, labels, **metadata), ExportedModel(version, "serve_features")
+    write_index(folder, items, model.fingerprint, form=form)
 
 
 def embedded(version, features):
@@ -153,7 +153,8 @@ def test_a_model_and_its_index_change_as_one_and_no_request_is_lost(vectors):
                 time.sleep(0.1)
             time.sleep(2.5)  # two more looks
             assert vectors.get("/health")["model"] == "1"
-            index_of(top / "index", version, embedded(version, FEATURES))  # ... and with one
+            form = SearchForm(4, "int4", "int8", 2)
+            index_of(top / "index", version, embedded(version, FEATURES), form=form)  # ... and with one, in codes
             for _ in range(100):
                 if vectors.get("/health")["index"] == "2":
                     break
@@ -164,6 +165,9 @@ def test_a_model_and_its_index_change_as_one_and_no_request_is_lost(vectors):
             each.result()
     assert (top / "server.log").read_text().count("do not fit each other") == 1
     expected["2", "2"] = ask(vectors, "/search?k=3", vectors=FEATURES[:1].tolist())[1]["results"]
+    search = CodedSearch.of(embedded(version, FEATURES), form)
+    found = search.find(embedded(version, FEATURES[:1]), 3)[0][0]
+    assert [item["id"] for item in expected["2", "2"][0]["items"]] == [f"item {i}" for i in found]
     assert {status for status, _, _ in seen} == {200}
     assert {pair for _, pair, _ in seen} >= {("1", "1")}
     assert all(results == expected[pair] for _, pair, results in seen)

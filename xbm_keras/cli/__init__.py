@@ -5,5 +5,6 @@
 - preview: before a run, whether it is worth it
 - evaluate, embed, compress, index, export, cache, serve: what is done with a finished run
 - duplicates, labels: which labels may be wrong, and which are suggested
+- queries: what an index is asked for
 - terminal, arguments: what the commands say, and what they say of mistaken arguments
 """

@@ -11,7 +11,8 @@ import numpy as np
 from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.cli import labels, terminal
 from xbm_keras.cli.arguments import Parser
-from xbm_keras.data.arrays import Features
+from xbm_keras.cli.queries import add_arguments as add_queries
+from xbm_keras.cli.queries import read_queries
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
 from xbm_keras.evaluation.thresholds import read_thresholds
@@ -19,8 +20,7 @@ from xbm_keras.experiment.indexing import embedder_of, of_run, reembedded
 from xbm_keras.index import galleries, mapping, stores
 from xbm_keras.index.approximate import ENGINES
 from xbm_keras.index.coded_search import SearchForm, read_search_form
-from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes, why_invalid
-from xbm_keras.index.exported_texts import ExportedTexts
+from xbm_keras.index.exported_model import exported_by
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.incoming import Embedder, Incoming, changes, embedded, incoming, kind_of, source_of, with_metadata
 from xbm_keras.index.opened_index import OpenedIndex, are_comparable, form_of
@@ -145,35 +145,14 @@ def remove(options: argparse.Namespace) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Print the items nearest to each picture, text, or row of an array of features."""
-    if sum(map(bool, (options.picture, options.text, options.features))) != 1:
-        raise ValueError(
-            "Received pictures, --text and --features, or none of them; expected one of them. Give what to search for."
-        )
-    version = exported_by(options.model)
-    kind = "serve_features" if options.features else "serving_default" if options.text else "serve_bytes"
-    model = ExportedModel(version, kind)
-    opened = OpenedIndex.newest(pathlib.Path(options.index))
-    if opened.model != model.fingerprint:
-        raise ValueError(
-            f"Received the model {model.fingerprint} for an index of the model {opened.model}; expected one model, "
-            "since vectors of two do not compare. Give the model that the index was built with."
-        )
-    thresholds = None
+    opened, thresholds = OpenedIndex.newest(pathlib.Path(options.index)), None
+    asked = read_queries(options, opened)
     if options.precision is not None:
-        thresholds = opened.require_thresholds(version)
+        thresholds = opened.require_thresholds(exported_by(options.model))
         if not options.json:  # which has lines of its own alone
             log.info("%s", thresholds.told(options.precision))
-    asked, valid = options.picture or options.text or [], None
-    if options.features:
-        vectors = model.embed_features(np.asarray(Features(options.features, labels=None).features))
-        asked = [f"row {i}" for i in range(len(vectors))]
-    elif options.text:
-        vectors = ExportedTexts(model, version).embed(options.text)
-    else:
-        vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in asked])
-    found = opened.find(vectors, options.k, approximate=options.approximate, where=options.where)
-    for i, (one, hits) in enumerate(zip(asked, found, strict=True)):
-        error = None if valid is None or valid[i] else why_invalid(pathlib.Path(one))
+    found = opened.find(asked.vectors, options.k, approximate=options.approximate, where=options.where)
+    for one, error, hits in zip(asked.names, asked.errors, found, strict=True):
         if thresholds is not None:
             matches = thresholds.is_match(np.array([hit["similarity"] for hit in hits]), options.precision)
             hits = [{**hit, "is_match": bool(match)} for hit, match in zip(hits, matches, strict=True)]
@@ -193,6 +172,8 @@ def export(options: argparse.Namespace) -> None:
     opened = OpenedIndex.newest(pathlib.Path(options.index))
     if opened.num_mixed:
         log.warning("The vectors are exported plain; this index mixes %d neighbours into each.", opened.num_mixed)
+    if opened.form.codes[opened.form.finest].bits < 32:
+        log.warning("The vectors are what is left of them: this index holds %s.", opened.form)
     stores.export_gallery(options.to, pathlib.Path(options.output), opened.gallery, opened.model)
     items, width = opened.gallery.vectors.shape
     log.info("%s: %s of width %d for %s", options.output, counted(items, "item"), width, options.to)
@@ -327,12 +308,10 @@ def _parser() -> argparse.ArgumentParser:
     model(made)
     made.add_argument("--k", type=_positive, default=10)
     made.add_argument("--approximate", action="store_true")
-    made.add_argument("--features", help="a file of features [n, D], such as those of queries, in place of pictures")
-    made.add_argument("--text", action="append", help="a text to search for; may be repeated")
     made.add_argument("--precision", type=float, help="tell which hits are matches that are right this often")
     made.add_argument("--json", action="store_true", help="a line of JSON for each query")
     made.add_argument("--where", help="search these items alone: \"style = 'flat' and year > 2019\"")
-    made.add_argument("picture", nargs="*")
+    add_queries(made)
     labels.add_arguments(command("label", labels.label, help="suggest labels by the nearest items"))
     made = command("export", export, help="write the items for another store, which its own client reads")
     made.add_argument("--to", required=True, choices=sorted(stores.STORES))

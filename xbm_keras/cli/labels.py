@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras.atomic_files import write_whole
-from xbm_keras.data.arrays import Features
+from xbm_keras.cli import queries
 from xbm_keras.data.labels import counted
 from xbm_keras.evaluation.neighbor_labels import NeighborLabels
 from xbm_keras.evaluation.thresholds import read_thresholds
-from xbm_keras.index.exported_model import ExportedModel, exported_by, read_bytes
+from xbm_keras.index.exported_model import exported_by
 from xbm_keras.index.opened_index import OpenedIndex
 
 log = logging.getLogger("xbm_keras")
@@ -20,13 +20,12 @@ log = logging.getLogger("xbm_keras")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command, but for the index."""
-    parser.add_argument("--model", help="that embedded the index; for pictures and features")
-    parser.add_argument("--features", help="a file of features [n, D], in place of pictures")
+    parser.add_argument("--model", help="that embedded the index; for pictures, texts and features")
     parser.add_argument(
         "--precision", type=float, default=0.9, help="a suggestion that would be right less often is none"
     )
     parser.add_argument("--output", type=pathlib.Path, default="labels.csv", help="the table of suggestions")
-    parser.add_argument("picture", nargs="*", help="by default the items of the index that have no label")
+    queries.add_arguments(parser, default="by default the items of the index that have no label")
 
 
 def label(options: argparse.Namespace) -> None:
@@ -64,27 +63,16 @@ def label(options: argparse.Namespace) -> None:
 
 def _asked(options: argparse.Namespace, opened: OpenedIndex, is_unlabelled: np.ndarray) -> tuple[list, np.ndarray]:
     """Names and vectors of what is asked for."""
-    if not options.picture and not options.features:
+    if not queries.are_given(options):
         if not is_unlabelled.any():
             raise ValueError(
                 f"Received --index {options.index}, all of whose {len(is_unlabelled):,} items have labels; expected "
                 "some without, or what else to label. Give pictures or --features, and --model."
             )
         return opened.gallery.ids[is_unlabelled].tolist(), opened.gallery.vectors[is_unlabelled]
-    if options.picture and options.features:
-        raise ValueError("Received pictures and --features; expected one of them. Give what to label.")
-    if not options.model:
-        raise ValueError("Received pictures or features without --model; expected the model that embedded the index.")
-    model = ExportedModel(exported_by(options.model), "serve_features" if options.features else "serve_bytes")
-    if model.fingerprint != opened.model:
-        raise ValueError(
-            f"Received the model {model.fingerprint} for an index of the model {opened.model}; expected one model, "
-            "since vectors of two do not compare. Give the model that the index was built with."
-        )
-    if options.features:
-        vectors = model.embed_features(np.asarray(Features(options.features, labels=None).features))
-        return [f"row {i}" for i in range(len(vectors))], opened.form.cut(vectors)
-    vectors, valid = model.embed([read_bytes(pathlib.Path(path)) for path in options.picture])
-    for path in np.array(options.picture)[~valid]:
-        log.warning("Left out %s: no picture that can be read.", path)
-    return np.array(options.picture)[valid].tolist(), opened.form.cut(vectors[valid])
+    asked = queries.read_queries(options, opened)
+    has_one = np.array([error is None for error in asked.errors])
+    for name, error in zip(asked.names, asked.errors, strict=True):
+        if error is not None:
+            log.warning("Left out %s: %s.", name, error)
+    return np.array(asked.names)[has_one].tolist(), opened.form.cut(asked.vectors[has_one])
