@@ -21,11 +21,19 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tests.forked_workers import ForkedTests, resident
+
 ROOT = pathlib.Path(__file__).parents[1]
 # The same examples in each run, so that a red run stays red; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=5_000)
 hypothesis.settings.load_profile("repeat")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput") and sys.platform == "linux":  # a worker of pytest-xdist
+        config.pluginmanager.register(ForkedTests())
+
 
 MODES = ["eager", "graph", "xla"]
 
@@ -79,11 +87,6 @@ def _freed_memory_goes_back_to_the_system():
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             kept = resident()
-
-
-def resident() -> int:
-    """Bytes of this process in main memory."""
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="session")

@@ -36,28 +36,28 @@ LARGE = 5_000  # below B x 40 picks, below B x B, and far below M
 
 LABELLED = {
     "random positives, stored keys": {"top_k": lambda: HardTopK(32, 8, mining=InEmbeddings(512))},
-    "exact embeddings": {"top_k": HardTopK(32, 8, mining=InEmbeddings()), "pair_loss": ContrastiveLoss()},
+    "exact embeddings": {"top_k": lambda: HardTopK(32, 8, mining=InEmbeddings()), "pair_loss": ContrastiveLoss()},
     "int8, guards, hardest": {
-        "top_k": HardTopK(32, 8, "hardest", max_score=0.9, absolute_margin=0.05),
+        "top_k": lambda: HardTopK(32, 8, "hardest", max_score=0.9, absolute_margin=0.05),
         "storage_dtype": "int8",
         "pair_loss": TripletLoss(),
     },
     "float16, sketch": {"top_k": lambda: HardTopK(32, 8, mining=InSketch(8)), "storage_dtype": "float16"},
     "bfloat16, smooth AP, easiest": {
-        "top_k": HardTopK(32, 8, "easiest"),
+        "top_k": lambda: HardTopK(32, 8, "easiest"),
         "storage_dtype": "bfloat16",
         "pair_loss": SmoothAPLoss(),
     },
-    "all": {"top_k": HardTopK("all", "all", max_rows_for_all=M), "pair_loss": RecallSurrogateLoss()},
+    "all": {"top_k": lambda: HardTopK("all", "all", max_rows_for_all=M), "pair_loss": RecallSurrogateLoss()},
     "left as it is, held to the start": {"frozen": True, "start_alignment": lambda: StartAlignment(1.0)},
     "in the batch": {"memory_size": 0},
-    "half precision": {"head": Head(E, dtype="mixed_bfloat16")},
+    "half precision": {"head": lambda: Head(E, dtype="mixed_bfloat16")},
 }
 UNLABELLED = {
     "neighbours, nested": {
-        "top_k": NeighborTopK(),
+        "top_k": lambda: NeighborTopK(),
         "pair_loss": SimilarityAlignmentLoss(),
-        "head": Head(E, widths=[8, E]),
+        "head": lambda: Head(E, widths=[8, E]),
         "storage_dtype": "int8",
     }
 }

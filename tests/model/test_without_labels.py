@@ -77,10 +77,10 @@ def test_evaluate_needs_no_labels_either():
 @pytest.mark.parametrize(
     ("top_k", "loss"),
     [
-        (HardTopK(4, 2), SimilarityAlignmentLoss()),
-        (NeighborTopK(), SupConLoss()),
+        (lambda: HardTopK(4, 2), SimilarityAlignmentLoss()),
+        (NeighborTopK, SupConLoss()),
     ],
 )
 def test_what_does_not_go_together_is_refused(top_k, loss):
     with pytest.raises(ValueError, match="expected NeighborTopK with a loss that uses no labels"):
-        XBMModel(None, Head(4), CircularMemory(8), top_k, loss)
+        XBMModel(None, Head(4), CircularMemory(8), top_k(), loss)
