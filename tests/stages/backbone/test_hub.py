@@ -25,16 +25,6 @@ keras_hub = pytest.importorskip("keras_hub", reason='needs the extra [hub]: pip 
 TEXTS = ["What time is it", "play a song", "book a flight to the weather in time", "tell me joke", "how"]
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return hub_presets.tiny_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return hub_presets.tiny_pictures(tmp_path_factory.mktemp("dinov2"))
-
-
 def batch_of(backbone, texts):
     items = [backbone.prepare(text) for text in texts]
     return {name: np.stack([item[name] for item in items]) for name in items[0]}
@@ -192,84 +182,6 @@ def test_features_of_pictures_are_those_of_keras_hub(tmp_path, family, pooling, 
     np.testing.assert_allclose(backbone.as_function()(prepared), expected, rtol=1e-4, atol=1e-4)
     assert backbone.compute_output_shape((None, None, None, 3)) == (None, expected.shape[1])
     assert backbone.image_size == (14, 14)
-
-
-def tokens_by_hand(network, family, pictures):
-    """Normalised tokens of the last blocks, of their layers one by one."""
-    if family in ("DINOV2", "DINOV3"):
-        name = {"DINOV2": "images", "DINOV3": "pixel_values"}[family]
-        blocks = keras.Model(network.input, [network.pyramid_outputs[f"stage{i}"] for i in range(2, 6)])(
-            {name: pictures}
-        )
-        return [np.asarray(network.layernorm(each)) for each in blocks]
-    if family == "ViT":
-        x, encoder = network.get_layer("vit_patching_and_embedding")(pictures), network.get_layer("vit_encoder")
-        layers, norm = encoder.encoder_layers, encoder.layer_norm
-    else:
-        vision = network.vision_encoder
-        x, layers = vision.embedding(pictures), vision.encoder_layers
-        x = vision.pre_layer_norm(x) if family == "CLIP" else x
-        norm = vision.layer_norm if family == "CLIP" else vision.post_layer_norm
-    blocks = []
-    for layer in layers:
-        x = layer(x)
-        blocks.append(np.asarray(norm(x)))
-    return blocks[-4:]
-
-
-@pytest.mark.parametrize(
-    ("family", "num_first"), [("DINOV2", 3), ("DINOV3", 3), ("ViT", 1), ("CLIP", 1), ("SigLIP", 0)]
-)
-def test_parts_of_vision_transformers(tmp_path, family, num_first):
-    preset = hub_presets.tiny_pictures(tmp_path, family, num_layers=5, registers=2)
-    network = keras_hub.models.Backbone.from_preset(preset)
-    converted = keras_hub.layers.ImageConverter.from_preset(preset)(photos())
-    blocks = tokens_by_hand(network, family, converted)
-    patches = blocks[-1][:, num_first:]
-    assert patches.shape == (3, 4, 16)
-    first = [block[:, 0] if num_first else block.mean(axis=1) for block in blocks]
-    pooled = hasattr(network, "get_vision_embeddings")
-    parts = {
-        "class": np.asarray(network.get_vision_embeddings(converted)) if pooled else first[-1],
-        "patches": patches.mean(axis=1),
-        "gem": (np.maximum(patches, 1e-6) ** 3).mean(axis=1) ** (1 / 3),
-        "blocks": np.concatenate(first, axis=1),
-    }
-    unit = {name: part / np.linalg.norm(part, axis=1, keepdims=True) for name, part in parts.items()}
-    every = HubBackbone.from_preset(preset, parts=list(parts))
-    expected = np.concatenate(list(unit.values()), axis=1)
-    np.testing.assert_allclose(every(photos()), expected, atol=2e-5)
-    assert every.compute_output_shape((None, None, None, 3)) == (None, expected.shape[1])
-    prepared = np.stack([every.prepare(photo) for photo in photos()])
-    np.testing.assert_allclose(every.as_function()(prepared), expected, atol=2e-5)
-    auto = HubBackbone.from_preset(preset, parts="auto")
-    np.testing.assert_allclose(auto(photos()), np.concatenate([unit["class"], unit["patches"]], axis=1), atol=2e-5)
-    np.testing.assert_allclose(HubBackbone.from_preset(preset, parts=["class"])(photos()), parts["class"], atol=1e-4)
-    seen = [fingerprint(each) for each in (every, auto, auto.remake(), HubBackbone.from_preset(preset))]
-    assert seen[1] == seen[2]
-    assert len(set(seen)) == 3
-
-
-def test_fingerprints_tell_parts_apart(pictures):
-    parts = [["class"], ["patches"], ["gem"], ["patches", "class"], ["class", "patches"]]
-    assert len({fingerprint(HubBackbone.from_preset(pictures, parts=each)) for each in parts}) == len(parts)
-
-
-def test_a_model_of_parts_exports(pictures, tmp_path):
-    model = small_model(HubBackbone.from_preset(pictures, parts="auto"))
-    model.build({"features": (None, 32)})
-    model.encoder.export(str(tmp_path / "export"), verbose=False)
-    serve = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"]
-    (served,) = serve(tf.constant(photos())).values()
-    np.testing.assert_allclose(served, model.encoder(photos()), atol=1e-5)
-
-
-def test_parts_of_what_has_none(bert, tmp_path):
-    assert HubBackbone.from_preset(bert, parts="auto").modality == "text"
-    with pytest.raises(ValueError, match=r"Received parts class with .*, which takes texts; leave them out"):
-        HubBackbone.from_preset(bert, parts=["class"])
-    with pytest.raises(ValueError, match="each one of 'class', 'patches', 'gem', 'blocks'"):
-        HubBackbone.from_preset(bert, parts=["middle"])
 
 
 def test_pictures_at_another_size(pictures):

@@ -8,10 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import in_mode, run_fresh
+from tests.conftest import in_mode
 from tests.reference_pairs import DequeMemory
-from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel, batch_as_rows
-from xbm_keras.stages.circular_memory import ring
+from xbm_keras import CircularMemory, batch_as_rows
 
 STATE = (
     "features",
@@ -259,73 +258,6 @@ def test_rows_that_nobody_reads_cost_a_graph_nothing():
     assert "ResourceGather" not in ops
 
 
-@pytest.mark.parametrize("num_rows", [0, 3, 5, 17])
-def test_prefill_keeps_the_newest_rows(num_rows, monkeypatch):
-    monkeypatch.setattr(ring, "PREFILL_ROWS", 4)  # several blocks, the last one smaller
-    memory, queue = make_memory(5), DequeMemory(5)
-    ((_, *rest),) = make_batches(1, num_rows, num_ids=10**6)
-    angles = np.arange(num_rows, dtype=np.float32)
-    batch = (np.stack([np.cos(angles), np.sin(angles)], axis=1), *rest)  # of unit length: kept bit by bit
-    memory.prefill(*batch)
-    assert int(memory.num_enqueued.value) == min(num_rows, 5)  # rows that would leave at once are not even read
-    queue.enqueue(*batch)
-    assert valid_rows(memory.read()) == queue.valid_rows()
-    after = next(make_batches(1, 2, seed=1))
-    memory.enqueue(*map(tf.constant, after))
-    queue.enqueue(*after)
-    assert valid_rows(memory.read()) == queue.valid_rows()
-
-
-def test_prefill_reads_a_mapped_file(tmp_path):
-    np.save(tmp_path / "features.npy", np.array([[0, 1], [3, 4], [-6, 8], [0, 0]], "float16"))
-    memory = make_memory(4, storage_dtype="float16")
-    memory.prefill(np.load(tmp_path / "features.npy", mmap_mode="r"), [3, 2, 1, 0], [10, 11, 12, 13])
-    unit = np.array([[0, 1], [0.6, 0.8], [-0.6, 0.8], [0, 0]], "float16")
-    np.testing.assert_array_equal(memory.read().features, unit)
-    np.testing.assert_array_equal(memory.read().labels, [3, 2, 1, 0])
-
-
-@pytest.mark.parametrize("storage_dtype", ["float32", "float16", "int8"])
-def test_a_prefilled_row_is_what_a_step_would_enqueue(storage_dtype):
-    x = {"features": np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32) * 7, "sample_id": np.arange(6)}
-    x["features"][4] = 0
-    stepped, prefilled = (
-        XBMModel(None, Head(2), CircularMemory(6, storage_dtype), HardTopK(3, 2), SupConLoss()) for _ in range(2)
-    )
-    stepped.compute_loss(x, np.arange(6) % 2, stepped(x), training=True)
-    prefilled.build({"features": (None, 5)})
-    prefilled.memory.prefill(x["features"], np.arange(6) % 2, x["sample_id"])
-    rows, expected = (model.memory.read().block(0, 6).numpy() for model in (prefilled, stepped))
-    np.testing.assert_allclose(rows, expected, atol={"float32": 1e-6, "float16": 1e-3, "int8": 0.01}[storage_dtype])
-    lengths = np.linalg.norm(rows, axis=1)
-    np.testing.assert_allclose(lengths, [1, 1, 1, 1, 0, 1], atol=1e-6 if storage_dtype == "float32" else 0.02)
-
-
-def test_prefill_of_very_long_and_very_short_rows():
-    memory = make_memory(4)
-    memory.prefill(np.array([[3e30, 4e30], [3e-30, -4e-30], [0, 1e-38], [0, 0]]), np.zeros(4, int), np.arange(4))
-    np.testing.assert_allclose(memory.read().features, [[0.6, 0.8], [0.6, -0.8], [0, 1], [0, 0]], rtol=1e-6)
-
-
-def test_rows_of_unit_length_stay_bit_by_bit():
-    rows = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    memory = make_memory(500, 64)
-    memory.prefill(rows, np.zeros(500, int), np.arange(500))
-    np.testing.assert_array_equal(memory.read().features, rows)
-    again = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    assert (again != rows).any()  # which a second division would not leave
-
-
-def test_prefill_names_the_items_that_are_not_finite():
-    memory = make_memory(6)
-    features = np.ones((5, 2))
-    features[[1, 3], 0] = np.nan, np.inf
-    with pytest.raises(ValueError, match=r"2 item\(s\), with sample id 21, 23; expected finite"):
-        memory.prefill(features, np.zeros(5, int), np.arange(20, 25))
-    assert int(memory.num_enqueued.value) == 0
-
-
 def test_reset_forgets_all_rows(mode):
     memory, queue = make_memory(4), DequeMemory(4)
     enqueue = enqueue_in(memory, mode)
@@ -390,22 +322,6 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("case", ROWS)
-def test_prefill_refuses_other_rows_before_it_writes(case):
-    memory, (change, message) = make_memory(4), ROWS[case]
-    items = {"features": np.eye(3, 2), "labels": [0, 1, 2], "sample_ids": [0, 1, 2], **change}
-    with pytest.raises(ValueError, match=message):
-        memory.prefill(**{name: np.asarray(values) for name, values in items.items()})
-    assert int(memory.num_enqueued.numpy()) == 0
-
-
-def test_prefill_takes_columns_and_lists():
-    memory = make_memory(4)
-    memory.prefill([[1.0, 0.0], [0.0, 2.0]], np.array([[5], [6]], np.uint8), [[2**40], [7]])
-    assert memory.labels.numpy().tolist() == [5, 6, 0, 0]
-    assert memory.sample_ids.numpy().tolist() == [2**40, 7, 0, 0]
-
-
 def test_rows_for_a_memory_that_is_not_built_are_refused():
     with pytest.raises(ValueError, match=r"a memory that is not built; expected .* width D first\. Call"):
         CircularMemory(4).prefill(np.ones((1, 2)), [0], [0])
@@ -422,120 +338,3 @@ def test_config_round_trip():
     memory = CircularMemory(12, storage_dtype="bfloat16", name="m")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(memory))
     assert (again.memory_size, again.storage_dtype, again.name) == (12, "bfloat16", "m")
-
-
-# Checkpoints. PML saves the rows but not the pointer; TF Similarity, OML and Quaterion save nothing.
-
-
-@pytest.fixture(autouse=True)
-def _blocks_of_three_rows(monkeypatch):
-    """Several blocks per checkpoint, the last one smaller."""
-    monkeypatch.setattr(ring, "CHECKPOINT_ROWS", 3)
-
-
-def test_a_memory_of_another_shape_is_refused(tmp_path):
-    """Keras' own message speaks of the number of variables."""
-    make_model().save_weights(tmp_path / "m.weights.h5")
-    for memory in (CircularMemory(8), CircularMemory(7, "int8")):
-        other = XBMModel(None, Head(2), memory, HardTopK(3, 2), SupConLoss())
-        other.build({"features": (None, 4)})
-        with pytest.raises(ValueError, match=rf"expected one of {memory.memory_size} rows of width 4 in"):
-            other.load_weights(tmp_path / "m.weights.h5")
-
-
-def make_model():
-    model = XBMModel(None, Head(2), CircularMemory(7), HardTopK(3, 2), SupConLoss())
-    model.build({"features": (None, 4)})
-    model.compile(keras.optimizers.SGD(0.1))
-    return model
-
-
-def training_data():
-    random = np.random.default_rng(3)
-    ids = 2**61 + np.array([0, 1, 2, 3, 4, 3, 5, 6, 5, 1])  # of the last 7, one id comes twice in a batch, one across
-    return {"features": random.normal(size=(10, 4)).astype("float32"), "sample_id": ids}, np.arange(10) % 2 + 2**41
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A model whose memory has wrapped and holds a superseded row."""
-    model = make_model()
-    model.fit(*training_data(), batch_size=5, shuffle=False, verbose=0)
-    state = state_of(model.memory)
-    assert state["num_enqueued"] == 10
-    assert not state["is_newest"].all()
-    return model
-
-
-def test_weights_file_restores_it_exactly(trained, tmp_path):
-    trained.save_weights(tmp_path / "m.weights.h5")
-    model = make_model()
-    model.load_weights(tmp_path / "m.weights.h5")
-    assert_same_state(state_of(trained.memory), state_of(model.memory))
-
-
-def test_keras_file_restores_it_exactly_also_in_a_fresh_process(trained, tmp_path):
-    """A model saved in one session does not load in the next (TF Similarity #139, #188)."""
-    trained.save(tmp_path / "m.keras")
-    again = keras.saving.load_model(tmp_path / "m.keras")
-    assert_same_state(state_of(trained.memory), state_of(again.memory))
-    code = """
-import sys, keras, numpy, xbm_keras
-memory = keras.saving.load_model(sys.argv[1]).memory
-numpy.savez(sys.argv[2], **{v.name: v.numpy() for v in memory.weights})
-"""
-    run_fresh(code, tmp_path / "m.keras", tmp_path / "state.npz")
-    with np.load(tmp_path / "state.npz") as fresh:
-        assert_same_state(state_of(trained.memory), dict(fresh))
-
-
-@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16", "int8"])
-def test_half_precision_rows_are_restored_exactly(storage_dtype, tmp_path):
-    model = XBMModel(None, Head(2), CircularMemory(4, storage_dtype), HardTopK(3, 2), SupConLoss())
-    model.build({"features": (None, 3)})
-    model.memory.prefill(np.random.default_rng(0).normal(size=(6, 3)), np.arange(6), np.arange(6))
-    model.save(tmp_path / "m.keras")
-    again = keras.saving.load_model(tmp_path / "m.keras")
-    for name in ("features", "sample_ids", "num_enqueued"):
-        before, after = getattr(model.memory, name).value.numpy(), getattr(again.memory, name).value.numpy()
-        assert before.dtype == after.dtype
-        assert before.tobytes() == after.tobytes()
-
-
-@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
-def test_model_checkpoint_restores_it_exactly(name, tmp_path):
-    model = make_model()
-    saver = keras.callbacks.ModelCheckpoint(tmp_path / name, save_weights_only=name == "m.weights.h5")
-    model.fit(*training_data(), batch_size=5, verbose=0, callbacks=[saver])
-    if name == "m.keras":
-        again = keras.saving.load_model(tmp_path / name)
-    else:
-        again = make_model()
-        again.load_weights(tmp_path / name)
-    assert_same_state(state_of(model.memory), state_of(again.memory))
-
-
-def test_backup_and_restore_resumes_with_the_same_memory(tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Kill(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise Killed
-
-    class Look(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                seen.append(state_of(self.model.memory))
-
-    seen = []
-    model = make_model()
-    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-    with pytest.raises(Killed):
-        model.fit(*training_data(), batch_size=5, epochs=2, verbose=0, callbacks=[backup, Kill()])
-    again = make_model()
-    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-    again.fit(*training_data(), batch_size=5, epochs=2, verbose=0, callbacks=[backup, Look()])
-    assert_same_state(state_of(model.memory), seen[0])
-    assert int(again.memory.num_enqueued.value) == 20
