@@ -21,7 +21,7 @@ def vectors(tmp_path_factory):
     config = {
         "data": {"source": "features", "path": str(folder / "vectors.npz"), "split": {"query_column": "role"}},
         "backbone": {"kind": "none"},
-        "head": {"embedding_dim": 8},
+        "head": {"embedding_dim": 8, "start": "lda", "shrinkage": 0.4},  # to try all takes a third of a run
         "training": {"epochs": 3, "folds": 1, "classes_per_batch": 4, "samples_per_class": 4},
     }
     (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
@@ -31,7 +31,7 @@ def vectors(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(vectors, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "first"
-    run(vectors, workdir, "training.folds=2", report=True)
+    run(vectors, workdir, "training.folds=2", "head.start=auto", "head.shrinkage=auto", report=True)
     return workdir
 
 

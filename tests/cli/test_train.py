@@ -174,7 +174,7 @@ def test_zero_epochs_exports_the_closed_form(vectors, tmp_path):
 
 
 def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
-    metrics = run(vectors, tmp_path / "run", "training.learning_rate=100.0")
+    metrics = run(vectors, tmp_path / "run", "training.learning_rate=100.0", "head.start=auto", "head.shrinkage=auto")
     assert metrics["validation"]["epoch"] == 0
     trained, start = (metrics["leave_one_out"][name] for name in ("trained", "closed_form"))
     assert {name: trained[name] for name in start} == start

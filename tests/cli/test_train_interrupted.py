@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -82,21 +83,33 @@ def left_in(workdir):
     return {name: (workdir / name).stat().st_mtime_ns for name in names}
 
 
-@pytest.mark.parametrize("culprit", ["write_run_report", "write_projector", "about_items"])
-def test_whatever_a_report_raises_it_alone_is_made_anew(vectors, tmp_path, capsys, monkeypatch, culprit):
-    def broken(*args, **kwargs):
-        raise KeyError("map_at_r")
+def broken(*args, **kwargs):
+    raise KeyError("map_at_r")
 
+
+@pytest.fixture(scope="module")
+def unreported(vectors, tmp_path_factory):
+    """A run that could not write its report."""
+    workdir = tmp_path_factory.mktemp("unreported") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "write_run_report", broken)
+        assert run(vectors, workdir, "training.epochs=1", report=True)["phase"] == "refit"
+    assert 'raise KeyError("map_at_r")' in (workdir / "report_error.txt").read_text("utf-8")
+    return workdir
+
+
+@pytest.mark.parametrize("culprit", ["write_run_report", "write_projector", "about_items"])
+def test_whatever_a_report_raises_it_alone_is_made_anew(unreported, vectors, tmp_path, capsys, monkeypatch, culprit):
+    shutil.copytree(unreported, tmp_path / "run")
+    left = left_in(tmp_path / "run")
+    error = tmp_path / "run/report_error.txt"
+    monkeypatch.setattr(work, "OF_ITEMS", work.OF_ITEMS._replace(run=broken))
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, culprit, broken)
         metrics = run(vectors, tmp_path / "run", "training.epochs=1", report=True)
     said = " ".join(capsys.readouterr().out.split())
     assert "The report could not be written: KeyError: 'map_at_r'. The results are complete without it" in said
-    error = tmp_path / "run/report_error.txt"
     assert 'raise KeyError("map_at_r")' in error.read_text("utf-8")
-    assert metrics["phase"] == "refit"
-    left = left_in(tmp_path / "run")
-    monkeypatch.setattr(work, "OF_ITEMS", work.OF_ITEMS._replace(run=broken))
     assert run(vectors, tmp_path / "run", "training.epochs=1", report=True) == metrics
     assert left_in(tmp_path / "run") == left
     assert "MAP@R" in (tmp_path / "run/report.html").read_text("utf-8")

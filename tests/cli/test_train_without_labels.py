@@ -208,8 +208,7 @@ def test_labels_serve_the_evaluation_alone(vectors, tmp_path):
     assert right["trained"]["map_at_r"] > shuffled["trained"]["map_at_r"] + 0.2
 
 
-@pytest.mark.parametrize("labels", ["classes", "ids"])
-@pytest.mark.parametrize("widths", [[], ["head.widths=null", "head.embedding_dim=4"]], ids=["nested", "one width"])
+@pytest.mark.parametrize(("labels", "widths"), [("classes", []), ("ids", ["head.widths=null", "head.embedding_dim=4"])])
 def test_labels_of_any_kind_come_to_a_report(vectors, tmp_path, capsys, labels, widths):
     label = np.arange(240) % 12 if labels == "classes" else np.arange(240)
     np.savez(tmp_path / "x.npz", features=make_features(), label=label)

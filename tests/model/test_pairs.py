@@ -52,8 +52,7 @@ def batch_of(queries, documents, relevant, with_documents):
     return inputs, relevant
 
 
-@pytest.mark.parametrize("memory_size", [N, 32, 0])
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize(("memory_size", "mode"), [(N, "xla"), (32, "graph"), (0, "graph")])
 def test_it_learns_to_turn_queries_to_their_documents(memory_size, mode):
     queries, documents, relevant = pairs()
     model = make_model(memory_size, mode)

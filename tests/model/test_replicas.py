@@ -219,13 +219,10 @@ for v, w in zip(two.weights, before, strict=True):
 """
 
 
-def test_two_replicas_train_like_one_device_and_hold_the_same_memory():
+def test_two_replicas_train_like_one_device_also_on_unequal_shares_and_without_items():
     arguments = "dict(memory_size=40, mining=InEmbeddings(5), start_alignment=0.3)"
-    run_fresh(TWO_DEVICES + ALIKE + LIKE_ONE_DEVICE + BAD_FEATURES_OF_ONE_REPLICA, arguments)
-
-
-def test_unequal_shares_of_a_batch_and_a_replica_without_items():
-    run_fresh(TWO_DEVICES + ALIKE + LAST_BATCH)
+    finite = 'x["features"][13] = 0.5\n'
+    run_fresh(TWO_DEVICES + ALIKE + LIKE_ONE_DEVICE + BAD_FEATURES_OF_ONE_REPLICA + finite + LAST_BATCH, arguments)
 
 
 def test_each_replica_gets_what_is_prefilled_loaded_restored_and_reset(tmp_path):
