@@ -1,14 +1,15 @@
 """A gallery of a million vectors: building, adding, removing and searching it, beside FAISS and USearch.
 
-    python -m benchmarks.index [--rows 1000000] [--forms int4 binary+int8] [--engines faiss usearch] [--json FILE]
+    python -m benchmarks.index [--rows 1000000] [--forms int4 binary+int8] [--engines faiss lancedb] [--json FILE]
 
 Vectors of 128 dimensions about 10,000 random centres, seeded. `build`, `add` and `remove` (of 1,000 items) write a
-version of an index, as the command does; `search` asks for the 10 nearest of 100 queries at once, and of one alone, and
-tells how many of the exact 10 are found. Each row is a process of its own, whose seconds and peak memory are those of
+version of an index, as the command does, by itself and with each approximate search. `search` asks for the 10 nearest
+of 100 queries at once, and of one alone, and tells how many of the exact 10 are found; "where" asks for those among the
+tenth of the items that meets a condition. Each row is a process of its own, whose seconds and peak memory are those of
 all that it does. FAISS flat is an IndexFlatIP, in memory, and FAISS SQ4 and SQ8 are its scalar quantizers of four and
 eight bits; ratios are to the first. Of each form that an index may be held in, and of FAISS, there are the bytes of an
 item that a search reads, and those that it reads of candidates alone. USearch's graph is left out by default: a
-million vectors take two cores a good while. Needs `pip install ".[bench,ann]"`.
+million vectors take two cores a good while. Needs `pip install ".[bench,ann,stores]"`.
 """
 
 import os
@@ -33,6 +34,8 @@ SPREAD = 0.7
 CHANGED = 1000
 QUERIES = 100
 K = 10
+GROUPS = 10  # of items, one of which a condition asks for
+WHERE = "part = 3"
 
 
 def main():
@@ -40,7 +43,11 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--forms", nargs="*", default=["int8", "int4", "binary+int8"], choices=FORMS, help="in codes")
     parser.add_argument(
-        "--engines", nargs="*", default=["faiss"], choices=["faiss", "usearch"], help="approximate ones"
+        "--engines",
+        nargs="*",
+        default=["faiss", "lancedb"],
+        choices=["faiss", "lancedb", "usearch"],
+        help="approximate ones",
     )
     parser.add_argument("--folder", type=pathlib.Path, help="for vectors and indexes; by default a temporary one")
     parser.add_argument("--step", choices=STEPS, help="what a process of this benchmark does")
@@ -86,7 +93,11 @@ def make(folder, num_rows):
     vectors.flush()
     index = faiss.IndexFlatIP(WIDTH)
     index.add(vectors[:num_rows])
-    np.save(folder / "exact.npy", index.search(np.ascontiguousarray(vectors[-QUERIES:]), K)[1])
+    queries = np.ascontiguousarray(vectors[-QUERIES:])
+    np.save(folder / "exact.npy", index.search(queries, K)[1])
+    some = faiss.IndexFlatIP(WIDTH)
+    some.add(np.ascontiguousarray(vectors[3:num_rows:GROUPS]))
+    np.save(folder / "exact_where.npy", 3 + GROUPS * some.search(queries, K)[1])
     return {}
 
 
@@ -120,14 +131,14 @@ def build_approximate(folder, num_rows, engine):
     return {"recall@10": about["recall_at_10"]}
 
 
-def add(folder, num_rows):
+def add(folder, num_rows, engine="index"):
     """1,000 items more."""
-    galleries.add_items(folder / "index", _gallery(folder, num_rows, num_rows + CHANGED), "model")
+    galleries.add_items(folder / engine, _gallery(folder, num_rows, num_rows + CHANGED), "model")
 
 
-def remove(folder, num_rows):
+def remove(folder, num_rows, engine="index"):
     """The same 1,000 gone."""
-    galleries.remove_items(folder / "index", [str(i) for i in range(num_rows, num_rows + CHANGED)])
+    galleries.remove_items(folder / engine, [str(i) for i in range(num_rows, num_rows + CHANGED)])
 
 
 def search(folder, num_rows):
@@ -135,9 +146,20 @@ def search(folder, num_rows):
     return _searched(folder, _find(OpenedIndex.newest(folder / "index")))
 
 
+def search_where(folder, num_rows):
+    """The exact search of a tenth of them."""
+    return _searched(folder, _find(OpenedIndex.newest(folder / "index"), where=WHERE), "exact_where.npy")
+
+
 def search_approximate(folder, num_rows, engine):
     """The approximate search."""
     return _searched(folder, _find(OpenedIndex.newest(folder / engine), approximate=True))
+
+
+def search_approximate_where(folder, num_rows, engine):
+    """The same of a tenth of the items."""
+    find = _find(OpenedIndex.newest(folder / engine), approximate=True, where=WHERE)
+    return _searched(folder, find, "exact_where.npy")
 
 
 def _find(opened, **options):
@@ -159,6 +181,7 @@ EXACT = {
     "make": make, "build": build, "add 1,000": add, "remove 1,000": remove, "search: FAISS flat": search_faiss,
     "search: FAISS SQ8": functools.partial(search_faiss, kind="SQ8"),
     "search: FAISS SQ4": functools.partial(search_faiss, kind="SQ4"), "search: exact": search,
+    "search: exact, where": search_where,
 }  # fmt: skip
 FORMS = ["float16", "int8", "int4", "binary", "binary+int8", "binary+int8x8", "int4+int8"]
 
@@ -173,28 +196,35 @@ def coded(form: str) -> dict:
 
 def approximate(engine: str) -> dict:
     """What is done with one engine."""
-    return {
-        f"build, {engine}": functools.partial(build_approximate, engine=engine),
-        f"search: {engine}": functools.partial(search_approximate, engine=engine),
+    steps = {
+        f"build, {engine}": build_approximate,
+        f"add 1,000, {engine}": add,
+        f"remove 1,000, {engine}": remove,
+        f"search: {engine}": search_approximate,
     }
+    if engine != "usearch":  # which has no filter
+        steps[f"search: {engine}, where"] = search_approximate_where
+    return {name: functools.partial(step, engine=engine) for name, step in steps.items()}
 
 
 STEPS = {
     **EXACT,
     **{name: step for form in FORMS for name, step in coded(form).items()},
     **approximate("faiss"),
+    **approximate("lancedb"),
     **approximate("usearch"),
 }
 
 
 def _gallery(folder, start, stop):
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")[start:stop]
-    return Gallery.of(np.ascontiguousarray(vectors), [str(i) for i in range(start, stop)])
+    ids = [str(i) for i in range(start, stop)]
+    return Gallery.of(np.ascontiguousarray(vectors), ids, part=np.arange(start, stop) % GROUPS)
 
 
-def _searched(folder, find) -> dict:
+def _searched(folder, find, answers="exact.npy") -> dict:
     """Milliseconds of all queries at once, and of one, medians of five, and the share of exact answers found."""
-    queries, exact = np.array(np.load(folder / "vectors.npy", mmap_mode="r")[-QUERIES:]), np.load(folder / "exact.npy")
+    queries, exact = np.array(np.load(folder / "vectors.npy", mmap_mode="r")[-QUERIES:]), np.load(folder / answers)
     variants = {"all": lambda: find(queries), "one": lambda: find(queries[:1])}
     times = common.interleaved(variants, repeats=5)
     kept = np.mean([len(set(a) & set(b)) / K for a, b in zip(find(queries), exact.tolist(), strict=True)])

@@ -291,6 +291,30 @@ def test_vectors_in_any_file_are_built_synced_and_found(of_vectors, vectors, tmp
     )
 
 
+def test_lancedb_answers_with_a_condition_as_items_come_and_go(of_vectors, vectors, tmp_path, capsys):
+    pytest.importorskip("lancedb", reason="needs the extra [stores]")
+    with np.load(vectors.with_name("vectors.npz")) as data:
+        rows = data["features"][:40]
+    file, queries = tmp_path / "rows.parquet", tmp_path / "queries.npy"
+    table = pd.DataFrame({"id": [f"r{i}" for i in range(40)], "part": np.arange(40) % 4, "features": list(rows)})
+    command = lambda name, *words: index.main([name, f"--model={of_vectors}", f"--index={tmp_path}/index", *words])  # noqa: E731
+    table[:30].to_parquet(file)
+    assert command("build", f"--vectors={file}", "--approximate=lancedb") == 0
+    table[5:].to_parquet(file)
+    assert command("sync", str(file)) == 0
+    np.save(queries, rows[[3, 37]])
+    answers = []
+    for how in (["--approximate"], []):
+        capsys.readouterr()
+        assert command("search", "--k=3", "--json", f"--features={queries}", "--where=part = 1", *how) == 0
+        hits = [json.loads(line)["hits"] for line in capsys.readouterr().out.splitlines()]
+        answers.append([[(hit["id"], hit["metadata"]["part"]) for hit in each] for each in hits])
+    assert answers[0] == answers[1]
+    assert answers[0][1][0] == ("r37", 1)
+    assert {part for each in answers[0] for _, part in each} == {1}
+    assert opened(tmp_path).about["recall_at_10"] == 1
+
+
 def test_ids_of_another_file_are_not_taken_over(of_vectors, vectors, tmp_path, capsys):
     with np.load(vectors.with_name("vectors.npz")) as data:
         rows = data["features"][:4]

@@ -1,22 +1,25 @@
 """Approximate search by each library: most of what exact search finds, items that come and go, and conditions."""
 
+import datetime
 import sys
 
 import numpy as np
+import pyarrow
 import pytest
 
+from tests.index.test_where import CONDITIONS, ITEMS
 from xbm_keras.index.approximate import ENGINES, ApproximateSearch, keys_of
 from xbm_keras.index.galleries import add_items, remove_items, write_index
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.saved_search import ExactSearch
 
-MODULES = {"usearch": "usearch.index", "faiss": "faiss"}
+MODULES = {"usearch": "usearch.index", "faiss": "faiss", "lancedb": "lancedb"}
 
 
 @pytest.fixture(params=sorted(ENGINES))
 def engine(request):
-    pytest.importorskip(MODULES[request.param], reason="needs the extra [ann]")
+    pytest.importorskip(MODULES[request.param], reason="needs the extra [ann], or [stores]")
     return request.param
 
 
@@ -73,9 +76,11 @@ def test_conditions_hold(tmp_path, engine):
     assert ids_of(ask(10, "year = 99")) == [[]] * 20
 
 
-def test_of_few_items_it_finds_each(engine):
+def test_of_few_items_it_finds_each(engine, tmp_path):
     items = gallery(3)
-    search = ApproximateSearch(items, ENGINES[engine].build(items.vectors, keys_of(items.ids)))
+    built = ENGINES[engine].build(items, keys_of(items.ids))
+    built.save(tmp_path / built.file)
+    search = ApproximateSearch(items, built)
     rows, similarities = search.find(items.vectors, 10)
     exact_rows, exact = ExactSearch.of(items).find(items.vectors, 10)
     assert rows.tolist() == exact_rows.tolist()
@@ -84,7 +89,7 @@ def test_of_few_items_it_finds_each(engine):
 
 def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch, engine):
     monkeypatch.setitem(sys.modules, MODULES[engine], None)
-    with pytest.raises(ValueError, match=r"expected the extra \[ann\]"):
+    with pytest.raises(ValueError, match=r"expected the extra \[(ann|stores)\]"):
         write_index(tmp_path, gallery(5), "model", engine=engine)
     assert not list(tmp_path.glob("[0-9]*"))
 
@@ -93,3 +98,45 @@ def test_an_index_without_one_says_so(tmp_path):
     write_index(tmp_path, gallery(5), "model")
     with pytest.raises(ValueError, match="build it with --approximate"):
         OpenedIndex.newest(tmp_path).find(gallery(1).vectors, 1, approximate=True)
+
+
+@pytest.fixture
+def database():
+    return pytest.importorskip("lancedb", reason="needs the extra [stores]")
+
+
+def test_lancedb_takes_each_condition_itself(tmp_path, database, monkeypatch):
+    vectors = gallery(len(ITEMS)).vectors
+    items = ITEMS.append_column("label", pyarrow.array([""] * len(ITEMS)))
+    write_index(tmp_path, Gallery(vectors, items), "model", engine="lancedb")
+    opened = OpenedIndex.newest(tmp_path)
+    assert opened.find(vectors[:1], 5, approximate=True, where="year = 1") == [[]]
+    monkeypatch.setattr("xbm_keras.index.where.Condition.keys", None)  # which is for others
+    for condition, expected in {**CONDITIONS, "year = '2020'": "be", "made = '2020-03-01T00:00'": "c"}.items():
+        if expected is not None:
+            (hits,) = opened.find(vectors[:1], 5, approximate=True, where=condition)
+            assert "".join(sorted(hit["id"] for hit in hits)) == expected, condition
+    with pytest.raises(ValueError, match="Received a condition on 'STYLE_'"):
+        opened.find(vectors[:1], 5, approximate=True, where="STYLE_ = 1")
+
+
+def test_a_version_of_lancedb_links_what_stays_and_leaves_the_one_before_as_it_was(tmp_path, database):
+    write_index(tmp_path, gallery(1200, width=64), "model", engine="lancedb")
+    files = {path: path.read_bytes() for path in (tmp_path / "1").rglob("*") if path.is_file()}
+    more = gallery(20, width=64, prefix="more ", seed=2)
+    further = more.items.append_column("made", pyarrow.array([datetime.date(2020, 1, 1 + i) for i in range(20)]))
+    add_items(tmp_path, Gallery(more.vectors, further), "model")
+    remove_items(tmp_path, ["item 3"])
+    opened = OpenedIndex.newest(tmp_path)
+    assert [hits[0]["id"] for hits in opened.find(more.vectors, 1, approximate=True, where="made < '2020-01-03'")] == [
+        "more 0", "more 1", *[hits[0]["id"] for hits in opened.find(more.vectors[2:], 1, where="made < '2020-01-03'")]
+    ]  # fmt: skip
+    assert {path: path.read_bytes() for path in files} == files
+    new = {path.stat().st_ino: path.stat().st_size for path in (tmp_path / "2/approximate.lancedb").rglob("*.*")}
+    old = {path.stat().st_ino for path in files}
+    assert sum(size for inode, size in new.items() if inode not in old) < 0.2 * sum(new.values())
+    real = more.take(np.arange(20) > 18).items.set_column(2, "year", pyarrow.array([0.5]))  # were whole numbers
+    add_items(tmp_path, Gallery(gallery(1, width=64, seed=9).vectors, real), "model")
+    (hits,) = OpenedIndex.newest(tmp_path).find(more.vectors[:1], 5, approximate=True, where="year = 0.5")
+    assert [hit["id"] for hit in hits] == ["more 19"]
+    assert len(OpenedIndex.newest(tmp_path).approximate) == 1219

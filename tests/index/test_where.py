@@ -19,37 +19,38 @@ ROWS = {
 ITEMS = pyarrow.table(ROWS).set_column(1, "style", pyarrow.array(ROWS["style"]).dictionary_encode())
 
 
-@pytest.mark.parametrize(
-    ("condition", "expected"),
-    {
-        "style = 'flat'": "ad",
-        "style = 'it''s'": "b",
-        "style <> 'flat'": "be",  # what is missing is not another
-        "not style = 'flat'": "be",
-        "STYLE_ = 1": None,
-        "style = 'flat' AND year > 2017": "a",
-        "year > 2019 and style = 'flat' or id = 'c'": "c",
-        "year > 2019 and (style = 'and' or id = 'c')": "ce",
-        "year is null": "d",
-        "year is not null": "abce",
-        "not (year is null or style is null)": "abe",
-        "year = 2020 or style = 'flat'": "abde",  # unknown or true is true
-        "not (year = 2020 and price = 0)": "acd",  # unknown and false is false
-        "year in (2018, 2021)": "ac",
-        "year not in (2018, 2021)": "be",
-        "style in ('and', 'flat')": "ade",
-        "price < 0": "c",
-        "price>=-2.0 and price<=1.5": "ace",
-        "price = 1e3": "d",
-        "year > 2019.5": "bce",
-        "sold = true": "ad",
-        "sold != true": "be",
-        "made >= '2020-03-01'": "cde",
-        "made < '2020-02-01T00:00:01'": "ab",
-        "\"two words\" = 'x'": "ac",
-        "\"id\" == 'a'": "a",
-    }.items(),
-)
+CONDITIONS = {
+    "style = 'flat'": "ad",
+    "style = 'it''s'": "b",
+    "style <> 'flat'": "be",  # what is missing is not another
+    "not style = 'flat'": "be",
+    "STYLE_ = 1": None,
+    "style = 'flat' AND year > 2017": "a",
+    "year > 2019 and style = 'flat' or id = 'c'": "c",
+    "year > 2019 and (style = 'and' or id = 'c')": "ce",
+    "year is null": "d",
+    "year is not null": "abce",
+    "not (year is null or style is null)": "abe",
+    "year = 2020 or style = 'flat'": "abde",  # unknown or true is true
+    "not (year = 2020 and price = 0)": "acd",  # unknown and false is false
+    "year in (2018, 2021)": "ac",
+    "year not in (2018, 2021)": "be",
+    "style in ('and', 'flat')": "ade",
+    "price < 0": "c",
+    "price>=-2.0 and price<=1.5": "ace",
+    "price = 1e3": "d",
+    "year > 2019.5": "bce",
+    "sold = true": "ad",
+    "sold != true": "be",
+    "made >= '2020-03-01'": "cde",
+    "made < '2020-02-01T00:00:01'": "ab",
+    "\"two words\" = 'x'": "ac",
+    "\"id\" == 'a'": "a",
+}
+"""And the ids of the items that meet them, None where a column is not there."""
+
+
+@pytest.mark.parametrize(("condition", "expected"), CONDITIONS.items())
 def test_conditions(condition, expected):
     if expected is None:
         with pytest.raises(ValueError, match="condition on 'STYLE_'; expected one of the items' columns, id, style"):

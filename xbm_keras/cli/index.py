@@ -278,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="usearch",
         choices=sorted(ENGINES),
-        help="also an approximate search, by default by usearch; needs the extra [ann]",
+        help="also an approximate search, by default by usearch; needs the extra [ann], lancedb the extra [stores]",
     )
     made.add_argument(
         "--form",

@@ -11,45 +11,47 @@ import numpy as np
 from xbm_keras.data.sources import Items
 from xbm_keras.index.faiss_lists import FaissLists
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.lance_table import LanceTable
 from xbm_keras.index.usearch_graph import USearchGraph
+from xbm_keras.index.where import Condition
 
 
 class Engine(Protocol):
-    """Vectors [N, E] of unit length under keys, int64, by a library that finds most of the nearest ones."""
+    """Items under keys, int64, by a library that finds most of those whose vectors [N, E] are nearest."""
 
     file: str
-    """Its name in a version of an index."""
+    """Its name in a version of an index, of a file or a folder."""
 
     @classmethod
-    def build(cls, vectors: np.ndarray, keys: np.ndarray) -> "Engine":
-        """One of these vectors. Raises ValueError where the library is missing."""
+    def build(cls, gallery: Gallery, keys: np.ndarray) -> "Engine":
+        """One of these items. Raises ValueError where the library is missing."""
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Engine":
-        """The one that a file holds, which may be changed. Raises ValueError where the library is missing."""
+        """The one that a path holds, which may be changed. Raises ValueError where the library is missing."""
 
     def save(self, path: pathlib.Path) -> None:
-        """Write it."""
+        """Write it, where there is nothing yet. What changed before may be found from then on only."""
 
     def __len__(self) -> int: ...
 
-    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Take in vectors [n, E] under new keys [n]."""
+    def add(self, gallery: Gallery, keys: np.ndarray) -> None:
+        """Take in items under new keys [n]."""
 
     def remove(self, keys: np.ndarray) -> None:
         """Take out the vectors of keys [n], all of which are there."""
 
-    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, among: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """Keys and cosine similarities [Q, k] of near items, best first; the key is -1 where too few are found.
 
         Args:
             queries: [Q, E].
             k: at most N.
-            among: keys [n], where only these are to be found. Raises ValueError where the library has no filter.
+            among: where only some items are to be found. Raises ValueError where the library has no filter.
         """
 
 
-ENGINES: dict[str, type[Engine]] = {"usearch": USearchGraph, "faiss": FaissLists}
+ENGINES: dict[str, type[Engine]] = {"usearch": USearchGraph, "faiss": FaissLists, "lancedb": LanceTable}
 
 
 class ApproximateSearch:
@@ -62,22 +64,23 @@ class ApproximateSearch:
 
     def __init__(self, gallery: Gallery, engine: Engine):
         self.engine = engine
+        self._items = gallery.items
         self._keys = keys_of(gallery.ids)
         self._order = np.argsort(self._keys)
 
-    def find(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def find(self, queries: np.ndarray, k: int, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the gallery, int64, and cosine similarities, both [Q, min(k, N)]; row -1 where too few are found.
 
         Args:
             queries: [Q, E].
             k: answers of each.
-            among: [N] bool, where only some items are to be found.
+            where: a condition, where only some items are to be found: see `meets`.
 
         Raises:
-            ValueError: for `among` with an engine that has no filter.
+            ValueError: for a condition that cannot be read, or an engine that has no filter.
         """
-        wanted = None if among is None else self._keys[among]
-        found, similarities = self.engine.search(queries, min(k, len(self._keys)), wanted)
+        among = Condition(self._items, self._keys, where) if where else None
+        found, similarities = self.engine.search(queries, min(k, len(self._keys)), among)
         if not len(self._keys):
             return found, similarities
         places = np.searchsorted(self._keys, found, sorter=self._order).clip(max=len(self._keys) - 1)

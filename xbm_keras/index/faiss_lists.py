@@ -9,6 +9,8 @@ import numpy as np
 
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.extras import import_library
+from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.where import Condition
 
 LISTS = 4.0  # times the square root of the number of items, as FAISS's guide has it
 POINTS_PER_LIST = 39  # with fewer k-means has too little to learn from; more only make it slower
@@ -24,9 +26,10 @@ class FaissLists:
         self._index = index
 
     @classmethod
-    def build(cls, vectors: np.ndarray, keys: np.ndarray) -> "FaissLists":
-        """Lists of vectors [N, E] under keys [N] int64."""
+    def build(cls, gallery: Gallery, keys: np.ndarray) -> "FaissLists":
+        """Lists of vectors [N, E] of items under keys [N] int64."""
         faiss = import_library("faiss", "ann")
+        vectors = gallery.vectors
         num_lists = max(1, min(int(LISTS * len(vectors) ** 0.5), len(vectors) // POINTS_PER_LIST))
         width = vectors.shape[1]
         index = faiss.index_factory(width, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
@@ -47,20 +50,20 @@ class FaissLists:
     def __len__(self) -> int:
         return self._index.ntotal
 
-    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Take in vectors [n, E] under new keys [n]."""
-        self._index.add_with_ids(vectors, keys)
+    def add(self, gallery: Gallery, keys: np.ndarray) -> None:
+        """Take in items under new keys [n]."""
+        self._index.add_with_ids(gallery.vectors, keys)
 
     def remove(self, keys: np.ndarray) -> None:
         """Take out keys [n]."""
         self._index.remove_ids(keys)
 
-    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, among: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """Keys and cosine similarities [Q, k]; the fewer items are to be found, the more lists are read."""
         faiss = import_library("faiss", "ann")
-        num_wanted = len(self) if among is None else len(among)
+        num_wanted = len(self) if among is None else len(among.keys)
         num_read = min(self._index.nlist, int(np.ceil(LISTS_READ * len(self) / max(1, num_wanted))))
-        chosen = None if among is None else faiss.IDSelectorBatch(among)
+        chosen = None if among is None else faiss.IDSelectorBatch(among.keys)
         options = faiss.SearchParametersIVF(nprobe=num_read, sel=chosen)
         similarities, keys = self._index.search(unit_rows(queries), k, params=options)
         return keys, similarities

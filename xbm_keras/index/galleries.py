@@ -50,7 +50,8 @@ def write_index(
         model: fingerprint of the model that embedded them.
         form: how they are held and searched, by default in float32 at their width.
         thresholds: of similarities that such a search gives.
-        engine: also build an approximate search, by this library: a key of `ENGINES`; needs the extra [ann].
+        engine: also build an approximate search, by this library: a key of `ENGINES`; needs the extra [ann], LanceDB
+            [stores].
         num_mixed: see `ExactSearch`; not with the approximate index. Plain vectors are stored as well, so that items
             may come and go: what is mixed is found anew then.
         roots: of the items, name to place; None where that is not known.
@@ -70,7 +71,7 @@ def write_index(
         )
     with _locked(folder):
         segment = Segment.of(gallery, form or SearchForm(gallery.vectors.shape[1], "float32"))
-        built = ENGINES[engine].build(segment.gallery().vectors, keys_of(gallery.ids)) if engine else None
+        built = ENGINES[engine].build(segment.gallery(), keys_of(gallery.ids)) if engine else None
         about = {"width": gallery.vectors.shape[1], "model": model, "roots": roots}
         about |= {"network": network} if network else {}
         about |= {"mixed": num_mixed} if num_mixed else {}
@@ -133,7 +134,7 @@ def change_items(
         if opened.approximate is not None:
             opened.approximate.remove(keys_of(opened.gallery.ids[is_in(opened.gallery.items["id"], leaving)]))
             for segment in coming:
-                opened.approximate.add(keys_of(segment.gallery().ids), segment.gallery().vectors)
+                opened.approximate.add(segment.gallery(), keys_of(segment.gallery().ids))
         segments = [segment.without(is_in(segment.items["id"], leaving)) for segment in opened.segments]
         written = _write(folder, segments + coming, about, opened.approximate, opened.thresholds)
         num_added = 0 if more is None else len(more.items) - num_replaced
@@ -201,8 +202,6 @@ def _write(
     segments = [mixed(segments, num_mixed)] if num_mixed else compacted(segments)
     num_items = sum(int(segment.kept.sum()) for segment in segments)
     about = {"items": num_items, **about, "segments": [segment.name for segment in segments]}
-    if engine is not None:
-        about |= _measure(gallery_of(segments), engine)
     with new_version(folder) as target:
         search = ExactSearch(segments, about["width"], num_mixed, is_empty=True)
         tf.saved_model.save(search, str(target), signatures={"search": search.search})
@@ -212,6 +211,7 @@ def _write(
             thresholds.write(target)
         if engine is not None:
             engine.save(target / engine.file)
+            about |= _measure(gallery_of(segments), engine)
         write_whole(target / "index.json", json.dumps(about, indent=1))
     return about
 

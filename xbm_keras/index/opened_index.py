@@ -179,9 +179,10 @@ class OpenedIndex:
                 f"[Q, {self.about['width']}]. Embed them with the model of the index."
             )
         if approximate:
-            queries = self.form.cut(queries)
-            items, among = self.kept_items, meets(self.kept_items, where) if where else None
-            rows, similarities = self._approximate_search.find(queries, k, among)
+            items, (rows, similarities) = (
+                self.kept_items,
+                self._approximate_search.find(self.form.cut(queries), k, where),
+            )
         else:
             items, among = self.items, self.kept & meets(self.items, where) if where else None
             rows, similarities = self._exact.find(queries, k, among)

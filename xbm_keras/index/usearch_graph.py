@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 
 from xbm_keras.index.extras import import_library
+from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.where import Condition
 
 
 class USearchGraph:
@@ -16,10 +18,10 @@ class USearchGraph:
         self._index = index
 
     @classmethod
-    def build(cls, vectors: np.ndarray, keys: np.ndarray) -> "USearchGraph":
-        """A graph of vectors [N, E] under keys [N] int64."""
-        index = import_library("usearch.index", "ann").Index(ndim=vectors.shape[1], metric="cos", dtype="f32")
-        index.add(keys, vectors)
+    def build(cls, gallery: Gallery, keys: np.ndarray) -> "USearchGraph":
+        """A graph of vectors [N, E] of items under keys [N] int64."""
+        index = import_library("usearch.index", "ann").Index(ndim=gallery.vectors.shape[1], metric="cos", dtype="f32")
+        index.add(keys, gallery.vectors)
         return cls(index)
 
     @classmethod
@@ -34,20 +36,21 @@ class USearchGraph:
     def __len__(self) -> int:
         return len(self._index)
 
-    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Take in vectors [n, E] under new keys [n]."""
-        self._index.add(keys, vectors)
+    def add(self, gallery: Gallery, keys: np.ndarray) -> None:
+        """Take in items under new keys [n]."""
+        self._index.add(keys, gallery.vectors)
 
     def remove(self, keys: np.ndarray) -> None:
         """Take out keys [n]."""
         self._index.remove(keys)
 
-    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, among: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """Keys and cosine similarities [Q, k]."""
         if among is not None:
             raise ValueError(
                 "Received a condition for approximate search by USearch, which has no filter; expected exact search, "
-                "or another library. Leave out --approximate, or build the index with --approximate faiss."
+                "or another library. Leave out --approximate, or build the index with --approximate "
+                "faiss or lancedb."
             )
         found = self._index.search(queries, k)
         shape = (len(queries), -1)  # of one query USearch gives [k]

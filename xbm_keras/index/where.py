@@ -5,6 +5,8 @@ with other signs than letters, digits and _ in double quotes. Times are text of 
 missing value is neither true nor false, and what is not true is left out.
 """
 
+import datetime
+import functools
 import re
 
 import numpy as np
@@ -33,25 +35,62 @@ def meets(items: pyarrow.Table, condition: str) -> np.ndarray:
         >>> meets(pyarrow.table({"year": [2019, 2021, None]}), "year > 2019 or year is null").tolist()
         [False, True, True]
     """
-    try:
-        found = _Condition(items, condition).read()
-    except RecursionError as error:
-        raise ValueError(
-            f"Received a condition of {len(condition)} signs, nested too deeply; expected a simpler one. Leave out "
-            "parentheses."
-        ) from error
-    return pyarrow.compute.fill_null(found, False).to_numpy()
+    return pyarrow.compute.fill_null(_Reader(items, condition).read(), False).to_numpy()
 
 
-class _Condition:
-    """One condition on a table, read from left to right."""
+def sql_of(schema: pyarrow.Schema, condition: str) -> str:
+    """A condition in the SQL of DataFusion, which LanceDB takes. Raises ValueError as `meets` does.
+
+    Example:
+        >>> sql_of(pyarrow.schema({"at": pyarrow.date32()}), "at > '2020-01-31'")
+        "`at` > DATE '2020-01-31'"
+    """
+    reader = _Reader(schema.empty_table(), condition)
+    reader.read()
+    return " ".join(reader.written)
+
+
+class Condition:
+    """Which items of a gallery are to be found, for a library that finds them.
+
+    Args:
+        items: N rows.
+        keys: [N], theirs in the library.
+        text: what they are to meet: see `meets`.
+    """
+
+    def __init__(self, items: pyarrow.Table, keys: np.ndarray, text: str):
+        self._items, self._keys, self._text = items, keys, text
+
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        """Of the items that meet it. Raises ValueError as `meets` does."""
+        return self._keys[meets(self._items, self._text)]
+
+    @functools.cached_property
+    def sql(self) -> str:
+        """For a library that holds the items' columns. Raises ValueError as `meets` does."""
+        return sql_of(self._items.schema, self._text)
+
+
+class _Reader:
+    """One condition on a table, read from left to right, and written as SQL."""
 
     def __init__(self, items: pyarrow.Table, text: str):
         self.items, self.text, self.place = items, text, 0
+        self.written: list[str] = []
+        self.place_of_column, self.kind, self.value = 0, "", ""
         self._advance()
 
     def read(self) -> pyarrow.ChunkedArray:
-        found = self._either()
+        """Which rows meet it, null where that cannot be told."""
+        try:
+            found = self._either()
+        except RecursionError as error:
+            raise ValueError(
+                f"Received a condition of {len(self.text)} signs, nested too deeply; expected a simpler one. Leave out "
+                "parentheses."
+            ) from error
         if self.kind != "end":
             raise self._error("and, or, or the end")
         return found
@@ -106,7 +145,9 @@ class _Condition:
                 f"Received a condition on {name!r}; expected one of the items' columns, "
                 f"{', '.join(self.items.column_names)}. Text stands in single quotes."
             )
+        self.place_of_column = len(self.written)
         self._advance()
+        self.written[-1] = _quoted(name)
         column = self.items[name]
         return name, column.cast(column.type.value_type) if pyarrow.types.is_dictionary(column.type) else column
 
@@ -125,7 +166,10 @@ class _Condition:
                 f"Received a condition that compares {name!r}, of the type {column.type}, with {written!r} ({error}); "
                 "expected a value of that type. Put text and times in single quotes, and numbers in none."
             ) from error
+        if pyarrow.types.is_integer(column.type) and pyarrow.types.is_floating(value.type):
+            self.written[self.place_of_column] = f"CAST({_quoted(name)} AS DOUBLE)"
         self._advance()
+        self.written[-1] = _sql_of(value.as_py())
         return found
 
     def _literal(self):
@@ -136,6 +180,9 @@ class _Condition:
         return self.value == "true"
 
     def _advance(self) -> None:
+        """Write the token that was read, and read the next one."""
+        if self.kind:
+            self.written.append("=" if self.value == "==" else self.value)
         token = TOKEN.match(self.text, self.place)
         if token is None:
             self.kind, self.value = "sign", self.text[self.place :].strip()[:20]
@@ -165,3 +212,16 @@ class _Condition:
             f"Received the condition {self.text!r}, with {found} before sign {self.place}; expected {expected} there. "
             "Write it as in SQL: \"style = 'flat' and year > 2019\"."
         )
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _sql_of(value) -> str:
+    """A value of a column as DataFusion writes it."""
+    if isinstance(value, datetime.datetime):
+        return f"TIMESTAMP '{value.isoformat(sep=' ')}'"
+    if isinstance(value, datetime.date):
+        return f"DATE '{value.isoformat()}'"
+    return str(value).lower() if isinstance(value, bool | int | float) else "'" + str(value).replace("'", "''") + "'"
