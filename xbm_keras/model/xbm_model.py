@@ -171,7 +171,7 @@ class XBMModel(strategies.ReplicatedModel):
         if rows.num_enqueued is None:
             is_batch = not self.top_k.by_relevance
             return rows._replace(embeddings=replicas.gather(anchors)[0] if is_batch else self.head.embed_rows(rows))
-        if (anchors.shape[0] or 1) * self.top_k.num_picks(self.memory.memory_size) >= self.memory.memory_size:
+        if self.top_k.most_rows(anchors.shape[0] or 1, self.memory.memory_size) == self.memory.memory_size:
             return rows._replace(embeddings=self.head.embed_rows(rows))
         return rows
 
@@ -181,7 +181,7 @@ class XBMModel(strategies.ReplicatedModel):
         @tf.custom_gradient
         def noted(*similarities):
             def backward(*slopes):
-                is_active = tf.reduce_any([tf.not_equal(slope, 0.0) for slope in slopes], axis=0)
+                is_active = tf.add_n([tf.abs(slope) for slope in slopes]) > 0.0
                 self.active_pairs.update_state(is_active, picks.is_valid)
                 return slopes
 

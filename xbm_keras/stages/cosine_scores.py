@@ -2,7 +2,7 @@
 
 The one place that multiplies anchors with rows: all of them at once, the picked ones of each anchor, or block by block.
 
-Letters: B anchors, M memory rows, K width of the keys, W rows of a block, T rows of an anchor.
+Letters: B anchors, M memory rows, K width of the keys, W rows of a block, T rows of an anchor, S of all anchors.
 """
 
 import contextlib
@@ -52,9 +52,10 @@ def cosine_scores(anchors: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     return tf.matmul(tf.cast(anchors, tf.float32), tf.cast(rows, tf.float32), transpose_b=True)
 
 
-def scores_of_picks(anchors: tf.Tensor, picked: tf.Tensor) -> tf.Tensor:
-    """Scores [B, T] of anchors [B, D] and the rows that were picked for each, [B, T, D]."""
-    return tf.einsum("bd,btd->bt", anchors, picked)
+def scores_of_picks(anchors: tf.Tensor, picked: tf.Tensor, shared: tf.Tensor | None = None) -> tf.Tensor:
+    """Scores [B, T + S] of anchors [B, D], the rows picked for each, [B, T, D], and those picked for all, [S, D]."""
+    scores = tf.einsum("bd,btd->bt", anchors, picked)
+    return scores if shared is None else tf.concat([scores, cosine_scores(anchors, shared)], axis=1)
 
 
 class Block(NamedTuple):

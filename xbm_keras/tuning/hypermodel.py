@@ -216,8 +216,8 @@ def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
     batch_size = config.batch_size
     rows = min(config.memory.memory_size, num_rows) or batch_size
     k = config.top_k
-    counts = (k.num_neighbors, k.num_random) if isinstance(k, Neighbors) else (k.num_negatives, k.num_positives)
-    num_picks = batch_size * sum(rows if count == "all" else count for count in counts)
+    counts = (k.num_neighbors,) if isinstance(k, Neighbors) else (k.num_negatives, k.num_positives)
+    num_picks = batch_size * sum(rows if count == "all" else count for count in counts) + k.num_random
     embedding_dim = config.head.embedding_dim
     elements = (
         2 * rows * width  # the memory, and its rows as the step reads them

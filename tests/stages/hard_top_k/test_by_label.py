@@ -73,7 +73,9 @@ def test_picks_equal_the_oracle(num_positives, num_negatives, positives, mode):
         case = make_case(seed=seed)
         picks = pick(top_k, case, mode)
         num_rows = len(case["row_ids"])
-        assert picks.indices.shape == (5, top_k.num_picks(num_rows))
+        counts = [num_rows if count == "all" else count for count in (num_positives, num_negatives)]
+        is_all = num_positives == num_negatives == "all"
+        assert picks.indices.shape == (5, num_rows if is_all else sum(counts))
         assert picks.indices.dtype == tf.int64
         assert picks.feature_scores.dtype == tf.float32
         assert ((picks.indices >= 0) & (picks.indices < num_rows)).numpy().all()
@@ -134,10 +136,10 @@ def test_all_is_refused_above_a_stated_number_of_rows():
             pick(HardTopK(*counts, max_rows_for_all=11), case)
 
 
-def test_number_of_picks():
-    assert HardTopK(3, 2).num_picks(10) == 5
-    assert HardTopK("all", "all").num_picks(10) == 10
-    assert HardTopK("all", 2).num_picks(10) == 12
+def test_the_most_rows_that_picks_can_be():
+    assert HardTopK(3, 2).most_rows(1, 10) == 5
+    assert HardTopK("all", "all").most_rows(1, 10) == 10
+    assert HardTopK(3, 2).most_rows(4, 10) == 10
 
 
 def test_random_positives_are_the_same_in_every_mode():

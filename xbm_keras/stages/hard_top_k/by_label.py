@@ -14,7 +14,7 @@ from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_and_rerank, find_best, without
 from xbm_keras.stages.hard_top_k.mining import Embed, InFeatures, Mining
 from xbm_keras.stages.hard_top_k.neighbor_table import Found, NeighborTable
-from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, random_bits, random_rows
+from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, none_of, random_bits, random_rows
 from xbm_keras.stages.hard_top_k.streamed import Search
 
 MAX_PICKS = 1 << 20
@@ -32,6 +32,18 @@ class Picks(NamedTuple):
     """[B, T] bool: there was such a row; False fills up where fewer than k were to be had."""
     feature_scores: tf.Tensor
     """[B, T] float32, cosine similarity of anchor and pick in the space of the frozen features."""
+    shared: tf.Tensor | None = None
+    """[S] int64: the last S of each anchor's picks, which are the same rows for all; None is none."""
+
+    @property
+    def num_shared(self) -> int:
+        """S."""
+        return 0 if self.shared is None else self.shared.shape[0]
+
+    @property
+    def own(self) -> tf.Tensor:
+        """Indices [B, T - S] of those that are not shared."""
+        return self.indices[:, : -self.num_shared] if self.num_shared else self.indices
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
@@ -125,12 +137,10 @@ class HardTopK(DrawsRows):
         """Learn what `mining` needs of these features, [N, D] unit vectors, which are read in blocks."""
         self.mining.adapt(features)
 
-    def num_picks(self, num_rows: int) -> int:
-        """T for a memory of `num_rows` rows."""
-        if self.num_negatives == self.num_positives == "all":
-            return num_rows
-        counts = self.num_negatives, self.num_positives, self.num_random
-        return sum(num_rows if count == "all" else count for count in counts)
+    def most_rows(self, num_anchors: int, num_rows: int) -> int:
+        """Rows, each once, that the picks of so many anchors can be, in a memory of `num_rows`."""
+        counts = [num_rows if count == "all" else count for count in (self.num_negatives, self.num_positives)]
+        return min(num_rows, num_anchors * sum(counts) + self.num_random)
 
     def call(
         self,
@@ -174,13 +184,16 @@ class HardTopK(DrawsRows):
         picked |= {name: (indices, is_valid) for name, (_, indices, is_valid) in best.items()}
         if isinstance(self.num_positives, int) and self.num_positives and self.positives == "random":
             picked["positives"] = self._random_positives(among, self.num_positives + 1)
+        shared = tf.zeros([0], tf.int64)
+        if self.num_random and self.num_negatives != "all":  # which leaves none to draw
+            shared, is_valid = self._random_negatives(rows, labels, sample_ids, picked.get("negatives"))
+            picked["random"] = tf.broadcast_to(shared[None, :], tf.shape(is_valid)), is_valid
         if "all" in (self.num_negatives, self.num_positives):
             return self._with_all(picked, features, among, ceilings)
-        if self.num_random:
-            picked["random"] = self._random_negatives(among, picked.get("negatives"))
-        indices, is_positive, is_valid = _joined(picked)
-        scores = scores_of_picks(features, tf.stop_gradient(rows.take(indices)))  # unless read, not computed
-        return Picks(indices, is_positive, is_valid, scores)
+        picks = Picks(*_joined(picked), tf.zeros(()), shared)
+        rows_of_all = rows.take(shared) if picks.num_shared else None
+        scores = scores_of_picks(features, rows.take(picks.own), rows_of_all)  # unless read, not computed
+        return picks._replace(feature_scores=tf.stop_gradient(scores))
 
     @property
     def num_known(self) -> int:
@@ -228,17 +241,17 @@ class HardTopK(DrawsRows):
         any_one = tf.where(is_valid[:, 0], any_one, 0)  # where there are fewer than k + 1, the first is none
         return without(among.place_of_own(drawn, is_valid, any_one), drawn, is_valid)
 
-    def _random_negatives(self, among, negatives):
-        """Indices and validity [B, random] of rows of other classes that are not among the negatives."""
-        drawn, is_drawn = self.some_rows(among.rows, self.num_random)
-        is_other = tf.transpose(tf.gather(among.other_classes, tf.gather(among.codes, drawn))) == 0.0
-        is_own = tf.gather(among.rows.sample_ids, drawn)[None, :] == among.sample_ids[:, None]
-        is_valid = is_drawn[None, :] & is_other & ~is_own
+    def _random_negatives(self, rows, labels, sample_ids, negatives):
+        """Rows [S], and for each anchor which of them are of another class and not among its negatives, [B, S]."""
+        drawn, is_drawn = self.some_rows(rows, self.num_random)
+        drawn_labels, drawn_ids = (tf.gather(each, drawn) for each in (rows.labels, rows.sample_ids))
+        few = rows._replace(labels=drawn_labels, sample_ids=drawn_ids, is_valid=is_drawn)
+        among = self._candidates(few, labels, sample_ids)  # of these rows, not of the whole memory
+        is_other = tf.transpose(tf.gather(among.other_classes, among.codes)) == 0.0
+        is_valid = is_other & (drawn_ids[None, :] != sample_ids[:, None])
         if negatives is not None:
-            indices, is_picked = negatives
-            is_known = (drawn[None, :, None] == indices[:, None, :]) & is_picked[:, None, :]
-            is_valid &= ~tf.reduce_any(is_known, axis=2)
-        return tf.broadcast_to(drawn[None, :], tf.shape(is_valid)), is_valid
+            is_valid &= none_of(drawn, *negatives)
+        return drawn, is_valid
 
     def _with_all(self, picked, features, among, ceilings):
         """Picks with all rows on the positives' side, on the negatives', or on both, from the whole score matrix."""
@@ -251,13 +264,14 @@ class HardTopK(DrawsRows):
         if ceilings is not None:
             is_valid &= is_positive | (scores <= ceilings[:, None])
         if self.num_negatives == self.num_positives:
-            return Picks(every, is_positive, is_valid, scores)
+            return Picks(every, is_positive, is_valid, scores, tf.zeros([0], tf.int64))
         if self.num_positives == "all":
             picked["positives"] = every, is_valid & is_positive
         else:
             picked["negatives"] = every, is_valid & ~is_positive
         indices, is_positive, is_valid = _joined(picked)
-        return Picks(indices, is_positive, is_valid, tf.gather(scores, indices, batch_dims=1))
+        scores = tf.gather(scores, indices, batch_dims=1)
+        return Picks(indices, is_positive, is_valid, scores, tf.zeros([0], tf.int64))
 
     def _refuse_all_of_many(self, rows):
         num_rows = rows.features.shape[0]
@@ -280,15 +294,10 @@ class HardTopK(DrawsRows):
 
 
 def require_pairs(num_negatives: Count, num_positives: Count, num_random: int = 0) -> None:
-    """Raises ValueError where there is nothing to pick, or random rows stand beside all rows."""
+    """Raises ValueError where there is nothing to pick."""
     if num_negatives == num_positives == num_random == 0:
         raise ValueError(
             "Received num_negatives=0 and num_positives=0, which leaves no pairs; make at least one of them 1."
-        )
-    if num_random and "all" in (num_negatives, num_positives):
-        raise ValueError(
-            f"Received num_random={num_random} with num_negatives={num_negatives!r} and num_positives="
-            f"{num_positives!r}; expected numbers beside random rows. Leave num_random out, or give numbers."
         )
 
 

@@ -17,7 +17,7 @@ from xbm_keras.stages.hard_top_k.by_label import MAX_PICKS, Picks
 from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best
 from xbm_keras.stages.hard_top_k.mining import Embed
 from xbm_keras.stages.hard_top_k.neighbor_table import Found, NeighborTable
-from xbm_keras.stages.hard_top_k.random_rows import DrawsRows
+from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, none_of
 from xbm_keras.stages.hard_top_k.streamed import Search
 
 BLOCK_ROWS = 8192  # of the pass over the features whose mean is taken
@@ -104,9 +104,9 @@ class NeighborTopK(DrawsRows):
         """Nothing is kept for a memory's rows."""
         return []
 
-    def num_picks(self, num_rows: int) -> int:
-        """T, for a memory of any number of rows."""
-        return self.num_neighbors + self.num_random
+    def most_rows(self, num_anchors: int, num_rows: int) -> int:
+        """Rows, each once, that the picks of so many anchors can be, in a memory of `num_rows`."""
+        return min(num_rows, num_anchors * self.num_neighbors + self.num_random)
 
     def call(
         self,
@@ -134,17 +134,17 @@ class NeighborTopK(DrawsRows):
             indices, is_valid = self.table.of(rows.numbers)
             scores = scores_of_picks(features, self._centred(rows.take(indices)))
         scores, is_neighbor = tf.where(is_valid, scores, 0.0), tf.ones_like(is_valid)
+        drawn = tf.zeros([0], tf.int64)
         if self.num_random:
             drawn, is_drawn = self.some_rows(rows, self.num_random)
-            is_known = (drawn[None, :, None] == indices[:, None, :]) & is_valid[:, None, :]  # [B, random, neighbours]
             is_own = tf.gather(rows.sample_ids, drawn)[None, :] == sample_ids[:, None]  # [B, random]
-            is_drawn = is_drawn[None, :] & ~is_own & ~tf.reduce_any(is_known, axis=2)
+            is_drawn = is_drawn[None, :] & ~is_own & none_of(drawn, indices, is_valid)  # [B, random]
             drawn_scores = cosine_scores(features, self._centred(rows.take(drawn)))  # [B, random]
             indices = tf.concat([indices, tf.broadcast_to(drawn[None, :], tf.shape(is_drawn))], axis=1)
             is_valid = tf.concat([is_valid, is_drawn], axis=1)
             is_neighbor = tf.concat([is_neighbor, tf.zeros_like(is_drawn)], axis=1)
             scores = tf.concat([scores, drawn_scores], axis=1)
-        return Picks(indices, is_neighbor, is_valid, tf.stop_gradient(scores))
+        return Picks(indices, is_neighbor, is_valid, tf.stop_gradient(scores), drawn)
 
     @property
     def num_known(self) -> int:

@@ -27,14 +27,32 @@ class DrawsRows(keras.layers.Layer):
         self.seed_generator.state.assign(store["seed_state"])
 
     def some_rows(self, rows: Rows, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Random valid rows without replacement, the same for all anchors: indices and validity, each [count]."""
+        """Random rows, the same for all anchors and each at most once: indices, ascending, and validity, each [count].
+
+        The slots filled so far are cut into `count` sections of equal length, and one row is drawn of each: all rows
+        are equally likely, and no look at all of them is taken. Of fewer slots than `count` each is drawn.
+        """
+        num_rows = tf.shape(rows.sample_ids, tf.int64)[0]
+        num_filled = num_rows if rows.num_enqueued is None else tf.minimum(rows.num_enqueued, num_rows)
+        ends = tf.range(count + 1, dtype=tf.int64) * num_filled // count
+        widths = ends[1:] - ends[:-1]
         # Bits, because TensorFlow's random floats differ between graph and XLA (tensorflow#121243).
         seed = tf.cast(self.seed_generator.next(), tf.int64)
-        bits = tf.random.stateless_uniform(tf.shape(rows.is_valid), seed, None, None, tf.uint32, alg="philox")
-        keys = tf.where(rows.is_valid, tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint32)), tf.int64), -1)
-        missing = tf.fill([count], tf.constant(-1, tf.int64))  # where the memory holds fewer rows
-        keys, drawn = tf.math.top_k(tf.concat([keys, missing], axis=0), count)
-        return tf.where(keys >= 0, tf.cast(drawn, tf.int64), 0), keys >= 0
+        bits = tf.cast(tf.random.stateless_uniform([count], seed, None, None, tf.uint32, alg="philox"), tf.int64)
+        drawn = ends[:-1] + tf.bitwise.right_shift(bits * widths, tf.constant(32, tf.int64))
+        drawn = tf.minimum(drawn, num_rows - 1)  # a section without rows may stand behind the last one
+        return drawn, (widths > 0) & tf.gather(rows.is_valid, drawn)
+
+
+def none_of(drawn: tf.Tensor, indices: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
+    """Which of the rows of `some_rows`, [S], are none of an anchor's `indices` [B, k] that are valid: [B, S] bool."""
+    num_anchors, k = tf.shape(indices, tf.int64)[0], tf.shape(indices, tf.int64)[1]
+    flat = tf.reshape(indices, [-1])
+    place = tf.maximum(tf.searchsorted(drawn, flat, side="right", out_type=tf.int64) - 1, 0)  # they ascend
+    is_drawn = tf.reshape(is_valid, [-1]) & (tf.gather(drawn, place) == flat)
+    cells = tf.stack([tf.repeat(tf.range(num_anchors), k), place], axis=1)
+    shape = tf.stack([num_anchors, tf.size(drawn, tf.int64)])
+    return tf.scatter_nd(cells, tf.cast(is_drawn, tf.float32), shape) == 0.0
 
 
 def random_rows(

@@ -183,20 +183,17 @@ class Head(keras.layers.Layer):
                 tf.gather(cosine_scores(*each), picks.indices, batch_dims=1)
                 for each in zip(self.nested(anchors), self.nested(rows.embeddings), strict=True)
             ]
-        flat = tf.reshape(picks.indices, [-1])
-        if is_under_xla():
-            picked, position = self.on_rows(rows.take(flat)), None
-        else:
-            unique, position = tf.unique(flat, tf.int64)
-            picked = self.on_rows(rows.take(unique))
+        flat, position = tf.reshape(picks.own, [-1]), None
+        if not is_under_xla():
+            flat, position = tf.unique(flat, tf.int64)
+        picked = self.nested(self.on_rows(rows.take(flat)))
+        shared = self.nested(self.on_rows(rows.take(picks.shared))) if picks.num_shared else [None] * len(picked)
         similarities = []
-        for width, some_anchors, some_picked in zip(
-            self.widths, self.nested(anchors), self.nested(picked), strict=True
-        ):
+        for some_anchors, some_picked, some_shared in zip(self.nested(anchors), picked, shared, strict=True):
             if position is not None:
                 some_picked = tf.gather(some_picked, position)
-            shape = tf.concat([tf.shape(picks.indices), [width]], axis=0)
-            similarities.append(scores_of_picks(some_anchors, tf.reshape(some_picked, shape)))
+            shape = tf.concat([tf.shape(picks.own), [some_picked.shape[1]]], axis=0)
+            similarities.append(scores_of_picks(some_anchors, tf.reshape(some_picked, shape), some_shared))
         return similarities
 
     def nested(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
