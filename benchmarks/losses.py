@@ -29,8 +29,8 @@ from xbm_keras.training.callbacks import KeepBestHead
 
 WAYS = {
     "off": ["memory.memory_size=0"],
-    "on": ["top_k.num_negatives=32", "top_k.num_positives=8"],
-    "many": ["top_k.num_negatives=512", "top_k.num_positives=8"],
+    "on": ["top_k.mine_in=embeddings", "top_k.num_random=0", "top_k.num_negatives=32"],
+    "many": ["top_k.mine_in=embeddings", "top_k.num_random=0", "top_k.num_negatives=512"],
 }
 
 

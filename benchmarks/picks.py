@@ -33,7 +33,8 @@ from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed
 from xbm_keras.experiment import build, loading, phases, selection
 from xbm_keras.training.callbacks import KeepBestHead
 
-FEATURES, SKETCH = "top_k.mine_in=features", "top_k.mine_in=sketch"
+FEATURES, EMBEDDINGS, SKETCH = (f"top_k.mine_in={space}" for space in ("features", "embeddings", "sketch"))
+HARDEST = ["top_k.num_negatives=32", "top_k.num_random=0"]
 WAYS = {
     "features, float32": [FEATURES],
     "features, float16": [FEATURES, "memory.storage_dtype=float16"],
@@ -42,9 +43,9 @@ WAYS = {
     "sketch of 64, best 4 k again": [SKETCH],
     "sketch of 64, best 2 k again": [SKETCH],
     "sketch of 32, best 4 k again": [SKETCH],
-    "embeddings, exact": [],
-    "embeddings, int8 rows": ["memory.storage_dtype=int8"],
-    "embeddings, keys of M/64": ["top_k.key_refresh={}"],
+    "embeddings, exact": [EMBEDDINGS],
+    "embeddings, int8 rows": [EMBEDDINGS, "memory.storage_dtype=int8"],
+    "embeddings, keys of M/64": [EMBEDDINGS, "top_k.key_refresh={}"],
 }
 SKETCHES = {"sketch of 64, best 2 k again": (64, 2), "sketch of 32, best 4 k again": (32, 4)}
 """Dimensions, and of how many k the best are ranked again; else 64 and 4."""
@@ -68,7 +69,7 @@ def main():
             results += [{**data, **each} for each in shares(config, dataset, options.shortlists)]
             continue
         for way in options.ways:
-            overrides = [each.format(max(1, len(dataset.splits.train) // 64)) for each in WAYS[way]]
+            overrides = [each.format(max(1, len(dataset.splits.train) // 64)) for each in [*HARDEST, *WAYS[way]]]
             runs = []
             for seed in range(options.seeds):
                 config = load_config(path, [*overrides, f"training.seed={seed}"]).model_copy(update={"head": head})

@@ -43,14 +43,15 @@ EXPANDED = {"start, alpha query expansion": False, "start, and database augmenta
 NUM_EXPANDED, ALPHA = 5, 3.0  # nearest items that are mixed in, and the power of their similarities
 PEER = pathlib.Path(__file__).with_name("quality_peer.py")
 PEER_LOSSES = ("contrastive", "multi_similarity")
-HARDEST = ["top_k.num_negatives=32", "top_k.num_random=0"]
+HARDEST = ["top_k.mine_in=embeddings", "top_k.num_negatives=32", "top_k.num_random=0"]
 ALL = ["top_k.num_negatives=all", "top_k.num_positives=all", "top_k.num_random=0"]
 TRAINED = {
     "memory off": ["memory.memory_size=0", *ALL],
     "classical XBM (stale embeddings)": ["memory.prefill=false", *HARDEST],
-    "top-k in features": ["top_k.mine_in=features", *HARDEST],
-    "top-k in embeddings (default)": HARDEST,
-    "random rows of the memory": ["top_k.num_negatives=0", "top_k.num_random=256"],
+    "32 hardest in features": [*HARDEST, "top_k.mine_in=features"],
+    "32 hardest in embeddings": HARDEST,
+    "8 hardest in features, 256 at random (default)": [],
+    "256 at random": ["top_k.num_negatives=0", "top_k.num_random=256"],
 }
 
 

@@ -2,21 +2,24 @@
 
     python -m benchmarks.step [--rows 1024 65536 ...] [--peer /path/to/its/python] [--json FILE]
 
-D = 1280 features in classes of ten, E = 128, a batch of 32 classes with four items each, 32 negatives and 8 random
-positives, AdamW on a linear head, memory filled. Each variant takes turns with a step whose memory is off, and is gone
-before the next one: `x off` is their ratio.
+D = 1280 features in classes of ten, E = 128, a batch of 32 classes with four items each, AdamW on a linear head, memory
+filled. Each variant takes turns with a step whose memory is off, and is gone before the next one: `x off` is their
+ratio. The default has 8 hard negatives, 8 random positives and 256 random rows, all others have 32 negatives and 8
+positives.
 
-- `default`: exact mining by the current head, as `train.py` does it: the memory is frozen and gives the batch, too.
+- `default`: as `train.py` does it, hard negatives in the features, from a neighbour table, of the rows that the
+  benchmark draws; the memory is frozen, and gives the batch, too. What it takes to search for all rows is a row of
+  benchmarks/topk.py.
+- `head`: exact mining by the current head; the memory is frozen.
 - `features`, `features float16`, ...: exact mining in the features, by storage type.
 - `embeddings`: mining in stored embeddings, S rows renewed per step (`refresh`, the column `S`).
-- `table`: the same as `features` with a neighbour table, of the rows that the benchmark draws; the memory is frozen.
-  What it takes to search for all rows is a row of benchmarks/topk.py.
+- `table`: the same as `features` with a neighbour table.
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
-- `arithmetic of default`, `... table`: what no step of these picks can do without: the rows that it embeds, `embedded`,
-  gathered from the memory, and the head on these and on the batch, forward and backward; and of `default` all rows
-  through the head once, and their product with the batch. `x arithmetic` is the ratio to it.
+- `arithmetic of default`, `... head`, `... table`: what no step of these picks can do without: the rows that it
+  embeds, `embedded`, gathered from the memory, and the head on these and on the batch, forward and backward; and of
+  `head` all rows through the head once, and their product with the batch. `x arithmetic` is the ratio to it.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
   environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py. `x peer` is the ratio to its step.
 """
@@ -37,15 +40,18 @@ from xbm_keras.stages.cosine_scores import block_rows
 from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
 
 D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
+DEFAULT = {"num_negatives": 8, "num_positives": 8, "num_random": 256}
 MINING = {
-    "default": lambda num_rows: InEmbeddings(),
+    "default": lambda num_rows: InFeatures(),
+    "head": lambda num_rows: InEmbeddings(),
     "features": lambda num_rows: InFeatures(),
     "table": lambda num_rows: InFeatures(),
     "embeddings": lambda num_rows: InEmbeddings(max(num_rows // 64, 256)),
     "sketch": lambda num_rows: InSketch(64),
 }
 NAMES = [*MINING, "floor", "arithmetic", "peer"]
-FROZEN = ("default", "table")
+FROZEN = ("default", "head", "table")
+KNOWN = ("default", "table")
 PER_CLASS = 10  # rows
 DRAWN = 1024  # of which a batch is drawn: classes that are whole
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
@@ -89,7 +95,7 @@ def measure(num_rows, options) -> list[dict]:
                 del model
                 gc.collect()
                 if is_counted:
-                    bare = arithmetic_of(features, num_embedded, scans=name == "default")
+                    bare = arithmetic_of(features, num_embedded, scans=name == "head")
                     time(f"arithmetic of {name}", bare, embedded=num_embedded)
                     results[-2]["x arithmetic"] = results[-2]["ms"] / results[-1]["ms"]
         if "floor" in options.names:
@@ -123,14 +129,15 @@ def make_model(name, storage, features, labels) -> XBMModel:
     """A model and its full memory; the name `off` is of one without."""
     num_rows = len(features)
     memory = CircularMemory(num_rows if name in MINING else 0, storage, frozen=name in FROZEN)
-    top_k = HardTopK(NEGATIVES, POSITIVES, mining=MINING.get(name, MINING["default"])(num_rows))
+    counts = DEFAULT if name == "default" else {"num_negatives": NEGATIVES, "num_positives": POSITIVES}
+    top_k = HardTopK(**counts, mining=MINING.get(name, MINING["head"])(num_rows))
     model = XBMModel(None, Head(E), memory, top_k, SupConLoss())
     model.build({"features": (None, D)})
     top_k.adapt(features[:20_000])
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     model.memory.prefill(features, labels, np.arange(num_rows))
-    if name == "table":
-        table = NeighborTable(memory, top_k.search, NEGATIVES)
+    if name in KNOWN:
+        table = NeighborTable(memory, top_k.search, top_k.num_known)
         for start in table.starts[: max(1, DRAWN // table.block_rows)]:
             table.fill(start, table.searched(start))
         top_k.table = table
@@ -166,7 +173,7 @@ def step_of(model, features, labels):
 def count_embedded(model) -> int:
     """Rows that a step embeds for its picks: all of a small memory, else each that is picked, once."""
     memory, head = model.memory, model.head
-    if memory.memory_size <= B * (NEGATIVES + POSITIVES):
+    if model.top_k.most_rows(B, memory.memory_size) == memory.memory_size:
         return memory.memory_size
     features, labels, sample_ids = memory.items(drawn_rows(np.random.default_rng(3), memory.memory_size))
     of_head = {"anchors": head(features), "embed": head.on_rows}

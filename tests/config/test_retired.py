@@ -21,12 +21,13 @@ def of_file(path):
 
 @pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.stem)
 def test_the_config_of_an_earlier_run_is_that_of_the_same_run_today(path):
+    of_then = ["top_k.mine_in=embeddings", "top_k.num_negatives=32", "top_k.num_random=0"]  # the recipe
     own = {
-        "default": load_config("configs/default.yaml"),
+        "default": load_config("configs/default.yaml", of_then),
         "features": load_config(
             "configs/features.yaml",
             ["data.path=vectors.npz", "head.embedding_dim=8", "cache.dir=cache", "training.classes_per_batch=4",
-             "training.epochs=2"],
+             "training.epochs=2", *of_then],
         ),
         "nested": load_config(
             "configs/compress.yaml",
@@ -37,7 +38,7 @@ def test_the_config_of_an_earlier_run_is_that_of_the_same_run_today(path):
             "configs/features.yaml",
             ["data.path=vectors.npz", "head.embedding_dim=8", "cache.dir=cache", "training.classes_per_batch=4",
              "training.epochs=1", "search.space={memory.memory_size: [0, 64], top_k.mine_in: [features, sketch], "
-             "training.learning_rate: {min: 0.0001, max: 0.01, log: true}}"],
+             "training.learning_rate: {min: 0.0001, max: 0.01, log: true}}", *of_then],
         ),
     }  # fmt: skip
     assert check_config(of_file(path), "x") == own[path.stem]

@@ -162,7 +162,7 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),
         (["training.learning_rate=-1"], "training.learning_rate: received -1"),
         (
-            ["top_k.num_negatives=0", "top_k.num_positives=0"],
+            ["top_k.num_negatives=0", "top_k.num_positives=0", "top_k.num_random=0"],
             "top_k: received num_negatives=0 and num_positives=0, which leaves",
         ),
         (["top_k.num_negatives=some"], "top_k.num_negatives: received 'some'"),

@@ -104,7 +104,7 @@ def test_the_defaults_are_those_of_the_config(config):
     ("key", "dimension", "expected"),
     [
         ("memory.memory_size", [0, 128, 4096], 4096),  # the config's 65,536 is more
-        ("top_k.num_negatives", [8, 30, 64, "all"], 30),
+        ("top_k.num_negatives", [3, 9, 64, "all"], 9),
         ("training.start_alignment", {"min": 1e-6, "max": 1e-1, "log": True}, 1e-6),
         ("training.epochs", {"min": 2, "max": 6}, 6),
         ("head.start", ["pca", "lda"], "pca"),  # of what is no number, the first

@@ -31,7 +31,7 @@ IN_CODE_ALONE = {
 RECIPE: dict[str, dict[str, Any]] = {
     "head": {"embedding_dim": 128},
     "memory": {"memory_size": 65_536},
-    "top_k": {"mine_in": "embeddings"},
+    "top_k": {"mine_in": "features", "num_negatives": 8, "num_random": 256},
 }
 """Defaults where the constructors have others, or none."""
 
@@ -71,7 +71,7 @@ class Memory(section_of(CircularMemory, without=["frozen"], recipe=RECIPE["memor
     """Fill the memory with training items before the first step."""
 
 
-class TopK(section_of(HardTopK, without=IN_CODE_ALONE["top_k"])):  # type: ignore[misc]
+class TopK(section_of(HardTopK, without=IN_CODE_ALONE["top_k"], recipe=RECIPE["top_k"])):  # type: ignore[misc]
     """The top-k sample, by labels."""
 
     mine_in: Literal["features", "embeddings", "sketch"] = RECIPE["top_k"]["mine_in"]
@@ -174,6 +174,7 @@ STARTS_OF_PAIRS = {
 }
 OF_PAIRS = {
     "memory": {"memory_size": 1 << 20},
+    "top_k": {"mine_in": "embeddings", "num_negatives": 32, "num_random": 0},
     "training": {"batch_size": 64},
 }
 """The defaults of queries and documents, where they are others."""

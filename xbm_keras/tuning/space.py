@@ -70,6 +70,7 @@ def default_space(config: Config, num_rows: int) -> Space:
         "memory.memory_size": [Dimension(values=sizes)],
         "top_k.num_negatives": [Dimension(values=[4, 8, 16, 32, 64, 128, 256])],
         "top_k.num_positives": [Dimension(values=[1, 2, 4, 8, 16, 32])],
+        "top_k.num_random": [Dimension(values=[0, 64, 256, 1024])],
         "top_k.mine_in": [Dimension(values=["features", "embeddings"])],
         "loss.name": [Dimension(values=list(LOSSES))],
         # Random starts train longest, and end lowest. "auto" would be one value for all that the keys below do.

@@ -190,7 +190,8 @@ class HardTopK(DrawsRows):
             picked["random"] = tf.broadcast_to(shared[None, :], tf.shape(is_valid)), is_valid
         if "all" in (self.num_negatives, self.num_positives):
             return self._with_all(picked, features, among, ceilings)
-        picks = Picks(*_joined(picked), tf.zeros(()), shared)
+        indices, is_positive, is_valid = _joined(picked)
+        picks = Picks(indices, is_positive, is_valid, tf.zeros(()), shared)
         rows_of_all = rows.take(shared) if picks.num_shared else None
         scores = scores_of_picks(features, rows.take(picks.own), rows_of_all)  # unless read, not computed
         return picks._replace(feature_scores=tf.stop_gradient(scores))
