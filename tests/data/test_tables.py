@@ -166,3 +166,9 @@ def test_labels_of_lists_in_parquet(tmp_path):
     with pytest.raises(DataError, match="expected strings, or integers, alone"):
         Table(path).labels("label")
     assert np.asarray(Table(path)["label"]).shape == (2,)
+
+
+def test_of_hundreds_of_columns_some_are_named(tmp_path):
+    table = Table(written(tmp_path / "numbers.csv", ",".join(f"{i}.5" for i in range(300)) + "\n"))
+    with pytest.raises(DataError, match=r"it has 0\.5, 1\.5, .*, 19\.5, \.\.\.\.$"):
+        table["features"]

@@ -19,6 +19,7 @@ from xbm_keras.data.labels import Labels, as_objects, as_text, encode
 
 TABLES = (".jsonl", ".parquet", ".csv", ".tsv")  # suffixes
 MAX_FIELD = 1 << 30  # characters of a cell
+MAX_NAMED = 20  # columns in a message
 USUAL = {
     "label": ("label", "labels", "class", "classes", "category", "target", "y"),
     "text": ("text", "texts", "sentence", "content", "body"),
@@ -122,7 +123,8 @@ def require_column(name: str, known: Iterable, where: str, holds: str | None = N
         alike = difflib.get_close_matches(name, [each for each in known if each not in of_others], n=1, cutoff=0.5)
         near = [*alike, *(each for each in USUAL.get(holds or "", ()) if each in known)]
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(known)}.")
+        named = [*known[:MAX_NAMED], *(["..."] if len(known) > MAX_NAMED else [])]  # of bare numbers there are hundreds
+        raise DataError(f"Received column {name!r}, which {where} does not have; {hint}it has {', '.join(named)}.")
 
 
 def suffix_of(path: pathlib.Path) -> str:
