@@ -84,6 +84,8 @@ def source_of(path: str, kind: str) -> Source | Vectors:
     if kind == "vectors":
         return Features(path, labels=None)
     top = pathlib.Path(os.path.expanduser(path))
+    if not top.is_dir():
+        raise DataError(f"Received {path!r}, which is no folder; expected the folder of the pictures. Mend the path.")
     found = listing.list_pictures(top)
     found.require_pictures(f"{path!r}, which holds no pictures", "files")
     if found.ignored:
