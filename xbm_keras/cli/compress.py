@@ -53,7 +53,7 @@ def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int
     trial, tried = held_out.trial, compression.walk(held_out, held_out_head)
     asked = " and ".join(map(str, promises))
     chosen = compression.smallest(trial, tried, counts_all)
-    frozen = next(each for each in tried if each.cut == Cut("frozen", False, trial.gallery.shape[1]))
+    frozen = next(each for each in tried if each.cut == Cut("frozen", 0, trial.gallery.shape[1]))
     size = frozen.form.bytes_in_memory
     if chosen is None:
         near = compression.nearest_to_it(trial, tried)

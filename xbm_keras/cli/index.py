@@ -172,7 +172,7 @@ def export(options: argparse.Namespace) -> None:
     opened = OpenedIndex.newest(pathlib.Path(options.index))
     if opened.num_mixed:
         log.warning("The vectors are exported plain; this index mixes %d neighbours into each.", opened.num_mixed)
-    if opened.form.codes[opened.form.finest].bits < 32:
+    if opened.form.codes[opened.form.finest].name != "float32":
         log.warning("The vectors are what is left of them: this index holds %s.", opened.form)
     stores.export_gallery(options.to, pathlib.Path(options.output), opened.gallery, opened.model)
     items, width = opened.gallery.vectors.shape

@@ -16,7 +16,7 @@ from xbm_keras.atomic_files import write_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.evaluation.promises import Trial
-from xbm_keras.evaluation.quantization import CODES
+from xbm_keras.evaluation.quantization import CODES, LEVELS
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.evaluation.thresholds import FILE as THRESHOLDS
 from xbm_keras.evaluation.thresholds import measure_thresholds
@@ -37,6 +37,7 @@ SHARES = (
     1 / 2,
     5 / 8,
     3 / 4,
+    5 / 6,
     1,
 )  # of the full width, that are tried where none are nested
 FORMS = (
@@ -44,9 +45,13 @@ FORMS = (
     ("float16", ()),
     ("int8", ()),
     ("int4", ("int8",)),
+    ("layers", ()),
     ("binary", ("int8", "int4")),
 )
 """Codes that are searched, and those that may rank again."""
+MIXED = (0, 1, len(LEVELS))
+"""In how many parts directions are mixed: not at all, all of them, each layer."""
+MIXED_FOR = {"float32": (0,), "float16": (0,), "layers": (len(LEVELS),)}  # which lose nothing; which needs it
 RESCORES = (2, 4, 8)
 SOURCES = ("trained", "frozen")
 
@@ -57,13 +62,13 @@ class Cut:
 
     source: str
     """"trained", or "frozen" for the features themselves."""
-    is_mixed: bool
-    """Whether the directions are mixed, after the cut, so that each holds as much as any other: coarse codes keep more
-    of some embeddings then, and cosine similarities stay."""
+    blocks: int
+    """How many parts of its directions are mixed after the cut, each in itself; 0 for none. A direction of a part holds
+    as much as any other of it then, of which coarse codes keep more, and cosine similarities stay."""
     width: int
 
     def __str__(self) -> str:
-        return f"{self.source}{', mixed' if self.is_mixed else ''}"
+        return f"{self.source}{', mixed' if self.blocks else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +120,12 @@ class Embeddings:
     def matrix(self, cut: Cut) -> np.ndarray:
         """What maps embeddings to a cut, [E, w]."""
         kept = self.directions[:, : cut.width]
-        if cut.is_mixed:
-            random = np.random.default_rng(cut.width).normal(size=(cut.width, cut.width))
-            kept = kept @ np.linalg.qr(random)[0]
+        parts = np.array_split(kept, cut.blocks, axis=1) if cut.blocks else []
+        if parts:
+            random = np.random.default_rng(cut.width)
+            sizes = [part.shape[1] for part in parts]
+            turns = [np.linalg.qr(random.normal(size=(size, size)))[0] for size in sizes]
+            kept = np.concatenate([part @ turn for part, turn in zip(parts, turns, strict=True)], axis=1)
         return kept.astype(np.float32)
 
     def head_of(self, cut: Cut) -> Head:
@@ -166,12 +174,12 @@ def walk(held_out: HeldOut, head: Head) -> list[Candidate]:
     trial = held_out.trial
     found: list[Candidate] = []
     sources = {"trained": Embeddings(head, held_out.ordering), "frozen": Embeddings(None, held_out.ordering)}
-    with progress.bar("compress", 2 * sum(len(source.widths) for source in sources.values()), "cuts") as bar:
+    with progress.bar("compress", len(MIXED) * sum(len(source.widths) for source in sources.values()), "cuts") as bar:
         for name, source in sources.items():
             queries, gallery = source.of_queries(trial.queries), source.of_gallery(trial.gallery)
             for width in source.widths:
-                for is_mixed in (False, True):
-                    cut = Cut(name, is_mixed, width)
+                for blocks in MIXED:
+                    cut = Cut(name, blocks, width)
                     matrix = source.matrix(cut)
                     found += candidates_of(cut, queries @ matrix, gallery @ matrix, trial)
                     bar.advance()
@@ -182,8 +190,8 @@ def candidates_of(cut: Cut, queries: np.ndarray, gallery: np.ndarray, trial: Tri
     """All codes of a cut gallery [N, w], measured by queries [Q, w]."""
     k = trial.num_found
     for code, finer in FORMS:
-        if cut.is_mixed and code in ("float32", "float16"):
-            continue  # nothing is lost that mixing would keep
+        if cut.blocks not in MIXED_FOR.get(code, (0, 1)):
+            continue
         rescores = RESCORES if finer else ()
         nearest, _ = CodedSearch.of(gallery, SearchForm(cut.width, code)).candidates(queries, k * max((1, *rescores)))
         yield measured(cut, SearchForm(cut.width, code), nearest[:, :k], trial)

@@ -38,7 +38,7 @@ def export_encoder(
     *,
     weights: Literal["float32", "float16"] = "float32",
     max_pixels: Positive = MAX_PIXELS,
-    codes: Sequence[Literal["float16", "int8", "int4", "binary"]] = (),
+    codes: Sequence[Literal["float16", "int8", "int4", "layers", "binary"]] = (),
     add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.

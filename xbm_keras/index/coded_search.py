@@ -38,7 +38,7 @@ class SearchForm:
     width: int
     """Dimensions, the first so many of the embedding."""
     search: str
-    """The code that is searched: "float32", "float16", "int8", "int4" or "binary"."""
+    """The code that is searched: "float32", "float16", "int8", "int4", "layers" or "binary"."""
     rank: str | None = None
     """The finer code of the candidates; None ranks by the one that is searched."""
     rescore: int = 1
@@ -111,7 +111,7 @@ class SearchForm:
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Vectors [N, w] float32 of unit length that the finest codes [N, columns] stand for."""
         code = self.codes[self.finest]
-        if code.bits == 32:
+        if code.name == "float32":
             return codes
         vectors = np.empty((len(codes), self.width), np.float32)
         for start in range(0, len(codes), block := rows_of_block(self.width)):

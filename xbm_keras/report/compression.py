@@ -19,7 +19,9 @@ from xbm_keras.report.page import (
     write_page,
 )
 
-COLOR_OF = {"float32": SERIES[0], "float16": SERIES[1], "int8": SERIES[2], "int4": SERIES[3], "binary": SERIES[4]}
+COLOR_OF = {"float32": SERIES[0], "float16": SERIES[1], "int8": SERIES[2], "int4": SERIES[3], "binary": SERIES[4]} | {
+    "layers": SERIES[5]
+}
 
 
 class Tried(NamedTuple):
