@@ -87,6 +87,17 @@ def test_of_few_items_it_finds_each(engine, tmp_path):
     np.testing.assert_allclose(similarities, exact, atol=1e-5)
 
 
+def test_of_no_items_and_for_no_queries_it_finds_nothing(tmp_path, engine):
+    items = gallery(3)
+    write_index(tmp_path, items, "model", engine=engine)
+    for approximate in (False, True):
+        opened = OpenedIndex.newest(tmp_path)
+        assert opened.find(items.vectors[:0], 5, approximate=approximate) == []
+        assert [len(hits) for hits in opened.find(items.vectors, 1 << 40, approximate=approximate)] == [3, 3, 3]
+    remove_items(tmp_path, items.ids)
+    assert OpenedIndex.newest(tmp_path).find(items.vectors, 5, approximate=True) == [[], [], []]
+
+
 def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch, engine):
     monkeypatch.setitem(sys.modules, MODULES[engine], None)
     with pytest.raises(ValueError, match=r"expected the extra \[(ann|stores)\]"):
@@ -140,3 +151,40 @@ def test_a_version_of_lancedb_links_what_stays_and_leaves_the_one_before_as_it_w
     (hits,) = OpenedIndex.newest(tmp_path).find(more.vectors[:1], 5, approximate=True, where="year = 0.5")
     assert [hit["id"] for hit in hits] == ["more 19"]
     assert len(OpenedIndex.newest(tmp_path).approximate) == 1219
+
+
+def test_columns_of_a_lancedb_that_are_filled_later_wider_or_of_another_zone(tmp_path, database):
+    berlin = pyarrow.timestamp("s", "Europe/Berlin")
+    columns = [  # of three items each: at first nothing, then numbers, then nothing again
+        {"rank": pyarrow.nulls(3), "price": pyarrow.array([0.5, 1.5, 2.5]), "at": pyarrow.array([0, 3, 9], berlin)},
+        {"rank": pyarrow.array([1, 2, 3]), "price": pyarrow.array([1, 2, 3]), "at": pyarrow.nulls(3)},
+        {"rank": pyarrow.nulls(3), "price": pyarrow.nulls(3), "at": pyarrow.array([1, 4, 8], berlin)},
+    ]
+    many, ids = gallery(9).vectors, np.array([f"{i}" for i in range(9)])
+    for i, more in enumerate(columns):
+        some = slice(3 * i, 3 * i + 3)
+        items = Gallery.of(many[some], ids[some], **more)
+        if i:
+            add_items(tmp_path, items, "model")
+        else:
+            write_index(tmp_path, items, "model", engine="lancedb")
+        opened = OpenedIndex.newest(tmp_path)
+        for condition in (
+            "rank is null",
+            "rank > 1",
+            "not rank > 1",
+            "price >= 1.5",
+            "at > '1970-01-01T01:00:03+01:00'",
+        ):
+            found, exact = (
+                ids_of(opened.find(many[:1], 9, approximate=each, where=condition)) for each in (True, False)
+            )
+            assert found == exact, (i, condition)
+    assert sorted(found[0]) == ["2", "7", "8"]  # of the condition on times
+
+
+def test_a_column_that_no_lancedb_takes_is_named_before_anything_is_written(tmp_path, database):
+    items = gallery(3).items.append_column("exif.date", pyarrow.array([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"column 'exif\.date' for a table of LanceDB; expected a name without a dot"):
+        write_index(tmp_path, Gallery(gallery(3).vectors, items), "model", engine="lancedb")
+    assert not list(tmp_path.glob("[0-9]*"))

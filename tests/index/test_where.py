@@ -74,6 +74,7 @@ def test_conditions(condition, expected):
         "year not 3": "with '3' .* expected in",
         "year is 3": "with '3' .* expected 'null'",
         "year = 'flat'": "compares 'year', of the type int64, with 'flat'",
+        "year > 99999999999999999999": "compares 'year', of the type int64, with '99999999999999999999'",
         "style = 3": "compares 'style', of the type string, with '3'",
         "made > 'soon'": "compares 'made', of the type timestamp",
         "(" * 100_000: "nested too deeply",

@@ -60,7 +60,7 @@ class ItemTrials:
         dataset = self._dataset
         asking = scored_items(dataset, dataset.splits.validation)
         ordering, others = halves(dataset, dataset.splits.train)
-        positions = np.concatenate([asking, others[: MAX_ROWS - len(asking)]])
+        positions = np.concatenate([asking, others[: max(0, MAX_ROWS - len(asking))]])
         return HeldOut(self._among(positions, promises, len(asking)), self._features(ordering))
 
     def test(self, promises: tuple[Promise, ...]) -> tuple[Trial, str] | None:

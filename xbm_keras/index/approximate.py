@@ -45,8 +45,8 @@ class Engine(Protocol):
         """Keys and cosine similarities [Q, k] of near items, best first; the key is -1 where too few are found.
 
         Args:
-            queries: [Q, E].
-            k: at most N.
+            queries: [Q, E], one at least.
+            k: 1 to N.
             among: where only some items are to be found. Raises ValueError where the library has no filter.
         """
 
@@ -79,10 +79,10 @@ class ApproximateSearch:
         Raises:
             ValueError: for a condition that cannot be read, or an engine that has no filter.
         """
-        among = Condition(self._items, self._keys, where) if where else None
-        found, similarities = self.engine.search(queries, min(k, len(self._keys)), among)
-        if not len(self._keys):
-            return found, similarities
+        k, among = min(k, len(self._keys)), Condition(self._items, self._keys, where) if where else None
+        if not k or not len(queries):  # which libraries refuse
+            return np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32)
+        found, similarities = self.engine.search(queries, k, among)
         places = np.searchsorted(self._keys, found, sorter=self._order).clip(max=len(self._keys) - 1)
         return np.where(found < 0, -1, self._order[places]), similarities
 

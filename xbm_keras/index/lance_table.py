@@ -95,6 +95,12 @@ class LanceTable:
         flat = pyarrow.array(np.ascontiguousarray(gallery.vectors, np.float32).ravel())
         vectors = pyarrow.FixedSizeListArray.from_arrays(flat, gallery.vectors.shape[1])
         columns = {name: _plain(gallery.items[name]) for name in gallery.items.column_names}
+        columns = {name: column for name, column in columns.items() if not pyarrow.types.is_null(column.type)}
+        if refused := [name for name in columns if "." in name or name in (KEY, VECTOR)]:
+            raise ValueError(
+                f"Received the column {refused[0]!r} for a table of LanceDB; expected a name without a dot, other than "
+                f"{KEY} and {VECTOR}. Rename it, or build the index with --approximate faiss."
+            )
         self._coming.append(pyarrow.table({**columns, KEY: pyarrow.array(keys, pyarrow.int64()), VECTOR: vectors}))
 
     def remove(self, keys: np.ndarray) -> None:
@@ -104,8 +110,6 @@ class LanceTable:
     def search(self, queries: np.ndarray, k: int, among: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """Keys and cosine similarities [Q, k]; the fewer items are to be found, the more lists are read."""
         keys, similarities = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-        if not k or not len(queries):
-            return keys, similarities
         asked = self._table.search(list(unit_rows(queries)), vector_column_name=VECTOR).distance_type("cosine")
         asked = asked.limit(k).select([KEY, "_distance"])
         try:
@@ -130,7 +134,9 @@ class LanceTable:
 
 
 def _plain(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """A column as LanceDB compares it: no numbered texts, and text where there is nothing yet."""
+    """A column as LanceDB compares it: no numbered texts, and times of a zone as those of UTC."""
     if pyarrow.types.is_dictionary(column.type):
         return column.cast(column.type.value_type)
-    return column.cast(pyarrow.string()) if pyarrow.types.is_null(column.type) else column
+    if pyarrow.types.is_timestamp(column.type) and column.type.tz:
+        return column.cast(pyarrow.timestamp(column.type.unit, "UTC"))
+    return column

@@ -193,7 +193,7 @@ class OpenedIndex:
             for each, score in zip(described, similarities[is_found].tolist(), strict=True)
         ]
         ends = is_found.sum(axis=1).cumsum().tolist()
-        return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [hits[start:end] for start, end in zip([0, *ends][:-1], ends, strict=True)]
 
 
 def form_of(model: pathlib.Path, width: int) -> SearchForm:

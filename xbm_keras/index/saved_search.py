@@ -117,7 +117,7 @@ class ExactSearch(tf.Module):
             k: answers of each.
             among: [rows] bool: those that may be found, where not all may.
         """
-        given = tf.constant(queries, tf.float32), tf.constant(k)
+        given = tf.constant(queries, tf.float32), tf.constant(min(k, self.num_items))
         similarities, rows = self.rows(*given) if among is None else self.rows_among(*given, tf.constant(among))
         return rows.numpy(), similarities.numpy()
 

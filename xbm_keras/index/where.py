@@ -147,8 +147,9 @@ class _Reader:
             )
         self.place_of_column = len(self.written)
         self._advance()
-        self.written[-1] = _quoted(name)
         column = self.items[name]
+        # Where there is nothing yet, there may be no column in a library.
+        self.written[-1] = "NULL" if pyarrow.types.is_null(column.type) else _quoted(name)
         return name, column.cast(column.type.value_type) if pyarrow.types.is_dictionary(column.type) else column
 
     def _compared(self, sign: str, name: str, column):
@@ -161,7 +162,7 @@ class _Reader:
             if self.kind == "text":
                 value = value.cast(column.type)
             found = COMPARISONS[sign](column, value)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OverflowError) as error:
             raise ValueError(
                 f"Received a condition that compares {name!r}, of the type {column.type}, with {written!r} ({error}); "
                 "expected a value of that type. Put text and times in single quotes, and numbers in none."
