@@ -186,14 +186,16 @@ class Head(keras.layers.Layer):
         flat, position = tf.reshape(picks.own, [-1]), None
         if not is_under_xla():
             flat, position = tf.unique(flat, tf.int64)
-        picked = self.nested(self.on_rows(rows.take(flat)))
-        shared = self.nested(self.on_rows(rows.take(picks.shared))) if picks.num_shared else [None] * len(picked)
+        num_own = tf.shape(flat)[0]
+        taken = tf.concat([flat, picks.shared], axis=0) if picks.num_shared else flat
         similarities = []
-        for some_anchors, some_picked, some_shared in zip(self.nested(anchors), picked, shared, strict=True):
-            if position is not None:
-                some_picked = tf.gather(some_picked, position)
-            shape = tf.concat([tf.shape(picks.own), [some_picked.shape[1]]], axis=0)
-            similarities.append(scores_of_picks(some_anchors, tf.reshape(some_picked, shape), some_shared))
+        for some_anchors, embedded in zip(
+            self.nested(anchors), self.nested(self.on_rows(rows.take(taken))), strict=True
+        ):
+            own = embedded[:num_own] if position is None else tf.gather(embedded, position)
+            own = tf.reshape(own, tf.concat([tf.shape(picks.own), [embedded.shape[1]]], axis=0))
+            shared = embedded[num_own:] if picks.num_shared else None
+            similarities.append(scores_of_picks(some_anchors, own, shared))
         return similarities
 
     def nested(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
