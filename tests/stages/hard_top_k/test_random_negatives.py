@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.conftest import MODES, in_mode
 from tests.stages.hard_top_k import test_by_label as by_label
@@ -69,6 +70,10 @@ def test_a_memory_that_is_not_full_gives_of_its_rows_alone():
         indices, is_valid = map(np.asarray, HardTopK().some_rows(memory.read(), count))
         assert len(set(indices[is_valid])) == is_valid.sum() == min(count, 30)
         assert indices[is_valid].max() < 30
+    memory.enqueue(np.ones((2, 2), "float32"), np.zeros(2, int), np.array([3, 8]))  # their first rows count no more
+    rows = memory.read()
+    assert np.asarray(rows.valid_at(tf.range(40, dtype=tf.int64))).tolist() == np.asarray(rows.is_valid)[:40].tolist()
+    assert np.flatnonzero(np.asarray(rows.is_valid)[:40]).tolist() == [*range(3), *range(4, 8), *range(9, 32)]
 
 
 def test_they_are_the_same_in_every_mode():

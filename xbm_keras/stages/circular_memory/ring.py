@@ -49,6 +49,8 @@ class Rows(NamedTuple):
     """How many of them this step gave, at most; None outside of a step."""
     numbers: tf.Tensor | None = None
     """[B] int64, which anchors of a neighbour table those of this step are; None where that is not known."""
+    is_newest: tf.Variable | None = None
+    """[M] int8, of a memory: 1 unless a newer row has the same sample id. A GPU gathers them from a variable alone."""
 
     def take(self, indices: tf.Tensor) -> tf.Tensor:
         """Features of the rows at `indices` [...], float32 [..., D]."""
@@ -56,6 +58,12 @@ class Rows(NamedTuple):
         features = tf.gather(self.features if self.scales is None else self.variable, indices)
         features = tf.cast(features, tf.float32)
         return features if self.scales is None else features * tf.gather(self.scales, indices)[..., None]
+
+    def valid_at(self, indices: tf.Tensor) -> tf.Tensor:
+        """Whether the rows at `indices` [...] are valid, bool [...], without a look at all of them."""
+        if self.is_newest is None:
+            return tf.gather(self.is_valid, indices)
+        return (indices < self.num_enqueued) & tf.cast(tf.gather(self.is_newest, indices), tf.bool)
 
     def block(self, start: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
         """Features of `width` rows from `start` on, float32 [width, D]. In float32 storage they are not copied."""
@@ -224,6 +232,7 @@ class CircularMemory(keras.layers.Layer):
             tf.convert_to_tensor(self.scales.value) if self.storage_dtype == "int8" else None,
             self.features.value,
             num_enqueued=tf.convert_to_tensor(self.num_enqueued.value),
+            is_newest=self.newest_of_id.is_newest.value,
         )
 
     def items(self, slots: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -41,7 +41,7 @@ class DrawsRows(keras.layers.Layer):
         bits = tf.cast(tf.random.stateless_uniform([count], seed, None, None, tf.uint32, alg="philox"), tf.int64)
         drawn = ends[:-1] + tf.bitwise.right_shift(bits * widths, tf.constant(32, tf.int64))
         drawn = tf.minimum(drawn, num_rows - 1)  # a section without rows may stand behind the last one
-        return drawn, (widths > 0) & tf.gather(rows.is_valid, drawn)
+        return drawn, (widths > 0) & rows.valid_at(drawn)
 
 
 def none_of(drawn: tf.Tensor, indices: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
