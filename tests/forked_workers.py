@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import pathlib
+import traceback
 import warnings
 
 import pytest
@@ -65,8 +66,10 @@ class Fork:
             try:
                 self.pipe.close()
                 _serve(session, other, parent)
-            finally:
-                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
         other.close()
 
     def run(self, item, nextitem) -> tuple[list, bool]:

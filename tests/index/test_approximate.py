@@ -183,6 +183,16 @@ def test_columns_of_a_lancedb_that_are_filled_later_wider_or_of_another_zone(tmp
     assert sorted(found[0]) == ["2", "7", "8"]  # of the condition on times
 
 
+@pytest.mark.parametrize("name", ["faiss", "usearch"])
+def test_a_file_of_an_engine_that_is_damaged_is_told_of(tmp_path, name):
+    pytest.importorskip(MODULES[name], reason="needs the extra [ann]")
+    write_index(tmp_path, gallery(50), "model", engine=name)
+    path = tmp_path / "1" / ENGINES[name].file
+    path.write_bytes(b"none of it" * 100)
+    with pytest.raises(ValueError, match=r"/1, a version of an index whose files are damaged"):
+        OpenedIndex.newest(tmp_path).find(gallery(1).vectors, 3, approximate=True)
+
+
 def test_a_column_that_no_lancedb_takes_is_named_before_anything_is_written(tmp_path, database):
     items = gallery(3).items.append_column("exif.date", pyarrow.array([1, 2, 3]))
     with pytest.raises(ValueError, match=r"column 'exif\.date' for a table of LanceDB; expected a name without a dot"):

@@ -103,6 +103,9 @@ def test_faiss_finds_the_same(tmp_path, gallery, queries):
 
 def test_lancedb_finds_the_same_and_filters(tmp_path, gallery, queries):
     lancedb = pytest.importorskip("lancedb", reason="needs the extra [stores]")
+    dotted = Gallery(gallery.vectors, gallery.items.append_column("exif.date", gallery.items["id"]))
+    with pytest.raises(ValueError, match=r"column 'exif\.date' for a table of LanceDB; expected a name without a dot"):
+        stores.export_gallery("lancedb", tmp_path / "out", dotted, "the model")
     stores.export_gallery("lancedb", tmp_path / "out", gallery, "the model")
     table = lancedb.connect(tmp_path / "out").open_table("items")
     assert table.to_arrow().drop(["vector"]).equals(gallery.items)

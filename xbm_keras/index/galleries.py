@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from xbm_keras.atomic_files import new_version, write_whole
-from xbm_keras.data.labels import counted
+from xbm_keras.data.labels import as_objects, counted
 from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.index.approximate import ENGINES, ApproximateSearch, Engine, keys_of
 from xbm_keras.index.coded_search import SearchForm
@@ -132,7 +132,8 @@ def change_items(
             num_replaced = int(opened.holds(more.ids).sum())
             leaving = strings([*leaving.to_pylist(), *more.ids])
         if opened.approximate is not None:
-            opened.approximate.remove(keys_of(opened.gallery.ids[is_in(opened.gallery.items["id"], leaving)]))
+            ids = opened.kept_items["id"]
+            opened.approximate.remove(keys_of(as_objects(ids.to_pylist())[is_in(ids, leaving)]))
             for segment in coming:
                 opened.approximate.add(segment.gallery(), keys_of(segment.gallery().ids))
         segments = [segment.without(is_in(segment.items["id"], leaving)) for segment in opened.segments]

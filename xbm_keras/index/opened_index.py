@@ -93,8 +93,11 @@ class OpenedIndex:
 
     @functools.cached_property
     def approximate(self) -> Engine | None:
-        """The approximate search; None where there is none."""
-        return load_engine(self.version)
+        """The approximate search; None where there is none. Raises ValueError where its library is missing."""
+        try:
+            return load_engine(self.version)
+        except (OSError, RuntimeError) as error:  # what the libraries raise for files that are none of theirs
+            raise self._damaged(error) from error
 
     @functools.cached_property
     def _approximate_search(self) -> ApproximateSearch:

@@ -71,6 +71,11 @@ def write_faiss(path: pathlib.Path, gallery: Gallery, model: str) -> None:
 def write_lancedb(path: pathlib.Path, gallery: Gallery, model: str) -> None:
     """A database with the table `items`."""
     lancedb, schema = import_library("lancedb", "stores"), _schema(gallery, model)
+    if dotted := [name for name in schema.names if "." in name]:
+        raise ValueError(
+            f"Received the column {dotted[0]!r} for a table of LanceDB; expected a name without a dot. Rename it, or "
+            "export to another store."
+        )
     with writing_folder(path) as side:
         lancedb.connect(side).create_table(TABLE, _batches(gallery, schema), schema=schema)
 
