@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from tests.picture_files import encode, noise
 from xbm_keras.cli import train
 
 flags.FLAGS.mark_as_parsed()
@@ -59,3 +60,11 @@ def fails(config, workdir, *overrides, capsys):
         train.main(["train.py"])
     assert exit.value.code == 2
     return capsys.readouterr().err
+
+
+def folder_of_pictures(folder):
+    """Two classes of one picture each."""
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").write_bytes(encode(noise(), "PNG"))
+    return str(folder)

@@ -37,7 +37,7 @@ def test_the_program_starts_in_silence(tmp_path):
     command = [sys.executable, str(program), "index", "search", "--model", "nowhere", "--index", "nothing", "x.jpg"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: Received --model 'nowhere'")
+    assert done.stderr.startswith("Error: Received 'nothing', which holds no version")
 
 
 @pytest.mark.parametrize(

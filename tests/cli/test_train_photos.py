@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.cli.runs import fails, run, serve_in_a_fresh_process
+from tests.cli.runs import fails, folder_of_pictures, run, serve_in_a_fresh_process
 from tests.conftest import ROOT
 from xbm_keras.feature_cache import cache
 
@@ -28,9 +28,8 @@ from xbm_keras.feature_cache import cache
     ],
 )
 def test_backbones_that_cannot_be_had(tmp_path, capsys, backbone, message):
-    (tmp_path / "x.yaml").write_text(
-        yaml.safe_dump({"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": backbone})
-    )
+    data = {"source": "image_folder", "root": folder_of_pictures(tmp_path / "photos")}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"data": data, "backbone": backbone}))
     assert message in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)
 
 

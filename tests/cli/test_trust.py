@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.cli.runs import fails
+from tests.cli.runs import fails, folder_of_pictures
 from tests.conftest import ROOT
 from xbm_keras import Backbone
 from xbm_keras.config.yaml_files import ConfigError, check_config, load_config
@@ -163,7 +163,8 @@ def test_a_keras_file_runs_and_reads_nothing(make, mark, tmp_path, capsys):
     make(path, mark)
     with pytest.raises(ValueError, match=r"^Received '.*net\.keras', which cannot be loaded: "):
         Backbone.from_file(str(path))
-    config = {"data": {"source": "image_folder", "root": str(tmp_path)}, "backbone": {"kind": "file"}}
+    data = {"source": "image_folder", "root": folder_of_pictures(tmp_path / "photos")}
+    config = {"data": data, "backbone": {"kind": "file"}}
     config["backbone"]["path"] = str(path)
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     assert "cannot be loaded" in fails(tmp_path / "x.yaml", tmp_path / "run", capsys=capsys)

@@ -260,7 +260,8 @@ def test_items_alone_in_their_class_are_drawn_only_where_the_memory_does_not_hol
 def test_several_steps_of_a_call_are_the_same_steps(dataset, num_steps, of_call, monkeypatch):
     config = config_of(start="pca", power=1)
     training = config.training.model_copy(update={"steps_per_epoch": num_steps, "classes_per_batch": 3})
-    config = config.model_copy(update={"training": training})
+    top_k = config.top_k.model_copy(update={"mine_in": "embeddings"})  # no bar of a neighbour table
+    config = config.model_copy(update={"training": training, "top_k": top_k})
     kernels, calls, advances = [], [], []
     monkeypatch.setattr(phases.progress.Bar, "advance", lambda bar, count=1, note=None: advances.append(count))
     for most in (phases.MAX_STEPS_OF_CALL, 1):

@@ -96,7 +96,9 @@ class OpenedIndex:
         """The approximate search; None where there is none. Raises ValueError where its library is missing."""
         try:
             return load_engine(self.version)
-        except (OSError, RuntimeError) as error:  # what the libraries raise for files that are none of theirs
+        except (OSError, RuntimeError, ValueError) as error:  # what libraries raise for files that are none of theirs
+            if isinstance(error.__cause__, ImportError):
+                raise
             raise self._damaged(error) from error
 
     @functools.cached_property
