@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests import hub_presets
-from tests.cli.runs import fails, run
+from tests.cli.runs import fails, folder_of_pictures, run
 from tests.conftest import ROOT, run_fresh
 from xbm_keras.cli import evaluate, index
 
@@ -172,7 +172,7 @@ def test_data_and_network_of_another_kind(keras_hub, text_config, tmp_path, caps
     config = text_config(hub_presets.tiny_pictures(tmp_path / "dinov2"))
     assert "data.source 'text' with the preset" in fails(config, tmp_path / "run", capsys=capsys)
     config = text_config(hub_presets.tiny_bert(tmp_path / "bert"))
-    data = {"source": "image_folder", "root": "photos"}
+    data = {"source": "image_folder", "root": folder_of_pictures(tmp_path / "photos")}
     config = config_of(tmp_path, data, yaml.safe_load(config.read_text())["backbone"])
     assert "a network of texts; expected data of its kind" in fails(config, tmp_path / "run", capsys=capsys)
 
