@@ -134,9 +134,7 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
         backbone.setdefault("parts", "pooled")  # of a version that knew no others
     top_k = values.get("top_k")
     if isinstance(top_k, dict) and {"num_negatives", "num_positives", "mine_in", "key_refresh"} <= top_k.keys():
-        top_k.setdefault(
-            "num_random", 0
-        )  # only a run writes all of these, and one without it is of a version without it
+        top_k.setdefault("num_random", 0)  # of a version that knew none: only a run writes all of these
     for old, new in RENAMED.items():
         if _has(values, old):
             value = _take(values, old)
