@@ -44,6 +44,11 @@ def test_the_config_of_an_earlier_run_is_that_of_the_same_run_today(path):
     assert check_config(of_file(path), "x") == own[path.stem]
 
 
+def test_who_names_the_top_k_keys_by_hand_has_random_rows_as_any_other():
+    top_k = {"num_negatives": 4, "num_positives": 2, "mine_in": "embeddings", "key_refresh": "exact"}
+    assert check_config({**MINIMAL, "top_k": top_k}, "x").top_k.num_random > 0
+
+
 def with_key(values, key, value):
     """Values with a nested one set."""
     name, *rest = key.split(".", 1)

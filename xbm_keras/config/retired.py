@@ -33,6 +33,8 @@ RENAMED = {
     "cache.flip": "views.flip",
 }
 """An old key, and the one that now says the same; of two that came to one, the first one comes first."""
+OF_A_RUN = {"data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export", "search"}
+"""The sections that each run writes, and hardly anybody by hand."""
 FILES = ("keras_file", "saved_model")
 """Kinds of a backbone that the path tells apart."""
 
@@ -133,8 +135,8 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     if isinstance(backbone, dict) and backbone.get("kind") == "keras_hub" and is_finished:
         backbone.setdefault("parts", "pooled")  # of a version that knew no others
     top_k = values.get("top_k")
-    if isinstance(top_k, dict) and {"num_negatives", "num_positives", "mine_in", "key_refresh"} <= top_k.keys():
-        top_k.setdefault("num_random", 0)  # of a version that knew none: only a run writes all of these
+    if isinstance(top_k, dict) and "key_refresh" in top_k and values.keys() >= OF_A_RUN:
+        top_k.setdefault("num_random", 0)  # of a version that knew none
     for old, new in RENAMED.items():
         if _has(values, old):
             value = _take(values, old)
