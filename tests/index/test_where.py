@@ -12,6 +12,7 @@ ROWS = {
     "style": ["flat", "it's", None, "flat", "and"],
     "year": [2018, 2020, 2021, None, 2020],
     "price": [1.5, None, -2.0, 1e3, 0.0],
+    "weight": [float("nan"), 1.5, None, 2.5, float("inf")],
     "sold": [True, False, None, True, False],
     "made": [datetime.datetime(2020, m, 1) for m in (1, 2, 3, 4, 5)],
     "two words": ["x", "y", "x", "y", ""],
@@ -40,6 +41,10 @@ CONDITIONS = {
     "price>=-2.0 and price<=1.5": "ace",
     "price = 1e3": "d",
     "year > 2019.5": "bce",
+    "weight > 2": "de",  # what is no number is missing
+    "not weight > 2": "b",
+    "weight is null": "ac",
+    "weight is not null and weight <> 2.5": "be",
     "sold = true": "ad",
     "sold != true": "be",
     "made >= '2020-03-01'": "cde",

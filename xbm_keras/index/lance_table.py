@@ -13,7 +13,7 @@ from xbm_keras.atomic_files import link_or_copy
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.extras import import_library
 from xbm_keras.index.gallery import Gallery, joined
-from xbm_keras.index.where import Condition
+from xbm_keras.index.where import Condition, without_nan
 
 TABLE, KEY, VECTOR = "items", "__key", "__vector"
 LISTS = 4.0  # times the square root of the number of items, as of FAISS
@@ -134,9 +134,9 @@ class LanceTable:
 
 
 def _plain(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """A column as LanceDB compares it: no numbered texts, and times of a zone as those of UTC."""
+    """A column as LanceDB compares it: no numbered texts, times of a zone as those of UTC, NaN as missing."""
     if pyarrow.types.is_dictionary(column.type):
         return column.cast(column.type.value_type)
     if pyarrow.types.is_timestamp(column.type) and column.type.tz:
         return column.cast(pyarrow.timestamp(column.type.unit, "UTC"))
-    return column
+    return without_nan(column)

@@ -2,7 +2,7 @@
 
 Comparisons (= <> != < <= > >=), `in (...)`, `is null`, and, or, not; text in single quotes, numbers, true, false; names
 with other signs than letters, digits and _ in double quotes. Times are text of ISO 8601. As in SQL, a comparison with a
-missing value is neither true nor false, and what is not true is left out.
+missing value is neither true nor false, and what is not true is left out. A number that is none (NaN) is missing.
 """
 
 import datetime
@@ -36,6 +36,13 @@ def meets(items: pyarrow.Table, condition: str) -> np.ndarray:
         [False, True, True]
     """
     return pyarrow.compute.fill_null(_Reader(items, condition).read(), False).to_numpy()
+
+
+def without_nan(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """A column, missing where it is no number, which libraries compare in ways of their own."""
+    if not pyarrow.types.is_floating(column.type):
+        return column
+    return pyarrow.compute.if_else(pyarrow.compute.is_nan(column), pyarrow.scalar(None, column.type), column)
 
 
 def sql_of(schema: pyarrow.Schema, condition: str) -> str:
@@ -147,7 +154,7 @@ class _Reader:
             )
         self.place_of_column = len(self.written)
         self._advance()
-        column = self.items[name]
+        column = without_nan(self.items[name])
         # Where there is nothing yet, there may be no column in a library.
         self.written[-1] = "NULL" if pyarrow.types.is_null(column.type) else _quoted(name)
         return name, column.cast(column.type.value_type) if pyarrow.types.is_dictionary(column.type) else column
