@@ -21,10 +21,12 @@ from xbm_keras.evaluation.thresholds import MatchThresholds
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index.coded_search import CodedSearch, SearchForm
 from xbm_keras.index.exported_model import ExportedModel
-from xbm_keras.index.galleries import write_index
+from xbm_keras.index.galleries import remove_items, write_index
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.serve.metrics import Metrics
 from xbm_keras.serve.served import Asked, Served
+from xbm_keras.serve.service import Service
 
 NUM_FEATURES = 16
 FEATURES = np.random.default_rng(0).normal(size=(20, NUM_FEATURES)).astype(np.float32)
@@ -39,11 +41,11 @@ def head_of(seed, backbone=None):
     return model
 
 
-def index_of(folder, version, vectors, labels=None, form=None, **metadata):
+def index_of(folder, version, vectors, labels=None, form=None, engine=None, **metadata):
     """The next version of an index, of vectors that this model gave."""
     ids = [f"item {i}" for i in range(len(vectors))]
     items, model = Gallery.of(vectors, ids, labels, **metadata), ExportedModel(version, "serve_features")
-    write_index(folder, items, model.fingerprint, form=form)
+    write_index(folder, items, model.fingerprint, form=form, engine=engine)
 
 
 def embedded(version, features):
@@ -101,6 +103,11 @@ def test_vectors_embeddings_and_what_is_refused(vectors):
         assert best == {"id": "item 4", "label": "a", "metadata": {"price": None, "text": "<b>&"}}
         assert other["similarity"] < 1
     assert vectors.get("/items?count=1")[0]["metadata"]["price"] == 1.5
+    for where, found in (("price%20%3E%201", ["item 0"]), ("price%20%3E%202", [])):
+        status, answer = ask(vectors, f"/search?where={where}", vectors=FEATURES[4:5].tolist())
+        assert (status, [hit["id"] for hit in answer["results"][0]["items"]]) == (200, found)
+    status, answer = ask(vectors, "/search?where=prize=1", vectors=FEATURES[:1].tolist())
+    assert (status, "Received a condition on 'prize'; expected one of" in answer["detail"]) == (422, True)
 
     nan = b'{"vectors": [[' + b",".join([b"NaN"] * NUM_FEATURES) + b"]]}"
     form = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -124,13 +131,46 @@ def test_vectors_embeddings_and_what_is_refused(vectors):
         assert sentence in json.loads(received[1])["detail"]
 
     text = vectors.request("GET", "/metrics")[1].decode().splitlines()
-    assert 'xbm_keras_requests_total{endpoint="/search",status="200"} 2.0' in text
+    assert 'xbm_keras_requests_total{endpoint="/search",status="200"} 4.0' in text
     assert 'xbm_keras_requests_total{endpoint="/search",status="415"} 3.0' in text
     assert 'xbm_keras_request_seconds_count{endpoint="/embed"} 1.0' in text
-    assert 'xbm_keras_pass_items_sum{kind="vectors"} 4.0' in text
+    assert 'xbm_keras_pass_items_sum{kind="vectors"} 6.0' in text
     assert "xbm_keras_index_items 20.0" in text
     assert vectors.request("GET", "/nowhere/else")[0] == 404
     assert b'xbm_keras_requests_total{endpoint="other",status="404"} 1.0' in vectors.request("GET", "/metrics")[1]
+
+
+@pytest.mark.parametrize("engine", ["faiss", "lancedb"])
+def test_an_engine_answers_and_changes_with_model_and_index(tmp_path, monkeypatch, caplog, engine):
+    pytest.importorskip(engine, reason="needs the extra [ann], or [stores]")
+    version = export_encoder(head_of(0), tmp_path / "model")
+    items, folder = embedded(version, FEATURES), tmp_path / "index"
+    price = [*range(19), float("nan")]
+    index_of(folder, version, items, engine=engine, price=price)
+    service = Service(str(tmp_path / "model"), folder, 10**8, approximate=True)
+    monkeypatch.setattr(OpenedIndex, "_exact", None)  # which is not to be asked
+    service.refresh()
+    first = service.served
+
+    def found(place, where=None, k=2):
+        answers = service.served._answer("vectors", [Asked(FEATURES[place], k, where=where), Asked(FEATURES[0], 1)])
+        assert [hit["id"] for hit in answers[1].hits] == ["item 0"]
+        return [hit["id"] for hit in answers[0].hits]
+
+    assert found(4)[0] == "item 4"
+    assert found(4, "price = 7 or price > 18") == ["item 7"]
+    assert found(19, "not price > 17", k=20)[0] != "item 19"
+    with pytest.raises(ValueError, match="condition on 'prize'"):
+        service.served.require_readable("prize = 1")
+    remove_items(folder, ["item 4"])
+    service.refresh()
+    assert (service.served.index.name, service.served is first) == ("2", False)
+    assert found(4)[0] != "item 4"
+    index_of(folder, version, items)
+    with caplog.at_level("WARNING", "uvicorn.error"):
+        service.refresh()
+    assert service.served.index.name == "2"
+    assert "left alone: Received --approximate with an index that has no such part" in caplog.text
 
 
 def test_a_model_and_its_index_change_as_one_and_no_request_is_lost(vectors):

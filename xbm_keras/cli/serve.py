@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--precision", type=float, help="tell which hits are matches, so that this share of them is right, such as 0.9"
     )
+    parser.add_argument(
+        "--approximate", action="store_true", help="search by the approximate search of the index, not exactly"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
@@ -41,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     WatchedConnection.patience = options.patience
     with terminal.readable_errors():
         exported_by(options.model)  # that there is one
-        service = Service(options.model, options.index, options.max_pixels, options.precision)
+        if options.approximate and options.index is None:
+            raise ValueError("Received --approximate without --index; expected an index to search. Say --index.")
+        service = Service(options.model, options.index, options.max_pixels, options.precision, options.approximate)
         app = make_app(service, dict(map(named_folder, options.pictures)), hosts=hosts, patience=options.patience)
         config = uvicorn.Config(
             app, host=options.host, port=options.port, log_level="warning", http=WatchedConnection, ws="none",

@@ -18,6 +18,7 @@ from xbm_keras.geometry import unit_rows
 from xbm_keras.index.exported_model import ExportedModel, exported_by, fingerprint_of
 from xbm_keras.index.exported_texts import ExportedTexts, takes_texts
 from xbm_keras.index.opened_index import OpenedIndex, described_items
+from xbm_keras.index.where import sql_of
 from xbm_keras.serve.metrics import Metrics
 from xbm_keras.serve.passes import Limits, Passes
 
@@ -39,6 +40,8 @@ class Asked(NamedTuple):
     k: int
     """Items to find; 0 for the embedding alone."""
     pixels: int = 0
+    where: str | None = None
+    """What the items that are found are to meet."""
 
 
 class Answer(NamedTuple):
@@ -59,9 +62,11 @@ class Served:
         metrics: is told of each pass.
         max_pixels: of a pass.
         precision: of hits that are matches; None tells none.
+        approximate: whether the approximate search of the index is asked.
 
     Raises:
-        ValueError: where one of them cannot be loaded, or neither knows which similarity makes a match.
+        ValueError: where one of them cannot be loaded, neither knows which similarity makes a match, or the index has
+            no approximate search.
     """
 
     def __init__(
@@ -71,13 +76,14 @@ class Served:
         metrics: Metrics,
         max_pixels: int,
         precision: float | None = None,
+        approximate: bool = False,
     ):
         self.version, self.index, self.key = version, index, tell_apart(version, index)
         self.model = ExportedModel(version, "serve_features")
         self.opened = None if index is None else OpenedIndex(index)
         ids = [] if self.opened is None else self.opened.kept_items["id"].to_pylist()
         self.places = {each: i for i, each in enumerate(ids)}
-        self.thresholds, self.precision = None, precision
+        self.thresholds, self.precision, self.approximate = None, precision, approximate
         if precision is not None:
             opened = self.opened
             self.thresholds = require_thresholds(version) if opened is None else opened.require_thresholds(version)
@@ -119,6 +125,10 @@ class Served:
         items = self._opened().kept_items.slice(place, 1)
         return described_items(items)[0]
 
+    def require_readable(self, where: str) -> None:
+        """Raises ValueError for a condition on the items that cannot be read."""
+        sql_of(self._opened().items.schema, where)
+
     def _opened(self) -> OpenedIndex:
         if self.opened is None:
             raise RuntimeError("Received a search without an index; expected one.")
@@ -135,14 +145,15 @@ class Served:
     def _answer(self, kind: str, asked: list[Asked]) -> list[Answer]:
         embeddings, valid = self.embedders[kind][0]([each.content for each in asked])
         hits: list[list[dict]] = [[] for _ in asked]
-        for k in {each.k for each, ok in zip(asked, valid, strict=True) if each.k and ok}:
-            places = [i for i, each in enumerate(asked) if each.k == k and valid[i]]
-            for i, found in zip(places, self._find(embeddings[places], k), strict=True):
+        for k, where in {(each.k, each.where) for each, ok in zip(asked, valid, strict=True) if each.k and ok}:
+            places = [i for i, each in enumerate(asked) if (each.k, each.where) == (k, where) and valid[i]]
+            for i, found in zip(places, self._find(embeddings[places], k, where), strict=True):
                 hits[i] = found
         return [Answer(*each) for each in zip(embeddings, valid.tolist(), hits, strict=True)]
 
-    def _find(self, embeddings: np.ndarray, k: int) -> list[list[dict]]:
-        found = self._opened().find(_in_groups(embeddings), k)[: len(embeddings)]
+    def _find(self, embeddings: np.ndarray, k: int, where: str | None) -> list[list[dict]]:
+        asked = embeddings if self.approximate else _in_groups(embeddings)
+        found = self._opened().find(asked, k, approximate=self.approximate, where=where)[: len(embeddings)]
         if self.thresholds is not None and self.precision is not None:
             for hit in itertools.chain.from_iterable(found):
                 hit["is_match"] = bool(self.thresholds.is_match(hit["similarity"], self.precision))

@@ -23,6 +23,7 @@ MAX_K = 100
 SHOWN = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # by browsers
 
 K = Annotated[int, fastapi.Query(ge=1, le=MAX_K)]
+Where = Annotated[str | None, fastapi.Query(max_length=1000)]
 
 
 def make_app(
@@ -53,9 +54,9 @@ def make_app(
             raise fastapi.HTTPException(503, "the model is being loaded; come again", {"Retry-After": "1"})
         return service.served
 
-    async def answer(served: Served, request: fastapi.Request, k: int) -> list[Answer]:
+    async def answer(served: Served, request: fastapi.Request, k: int, where: str | None = None) -> list[Answer]:
         kind, asked = await asked_by(request, served, k, service.max_pixels)
-        return await served.passes[kind].ask(asked)
+        return await served.passes[kind].ask([each._replace(where=where) for each in asked])
 
     @app.get("/health")
     def health() -> dict:
@@ -65,6 +66,7 @@ def make_app(
             return {"status": "ok", "model": None, "index": None, "items": 0, "takes": []}
         index = served.index and served.index.name
         about: dict = {"model": served.version.name, "index": index, "items": len(served.places), "takes": served.kinds}
+        about["approximate"] = served.approximate
         if served.thresholds is not None and served.precision is not None:
             about |= {"precision": served.precision, "threshold": served.thresholds.threshold_for(served.precision)}
         return {"status": "ok", **about}
@@ -87,12 +89,23 @@ def make_app(
         return JSONResponse({"embeddings": embeddings, "valid": [each.is_valid for each in found]})
 
     @app.post("/search")
-    async def search(request: fastapi.Request, k: K = 10):
-        """The k nearest items of the index for each item; none, and valid = false, for a picture that is none."""
+    async def search(request: fastapi.Request, k: K = 10, where: Where = None):
+        """The k nearest items of the index for each item; none, and valid = false, for a picture that is none.
+
+        With `where` of those items that meet it.
+        """
         served = serving()
         if served.index is None:
             raise fastapi.HTTPException(404, "no index to search: make one by xbm-keras index, and say --index")
-        results = [{"valid": each.is_valid, "items": each.hits} for each in await answer(served, request, k)]
+        try:
+            if where is not None:
+                served.require_readable(where)  # before it is in a pass with others
+            found = await answer(served, request, k, where)
+        except ValueError as error:
+            if where is None:
+                raise
+            raise fastapi.HTTPException(422, str(error)) from error
+        results = [{"valid": each.is_valid, "items": each.hits} for each in found]
         return JSONResponse({"model": served.version.name, "index": served.index.name, "results": results})
 
     @app.get("/items")

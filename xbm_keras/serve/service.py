@@ -27,10 +27,19 @@ class Service:
         index: the folder of the index's versions; None is none.
         max_pixels: of a pass.
         precision: of hits that are matches; None tells none.
+        approximate: whether the approximate search of the index is asked.
     """
 
-    def __init__(self, model: str, index: pathlib.Path | None, max_pixels: int, precision: float | None = None):
-        self.model, self.index, self.max_pixels, self.precision = model, index, max_pixels, precision
+    def __init__(
+        self,
+        model: str,
+        index: pathlib.Path | None,
+        max_pixels: int,
+        precision: float | None = None,
+        approximate: bool = False,
+    ):
+        self.model, self.index, self.max_pixels = model, index, max_pixels
+        self.precision, self.approximate = precision, approximate
         self.metrics = Metrics()
         self.served: Served | None = None
         """The pair that answers; None while it is loaded for the first time."""
@@ -75,7 +84,7 @@ class Service:
             self._tell(chosen or (self.model, self.index), "left alone: %s", error)
 
     def _load(self, version: pathlib.Path, index: pathlib.Path | None) -> None:
-        self.served = served = Served(version, index, self.metrics, self.max_pixels, self.precision)
+        self.served = served = Served(version, index, self.metrics, self.max_pixels, self.precision, self.approximate)
         self.metrics.model_version.set(_number(version))
         self.metrics.index_version.set(_number(index))
         self.metrics.index_items.set(len(served.places))
