@@ -77,8 +77,12 @@ def test_directions_are_ordered_and_nested_ones_stay(features):
     moments = ((turned.of_gallery(features) @ turned.matrix(Cut("trained", 0, 8))) ** 2).mean(axis=0)
     assert (np.diff(moments) <= 1e-6).all()
     nested = Embeddings(make_head("linear", widths=[2, 8]), features)
-    assert nested.widths == [2, 8]
-    np.testing.assert_array_equal(nested.matrix(Cut("trained", 0, 2)), np.eye(8)[:, :2])
+    assert nested.widths == [1, 2, 8]  # narrower than all that were trained, too
+    whole = nested.of_gallery(features)
+    cut = whole @ nested.matrix(Cut("trained", 0, 2))
+    np.testing.assert_allclose(cut @ cut.T, whole[:, :2] @ whole[:, :2].T, atol=1e-6)
+    moments = (cut**2).mean(axis=0)
+    assert moments[0] > (whole[:, :2] ** 2).mean(axis=0).max() > moments[1]
 
 
 @pytest.mark.parametrize("is_of_pairs", [False, True])

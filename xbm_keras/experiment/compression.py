@@ -4,6 +4,7 @@ Letters: N gallery items, Q queries, D feature width, E embedding width, w width
 """
 
 import dataclasses
+import itertools
 import logging
 import pathlib
 import zipfile
@@ -100,14 +101,16 @@ class Embeddings:
 
     def __init__(self, head: Head | None, features: np.ndarray):
         self.head, self.dim = head, features.shape[1] if head is None else head.embedding_dim
-        self.widths = sorted({max(1, round(self.dim * share / 8) * 8) for share in SHARES} | {self.dim})
+        nested = (self.dim,) if head is None else head.widths
+        self.widths = sorted({max(1, round(self.dim * share / 8) * 8) for share in SHARES} | set(nested))
         self.widths = [width for width in self.widths if width <= self.dim]
-        if head is not None and len(head.widths) > 1:
-            self.widths, self.directions = list(head.widths), np.eye(self.dim)
-        else:
-            some = self.of_gallery(features[:: max(1, len(features) // MAX_ROWS)]).astype(np.float64)
-            # About zero, not the mean: where nothing is cut similarities stay.
-            self.directions = np.linalg.eigh(some.T @ some)[1][:, ::-1]
+        some = self.of_gallery(features[:: max(1, len(features) // MAX_ROWS)]).astype(np.float64)
+        self.directions = np.zeros((self.dim, self.dim))
+        for start, stop in itertools.pairwise([0, *nested]):
+            # In the order of what they hold, from each nested width to the next, at which nothing changes. About zero,
+            # not the mean: where nothing is cut similarities stay.
+            part = some[:, start:stop]
+            self.directions[start:stop, start:stop] = np.linalg.eigh(part.T @ part)[1][:, ::-1]
 
     def of_queries(self, features: np.ndarray) -> np.ndarray:
         """Embeddings [n, E] of unit length of features [n, D]."""
