@@ -191,4 +191,6 @@ def test_the_front_is_what_nothing_smaller_equals():
 
 
 def test_codes_that_a_form_may_name_are_those_that_are_tried():
-    assert [code for code, _ in compression.FORMS] == list(CODES)
+    assert [code for code, _ in compression.FORMS] == [
+        name for name in CODES if name != "layers"
+    ]  # which `trellis` replaces

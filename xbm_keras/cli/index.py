@@ -282,9 +282,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--form",
-        help="how vectors are held and searched: float32, float16, int8, int4, binary, or two of them, 'binary+int8', "
-        "of which the second ranks the best 4 k again, perhaps after a width, '64 int8'; by default as the model's "
-        "search.json says, else float32",
+        help="how vectors are held and searched: float32, float16, int8, int4, trellis, binary, or two of them, "
+        "'binary+int8', of which the second ranks the best 4 k again, perhaps after a width, '64 int8'; by default as "
+        "the model's search.json says, else float32",
     )
     made.add_argument(
         "--mix", type=_positive, default=0, metavar="N", help="mix the N nearest items into each one and each query"

@@ -7,7 +7,7 @@
 - neighbors: what needs no labels; near_duplicates, label_noise: which labels may be wrong
 - neighbor_labels: labels that the nearest items suggest
 - thresholds: whether a match is good enough
-- quantization: codes of fewer bits; promises: what a search is to keep
+- packed_bits, trellis, layered_codes, quantization: codes of fewer bits; promises: what a search is to keep
 - side_by_side: frozen features, closed form and trained head, as metrics.json has them
 - wording: what these are called in tables and sentences
 """

@@ -12,21 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.geometry import unit_length
+from xbm_keras.evaluation.layered_codes import LAYERS, TRELLIS
+from xbm_keras.evaluation.packed_bits import BITS, packed
 
 INT4_STEP = 0.335  # of the root mean square
-LEVELS = (
-    (
-        0.0659, 0.1981, 0.3314, 0.4668, 0.6050, 0.7473, 0.8947, 1.049, 1.212, 1.387, 1.577, 1.788, 2.029, 2.319, 2.692,
-        3.263,
-    ),
-    (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733),
-    (0.2451, 0.7560, 1.344, 2.152),
-    (0.4528, 1.510),
-    (0.7980,),
-)  # fmt: skip
-"""Of 5, 4, 3, 2 and 1 bits, those above zero: best for normal numbers of unit variance."""
-OCTAVE = 8  # steps of a layer's scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,76 +80,12 @@ def to_int4(embeddings: tf.Tensor) -> tf.Tensor:
         Max, "Quantizing for Minimum Distortion", IRE Transactions on Information Theory, 1960, table II.
     """
     step = INT4_STEP * tf.sqrt(tf.reduce_mean(embeddings**2, axis=1, keepdims=True))
-    return _packed(tf.clip_by_value(tf.floor(tf.math.divide_no_nan(embeddings, step)), -8.0, 7.0) + 8.0, 4)
+    return packed(tf.clip_by_value(tf.floor(tf.math.divide_no_nan(embeddings, step)), -8.0, 7.0) + 8.0, 4)
 
 
 def to_binary(embeddings: tf.Tensor) -> tf.Tensor:
     """Codes [N, ceil(E / 8)] uint8 of embeddings [N, E]: the signs, eight to a byte as by `np.packbits`."""
-    return _packed(tf.cast(embeddings > 0, tf.float32), 1)
-
-
-def to_layers(embeddings: tf.Tensor) -> tf.Tensor:
-    """Codes [N, columns] uint8 of embeddings [N, E]: the first fifth of the dimensions in 5 bits, the last one in 1.
-
-    For embeddings whose first dimensions hold most, and where those of a layer, a fifth, are mixed, so that their
-    numbers are as normal ones, for which these levels are best. Of each layer there is its root mean square, in a byte,
-    c for 2^((c - 255) / 8) of the length of the embedding, and then all highest bits, eight to a byte, all second ones,
-    and so on.
-
-    Reference:
-        Max, "Quantizing for Minimum Distortion", IRE Transactions on Information Theory, 1960, table I.
-    """
-    parts, unit = [], unit_length(embeddings)
-    for layer, levels in _layers(embeddings.shape[1]):
-        some = unit[:, layer]
-        root = tf.sqrt(tf.reduce_mean(some**2, axis=1, keepdims=True))
-        power = tf.math.log(tf.maximum(root, 2.0**-32)) / np.log(2.0)
-        scale = tf.clip_by_value(tf.round(OCTAVE * power) + 255.0, 0.0, 255.0)
-        between = ((levels[1:] + levels[:-1]) / 2).tolist()
-        numbers = tf.cast(tf.raw_ops.Bucketize(input=some / _root_of(scale), boundaries=between), tf.float32)
-        places = [len(levels) / 2.0 ** (i + 1) for i in range(_bits(levels))]
-        parts += [tf.cast(scale, tf.uint8), *(_packed(tf.floor(numbers / each) % 2.0, 1) for each in places)]
-    return tf.concat(parts, axis=1)
-
-
-def _layers(width: int) -> list[tuple[slice, np.ndarray]]:
-    """The dimensions of each layer that has some, and all of its levels, ascending."""
-    ends = np.cumsum([0, *map(len, np.array_split(np.arange(width), len(LEVELS)))]).tolist()
-    levels = [np.array([*(-x for x in above[::-1]), *above], np.float32) for above in LEVELS]
-    return [(slice(*each), found) for *each, found in zip(ends, ends[1:], levels, strict=False) if each[0] < each[1]]
-
-
-def _bits(levels: np.ndarray) -> int:
-    return len(levels).bit_length() - 1
-
-
-def _root_of(scale: tf.Tensor) -> tf.Tensor:
-    return 2.0 ** ((scale - 255.0) / OCTAVE)
-
-
-def _bytes_of_layers(width: int) -> int:
-    return sum(1 + _bits(levels) * -(-(layer.stop - layer.start) // 8) for layer, levels in _layers(width))
-
-
-def _from_layers(codes: tf.Tensor, width: int) -> tf.Tensor:
-    parts, start = [], 0
-    for layer, levels in _layers(width):
-        size, bits = layer.stop - layer.start, _bits(levels)
-        stop = start + 1 + bits * -(-size // 8)
-        planes = tf.gather(SIGNS, tf.cast(codes[:, start + 1 : stop], tf.int32)) > 0  # [N, bytes, 8]
-        planes = tf.reshape(tf.cast(planes, tf.int32), [-1, bits, (stop - start - 1) // bits * 8])[:, :, :size]
-        numbers = tf.reduce_sum(planes * [[2 ** (bits - 1 - i)] for i in range(bits)], axis=1)
-        parts.append(tf.gather(levels, numbers) * _root_of(tf.cast(codes[:, start : start + 1], tf.float32)))
-        start = stop
-    return tf.concat(parts, axis=1)
-
-
-def _packed(numbers: tf.Tensor, bits: int) -> tf.Tensor:
-    """Whole numbers [N, E] of so many bits, float32, as bytes, the first number in the highest bits of the first."""
-    width, per_byte = numbers.shape[1], 8 // bits
-    numbers = tf.pad(numbers, [[0, 0], [0, -width % per_byte]])  # counted on a GPU, unlike integers
-    places = [2.0 ** (8 - bits * (i + 1)) for i in range(per_byte)]
-    return tf.cast(tf.reduce_sum(tf.reshape(numbers, [-1, -(-width // per_byte), per_byte]) * places, axis=2), tf.uint8)
+    return packed(tf.cast(embeddings > 0, tf.float32), 1)
 
 
 def _from_int4(codes: tf.Tensor, width: int) -> tf.Tensor:
@@ -170,12 +95,8 @@ def _from_int4(codes: tf.Tensor, width: int) -> tf.Tensor:
     return tf.concat([high, (numbers - 16.0 * high)[:, : width // 2]], axis=1) - 7.5
 
 
-SIGNS = 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) - 1
-"""[256, 8], of each byte."""
-
-
 def _from_binary(codes: tf.Tensor, width: int) -> tf.Tensor:
-    signs = tf.gather(SIGNS, tf.cast(codes, tf.int32))
+    signs = tf.gather(2 * BITS.astype(np.float32) - 1, tf.cast(codes, tf.int32))
     return tf.reshape(signs, [-1, 8 * codes.shape[1]])[:, :width]
 
 
@@ -195,7 +116,8 @@ CODES = {
         EmbeddingCode("float16", _bits_of(16), "float16", lambda each: tf.cast(each, tf.float16), _as_floats),
         EmbeddingCode("int8", _bits_of(8), "int8", to_int8, _as_floats),
         EmbeddingCode("int4", _bits_of(4), "uint8", to_int4, _from_int4, is_split=True),
-        EmbeddingCode("layers", _bytes_of_layers, "uint8", to_layers, _from_layers),
+        EmbeddingCode("trellis", TRELLIS.bytes_per_item, "uint8", TRELLIS.encode, TRELLIS.unpack),
+        EmbeddingCode("layers", LAYERS.bytes_per_item, "uint8", LAYERS.encode, LAYERS.unpack),
         EmbeddingCode("binary", _bits_of(1), "uint8", to_binary, _from_binary, lambda width: width**0.5),
     )
 }

@@ -16,8 +16,9 @@ from xbm_keras import progress
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError
+from xbm_keras.evaluation.layered_codes import TRELLIS, layers_of
 from xbm_keras.evaluation.promises import Trial
-from xbm_keras.evaluation.quantization import CODES, LEVELS
+from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.evaluation.thresholds import FILE as THRESHOLDS
 from xbm_keras.evaluation.thresholds import measure_thresholds
@@ -46,13 +47,17 @@ FORMS = (
     ("float16", ()),
     ("int8", ()),
     ("int4", ("int8",)),
-    ("layers", ()),
+    ("trellis", ()),
     ("binary", ("int8", "int4")),
 )
-"""Codes that are searched, and those that may rank again."""
-MIXED = (0, 1, len(LEVELS))
+"""Codes that are tried for the search, and those that may rank again."""
+MIXED = (0, 1, len(TRELLIS.positive))
 """In how many parts directions are mixed: not at all, all of them, each layer."""
-MIXED_FOR = {"float32": (0,), "float16": (0,), "layers": (len(LEVELS),)}  # which lose nothing; which needs it
+MIXED_FOR = {
+    "float32": (0,),
+    "float16": (0,),
+    "trellis": (len(TRELLIS.positive),),
+}  # which lose nothing; which needs it
 RESCORES = (2, 4, 8)
 SOURCES = ("trained", "frozen")
 
@@ -123,12 +128,12 @@ class Embeddings:
     def matrix(self, cut: Cut) -> np.ndarray:
         """What maps embeddings to a cut, [E, w]."""
         kept = self.directions[:, : cut.width]
-        parts = np.array_split(kept, cut.blocks, axis=1) if cut.blocks else []
-        if parts:
-            random = np.random.default_rng(cut.width)
-            sizes = [part.shape[1] for part in parts]
-            turns = [np.linalg.qr(random.normal(size=(size, size)))[0] for size in sizes]
-            kept = np.concatenate([part @ turn for part, turn in zip(parts, turns, strict=True)], axis=1)
+        if cut.blocks:
+            random, parts = np.random.default_rng(cut.width), []
+            for layer in layers_of(cut.width, cut.blocks):
+                part = kept[:, layer]
+                parts.append(part @ np.linalg.qr(random.normal(size=(part.shape[1], part.shape[1])))[0])
+            kept = np.concatenate(parts, axis=1)
         return kept.astype(np.float32)
 
     def head_of(self, cut: Cut) -> Head:

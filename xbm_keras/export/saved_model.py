@@ -38,7 +38,7 @@ def export_encoder(
     *,
     weights: Literal["float32", "float16"] = "float32",
     max_pixels: Positive = MAX_PIXELS,
-    codes: Sequence[Literal["float16", "int8", "int4", "layers", "binary"]] = (),
+    codes: Sequence[Literal["float16", "int8", "int4", "trellis", "layers", "binary"]] = (),
     add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.
@@ -73,8 +73,8 @@ def export_encoder(
         max_pixels: encoded pictures with more are refused before they are decoded: small files may hold many. Training
             reads larger ones; where clients send such, say how large.
         codes: also give the embeddings in these codes, as `embeddings_float16`, `embeddings_int8`, `embeddings_int4`
-            and `embeddings_binary`, of a half, a quarter, an eighth and a 32nd of the bytes; what they cost is
-            measured.
+            and `embeddings_binary`, of a half, a quarter, an eighth and a 32nd of the bytes, and as
+            `embeddings_trellis`, for what `xbm-keras compress` cut; what they cost is measured.
         add_files: given the folder that is to become the version, writes what else belongs into it.
 
     Returns:

@@ -38,7 +38,7 @@ class SearchForm:
     width: int
     """Dimensions, the first so many of the embedding."""
     search: str
-    """The code that is searched: "float32", "float16", "int8", "int4", "layers" or "binary"."""
+    """The code that is searched: "float32", "float16", "int8", "int4", "trellis", "layers" or "binary"."""
     rank: str | None = None
     """The finer code of the candidates; None ranks by the one that is searched."""
     rescore: int = 1

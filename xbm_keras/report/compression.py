@@ -20,7 +20,7 @@ from xbm_keras.report.page import (
 )
 
 COLOR_OF = {"float32": SERIES[0], "float16": SERIES[1], "int8": SERIES[2], "int4": SERIES[3], "binary": SERIES[4]} | {
-    "layers": SERIES[5]
+    "trellis": SERIES[5]
 }
 
 
