@@ -1,6 +1,8 @@
 """What a run says, and how Ctrl-C ends it: real processes."""
 
 import functools
+import io
+import logging
 import os
 import re
 import signal
@@ -12,6 +14,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import rich
+import rich.console
 import yaml
 
 from tests.conftest import ROOT
@@ -88,3 +92,15 @@ def test_sigterm_is_told_as_ctrl_c_is(capsys):
     assert raised.value.code == 143
     assert capsys.readouterr().err.startswith("Terminated. The same command goes on from what is kept: features")
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_messages_break_between_words_and_only_in_a_terminal(monkeypatch, is_terminal):
+    console = rich.console.Console(file=io.StringIO(), width=40, force_terminal=is_terminal, color_system=None)
+    monkeypatch.setattr(rich, "get_console", lambda: console)
+    path = "/data/" + "a-long-folder/" * 9 + "[x].html"
+    terminal.Messages().emit(logging.makeLogRecord({"msg": f"{path}: one two three four five six seven eight nine"}))
+    expected = [f"{path}: one two three four five six seven eight nine"]
+    if is_terminal:
+        expected = [f"{path}:", "one two three four five six seven eight", "nine"]
+    assert console.file.getvalue().splitlines() == expected

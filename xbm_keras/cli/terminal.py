@@ -6,12 +6,13 @@ import pathlib
 import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 
 import absl.logging
+import rich
 import rich.console
-import rich.logging
 import rich.table
 import tensorflow as tf
 
@@ -33,11 +34,24 @@ def set_up(verbose: bool = False) -> None:
     """
     devices.let_memory_grow()
     absl.logging.set_verbosity(absl.logging.INFO if verbose else absl.logging.WARNING)
-    handler = rich.logging.RichHandler(show_time=False, show_level=False, show_path=False, highlighter=None)
     ours = logging.getLogger("xbm_keras")
-    ours.handlers, ours.propagate = [handler], False
+    ours.handlers, ours.propagate = [Messages()], False
     ours.setLevel("DEBUG" if verbose else "INFO")
     progress.show()
+
+
+class Messages(logging.Handler):
+    """Messages on standard output. A terminal gets them broken between words alone, so that a path can be copied from
+    it; a file or a pipe gets a line for each.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        console, message = rich.get_console(), self.format(record)
+        if console.is_terminal:
+            wrap = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+            message = "\n".join(wrap.fill(line) for line in message.splitlines())
+        console.print(message, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 TOLD = (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError)
@@ -116,11 +130,11 @@ def print_kept(workdir: pathlib.Path, epoch: int) -> None:
     print(f"{kept} For a run that ends there: --set training.epochs={epoch} and another --workdir", file=sys.stderr)
 
 
-def print_scores(metrics: dict) -> None:
-    """The tables of `{protocol: {embedding: {metric: value}}}`."""
+def print_scores(metrics: dict, which: str = "Test items") -> None:
+    """The tables of `{protocol: {embedding: {metric: value}}}` of these items."""
     console = rich.console.Console(highlight=False)
     for number, (columns, protocols) in enumerate(wording.tables(metrics)):
-        title = None if number else "Test items"
+        title = None if number else which
         table = rich.table.Table("", box=rich.box.SIMPLE, title=title, title_justify="left")
         for column in columns.values():
             table.add_column(column, justify="right", no_wrap=True)
