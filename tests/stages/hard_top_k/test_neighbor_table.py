@@ -60,6 +60,12 @@ CASES = {
 }
 
 
+def test_many_tables_are_made_in_silence(caplog):
+    for _ in range(8):
+        with_table(HardTopK(9, 0), filled())
+    assert "retracing" not in caplog.text
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_table_gives_what_a_step_would_find(case, monkeypatch):
     monkeypatch.setattr(neighbor_table, "BLOCK", 64)  # the last block reaches back into the one before it

@@ -1,5 +1,6 @@
 """Neighbour table: what a search among the rows of a memory that changes no more finds, for each anchor there is."""
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -62,7 +63,7 @@ class NeighborTable:
         self.indices = keras.Variable(tf.fill([self.num_anchors, k], tf.constant(-1, tf.int64)), trainable=False)
         self.by_label = RowsByLabel(memory.labels.numpy(), memory.read().is_valid.numpy())
         self._anchors = anchors or memory.items
-        self._search = tf.function(lambda features, *labels_and_ids: search(features, memory.read(), *labels_and_ids))
+        self._search = search
 
     @property
     def starts(self) -> range:
@@ -74,10 +75,19 @@ class NeighborTable:
         first = min(start, self.num_anchors - self.block_rows)
         return self._anchors(first + tf.range(self.block_rows, dtype=tf.int64))
 
+    @functools.cached_property
+    def _searched(self) -> Callable[..., Found]:
+        """The search of a block as a graph, made by hand: TensorFlow warns of a function that each table traces."""
+
+        def search(features, labels, ids):
+            return self._search(features, self.memory.read(), labels, ids)
+
+        return tf.function(search).get_concrete_function(*self.read(0))
+
     def searched(self, start: int) -> np.ndarray:
         """The rows [n, k] int32 for the anchors of the block at `start`, -1 where there are no more."""
         with all_bits_of_float32():
-            indices, is_valid = self._search(*self.read(start))
+            indices, is_valid = self._searched(*self.read(start))
         num_anchors = min(self.block_rows, self.num_anchors - start)
         return np.where(is_valid, indices, -1)[-num_anchors:].astype(np.int32)
 
