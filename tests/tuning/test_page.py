@@ -87,6 +87,16 @@ def test_keys_that_neither_config_has_are_left_out():
     assert "loss.temperature" not in [row[0] for row in section.blocks[0].rows]
 
 
+def test_a_test_score_is_that_of_the_best_trial_or_none():
+    """Where no trial is better than the default, what is tested as the best is the default."""
+    for default, shown in ((0.5, "0.4000"), (0.99, "")):
+        found = findings(40, default=DEFAULT | {"val_map_at_r": default}, test={"MAP": {"default": 0.6, "best": 0.4}})
+        (section,) = [s for s in search_page(found, "Search").sections if s.title == "Default and best"]
+        (row,) = [row for row in section.blocks[0].rows if row[0] == "test MAP"]
+        assert (row[1], str(getattr(row[2], "text", row[2]))) == ("0.6000", shown)
+        assert ("best.yaml is the default" in section.blocks[1].text) == (not shown)
+
+
 def test_what_mattered_is_the_memory():
     (section,) = [s for s in search_page(findings(40), "Search").sections if s.title == "What mattered"]
     first, share = section.blocks[0].alt.removeprefix("Importance: ").split(",")[0].split(" ")

@@ -262,6 +262,17 @@ def test_resume_means_what_it_means_to_train(finished, vectors, tmp_path, capsys
     assert load_config(str(unfinished / "default/config.yaml")).training.epochs == 1
 
 
+def test_a_best_that_is_the_config_as_it_is_is_not_trained_again(finished, vectors, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "search")
+    shutil.rmtree(workdir / "best")
+    score = json.loads((workdir / "trials/default.json").read_text())
+    (workdir / "trials/default.json").write_text(json.dumps({name: 1.0 for name in score}))
+    monkeypatch.setattr(tune, "train", lambda *args: pytest.fail("trained"))
+    search(vectors, workdir, 3)
+    for name in ("metrics.json", "config.yaml", "model.keras"):
+        assert (workdir / "best" / name).read_bytes() == (workdir / "default" / name).read_bytes()
+
+
 def test_a_page_that_cannot_be_made_loses_no_search(finished, vectors, tmp_path, capsys, monkeypatch):
     workdir = shutil.copytree(finished[0], tmp_path / "search")
     (workdir / "search.html").unlink()

@@ -8,6 +8,7 @@ import sys
 from absl import flags
 
 from xbm_keras.cli.train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, stages_of, train
+from xbm_keras.atomic_files import writing_folder
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build, devices, run_folder
@@ -56,16 +57,22 @@ def main(argv):
         with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
             search.run(is_chief=role == "chief", workers=workers)
         train_once("The config as it is", search.default_config(), data, backbone, workdir / "default")
-        train_once("The best", search.best_config(), data, backbone, workdir / "best")
+        train_once("The best", search.best_config(), data, backbone, workdir / "best", like=workdir / "default")
         search.write_page()
     search.print_results()
 
 
-def train_once(which, config, data, backbone, workdir):
-    """What train.py does, where it is not done yet."""
+def train_once(which, config, data, backbone, workdir, like=None):
+    """What train.py does, where it is not done yet, there or in another folder of the same config."""
     if (workdir / "config.yaml").exists() and load_config(str(workdir / "config.yaml")) != config:
         shutil.rmtree(workdir)  # of a shorter search, whose best was another
-    if not run_folder.is_finished(workdir):
+    if run_folder.is_finished(workdir):
+        return
+    if like is not None and load_config(str(like / "config.yaml")) == config:
+        shutil.rmtree(workdir, ignore_errors=True)  # what a killed copy, or an unfinished run, left
+        with writing_folder(workdir) as side:
+            shutil.copytree(like, side, dirs_exist_ok=True)
+    else:
         log.info("%s, from training to export, in %s:", which, workdir)
         with run_folder.claim(str(workdir), CONFIG.value, config):
             train(config, data, backbone, workdir, Costs(stages_of(config)[1:]))

@@ -112,10 +112,12 @@ def _best(findings: Findings) -> PageSection:
     best, default = findings.finished.iloc[0], findings.default
     rows: list[Any] = ["Score"]
     validation = {"default": default[findings.score], "best": best[findings.score]}
+    is_worth = validation["best"] > validation["default"]
     tests = {f"test {name}": scores for name, scores in findings.test.items()}
     for name, scores in {f"validation {findings.title}": validation, **tests}.items():
-        is_better = scores["best"] > scores["default"]
-        rows.append([name, f"{scores['default']:.4f}", Cell(f"{scores['best']:.4f}", is_best=is_better)])
+        is_known = is_worth or scores is validation  # else what was tested twice is the default
+        best_score = Cell(f"{scores['best']:.4f}", is_best=scores["best"] > scores["default"]) if is_known else ""
+        rows.append([name, f"{scores['default']:.4f}", best_score])
     rows.append("Values")
     for key in findings.axes:
         now, then = _text(best.get(key)), _text(default.get(key))
@@ -124,6 +126,8 @@ def _best(findings: Findings) -> PageSection:
     note = (
         f"The best of many trials looks a little better on {SCORES[findings.score][1]} than it is; what tests was "
         "looked at after the search, for these two configs only."
+        if is_worth
+        else "No trial is better than the default, so best.yaml is the default, and no trial was tested."
     )
     table = PageTable(["", "default", f"best, trial {best.trial}"], rows)
     return PageSection("Default and best", [table, Paragraph(note, is_note=True), Code(findings.command)])
