@@ -221,7 +221,11 @@ def test_metadata_come_back_with_each_hit(command, tmp_path, capsys):
     assert failed["hits"] == []
     assert failed["error"].startswith("no picture that can be read")
     assert command("search", "--k=1", query) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["1.0000", "klasse", "0/0.png", "price=1.10"]
+    assert capsys.readouterr().out.splitlines()[1] == "  1.0000  klasse 0/0.png  fruit  price=1.10"
+    command("build", f"--pictures={tmp_path}/photos")
+    capsys.readouterr()
+    command("search", "--k=1", query)  # its label, the folder's name, stands in the id
+    assert capsys.readouterr().out.splitlines()[1] == "  1.0000  klasse 0/0.png"
 
 
 def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys, monkeypatch):
@@ -281,7 +285,10 @@ def test_texts_are_built_synced_and_found_by_a_text(tmp_path, capsys):
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["query"] for each in found] == ["tell me a joke", "play a song"]
     assert [each["hits"][0]["id"] for each in found] == ["fun", "music"]
-    assert [each["hits"][0]["metadata"] for each in found] == [{"year": "14"}, {"year": "11"}]
+    known = [{"year": "14", "text": "tell me a joke"}, {"year": "11", "text": "play a song"}]
+    assert [each["hits"][0]["metadata"] for each in found] == known
+    command("search", "--k=1", "--text=play a song")
+    assert capsys.readouterr().out.splitlines()[1].endswith("  music  play a song  year=11")
     write(texts | {"clock": "book a flight", "new": "what is the weather"})
     assert command("sync", str(table)) == 0
     assert "4 items of width 4; 1 added, 1 changed, 0 gone, 1 left out" in said(capsys)

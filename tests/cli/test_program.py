@@ -37,7 +37,8 @@ def test_the_program_starts_in_silence(tmp_path):
     command = [sys.executable, str(program), "index", "search", "--model", "nowhere", "--index", "nothing", "x.jpg"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: Received 'nothing', which holds no version")
+    assert done.stderr.startswith("Error: Received --index nothing, which holds no version of an index")
+    assert done.stderr.endswith("xbm-keras index build --model RUN --index nothing\n")
 
 
 @pytest.mark.parametrize(

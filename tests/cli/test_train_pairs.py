@@ -159,7 +159,7 @@ def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path
     num_found = sum(f"  d{110 + i}\n" in each for i, each in enumerate(answers))
     assert num_found > 25
     for arguments, expected in (
-        ([], "or none of them; expected one of them"),
+        ([], "Received nothing to search for; expected pictures, --text or --features"),
         (["--features", str(tmp_path / "no.npy")], "which is no file"),
         (["x.jpg"], "which takes no pictures"),
     ):

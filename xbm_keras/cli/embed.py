@@ -57,7 +57,7 @@ def embed(version: pathlib.Path, path: pathlib.Path) -> tuple[list[str], np.ndar
     """
     source = _lines(path) if path.suffix == ".txt" else source_of(str(path), kind_of(str(path)))
     embedder = ExportEmbedder(version, path.parent, source.modality)  # type: ignore[union-attr]
-    gallery, _ = embedded(Incoming(source, items_of(source.items, "")), embedder)
+    gallery, _ = embedded(Incoming(source, items_of(source, "")), embedder)
     return gallery.ids.tolist(), gallery.vectors
 
 

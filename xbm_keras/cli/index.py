@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import textwrap
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from xbm_keras.index.opened_index import OpenedIndex, are_comparable, form_of
 from xbm_keras.index.roots import choose_root, place_of
 
 log = logging.getLogger("xbm_keras")
+TEXT = 80  # signs of a text that a line shows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,10 +163,16 @@ def search(options: argparse.Namespace) -> None:
             continue
         print(f"{one}: {error}" if error else one)
         for hit in () if error else hits:
-            metadata = "".join(f"  {name}={x}" for name, x in hit["metadata"].items() if x is not None)
-            print(
-                f"  {hit['similarity']:.4f}  {hit['id']}{'' if hit.get('is_match', True) else '  (no match)'}{metadata}"
-            )
+            print(f"  {hit['similarity']:.4f}  {told_of(hit)}")
+
+
+def told_of(hit: dict) -> str:
+    """A hit in one line: its id, its label where the id does not hold that already, its text, and metadata."""
+    metadata = {name: str(x) for name, x in hit["metadata"].items() if x is not None}
+    label = hit["label"] if hit["label"] not in hit["id"] else ""
+    text = textwrap.shorten(metadata.pop("text", ""), TEXT)
+    match = "" if hit.get("is_match", True) else "(no match)"
+    return "  ".join(filter(None, [hit["id"], match, label, text, *(f"{name}={x}" for name, x in metadata.items())]))
 
 
 def export(options: argparse.Namespace) -> None:

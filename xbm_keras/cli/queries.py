@@ -40,9 +40,11 @@ def read_queries(options: argparse.Namespace, opened: OpenedIndex) -> Queries:
     Raises:
         ValueError: for none or two kinds of it, what the model does not take, or a model that did not embed the index.
     """
-    if sum(map(bool, (options.picture, options.text, options.features))) != 1:
+    given = [name for name in ("picture", "text", "features") if getattr(options, name)]
+    if len(given) != 1:
         raise ValueError(
-            "Received pictures, --text and --features, or none of them; expected one of them. Give what to search for."
+            f"Received {' and '.join(given) or 'nothing'} to search for; expected pictures, --text or --features. Give "
+            "one of them."
         )
     if not options.model:
         raise ValueError(

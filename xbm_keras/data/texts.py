@@ -53,6 +53,14 @@ class TextTable(RandomAccess):
         return checked_text(self.texts[position])
 
 
+def is_text(text) -> bool:
+    """Whether it is a text that says something."""
+    try:
+        return bool(checked_text(text))
+    except UnreadableItem:
+        return False
+
+
 def checked_text(text) -> str:
     """A text that says something. Raises UnreadableItem for anything else."""
     if text is None or text != text or (isinstance(text, str) and not text.strip()):  # NaN is not itself

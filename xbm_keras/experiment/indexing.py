@@ -65,9 +65,8 @@ class RunEmbedder:
         self.config: Config = load_config(str(saved_run.run_of(run) / "config.yaml"), is_finished=True)
         own = self.config.data.modality if self.config.backbone.kind != "none" else "vector"
         if modality not in (None, "vector", own):
-            raise ConfigError(
-                f"Received items of the kind {modality} for a run of {own}s; expected {own}s, or vectors."
-            )
+            others = "" if own == "vector" else ", or vectors of its network"
+            raise ConfigError(f"Received {modality}s for a run of {own}s; expected {own}s{others}. Give these.")
         self.cache_dir = pathlib.Path(os.path.expanduser(self.config.cache.dir))
 
     @functools.cached_property
@@ -174,13 +173,12 @@ def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_item
             if is_text
             else Vectors(cast(np.ndarray, features), Items(side.ids, None, {}))
         )
-        items, positions = Items(side.ids, None, {}), None
+        positions = None
     else:
         source, features, chosen = dataset.source, dataset.features, dataset.splits.test
         positions = dataset.source_positions[chosen]
-        items = source.items.take(positions)
         folder = getattr(source, "root", None)
         roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
-    table = described(items_of(items, ""), "", digests_of(source, embedder.cache_dir, positions))
+    table = described(items_of(source, "", positions), "", digests_of(source, embedder.cache_dir, positions))
     about = {"model": embedder.fingerprint, "network": embedder.network(source), "roots": roots}
     return Gallery(embedder.embed_rows(features, chosen), table), about

@@ -18,9 +18,9 @@ from xbm_keras.data import listing
 from xbm_keras.data.arrays import Features, Vectors
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import as_text, counted, encode, printable
-from xbm_keras.data.sources import Items, PictureFiles, Source
+from xbm_keras.data.sources import PictureFiles, Source
 from xbm_keras.data.tables import Table, suffix_of
-from xbm_keras.data.texts import TextTable
+from xbm_keras.data.texts import TextTable, is_text
 from xbm_keras.feature_cache.digests import find_digests
 from xbm_keras.index.gallery import Gallery, strings
 from xbm_keras.index.roots import id_of
@@ -98,18 +98,22 @@ def incoming(source: Source | Vectors, embedder: Embedder, root: str) -> Incomin
     """The items of a source under a root.
 
     A column `id` gives the ids, to the letter; else they are the source's own, below the root. A column `label` gives
-    the labels of what has no other. All further columns are metadata.
+    the labels of what has no other. All further columns are metadata, and so is a text, as `text`.
 
     Raises:
         ValueError: for columns of names that are the index's own.
     """
-    items = items_of(source.items, root)
+    items = items_of(source, root)
     return Incoming(source, described(items, root, digests_of(source, embedder.cache_dir)))
 
 
-def items_of(found: Items, root: str) -> pyarrow.Table:
-    """The items of a source as a table: see `incoming`."""
+def items_of(source: Source | Vectors, root: str, positions: np.ndarray | None = None) -> pyarrow.Table:
+    """The items of a source, or those at some positions, as a table: see `incoming`."""
+    found = source.items if positions is None else source.items.take(positions)
     columns = dict(found.columns)
+    if (texts := getattr(source, "texts", None)) is not None:
+        shown = [each if is_text(each) else None for each in texts]
+        columns["text"] = np.array(shown, object)[slice(None) if positions is None else positions]
     ids, labels = columns.pop("id", None), columns.pop("label", None)
     keys = [id_of(root, str(key)) for key in found.keys] if ids is None else [each or None for each in as_text(ids)]
     if found.labels is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 import tensorflow as tf
 
-from xbm_keras.atomic_files import latest_version
+from xbm_keras.atomic_files import latest_version, versions
 from xbm_keras.data.labels import counted, printable
 from xbm_keras.evaluation.thresholds import MatchThresholds, read_thresholds, require_thresholds
 from xbm_keras.index.approximate import ApproximateSearch, Engine, load_engine
@@ -61,6 +61,11 @@ class OpenedIndex:
     @staticmethod
     def newest(folder: pathlib.Path) -> "OpenedIndex":
         """The newest version in a folder of them. Raises ValueError where there is none, or its files are damaged."""
+        if not versions(folder):
+            raise ValueError(
+                f"Received --index {folder}, which holds no version of an index; expected one, such as {folder}/1. "
+                f"Build it: xbm-keras index build --model RUN --index {folder}"
+            )
         return OpenedIndex(latest_version(folder))
 
     def _damaged(self, error: Exception) -> ValueError:
