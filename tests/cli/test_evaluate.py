@@ -55,6 +55,21 @@ def test_duplicates_of_the_data_of_a_run(vectors, finished, tmp_path):
     assert "1 pair of near-duplicates under different labels" in (tmp_path / "found.html").read_text("utf-8")
 
 
+def test_items_that_trained_are_told(vectors, finished, other_data, tmp_path, capsys, monkeypatch):
+    about = json.loads((finished / "data.json").read_text())["items"]
+    number = about["train"] + about["validation"]
+    monkeypatch.chdir(vectors.parent)  # the same place by another path
+    evaluate.main([f"--model={finished}", "--items=all", "--set=data.path=vectors.npz"])
+    out = capsys.readouterr().out
+    assert "All items" in out
+    assert f"{number} of these 288 items trained or chose the head" in out
+    for words in (["--items=test"], ["--items=all", f"--config={other_data}"]):
+        evaluate.main([f"--model={finished}", *words])
+        out = capsys.readouterr().out
+        assert ("Test items" in out) == (words[0] == "--items=test")
+        assert "trained or chose" not in out
+
+
 @pytest.mark.parametrize("part", ["", "export", "export/1", "model.keras"])
 def test_a_model_is_named_by_its_run_its_export_or_a_version(finished, monkeypatch, part):
     assert saved_run.run_of(str(finished / part)) == finished

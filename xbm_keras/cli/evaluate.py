@@ -49,7 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
             metrics = score_pairs(head, dataset, path)
         else:
             metrics = score_items(head, dataset, path)
-    terminal.print_scores(metrics)
+        is_all = options.items == "all"
+        trained = saved_run.count_trained(options.model, dataset, options.config, options.set) if is_all else 0
+    what = "queries" if isinstance(dataset, PairDataset) else "items"
+    terminal.print_scores(metrics, f"{'All' if is_all else 'Test'} {what}")
+    if trained:
+        print(
+            f"{trained:,} of these {len(dataset.splits.test):,} {what} trained or chose the head, so that the scores "
+            "are too good for new ones: --items test scores those that did not."
+        )
     if options.output:
         write_whole(options.output, json.dumps(metrics, indent=1))
     return 0

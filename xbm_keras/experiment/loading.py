@@ -70,7 +70,7 @@ def dataset_of(
     chosen = np.arange(num_items) if all_test else _usable(config, source.items, is_training)
     items = source.items.take(chosen)
     # Whatever can be wrong without a feature is told before the network runs, which may take hours.
-    _split(config, items, all_test, is_training, fold)
+    split_of(config, items, all_test, is_training, fold)
     items.sample_ids()
     features: FeatureRows
     if isinstance(source, arrays.Vectors):
@@ -90,7 +90,7 @@ def dataset_of(
         )
         skipped, num_computed = cached.skipped, cached.num_computed
     try:
-        splits = _split(config, items, all_test, is_training, fold)
+        splits = split_of(config, items, all_test, is_training, fold)
     except sources.DataError as error:
         if not skipped:
             raise
@@ -152,7 +152,9 @@ def _num_unlabelled(items: sources.Items) -> int:
     return len(items.keys) if items.labels is None else int((~items.labels.is_labelled).sum())
 
 
-def _split(config: schema.Config, items: sources.Items, all_test: bool, is_training: bool, fold: int) -> Splits:
+def split_of(
+    config: schema.Config, items: sources.Items, all_test: bool = False, is_training: bool = True, fold: int = 0
+) -> Splits:
     """Who does what. Raises DataError where that leaves nothing to train on, to choose by or to test."""
     split = config.data.split
     if all_test:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, blaming_config, check_config, load_config, read_values
 from xbm_keras.data.dataset import Dataset
-from xbm_keras.data.pair_dataset import PairDataset
+from xbm_keras.data.pair_dataset import PairDataset, split_pairs
 from xbm_keras.data.unit_rows import FeatureRows, UnitRows
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.experiment.build import make_backbone
-from xbm_keras.experiment.loading import load_dataset
+from xbm_keras.experiment.loading import load_dataset, split_of
 from xbm_keras.experiment.pair_loading import load_pairs
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import load_keras_file
 from xbm_keras.stages.head.fc_layer import Head
+
+PLACES = ("root", "table", "path", "test_path", "data_dir")  # keys of the section `data` that are paths
 
 
 def run_of(model: str) -> pathlib.Path:
@@ -45,10 +48,47 @@ def load_data(
         ConfigError: where the folder holds no finished run, or the config cannot be used.
         DataError: for data that cannot be used.
     """
+    config = _configs(run, config_path, overrides)[1]
+    if config.is_of_pairs:
+        return load_pairs(config, make_backbone(config), only_test=all_test)[0]
+    return load_dataset(config, make_backbone(config), all_test, is_training=False)
+
+
+def count_trained(
+    run: str, data: Dataset | PairDataset, config_path: str | None = None, overrides: Sequence[str] = ()
+) -> int:
+    """How many of the items, or queries, its head was trained or chosen by; 0 for data that are not those of the run.
+
+    Args:
+        run: as for `load_data`.
+        data: what it gave, all for test.
+        config_path: the same.
+        overrides: the same.
+    """
+    own, other = _configs(run, config_path, overrides)
+    if _place(own) != _place(other):
+        return 0
+    if isinstance(data, PairDataset):
+        split = own.data.split
+        splits = split_pairs(data.pairs, split.test, split.validation, split.seed)
+    else:
+        splits = split_of(own, data.source.items.take(data.source_positions), is_training=False)
+    return len(splits.train) + len(splits.validation)
+
+
+def _place(config: Config) -> dict:
+    """What data a config names, and where they are."""
+    named = config.data.model_dump(mode="json", exclude={"split"})
+    return named | {key: os.path.realpath(os.path.expanduser(named[key])) for key in PLACES if named.get(key)}
+
+
+def _configs(run: str, config_path: str | None, overrides: Sequence[str]) -> tuple[Config, Config]:
+    """That of the run, and that of the data: see `load_data`."""
     own = run_of(run) / "config.yaml"
     if not own.is_file():
         raise ConfigError(f"Received --model {run!r}, which holds no config.yaml; expected the workdir of a run.")
-    saved = load_config(str(own), is_finished=True).model_dump(mode="json")
+    former = load_config(str(own), is_finished=True)
+    saved = former.model_dump(mode="json")
     path = config_path or str(own)
     values = read_values(path, overrides)
     given = {name: values[name] for name in values if name in ("data", "cache") or name not in saved}
@@ -58,10 +98,7 @@ def load_data(
     if isinstance(data, dict) and data.get("source") == "features":
         given["backbone"] = {"kind": "none"}
     given.setdefault("data", {})
-    config = check_config({**saved, **given}, path, is_finished=True)
-    if config.is_of_pairs:
-        return load_pairs(config, make_backbone(config), only_test=all_test)[0]
-    return load_dataset(config, make_backbone(config), all_test, is_training=False)
+    return former, check_config({**saved, **given}, path, is_finished=True)
 
 
 def load_head(run: str) -> Head:
