@@ -253,7 +253,7 @@ def test_bad_vectors_are_named(vectors, tmp_path, capsys):
     arrays["features"][17] = np.nan
     np.savez(tmp_path / "bad.npz", **arrays)
     message = fails(vectors, tmp_path / "run", f"data.path={tmp_path}/bad.npz", capsys=capsys)
-    assert "1 feature vectors that are NaN, infinite or all zero: 17;" in message
+    assert "1 feature vector of NaN, infinite or all zero values: 17;" in message
 
 
 def test_a_finished_run_is_not_overwritten(finished, vectors, capsys):

@@ -30,6 +30,10 @@ def test_values_come_from_defaults_file_and_overrides_in_this_order(path):
     assert config.head.embedding_dim == 128
 
 
+def test_blanks_around_a_key_say_nothing(path):
+    assert load_config(path, ["training.epochs = 9"]).training.epochs == 9
+
+
 def test_parameters_without_a_name_are_those_of_the_default_loss(path):
     assert load_config(path, ["loss.temperature=0.5"]).loss.model_dump() == {"name": "supcon", "temperature": 0.5}
 
@@ -156,6 +160,8 @@ def test_text_that_no_file_could_hold_is_told(path):
     [
         (["training.epoch=3"], "training.epoch: unknown key; did you mean 'epochs'?"),
         (["memori.memory_size=3"], "memori: unknown key; did you mean 'memory'?"),
+        (["epochs=3"], "epochs: unknown section; did you mean the key training.epochs?"),
+        (["margin=0.3"], "margin: unknown section; did you mean the key loss.margin?"),
         (["training.qqqq=1"], "training.qqqq: unknown key; known here: anchors, batch_size, checkpoint_ev"),
         (["training.epochs=many"], "training.epochs: received 'many'; input should be a valid integer"),
         (["training.epochs=1.5"], "training.epochs: received 1.5"),

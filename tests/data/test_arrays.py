@@ -87,11 +87,29 @@ def test_features_errors(tmp_path):
     with pytest.raises(DataError, match=r"shape \(4,\) and dtype int64"):
         arrays.Features(path)
     np.savez(path, features=[[1.0, 2], [np.nan, 1], [0, 0], [np.inf, 3]])
-    with pytest.raises(DataError, match="3 feature vectors that are NaN, infinite or all zero: 1, 2, 3;"):
+    with pytest.raises(DataError, match="3 feature vectors of NaN, infinite or all zero values: 1, 2, 3;"):
         arrays.Features(path)
+    for wrong, how in (
+        (np.arange(4.0), r"Of one vector make a row: vector\[None\]"),
+        (np.arange(4).reshape(2, 2), "Make floats of them: features.astype"),
+        (np.ones((2, 2, 2)), "pooled to one vector"),
+    ):
+        np.savez(path, features=wrong)
+        with pytest.raises(DataError, match=how):
+            arrays.Features(path)
     np.savez(path, features=np.array([[1.0], ["x"]], object))  # would need pickle, which runs code
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read: it holds Python objects; expected text or numbers"):
         arrays.Features(path)
+    for name, message in (
+        ("x.csv", "Of a table of numbers make an array: numpy.save"),
+        ("x.xlsx", "expected an .npy, .npz or .parquet file"),
+    ):
+        (tmp_path / name).write_text("a,b\n1,2\n")
+        with pytest.raises(DataError, match=message):
+            arrays.Features(str(tmp_path / name))
+    np.save(tmp_path / "x.npy", np.ones((2, 2)))
+    with pytest.raises(DataError, match="is a spreadsheet; expected a"):
+        arrays.Features(str(tmp_path / "x.npy"), labels=str(tmp_path / "x.xlsx:kind"))
     np.save(tmp_path / "l.npy", np.arange(3))
     np.savez(path, features=np.ones((2, 2)))
     with pytest.raises(DataError, match=r"3 labels for 2 items, in .*l\.npy"):
@@ -212,7 +230,7 @@ def test_labels_in_one_of_two_files(tmp_path):
 
 def test_numbers_that_float32_cannot_hold(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[1e300, 1], [1, 2]]))
-    with pytest.raises(DataError, match="1 feature vectors that are NaN, infinite or all zero: 0;"):
+    with pytest.raises(DataError, match="1 feature vector of NaN, infinite or all zero values: 0;"):
         arrays.Features(str(tmp_path / "x.npy"))
 
 

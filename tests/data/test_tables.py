@@ -110,6 +110,14 @@ def test_csv_of_every_origin(tmp_path, content):
     assert len(table) == 2
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_cells_are_parted_as_the_names_are(tmp_path, sign):
+    """Spreadsheets write semicolons in much of Europe."""
+    rows = [["id", "kind"], ["1", '"a,b;c\td"'], ["2", '"two\nlines"']]
+    table = Table(written(tmp_path / "x.csv", "\r\n".join(map(sign.join, rows)) + "\r\n"))
+    assert (table.texts("id"), table.texts("kind")) == (["1", "2"], ["a,b;c\td", "two\nlines"])
+
+
 def test_a_long_cell_is_read(tmp_path):
     assert Table(written(tmp_path / "x.csv", "text\n" + 200_000 * "a")).texts("text") == [200_000 * "a"]
 
@@ -118,6 +126,7 @@ def test_a_long_cell_is_read(tmp_path):
     ("name", "content", "message"),
     [
         ("x.csv", b"", "is empty"),
+        ("x.xlsx", b"PK", "is a spreadsheet; expected a .csv or .parquet file. Save it as CSV"),
         ("x.csv", "label\nä\n".encode("latin-1"), "cannot be read as UTF-8.*Save it as UTF-8"),
         ("x.csv", "label\na\n".encode("utf-16"), "cannot be read as UTF-8"),
         ("x.csv", b"label\na\0\n", "zero bytes"),

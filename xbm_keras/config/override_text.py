@@ -28,7 +28,8 @@ def parse(overrides: Sequence[str], values: Mapping[str, Any]) -> list[tuple[lis
         overrides: of which the later ones come over the earlier ones.
         values: nested ones that they come over; names in them, such as `loss.name`, decide which keys there are.
     """
-    texts = dict(override.split("=", 1) for override in overrides)
+    pairs = (override.split("=", 1) for override in overrides)
+    texts = {key.strip(): text for key, text in pairs}
     return [(key.split("."), _parsed(text, _types_of(key.split("."), texts, values))) for key, text in texts.items()]
 
 

@@ -17,7 +17,7 @@ import yaml
 from xbm_keras.atomic_files import write_whole
 from xbm_keras.config import override_text, retired
 from xbm_keras.config.schema import Config
-from xbm_keras.config.sections import Section, is_section
+from xbm_keras.config.sections import Section, is_section, members_of
 
 SHOWN = ("data", "backbone", "cache", "views", "head", "memory", "top_k", "loss", "training", "export")  # sections
 # Texts that name what is known to all, and cannot be anything else: a network or data set that exists, its layers.
@@ -196,6 +196,12 @@ def _is_free_text(annotation) -> bool:
     return not is_choice and any(map(_is_free_text, typing.get_args(annotation)))
 
 
+def _keys_of(section: str) -> set[str]:
+    """Of a section, whichever of its kinds has them."""
+    kinds = members_of(Config.model_fields[section].annotation)
+    return {key for kind in kinds if is_section(kind) for key in kind.model_fields}
+
+
 def _explain(details) -> str:
     """One problem in one line: the key, what was received, what was expected."""
     section, keys = _locate(details["loc"])
@@ -204,6 +210,8 @@ def _explain(details) -> str:
     if kind == "extra_forbidden":
         known = sorted(section.model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        if section is Config and (inside := [f"{outer}.{key}" for outer in known if key in _keys_of(outer)]):
+            return f"{key}: unknown section; did you mean the key {' or '.join(inside)}?"
         return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
     if kind == "missing":
         return f"{key}: missing; it has no default"

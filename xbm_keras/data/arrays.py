@@ -10,9 +10,9 @@ import pathlib
 import numpy as np
 
 from xbm_keras.data.errors import DataError
-from xbm_keras.data.labels import Labels, encode, named
+from xbm_keras.data.labels import Labels, counted, encode, named
 from xbm_keras.data.sources import Items, RandomAccess
-from xbm_keras.data.tables import TABLES, USUAL, Table, require_column, suffix_of
+from xbm_keras.data.tables import SPREADSHEETS, TABLES, USUAL, Table, require_column, suffix_of
 
 log = logging.getLogger("xbm_keras")
 
@@ -167,9 +167,14 @@ class Features(Vectors):
 def _require_rows(features: np.ndarray, where: str = "") -> None:
     """Raises DataError for what are no vectors."""
     if features.ndim != 2 or features.dtype.kind != "f":
+        how = "Give the network's output, pooled to one vector."
+        if features.ndim == 1:
+            how = "Of one vector make a row: vector[None]."
+        if features.ndim == 2 and features.dtype.kind in "iub":
+            how = "Make floats of them: features.astype('float32')."
         raise DataError(
             f"Received features of shape {features.shape} and dtype {features.dtype}{where}; expected floats [N, D], "
-            "a row for each item. Give the network's output, pooled to one vector."
+            f"a row for each item. {how}"
         )
 
 
@@ -189,6 +194,11 @@ class _Arrays:
             self.arrays = {"": load_array(self.path)}
         elif not self.is_table:
             self.arrays, self.unusable = _load_arrays(self.path)
+        elif suffix_of(self.path) not in (".parquet", ".jsonl"):
+            raise DataError(
+                f"Received data.path {path!r}; expected an .npy, .npz or .parquet file. Of a table of numbers make an "
+                f"array: numpy.save('vectors.npy', pandas.read_csv({path!r})[COLUMNS].to_numpy('float32'))"
+            )
         else:
             self.arrays = {name: _stacked(column, name) for name, column in Table(self.path).others().items()}
 
@@ -214,7 +224,7 @@ class _Arrays:
     def _labels(self, name: str, label_names: str | None, num_items: int) -> Labels | None:
         """The labels of that name, or in that file; None for the default name, where there is no such array."""
         file, column = _file_and_column(name)
-        if suffix_of(file) in TABLES:
+        if suffix_of(file) in TABLES + SPREADSHEETS:
             found, what = _labels_of_table(Table(file), column), f"{name}, which"
         elif suffix_of(file) == ".npy":
             if not file.is_file():
@@ -250,7 +260,7 @@ class _Arrays:
 def _file_and_column(name: str) -> tuple[pathlib.Path, str | None]:
     """Of "labels.csv:kind", or of a file alone."""
     path, colon, column = os.path.expanduser(name).rpartition(":")
-    if colon and suffix_of(pathlib.Path(path)) in TABLES:
+    if colon and suffix_of(pathlib.Path(path)) in TABLES + SPREADSHEETS:
         return pathlib.Path(path), column
     return pathlib.Path(os.path.expanduser(name)), None
 
@@ -286,6 +296,8 @@ def _load_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, s
                     array = loaded[name]
                 except Exception as error:  # of bytes that are no array, or of objects, which could be code
                     unusable[name] = f"{type(error).__name__}: {error}"
+                    if "Object arrays" in str(error):
+                        unusable[name] = "it holds Python objects; expected text or numbers: save array.astype(str)"
                     continue
                 if isinstance(array, np.ndarray):
                     arrays[name] = array
@@ -319,6 +331,6 @@ def check_vectors(features: np.ndarray, keys: np.ndarray) -> None:
     if is_bad.any():
         shown = ", ".join(map(str, keys[is_bad][:8])) + (", ..." if is_bad.sum() > 8 else "")
         raise DataError(
-            f"Received {is_bad.sum()} feature vectors that are NaN, infinite or all zero: {shown}; expected finite "
-            "vectors with a direction, in float32. Remove these items, scale them, or compute them again."
+            f"Received {counted(int(is_bad.sum()), 'feature vector')} of NaN, infinite or all zero values: {shown}; "
+            "expected finite ones with a direction, in float32. Remove these items, scale them, or compute them again."
         )

@@ -18,6 +18,7 @@ from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import Labels, as_objects, as_text, encode
 
 TABLES = (".jsonl", ".parquet", ".csv", ".tsv")  # suffixes
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 MAX_FIELD = 1 << 30  # characters of a cell
 MAX_NAMED = 20  # columns in a message
 USUAL = {
@@ -38,7 +39,7 @@ class Table:
 
     Args:
         path: of the table; `.parquet`, `.jsonl` and `.tsv` (without quotes: a cell holds no tab) are what they say, all
-            else is read as a CSV in UTF-8 with commas. A further `.gz` says that a text is packed.
+            else is read as a CSV in UTF-8 with commas, semicolons or tabs. A further `.gz` says that a text is packed.
         name: of the table, for messages; by default its path.
 
     Raises:
@@ -50,6 +51,11 @@ class Table:
         if not path.is_file():
             raise DataError(f"Received table {str(path)!r}, which is no file; expected a .csv or .parquet file.")
         suffix = suffix_of(path)
+        if suffix in SPREADSHEETS:
+            raise DataError(
+                f"Received table {str(path)!r}, which is a spreadsheet; expected a .csv or .parquet file. Save it as "
+                "CSV, in UTF-8."
+            )
         self.is_text = suffix not in (".parquet", ".jsonl")
         read = read_csv if self.is_text else read_parquet if suffix == ".parquet" else read_jsonl
         try:
@@ -157,8 +163,9 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
     limit = csv.field_size_limit(MAX_FIELD)
     try:
         is_tsv = suffix_of(path) == ".tsv"
-        form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
-        reader = csv.reader(io.StringIO(text, newline=""), **form)
+        form = {"quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
+        delimiter = "\t" if is_tsv else _delimiter(text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **form)
         for row in filter(None, reader):  # a blank line is no row
             columns = columns or [[] for _ in row]
             if len(row) != len(columns):
@@ -173,6 +180,12 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
     if not columns:
         raise DataError(f"Received table {str(path)!r}, which cannot be read: it is empty; expected names of columns.")
     return [(column[0] or "").strip() for column in columns], [as_objects(column[1:]) for column in columns]
+
+
+def _delimiter(text: str) -> str:
+    """A comma; but a semicolon, as spreadsheets write it in much of Europe, or a tab, where the names have no comma."""
+    names = text.lstrip().partition("\n")[0]
+    return next((sign for sign in ",;\t" if sign in names), ",")
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
