@@ -34,12 +34,16 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore")  # of the converters
 @pytest.mark.parametrize("case", CASES)
-def test_onnx_gives_the_same(tmp_path, case):
+def test_onnx_gives_the_same(tmp_path, case, caplog):
     pytest.importorskip("tf2onnx", reason="needs the extra [onnx]")
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     make, shape = CASES[case]
     model = make(tmp_path)
-    session = runtime.InferenceSession(str(export_to(model, tmp_path / "model.onnx")))
+    with caplog.at_level("INFO", "xbm_keras"):
+        session = runtime.InferenceSession(str(export_to(model, tmp_path / "model.onnx")))
+    (taken,) = session.get_inputs()
+    assert f"It takes '{taken.name}', float32 [N, {', '.join(map(str, shape))}]" in caplog.text
+    assert ("RGB of 0 to 255; it gives embeddings" in caplog.text) == (len(shape) == 3)
     for n in (1, 5):
         x = np.random.default_rng(n).uniform(0, 255, (n, *shape)).astype(np.float32)
         (found,) = session.run(None, {session.get_inputs()[0].name: x})

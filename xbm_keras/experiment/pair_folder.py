@@ -60,7 +60,7 @@ def write_data(workdir: pathlib.Path, folds: Sequence[PairDataset]) -> None:
     }
     write_whole(file, printable(json.dumps(about, indent=1, ensure_ascii=False)))
     log.info(
-        "%d queries train, %d choose, %d test; %d documents.",
+        "%s queries train, %s choose, %s test; %s documents.",
         *about["queries"].values(),  # type: ignore[attr-defined]
         about["documents"],
     )

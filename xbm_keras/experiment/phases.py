@@ -275,10 +275,10 @@ def write_held_out(workdir: pathlib.Path, dataset: Dataset, head: Head) -> None:
     if len(known):
         chosen = some_classes(known, dataset.labels)
         found = measure_thresholds(embed(head, UnitRows(dataset.features, chosen)), dataset.labels[chosen])
-    if found is None:
-        log.info("Held-out items tell no threshold of matches: no two of them share a label.")
-    else:
+    if found is not None:
         found.write(workdir)
+    elif len(known):
+        log.info("Held-out items tell no threshold of matches: no two of them share a label.")
 
 
 def write_held_out_head(workdir: pathlib.Path, head: Head) -> None:

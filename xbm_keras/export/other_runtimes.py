@@ -1,6 +1,7 @@
 """Exports for ONNX Runtime (extra [onnx]) and LiteRT (extra [litert]), by Keras' own converters."""
 
 import importlib
+import logging
 import pathlib
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from xbm_keras.atomic_files import writing_whole
 from xbm_keras.export.check import in_float32, require_same
 from xbm_keras.model.xbm_model import XBMModel, make_encoder
 
+log = logging.getLogger("xbm_keras")
 FORMATS = {".onnx": "onnx", ".tflite": "litert"}
 
 
@@ -53,7 +55,14 @@ def export_to(model: XBMModel, path: pathlib.Path) -> pathlib.Path:
                 ) from error
             names = [tensor.name for tensor in keras.tree.flatten(encoder.input)]
             require_same(path.name, lambda: {"embeddings": run(dict(zip(names, trial, strict=True)))}, expected)
+    takes = " and ".join(map(_described, keras.tree.flatten(encoder.input))) + ", RGB of 0 to 255" * bool(size)
+    log.info("It takes %s; it gives embeddings [N, %d].", takes, encoder.output.shape[1])
     return path
+
+
+def _described(tensor: keras.KerasTensor) -> str:
+    shape = ", ".join(["N", *(str(size or "any") for size in tensor.shape[1:])])
+    return f"'{tensor.name}', {tensor.dtype} [{shape}]"
 
 
 def _trial(tensor: keras.KerasTensor) -> np.ndarray:

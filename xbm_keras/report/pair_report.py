@@ -105,7 +105,7 @@ def _results(metrics: Mapping, test: pair_searches.TestQueries, embedding_dim: i
     if any("@" in name for name in metrics["pairs"]):
         notes[0] += " With a number: the first so many dimensions alone."
         figures += charts.widths(shown, embedding_dim)
-    chose = f"the number of epochs ({metrics['validation']['epoch']})"
+    chose = f"the number of epochs, {metrics['validation']['epoch'] or 'none'}"
     return [
         Panels([_table(shown, whose), *figures]),
         *(Paragraph(note, is_note=True) for note in notes),

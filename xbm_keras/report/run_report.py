@@ -119,7 +119,7 @@ def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Blo
             "Overlap@K: share of the K nearest items by the frozen features that are among the K nearest by the "
             "embedding. Rank corr.: Spearman's correlation of the similarities of random pairs, before and after."
         )
-    chose = f"the number of epochs ({validation['epoch']})"
+    chose = f"the number of epochs, {validation['epoch'] or 'none'}"
     return [
         Panels([*figures, *tables] if is_nested else [*tables, *figures]),
         Paragraph(" ".join(notes), is_note=True),
