@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import rich
 import rich.console
+import tensorflow as tf
 import yaml
 
 from tests.conftest import ROOT
@@ -92,6 +93,16 @@ def test_sigterm_is_told_as_ctrl_c_is(capsys):
     assert raised.value.code == 143
     assert capsys.readouterr().err.startswith("Terminated. The same command goes on from what is kept: features")
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_a_full_disk_is_no_lack_of_memory(capsys):
+    for message, told in (
+        ("x.pb; No space left on device", "Error: x.pb; No space left on device. Once that is mended"),
+        ("OOM when allocating", "needs more memory than there is: OOM"),
+    ):
+        with pytest.raises(SystemExit), terminal.readable_errors():
+            raise tf.errors.ResourceExhaustedError(None, None, message)
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

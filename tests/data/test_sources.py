@@ -154,3 +154,8 @@ def test_folder_errors(tmp_path):
         sources.ImageFolder(str(tmp_path / "nope"))
     with pytest.raises(DataError, match="holds no pictures in folders"):
         sources.ImageFolder(str(tmp_path))
+    for part in ("train", "Test"):
+        (tmp_path / f"parts/{part}/cat").mkdir(parents=True)
+        (tmp_path / f"parts/{part}/cat/a.png").write_bytes(encoded("PNG"))
+    with pytest.raises(DataError, match=r"whose folders are Test and train: parts, .* data\.root=.*/train"):
+        sources.ImageFolder(str(tmp_path / "parts"))

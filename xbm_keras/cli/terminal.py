@@ -1,7 +1,9 @@
 """What the entry points say."""
 
 import contextlib
+import errno
 import logging
+import os
 import pathlib
 import re
 import signal
@@ -54,6 +56,7 @@ class Messages(logging.Handler):
         console.print(message, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
+GOES_ON = "Once that is mended the same command goes on from what is kept."
 TOLD = (ConfigError, DataError, NonFiniteFeatures, NonFiniteLoss, CheckpointError)
 # All errors of ours begin so; Keras wraps those that a layer raises when it is called.
 OURS = re.compile(r"(?:Exception encountered when calling .*?\n\n\x1b\[1m)?(Received .*?)(?:\x1b\[0m.*)?$", re.DOTALL)
@@ -82,9 +85,12 @@ def readable_errors(*more: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:  # of the program's own output; `main` knows
         raise
     except OSError as error:
-        _print_error(f"{error}. Once that is mended the same command goes on from what is kept.")
+        _print_error(f"{error}. {GOES_ON}")
         sys.exit(2)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        if os.strerror(errno.ENOSPC) in str(error):  # which TensorFlow calls an exhausted resource, too
+            _print_error(f"{str(error).splitlines()[0]}. {GOES_ON}")
+            sys.exit(2)
         _print_error(
             f"Received a config that needs more memory than there is: {str(error).splitlines()[0]}; expected a smaller "
             "training.batch_size, memory.memory_size, top_k or head. Lower what is large."

@@ -195,9 +195,10 @@ class _Arrays:
         elif not self.is_table:
             self.arrays, self.unusable = _load_arrays(self.path)
         elif suffix_of(self.path) not in (".parquet", ".jsonl"):
+            read = "read_excel" if suffix_of(self.path) in SPREADSHEETS else "read_csv"
             raise DataError(
                 f"Received data.path {path!r}; expected an .npy, .npz or .parquet file. Of a table of numbers make an "
-                f"array: numpy.save('vectors.npy', pandas.read_csv({path!r})[COLUMNS].to_numpy('float32'))"
+                f"array: numpy.save('vectors.npy', pandas.{read}({path!r})[COLUMNS].to_numpy('float32'))"
             )
         else:
             self.arrays = {name: _stacked(column, name) for name, column in Table(self.path).others().items()}

@@ -21,6 +21,7 @@ from xbm_keras.data.listing import list_pictures
 from xbm_keras.data.pictures import DECODER, decode_picture
 from xbm_keras.data.tables import Table
 
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}  # of data, as folders are called
 READERS = 8  # threads that read and decode; the backbone computes meanwhile
 
 
@@ -184,6 +185,12 @@ class ImageFolder(PictureFiles):
         expected = f"{root}/<class>/<picture> with pictures"
         found.require_pictures(f"data.root {root!r}, which holds no pictures in folders", expected)
         names = [path.split("/")[0] for path in found.pictures]
+        if len(parts := set(names)) > 1 and {part.lower() for part in parts} <= PARTS:
+            raise DataError(
+                f"Received data.root {root!r}, whose folders are {' and '.join(sorted(parts))}: parts, and no classes; "
+                f"expected {root}/<class>/<picture>. Give a folder of classes, such as data.root={root}/train, or list "
+                "the pictures of all parts in a table: --config image_table."
+            )
         super().__init__(top, found.pictures, encode(names, f"{root}, whose folders"), {})
 
 

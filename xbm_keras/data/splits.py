@@ -92,7 +92,8 @@ def split_items(
     if len(train_names) - num_validation < 2 or not (is_test.any() or test is None):
         raise DataError(
             f"Received {len(train_names)} training and {len(np.unique(units[is_test]))} test {_plural(by)}; expected "
-            "at least 4 to train on, 2 of which validate, and 1 to test on. Change data.split, or add data."
+            "at least 4 to train on, 2 of which validate, and 1 to test on. Add some, or let others test: "
+            "--set data.split.test=0.2, say."
         )
     num_folds = len(train_names) // num_validation
     if validation_fold >= num_folds:

@@ -61,8 +61,8 @@ def write_data(workdir: pathlib.Path, folds: Sequence[PairDataset]) -> None:
     write_whole(file, printable(json.dumps(about, indent=1, ensure_ascii=False)))
     log.info(
         "%s queries train, %s choose, %s test; %s documents.",
-        *about["queries"].values(),  # type: ignore[attr-defined]
-        about["documents"],
+        *(f"{number:,}" for number in (len(splits.train), len(splits.validation), len(splits.test))),
+        f"{len(dataset.documents):,}",
     )
     if num_leaking:
         log.warning(
