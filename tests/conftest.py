@@ -1,4 +1,7 @@
-"""What the tests share: the three ways to run a step, the real data, a fresh process."""
+"""What the tests share: the three ways to run a step, the real data, processes that fork.
+
+TensorFlow is not imported here, since the process of pytest-xdist that hands out the tests needs none.
+"""
 
 import contextlib
 import ctypes
@@ -12,15 +15,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
 
 import pathlib
-import subprocess
+import random
 import sys
 from collections.abc import Callable
 
 import hypothesis
-import keras
 import pytest
-import tensorflow as tf
 
+from tests import fresh_processes
 from tests.forked_workers import ForkedTests, resident
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,21 +46,14 @@ def in_mode(function: Callable, mode: str) -> Callable:
     Said explicitly: Keras turns XLA off on machines without a GPU under `jit_compile="auto"`, and what a GPU would run
     should be what was tested.
     """
+    import tensorflow as tf
+
     return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla")
 
 
 def compile_arguments(mode: str) -> dict:
     """The same choice for `keras.Model.compile`."""
     return {"run_eagerly": mode == "eager", "jit_compile": mode == "xla"}
-
-
-def run_fresh(code: str, *arguments, timeout: float = 300) -> str:
-    """Standard output of Python code in a new process, which finds this checkout whether it is installed or not."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 @pytest.fixture(params=MODES)
@@ -68,7 +63,20 @@ def mode(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _same_start_for_every_test():
+def _same_start_for_every_test(monkeypatch):
+    """As `keras.utils.set_random_seed`, which would also throw away each function that TensorFlow has made ready.
+
+    Those of the decoder of pictures take half a second to be made again. TensorFlow does so for operations that keep a
+    state of their random numbers, of which there are none here.
+    """
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    def set_seed(seed):
+        context.context()._seed, context.context()._rng = seed, random.Random(seed)
+
+    monkeypatch.setattr(tf.random, "set_seed", set_seed)
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
@@ -96,3 +104,7 @@ def data_dir() -> pathlib.Path:
     if not (path / "grocery").is_dir():
         pytest.skip(f"needs the real data, and {path} does not hold it: set XBM_KERAS_DATA")
     return path
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # now, since the next conftest.py may import the package
+    fresh_processes.fork_now()

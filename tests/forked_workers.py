@@ -9,10 +9,10 @@ import multiprocessing
 import os
 import pathlib
 import traceback
-import warnings
 
 import pytest
-from tensorflow.python.eager import context
+
+from tests.fresh_processes import fork
 
 LIMIT = 1200 << 20  # bytes of a fork after which the next test file gets another one; no file takes 700 MB
 
@@ -29,6 +29,8 @@ class ForkedTests:
         self.fork = None
 
     def pytest_collectreport(self, report):
+        from tensorflow.python.eager import context  # not in the process that hands out the tests
+
         if context.context()._context_handle is not None:
             raise RuntimeError(
                 f"{report.nodeid} made a tensor while it was imported; expected none before the first test, since the "
@@ -57,11 +59,7 @@ class Fork:
         self.pipe, other = multiprocessing.Pipe()
         gc.collect()
         gc.freeze()  # else each collection would write to, and so copy, the pages that both share
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # Python 3.12 sees threads: those of execnet, which wait
-            self.pid = os.fork()
+        self.pid = fork()
         if self.pid == 0:
             try:
                 self.pipe.close()

@@ -2,12 +2,11 @@
 
 import os
 import stat
-import subprocess
-import sys
 import time
 
 import pytest
 
+from tests.fresh_processes import run_fresh
 from xbm_keras.atomic_files import PREFIX, remove_leftovers, write_whole, writing_whole
 
 
@@ -68,8 +67,7 @@ def test_a_long_name_a_link_and_the_usual_rights(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="a device that POSIX systems have")
 def test_what_is_no_regular_file_is_written_to_as_it_is():
     code = "from xbm_keras.atomic_files import write_whole; write_whole('/dev/stdout', 'scores')"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "scores"
+    assert run_fresh(code) == "scores"
 
 
 def test_a_folder_in_the_way_is_an_error(tmp_path):

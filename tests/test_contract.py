@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 import xbm_keras
-from tests.conftest import MODES, in_mode, run_fresh
+from tests.conftest import MODES, in_mode
+from tests.fresh_processes import run_fresh
 from xbm_keras import (
     Backbone,
     CircularMemory,

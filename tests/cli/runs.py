@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from tests.fresh_processes import run_fresh
 from tests.picture_files import encode, noise
 from xbm_keras.cli import train
 
@@ -38,8 +37,7 @@ def means_of(scores):
 def serve_in_a_fresh_process(export, inputs, tmp_path):
     """What the SavedModel gives for the first 1, 33 and 0 inputs, loaded by a process that imports TensorFlow alone."""
     np.save(tmp_path / "inputs.npy", inputs)
-    files = [str(export), str(tmp_path / "inputs.npy"), str(tmp_path / "outputs.npz")]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(SERVE), *files], check=True, cwd=tmp_path)
+    run_fresh(textwrap.dedent(SERVE), export, tmp_path / "inputs.npy", tmp_path / "outputs.npz")
     with np.load(tmp_path / "outputs.npz") as outputs:
         return list(outputs.values())
 

@@ -17,7 +17,7 @@ import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-from tests.conftest import ROOT
+from tests.fresh_processes import run_python
 from xbm_keras import atomic_files
 from xbm_keras.cli import train
 from xbm_keras.experiment import phases
@@ -146,9 +146,7 @@ def run_until_killed(config, workdir, module, name, number):
 
 def start_process(code, config, workdir):
     """Run code that ends in train.py, in a new process; its exit status, which is 0 or that of kill -9."""
-    command = [sys.executable, "-c", code, f"--config={config}", f"--workdir={workdir}", "--noreport"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(["-c", code, f"--config={config}", f"--workdir={workdir}", "--noreport"])
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-4000:]
     return done.returncode
 

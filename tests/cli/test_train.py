@@ -58,7 +58,7 @@ def test_tensorboard_gets_the_test_embeddings(finished):
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 3])
+@pytest.mark.parametrize("epoch", [0, 1])
 def test_validation_scores_are_of_the_head_of_the_chosen_epoch(vectors, tmp_path, monkeypatch, epoch):
     monkeypatch.setattr(phases, "best_epoch", lambda curves: epoch)  # whatever is best on the first fold alone
     rising = [
@@ -186,11 +186,9 @@ def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
     [
         ["memory.memory_size=0", "loss.name=multi_similarity", "loss.base=0.4"],
         ["memory.memory_size=64", "memory.prefill=false", "memory.storage_dtype=float16", "loss.name=nt_xent"],
-        ["top_k.mine_in=features", "training.refit=false", "loss.name=circle"],
         ["top_k.num_negatives=all", "top_k.num_positives=all", "head.start=random", "loss.name=smooth_ap"],
-        ["loss.name=contrastive", "head.kind=residual"],
-        ["loss.name=triplet", "head.kind=mlp"],
-        ["loss.name=info_nce", "top_k.mine_in=sketch", "head.embedding_dim=4"],
+        ["loss.name=contrastive", "head.kind=residual", "top_k.mine_in=features", "training.refit=false"],
+        ["loss.name=triplet", "head.kind=mlp", "top_k.mine_in=sketch", "head.embedding_dim=4"],
         ["data.split.by=item", "loss.name=recall_surrogate"],
     ],
     ids=lambda overrides: ",".join(overrides),

@@ -13,7 +13,8 @@ import yaml
 
 from tests import hub_presets
 from tests.cli.runs import fails, folder_of_pictures, run
-from tests.conftest import ROOT, run_fresh
+from tests.conftest import ROOT
+from tests.fresh_processes import run_fresh
 from xbm_keras.cli import evaluate, index
 
 SERVE = """

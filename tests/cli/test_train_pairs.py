@@ -11,7 +11,7 @@ import tensorflow as tf
 import yaml
 
 from tests.cli.runs import fails, run
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from xbm_keras.cli import compress, evaluate, index
 from xbm_keras.data.pairs import read_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs

@@ -1,8 +1,6 @@
 """A section is its constructor: the same keys, defaults, bounds and sentences."""
 
 import inspect
-import subprocess
-import sys
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -10,6 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 import pytest
 
+from tests.fresh_processes import run_python
 from xbm_keras.arguments import AboveZero, Positive, UpTo2, arguments_of, checked
 from xbm_keras.config.schema import RECIPE, Cache, Config, Export, HeadConfig, Memory, Neighbors, TopK
 from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
@@ -134,4 +133,4 @@ def test_a_section_is_checked_without_a_device():
         "check_config({'data': {'source': 'features', 'path': 'x'}, 'backbone': {'kind': 'none'}}, 'x'); "
         "raise SystemExit(context.context()._initialized)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0
+    assert run_python(["-c", code], timeout=100).returncode == 0

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from xbm_keras.data import glyphs
 from xbm_keras.data.glyphs import FONTS, Glyphs, find_characters
 from xbm_keras.data.splits import split_items

@@ -1,13 +1,12 @@
 """The TFDS source on a data set that TFDS' own builder prepared locally."""
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.fresh_processes import run_fresh
 from xbm_keras.data.sources import DataError, UnreadableItem
 from xbm_keras.data.tfds import TFDS
 
@@ -110,10 +109,7 @@ def test_a_process_without_the_builder_reads_it(prepared):
     code = (
         "import sys; from xbm_keras.data.tfds import TFDS as T; print(len(T('tiny_things', *sys.argv[1:]).items.keys))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, prepared[0], "image", "class_id"], check=True, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "20"
+    assert run_fresh(code, prepared[0], "image", "class_id").strip() == "20"
 
 
 def test_texts_are_read_where_they_are_wanted(prepared):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from tests.reference import ranking, retrieval_metrics
 from xbm_keras.evaluation import exact_search
 from xbm_keras.evaluation.retrieval import evaluate_retrieval, score_queries

@@ -5,7 +5,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from tests.model.test_replicas import TWO_DEVICES
 from xbm_keras.config.schema import Training
 from xbm_keras.config.yaml_files import ConfigError

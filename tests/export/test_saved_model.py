@@ -3,8 +3,6 @@
 import io
 import json
 import pathlib
-import subprocess
-import sys
 import textwrap
 
 import keras
@@ -15,6 +13,7 @@ import tensorflow as tf
 
 from tests import picture_files
 from tests.conftest import ROOT
+from tests.fresh_processes import run_fresh
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.config.schema import Export
 from xbm_keras.data.decoding import MAX_PIXELS
@@ -93,8 +92,7 @@ def as_in_training(model, pictures):
 def call_in_a_fresh_process(version, calls, tmp_path):
     """Outputs of `{"<signature> <input> <name>": value}`, by a process that imports TensorFlow and NumPy alone."""
     np.savez(tmp_path / "calls.npz", **calls)
-    files = [str(version), str(tmp_path / "calls.npz"), str(tmp_path / "answers.npz")]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(CALL), *files], check=True, cwd=tmp_path)
+    run_fresh(textwrap.dedent(CALL), version, tmp_path / "calls.npz", tmp_path / "answers.npz")
     with np.load(tmp_path / "answers.npz") as answers:
         return dict(answers)
 

@@ -4,12 +4,11 @@ import functools
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import keras
 
+from tests.fresh_processes import start_python
 from xbm_keras.data.sources import ImageFolder
 from xbm_keras.feature_cache import digests as item_digests
 from xbm_keras.feature_cache.cache import compute_features
@@ -90,8 +89,7 @@ def share(photos, cache, me, other, rounds, is_other_alive=lambda: True):
             assert len(result.rows) == len(ImageFolder(photos).items.keys)
 
 
-def start(what, *arguments):
-    """One of the functions above, in a process of its own."""
+def start(errors, what, *arguments):
+    """One of the functions above, in a process of its own, whose errors go to a file."""
     code = f"import sys; from tests.feature_cache import small; small.{what.__name__}(*sys.argv[1:])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, stderr=subprocess.PIPE)
+    return start_python(["-c", code, *arguments], os.devnull, errors)

@@ -4,14 +4,13 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import filelock
 import numpy as np
 import pytest
 
 from tests.feature_cache.small import Moody, small_backbone
+from tests.fresh_processes import run_python
 from xbm_keras import atomic_files
 from xbm_keras.cli import cache
 from xbm_keras.data.sources import DataError, ImageFolder
@@ -192,6 +191,5 @@ def test_the_tool_leaves_alone_what_is_at_work(compute, tmp_path, capsys):
 
 
 def test_the_tool_runs_as_a_module(tmp_path):
-    command = [sys.executable, "-W", "error", "-m", "xbm_keras.cli", "cache", f"--dir={tmp_path}", "check"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "0 caches are whole" in done.stdout
+    done = run_python(["-m", "xbm_keras.cli", "cache", f"--dir={tmp_path}", "check"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 caches are whole.\n", "")

@@ -38,12 +38,12 @@ def test_a_killed_run_goes_on_and_ends_byte_identical(compute, tmp_path, monkeyp
 
 def test_kill_9_and_the_next_run_ends_byte_identical(many_photos, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    victim = start(compute_slowly, many_photos, killed)
+    victim = start(tmp_path / "errors", compute_slowly, many_photos, killed)
     while not list(killed.glob("*/shard-00002.json")):
-        assert victim.poll() is None, victim.stderr.read().decode()
+        assert victim.poll() is None, (tmp_path / "errors").read_text()
         time.sleep(0.01)
     victim.kill()  # SIGKILL
-    victim.communicate()
+    victim.wait()
     assert 3 <= len(list(killed.glob("*/shard-*.json"))) < 10
     for folder in (undisturbed, killed):
         compute_features(ImageFolder(str(many_photos)), small_backbone(), str(folder), shard_rows=16, batch_size=4)
@@ -52,9 +52,8 @@ def test_kill_9_and_the_next_run_ends_byte_identical(many_photos, tmp_path):
 
 
 def test_a_killed_hashing_pass_goes_on(many_photos, tmp_path):
-    victim = start(die_while_hashing, many_photos, tmp_path / "cache")
-    _, errors = victim.communicate()
-    assert victim.returncode == -signal.SIGKILL, errors.decode()
+    victim = start(tmp_path / "errors", die_while_hashing, many_photos, tmp_path / "cache")
+    assert victim.wait() == -signal.SIGKILL, (tmp_path / "errors").read_text()
     source = Moody(str(many_photos), OSError())
     compute_features(source, small_backbone(), str(tmp_path / "cache"))
     assert 10 <= source.num_hashed <= 160 - 80  # of 64 that were ahead of their use nothing is known
@@ -74,14 +73,14 @@ def test_an_interrupted_hashing_pass_goes_on(photos, tmp_path):
 def test_two_processes_share_a_cold_cache(photos, tmp_path, rounds):
     cache = tmp_path / "shared"
     cache.mkdir()
-    other = start(share, photos, cache, "01", "10", rounds)
+    other = start(tmp_path / "errors", share, photos, cache, "01", "10", rounds)
     try:
         share(str(photos), cache, "10", "01", rounds, lambda: other.poll() in (None, 0))
     finally:
         if other.poll() is None and not (cache / f"10-{rounds - 1}").exists():  # it waits in vain
             other.kill()
-        _, errors = other.communicate()
-    assert other.returncode == 0, errors.decode()
+        other.wait()
+    assert other.returncode == 0, (tmp_path / "errors").read_text()
     for seed in (0, 1):
         compute_features(ImageFolder(str(photos)), small_backbone(seed), str(tmp_path / "alone"), shard_rows=4)
     assert contents(cache / "round0") == contents(cache / f"round{rounds - 1}") == contents(tmp_path / "alone")

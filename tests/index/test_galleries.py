@@ -159,7 +159,8 @@ def test_a_search_for_fewer_than_one_item_is_refused(tmp_path, capsys, k):
     assert "argument --k" in capsys.readouterr().err
 
 
-def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, capsys):
+def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, load_once, monkeypatch, capsys):
+    monkeypatch.setattr(tf.saved_model, "load", load_once)
     model = exported
     for i in range(4):
         path = tmp_path / f"photos/class {i % 2}/{i}.png"

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests.fresh_processes import run_fresh
 from tests.index.test_galleries import gallery, nearest_by_hand, unit
 from xbm_keras.atomic_files import latest_version
 from xbm_keras.index import segments
@@ -33,9 +32,7 @@ print(json.dumps(answers))
 
 def answers_of_tensorflow_alone(versions, queries, tmp_path):
     np.save(tmp_path / "queries.npy", queries)
-    command = [sys.executable, "-c", ALONE, str(tmp_path / "queries.npy"), *map(str, versions)]
-    done = subprocess.run(command, cwd=tmp_path, env={"PATH": ""}, capture_output=True, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_fresh(ALONE, tmp_path / "queries.npy", *versions).splitlines()[-1])
 
 
 def files_of(version):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 
 LONG_RUN = """
 import json, sys, time

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 
 # The number of devices is settled before TensorFlow starts.

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from tests.small_models import (
     assert_same_training,
     built_kernel,

@@ -1,6 +1,6 @@
 """A step whose loss is not finite leaves no trace on any of several devices."""
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from tests.model.test_replicas import TWO_DEVICES
 
 BURSTING = """

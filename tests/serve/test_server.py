@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -20,6 +19,7 @@ import pytest
 import tensorflow as tf
 
 from tests.export.test_saved_model import encoded, image_model
+from tests.fresh_processes import start_python
 from xbm_keras.cli import index
 from xbm_keras.export.saved_model import export_encoder
 
@@ -37,7 +37,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.command = [
-            sys.executable, "-m", "xbm_keras.cli", "serve", f"--port={self.port}",
+            "-m", "xbm_keras.cli", "serve", f"--port={self.port}",
             *(f"--{name}={folder / name}" for name in parts),
             *(f"--{name}={value}" for name, value in options.items()), *arguments,
         ]  # fmt: skip
@@ -45,8 +45,8 @@ class Server:
         self.start()
 
     def start(self):
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
+        log = self.folder / "server.log"
+        self.process = start_python(self.command, log, log, cwd=self.folder)
         for _ in range(1200):
             with contextlib.suppress(OSError):
                 if self.request("GET", "/ready")[0] == 200:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import run_fresh
+from tests.fresh_processes import run_fresh
 from tests.stages.circular_memory.test_ring import assert_same_state, state_of
 from xbm_keras import CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.stages.circular_memory import ring
