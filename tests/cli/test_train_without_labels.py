@@ -11,7 +11,7 @@ import yaml
 
 from tests.cli.runs import fails, means_of, run
 from xbm_keras.cli import compress, evaluate, index
-from xbm_keras.config.yaml_files import check_config
+from xbm_keras.config.yaml_files import check_config, load_config
 from xbm_keras.data.errors import DataError
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
@@ -52,6 +52,13 @@ def finished(vectors, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "first"
     run(vectors, workdir, report=True)
     return workdir
+
+
+def test_what_a_run_held_out_is_what_it_is_measured_by_later(vectors, finished):
+    trained = loading.load_dataset(load_config(str(vectors)), None).splits
+    later = saved_run.load_data(str(finished)).splits
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(later, name), getattr(trained, name))
 
 
 def test_without_labels_a_run_says_what_is_kept(finished):

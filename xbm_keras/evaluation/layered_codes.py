@@ -34,6 +34,10 @@ OF_TRELLIS = {
         1.019, 1.097, 1.18, 1.267, 1.354, 1.447, 1.544, 1.646, 1.756, 1.873, 2.0, 2.137, 2.288, 2.46, 2.665, 2.911,
         3.227, 3.739,
     ),
+    4: (
+        0.06416, 0.1932, 0.326, 0.4561, 0.5939, 0.7298, 0.8732, 1.021, 1.18, 1.349, 1.533, 1.741, 1.983, 2.279, 2.66,
+        3.231,
+    ),
     3: (0.1212, 0.3548, 0.6069, 0.8642, 1.157, 1.493, 1.942, 2.628),
     2: (0.201, 0.6202, 1.101, 1.903),
 }  # fmt: skip
@@ -51,7 +55,8 @@ def layers_of(width: int, count: int, step: int = 8) -> list[slice]:
 @dataclasses.dataclass(frozen=True)
 class LayeredCode:
     """Of each layer the root mean square, in a byte, c for 2^((c - 255) / 8) of the embedding's length, and then all
-    highest bits of its numbers, eight to a byte, all second ones, and so on.
+    highest bits of its numbers, eight to a byte, all second ones, and so on. By a trellis the first layer has no such
+    byte, since a cosine knows no length, and that of another is c for 2^((c - 128) / 8) of the first one's.
 
     Reference:
         Max, "Quantizing for Minimum Distortion", IRE Transactions on Information Theory, 1960, table I.
@@ -64,17 +69,23 @@ class LayeredCode:
 
     def bytes_per_item(self, width: int) -> int:
         """Of a code of so many dimensions."""
-        return sum(1 + num_bytes * bits for _, _, num_bytes, bits in self._layers(width))
+        return sum(1 + num_bytes * bits for _, _, num_bytes, bits in self._layers(width)) - self.is_trellis
 
     def encode(self, embeddings: tf.Tensor) -> tf.Tensor:
         """Codes [N, columns] uint8 of embeddings [N, E]."""
-        parts, unit = [], unit_length(embeddings)
+        parts: list[tf.Tensor] = []
+        unit, of_one = unit_length(embeddings), 1.0
         for layer, levels, _, bits in self._layers(embeddings.shape[1]):
             some = unit[:, layer]
-            root = tf.sqrt(tf.reduce_mean(some**2, axis=1, keepdims=True))
-            power = tf.math.log(tf.maximum(root, 2.0**-32)) / np.log(2.0)
-            scale = tf.clip_by_value(tf.round(OCTAVE * power) + 255.0, 0.0, 255.0)
-            numbers = some / _root_of(scale)
+            root = tf.maximum(tf.sqrt(tf.reduce_mean(some**2, axis=1, keepdims=True)), 2.0**-32)
+            if self.is_trellis and not parts:
+                of_one = root
+            else:
+                power = tf.math.log(root / of_one) / np.log(2.0)
+                scale = tf.clip_by_value(tf.round(OCTAVE * power) + self._of_one, 0.0, 255.0)
+                root = self._root_of(scale) * of_one
+                parts.append(tf.cast(scale, tf.uint8))
+            numbers = some / root
             if self.is_trellis:
                 first, numbers = chosen_levels(numbers, levels)
                 planes, bits = [first], bits - 1
@@ -82,22 +93,34 @@ class LayeredCode:
                 between = ((levels[1:] + levels[:-1]) / 2).tolist()
                 planes, numbers = [], tf.cast(tf.raw_ops.Bucketize(input=numbers, boundaries=between), tf.float32)
             planes += [tf.floor(numbers / 2.0**i) % 2.0 for i in reversed(range(bits))]
-            parts += [tf.cast(scale, tf.uint8), *(packed(plane, 1) for plane in planes)]
+            parts += [packed(plane, 1) for plane in planes]
         return tf.concat(parts, axis=1)
 
     def unpack(self, codes: tf.Tensor, width: int) -> tf.Tensor:
         """Vectors [N, E] float32 of codes [N, columns]."""
-        parts, start = [], 0
+        parts: list[tf.Tensor] = []
+        start = 0
         for layer, levels, num_bytes, bits in self._layers(width):
-            scale = tf.cast(codes[:, start : start + 1], tf.float32)
-            planes = tf.cast(codes[:, start + 1 : start + 1 + bits * num_bytes], tf.int32)
+            root = 1.0
+            if parts or not self.is_trellis:
+                root = self._root_of(tf.cast(codes[:, start : start + 1], tf.float32))
+                start += 1
+            planes = tf.cast(codes[:, start : start + bits * num_bytes], tf.int32)
             planes = tf.split(planes, bits, axis=1)
             numbers = [subsets_of(planes.pop(0))] if self.is_trellis else []
             numbers += [tf.gather(BITS * len(levels) // 2 ** (i + 1), plane) for i, plane in enumerate(planes)]
             numbers = tf.reshape(tf.add_n(numbers), [-1, 8 * num_bytes])[:, : layer.stop - layer.start]
-            parts.append(tf.gather(levels, numbers) * _root_of(scale))
-            start += 1 + bits * num_bytes
+            parts.append(tf.gather(levels, numbers) * root)
+            start += bits * num_bytes
         return tf.concat(parts, axis=1)
+
+    @property
+    def _of_one(self) -> float:
+        """The byte that stands for 1."""
+        return 128.0 if self.is_trellis else 255.0
+
+    def _root_of(self, scale: tf.Tensor) -> tf.Tensor:
+        return 2.0 ** ((scale - self._of_one) / OCTAVE)
 
     def _layers(self, width: int) -> list[tuple[slice, np.ndarray, int, int]]:
         """Of each layer its dimensions, all its levels, ascending, the bytes of one bit of each number, and bits."""
@@ -110,11 +133,7 @@ class LayeredCode:
         return found
 
 
-def _root_of(scale: tf.Tensor) -> tf.Tensor:
-    return 2.0 ** ((scale - 255.0) / OCTAVE)
-
-
 LAYERS = LayeredCode(LLOYD_MAX, is_trellis=False)
 """5, 4, 3, 2 and 1 bits at the levels of Lloyd and Max."""
-TRELLIS = LayeredCode(tuple(OF_TRELLIS[bits] for bits in (5, 3, 3, 2, 2)), is_trellis=True)
-"""5, 3, 3, 2 and 2 bits by a trellis."""
+TRELLIS = LayeredCode(tuple(OF_TRELLIS[bits] for bits in (5, 4, 3, 2, 2)), is_trellis=True)
+"""5, 4, 3, 2 and 2 bits by a trellis."""

@@ -39,7 +39,7 @@ SHARES = (
     1 / 2,
     5 / 8,
     3 / 4,
-    5 / 6,
+    19 / 24,
     1,
 )  # of the full width, that are tried where none are nested
 FORMS = (

@@ -98,7 +98,7 @@ def dataset_of(
         raise sources.DataError(
             f"{error} {counted(len(skipped), 'item')} could not be used, such as {key} ({reason})."
         ) from error
-    if is_training and config.is_without_labels and config.data.split.by == "item" and not all_test:
+    if config.is_without_labels and config.data.split.by == "item" and not all_test and len(splits.validation):
         splits = with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)
     labels = items.labels
     if labels is None or not labels.names:
