@@ -7,6 +7,7 @@ fork, a process starts as usual.
 import atexit
 import dataclasses
 import gc
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -182,5 +183,6 @@ def _become(order: _Order) -> None:
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+    importlib.reload(warnings)  # what pytest makes of them are errors
     atexit._clear()
     sys.path[:0] = [order.cwd, *order.environment["PYTHONPATH"].split(os.pathsep)]

@@ -43,6 +43,12 @@ def test_modules_and_files_run(tmp_path):
     assert run_python([tmp_path / "x.py", "a"]).stdout == f"['{tmp_path}/x.py', 'a'] __main__\n"
 
 
+def test_a_warning_is_printed_and_no_error():
+    done = run_python(["-c", "import warnings; warnings.warn('look')"])
+    assert done.returncode == 0
+    assert "UserWarning: look" in done.stderr
+
+
 def test_what_goes_wrong_is_told():
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_fresh("1 / 0")
