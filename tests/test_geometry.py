@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import in_mode
-from xbm_keras.geometry import signed_power, unit_length, unit_rows
+from xbm_keras.geometry import all_finite, signed_power, unit_length, unit_rows
 
 LENGTHS = (1e-37, 1e-30, 1e-16, 1e-7, 1.0, 300.0, 1e16, 1e30, 1e37)
 
@@ -77,3 +77,16 @@ def test_a_power_keeps_the_signs(power, mode):
     expected = [[-(4**power), 0, 9**power], [1, -1, -(0.25**power)]]
     np.testing.assert_allclose(signed_power(x, power), expected, rtol=1e-6)
     np.testing.assert_allclose(in_mode(lambda x: signed_power(x, power), mode)(tf.constant(x)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_all_finite_tells_one_bad_number_and_the_largest_good_ones(dtype, bad, mode):
+    largest = float(tf.as_dtype(dtype).max)
+    good = tf.cast([[largest, largest, largest], [-largest, 0, 1e-7]], dtype)
+    one_bad = tf.where([[False, False, False], [True, False, False]], tf.cast(bad, dtype), good)
+    both_signs = tf.cast([[np.inf, -np.inf, 1], [1, 1, 1]], dtype)
+    rows = in_mode(lambda x: all_finite(x, axis=1), mode)
+    assert rows(good).numpy().tolist() == [True, True]
+    assert rows(one_bad).numpy().tolist() == [True, False] and rows(both_signs).numpy().tolist() == [False, True]
+    assert bool(in_mode(all_finite, mode)(good)) and not in_mode(all_finite, mode)(one_bad)

@@ -41,6 +41,14 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(is_done, 1, lengths)
 
 
+def all_finite(x: tf.Tensor, axis: int | None = None) -> tf.Tensor:
+    """Whether all numbers of a tensor, or along an axis, are finite: bool.
+
+    By a sum of small parts of them, which no finite numbers make overflow: a reduction of bools costs several times it.
+    """
+    return tf.math.is_finite(tf.reduce_sum(tf.cast(x, tf.float32) * 2.0**-100, axis=axis))
+
+
 def signed_power(x, power: float):
     """Components of a tensor or an array to a power that keep their signs; 1 leaves them as they are."""
     if power == 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from xbm_keras.geometry import all_finite
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.item_arrays import MAX_REPORTED_IDS, non_finite_message
 from xbm_keras.stages.circular_memory.writes import Journal, journal, put_back
@@ -83,7 +84,7 @@ def note_batch(model: keras.Model, features: tf.Tensor, ids: tf.Tensor, is_bad: 
         ids: [B] of the anchors.
         is_bad: bool [B], which anchors have a bad loss.
     """
-    has_bad_features = ~tf.reduce_all(tf.math.is_finite(features), axis=1)  # [B]
+    has_bad_features = ~all_finite(features, axis=1)  # [B]
     has_bad_features, is_bad, ids = replicas.gather(tf.cast(has_bad_features, tf.int32), tf.cast(is_bad, tf.int32), ids)
     has_bad_features = has_bad_features > 0
     are_features = tf.reduce_any(has_bad_features)
@@ -115,7 +116,7 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
     with journal() as noted:
         logs = step()
     is_finite = tf.equal(num_rejected, model.rejections.count)
-    overflows = [tf.reduce_any(~tf.math.is_finite(v.value)) for v in model.trainable_variables]
+    overflows = [~all_finite(v.value) for v in model.trainable_variables]
     # Of the whole batch: a replica without items would see nothing bad, and keep what the others undo.
     (ids,) = replicas.gather(tf.reshape(inputs.get("sample_id", tf.zeros([1], tf.int64)), [-1]))
     is_bad = tf.fill(tf.shape(ids), is_finite & tf.reduce_any(overflows))

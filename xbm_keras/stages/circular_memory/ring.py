@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from xbm_keras.arguments import Natural, arguments_in, checked
 from xbm_keras.data.unit_rows import FeatureRows
-from xbm_keras.geometry import unit_rows
+from xbm_keras.geometry import all_finite, unit_rows
 from xbm_keras.stages.circular_memory.item_arrays import (
     check_features,
     non_finite_message,
@@ -211,7 +211,7 @@ class CircularMemory(keras.layers.Layer):
         skipped = tf.maximum(n - self.memory_size, 0)  # older rows of a batch larger than the memory
         numbers = self.num_enqueued.value + tf.range(skipped, n)  # in the order of enqueues
         slots = numbers % self.memory_size
-        is_finite = tf.reduce_all(tf.math.is_finite(features))
+        is_finite = all_finite(features)
 
         features, labels, sample_ids = features[skipped:], labels[skipped:], sample_ids[skipped:]
         self.newest_of_id.enqueue(sample_ids, numbers, self.num_enqueued.value, only_if=is_finite)

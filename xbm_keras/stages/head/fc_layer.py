@@ -143,11 +143,11 @@ class Head(keras.layers.Layer):
         if self.power != 1:
             features = unit_length(signed_power(features, self.power))
         features = tf.cast(features, self.compute_dtype)
-        z = tf.matmul(features, self.kernel) + self.bias
+        z = tf.nn.bias_add(tf.matmul(features, self.kernel), self.bias)
         if self.kind == "residual":
             z += tf.matmul(features, self.delta)
         elif self.kind == "mlp":
-            hidden = tf.nn.relu(tf.matmul(features, self.hidden_kernel) + self.hidden_bias)
+            hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(features, self.hidden_kernel), self.hidden_bias))
             z += tf.matmul(hidden, self.hidden_out)
         return unit_length(z)
 
@@ -192,9 +192,10 @@ class Head(keras.layers.Layer):
         for some_anchors, embedded in zip(
             self.nested(anchors), self.nested(self.on_rows(rows.take(taken))), strict=True
         ):
-            own = embedded[:num_own] if position is None else tf.gather(embedded, position)
+            # Split, not sliced: the gradient of a slice is a tensor of zeros for each.
+            own, shared = tf.split(embedded, [num_own, picks.num_shared]) if picks.num_shared else (embedded, None)
+            own = own if position is None else tf.gather(own, position)
             own = tf.reshape(own, tf.concat([tf.shape(picks.own), [embedded.shape[1]]], axis=0))
-            shared = embedded[num_own:] if picks.num_shared else None
             similarities.append(scores_of_picks(some_anchors, own, shared))
         return similarities
 

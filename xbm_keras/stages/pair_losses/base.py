@@ -46,7 +46,7 @@ def split(picks: Picks) -> tuple[tf.Tensor, tf.Tensor]:
 
 def has_any(mask: tf.Tensor) -> tf.Tensor:
     """Whether each anchor has such a pair, [B] bool."""
-    return tf.reduce_any(mask, axis=1)
+    return tf.reduce_max(tf.cast(mask, tf.float32), axis=1) > 0.0  # several times as fast as a reduction of bools
 
 
 def has_both(picks: Picks) -> tf.Tensor:
