@@ -88,5 +88,7 @@ def test_all_finite_tells_one_bad_number_and_the_largest_good_ones(dtype, bad, m
     both_signs = tf.cast([[np.inf, -np.inf, 1], [1, 1, 1]], dtype)
     rows = in_mode(lambda x: all_finite(x, axis=1), mode)
     assert rows(good).numpy().tolist() == [True, True]
-    assert rows(one_bad).numpy().tolist() == [True, False] and rows(both_signs).numpy().tolist() == [False, True]
-    assert bool(in_mode(all_finite, mode)(good)) and not in_mode(all_finite, mode)(one_bad)
+    assert rows(one_bad).numpy().tolist() == [True, False]
+    assert rows(both_signs).numpy().tolist() == [False, True]
+    assert bool(in_mode(all_finite, mode)(good))
+    assert not in_mode(all_finite, mode)(one_bad)
