@@ -22,7 +22,7 @@ TESTED_ELSEWHERE = {
     "python train.py --config configs/pairs.yaml --set data.path=my_pairs": "cli/test_train_hub.py: needs [hub]",
     "python tune.py --config configs/clinc150.yaml --workdir runs/search --max_trials 60 --parallel 2": "tuning/",
     "xbm-keras export --model runs/my_photos --output my_photos.onnx": "export/test_other_runtimes.py: needs [onnx]",
-    "xbm-keras serve --model runs/my_photos --index runs/my_photos/index": "serve/test_server.py",
+    "xbm-keras serve --model runs/my_photos --index runs/my_photos/index --pictures my_photos": "serve/test_server.py",
 }
 
 
