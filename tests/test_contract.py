@@ -328,7 +328,7 @@ def test_no_code_is_run_by_loading(tmp_path):
         Backbone.from_file(str(tmp_path / "net.keras"))
     np.savez(tmp_path / "vectors.npz", features=np.array([[1.0], None], object), label=[1, 2])
     config = {"data": {"source": "features", "path": str(tmp_path / "vectors.npz")}, "backbone": {"kind": "none"}}
-    with pytest.raises(ValueError, match="Object arrays"):
+    with pytest.raises(ValueError, match="holds Python objects"):
         build.make_source(check_config(config, "x"))
 
 

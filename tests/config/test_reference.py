@@ -23,7 +23,7 @@ def test_a_row_says_what_a_key_takes():
     page = reference.page(DOCS)
     assert "| `data.name` | a text |  | Such as cars196, or my_dataset/config:1.0.0. | [data](data.md) |" in page
     assert "| `head.shrinkage` | a number in 0..1, or `auto` | `auto` | Of the within-class covariance," in page
-    assert "| `export.codes` | a list, each one of `float16`, `int8`, `int4`, `layers`, `binary` | `[]` |" in page
+    assert "| `export.codes` | a list, each one of `float16`, `int8`, `int4`, `trellis`, `layers`, `binary` |" in page
     assert "| `training.refit` | true or false | `true` |" in page
     assert page.count("`data.split.by`") == 1
     assert "## `loss`, `name: triplet`" in page
