@@ -86,7 +86,7 @@ def test_nothing_that_is_given_away_holds_a_path_or_what_the_environment_says(co
 
 def test_choices_numbers_and_known_names_are_shown():
     values = {
-        "data": {"source": "tfds", "name": "cars196", "data_dir": f"/{SECRET}", "labels": SECRET},
+        "data": {"source": "tfds", "name": "cars196", "labels": SECRET},
         "backbone": {"kind": "keras_applications", "name": "MobileNetV2", "weights": f"/{SECRET}.h5", "layers": ["a"]},
         "head": {"start": "lda", "shrinkage": 0.3},
         "loss": {"name": "triplet"},

@@ -184,7 +184,7 @@ def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["memory.memory_size=0", "loss.name=multi_similarity", "loss.base=0.4"],
+        ["memory.memory_size=0", "loss.name=multi_similarity", "loss.beta=40"],
         ["memory.memory_size=64", "memory.prefill=false", "memory.storage_dtype=float16", "loss.name=nt_xent"],
         ["top_k.num_negatives=all", "top_k.num_positives=all", "head.start=random", "loss.name=smooth_ap"],
         ["loss.name=contrastive", "head.kind=residual", "top_k.mine_in=features", "training.refit=false"],

@@ -87,7 +87,7 @@ def test_tables_and_tfds_names_that_do_not_exist_are_told(photos, tmp_path, caps
     for data, message in (
         ({"source": "image_table", "root": str(tmp_path), "table": "x.csv"}, "which is no file"),
         ({"source": "image_array", "path": "x.npz"}, "'x.npz', which is no file"),
-        ({"source": "tfds", "name": "no_such_things", "data_dir": str(tmp_path)}, "which TFDS cannot give"),
+        ({"source": "tfds", "name": "no_such_things"}, "which TFDS cannot give"),
     ):
         config = yaml.safe_load(photos.read_text()) | {"data": data}
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))

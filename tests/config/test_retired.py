@@ -57,6 +57,7 @@ def with_key(values, key, value):
 
 
 BASES = {
+    "data.data_dir": {"data": {"source": "tfds", "name": "x"}, "backbone": {"kind": "glyph_net"}},
     "data.image_key": {"data": {"source": "tfds", "name": "x"}, "backbone": {"kind": "glyph_net"}},
     "data.": {"data": {"source": "glyphs"}, "backbone": {"kind": "glyph_net"}},
     "backbone.pooling": {**PICTURES, "backbone": {"kind": "keras_applications", "name": "MobileNetV2"}},
@@ -65,12 +66,14 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("key", retired.LEFT)
-def test_a_key_that_left_is_dropped_at_its_default_and_told_else(key):
-    left = retired.LEFT[key]
+OF_LOSSES = [(loss, *each) for loss, lefts in retired.LEFT_OF_LOSSES.items() for each in lefts.items()]
+
+
+@pytest.mark.parametrize(("loss", "key", "left"), [*((None, *each) for each in retired.LEFT.items()), *OF_LOSSES])
+def test_a_key_that_left_is_dropped_at_its_default_and_told_else(loss, key, left):
     base = next(values for start, values in BASES.items() if key.startswith(start))
-    if key.startswith("loss."):
-        base = with_key(base, *left.where)
+    if loss is not None:
+        base = with_key(base, "loss.name", loss)
     now = check_config(base, "x")
     for value in left.defaults:
         assert check_config(with_key(base, key, value), "x") == now
@@ -82,7 +85,7 @@ def test_a_key_that_left_is_dropped_at_its_default_and_told_else(key):
             check_config(with_key(base, key, "else"), "x", is_finished=True)
     else:
         assert check_config(with_key(base, key, "else"), "x", is_finished=True) == now
-    if not left.where:
+    if loss is None and not left.where:
         with pytest.raises(ConfigError, match=f"search.space with {key}: this key left"):
             check_config({**base, "search": {"space": {key: [1, 2]}}}, "x")
 

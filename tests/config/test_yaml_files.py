@@ -172,7 +172,7 @@ def test_text_that_no_file_could_hold_is_told(path):
             "top_k: received num_negatives=0 and num_positives=0, which leaves",
         ),
         (["top_k.num_negatives=some"], "top_k.num_negatives: received 'some'"),
-        (["loss.name=contrastive", "loss.positive_margin=1.5"], "loss.positive_margin: received 1.5"),
+        (["loss.name=contrastive", "loss.negative_margin=1.5"], "loss.negative_margin: received 1.5"),
         (
             ["loss.name=contrastve"],
             "loss.name: received 'contrastve'; expected one of contrastive, margin, multi_similarity",

@@ -66,12 +66,10 @@ class _Data(ArgumentsSection):
 
 
 class PairSplit(Section):
-    """Which queries train, choose and test, where the judgements do not say: whole groups that share no document."""
+    """Which queries train and test, where the judgements do not say: whole groups that share no document."""
 
     test: Fraction = 0.3
     """The share of the queries that test."""
-    validation: Fraction = 0.15
-    """The share of the others that choose start and epoch."""
     seed: Seed = 0
     """Of the draw."""
 
@@ -108,7 +106,7 @@ else:
             section_of(ImageFolder, _Data, source="image_folder"),
             section_of(ImageTable, _Data, source="image_table"),
             section_of(ImageArray, _Data, source="image_array"),
-            section_of(TFDS, _Data, without=["images"], source="tfds"),
+            section_of(TFDS, _Data, without=["images", "data_dir"], source="tfds"),
             section_of(Features, _Data, source="features"),
             section_of(TextTable, _Data, source="text"),
             section_of(Glyphs, _Data, without=GLYPHS, source="glyphs"),

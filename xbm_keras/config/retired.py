@@ -7,18 +7,12 @@ import copy
 from typing import Any, NamedTuple
 
 from xbm_keras.arguments import arguments_of
+from xbm_keras.config.schema import DEFAULT_LOSS, IN_CODE_ALONE
 from xbm_keras.data.glyphs import Glyphs
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.head.fc_layer import Head
-from xbm_keras.stages.pair_losses import (
-    LiftedStructureLoss,
-    MultiSimilarityLoss,
-    RecallSurrogateLoss,
-    SimilarityAlignmentLoss,
-    TupletLoss,
-)
-from xbm_keras.stages.pair_losses.base import PairLoss
+from xbm_keras.stages.pair_losses import LOSSES
 
 RENAMED = {
     "data.path_column": "data.images",
@@ -79,13 +73,11 @@ def _in_code(
     }
 
 
-def _of_loss(loss: type[PairLoss], *names: str, became: str = UNMEASURED) -> dict[str, Left]:
-    return _in_code("loss", loss, *names, became=became, where=("loss.name", loss.name))
-
-
 LEFT = {
     "data.split.validation_fraction": Left((0.25,), "it is a quarter, or without labels a tenth", unlabelled=0.1),
     "data.split.validation_fold": Left((0,), "training.folds holds out one after another (docs/measured/quality.md)"),
+    "data.split.validation": Left((0.15,), "it is 15 %"),
+    "data.data_dir": Left((None,), "TensorFlow Datasets has a variable for it", "set TFDS_DATA_DIR"),
     "data.image_key": Left(("image",), "it is the feature image, or the only image", decides_features=True),
     **_in_code("data", Glyphs, "min_fonts", "drawings", "rotation", "noise", decides_features=True),
     **_in_code(
@@ -104,11 +96,6 @@ LEFT = {
     "top_k.sketch_dim": Left((64,), "other widths picked no better (docs/measured/rows.md)"),
     "top_k.rerank": Left((4,), "fewer candidates picked worse (docs/measured/rows.md)"),
     **_in_code("top_k", HardTopK, "positives", "max_score", "absolute_margin", "relative_margin"),
-    **_of_loss(MultiSimilarityLoss, "alpha", "epsilon"),
-    **_of_loss(TupletLoss, "scale"),
-    **_of_loss(LiftedStructureLoss, "temperature"),
-    **_of_loss(RecallSurrogateLoss, "ks", "rank_temperature"),
-    **_of_loss(SimilarityAlignmentLoss, "form", became="others keep what is far (docs/compress.md)"),
     "training.schedule": Left(("growing",), "the rate grows: the epoch chooses how far (docs/measured/quality.md)"),
     "training.warmup": Left((0.0,), "the rate rises all the way (docs/measured/quality.md)"),
     "training.weight_decay": Left((0.0,), UNMEASURED),
@@ -119,6 +106,14 @@ LEFT = {
     "export.license": Left((None,), "the model card tells it", "put a LICENSE file beside the weights"),
     "search.patience": Left((2,), "it is a constant", "leave it out; training.patience may be smaller"),
 }  # fmt: skip
+LEFT_OF_LOSSES = {
+    name: _in_code(
+        "loss", loss, *IN_CODE_ALONE.get(name, ()),
+        became=UNMEASURED if loss.uses_labels else "others keep what is far (docs/compress.md)",
+    )
+    for name, loss in LOSSES.items()
+}  # fmt: skip
+"""Of each loss by itself: what left one is a key of others."""
 
 
 def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[str, Any], list[str]]:
@@ -143,8 +138,9 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
             if value is not None or new != "data.split.test":  # null was its default
                 _put(values, new, value)
     loss = values.get("loss")
-    is_unlabelled = isinstance(loss, dict) and loss.get("name") == "similarity_alignment"
-    for key, left in LEFT.items():
+    name_of_loss = str(loss.get("name", DEFAULT_LOSS)) if isinstance(loss, dict) else DEFAULT_LOSS
+    is_unlabelled = name_of_loss == "similarity_alignment"
+    for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
             continue

@@ -19,10 +19,15 @@ from xbm_keras.stages.pair_losses import LOSSES
 
 MAX_BATCH = 1 << 20  # items
 IN_CODE_ALONE = {
-    "multi_similarity": ("alpha", "epsilon"),
-    "tuplet": ("scale",),
-    "lifted_structure": ("temperature",),
-    "recall_surrogate": ("ks", "rank_temperature"),
+    "contrastive": ("positive_margin",),
+    "margin": ("margin", "beta"),
+    "multi_similarity": ("alpha", "base", "epsilon"),
+    "tuplet": ("scale", "margin"),
+    "circle": ("gamma",),
+    "lifted_structure": ("margin", "temperature"),
+    "semi_hard_triplet": ("margin",),
+    "smooth_ap": ("temperature",),
+    "recall_surrogate": ("ks", "temperature", "rank_temperature"),
     "similarity_alignment": ("form",),
     "head": ("hidden_dim", "power", "seed", "width_weights"),
     "top_k": ("positives", "mining", "max_score", "absolute_margin", "relative_margin", "max_rows_for_all", "seed"),

@@ -53,8 +53,9 @@ class TFDS:
                 self.builder.download_and_prepare()
         except Exception as error:  # whatever a builder's own code raises: unknown names, downloads, manual steps
             raise DataError(
-                f"Received data.name {name!r}, which TFDS cannot give: {error}\nExpected a data set prepared in "
-                f"data.data_dir (now {data_dir!r}), or that can be downloaded."
+                f"Received data.name {name!r}, which TFDS cannot give: {error}\nExpected a data set that can be "
+                f"downloaded, or is prepared in {data_dir or tfds.core.constants.DATA_DIR}. Set "
+                "TFDS_DATA_DIR where it is in another folder."
             ) from error
         self.is_text = texts is not None
         self.modality = "text" if self.is_text else "image"

@@ -20,6 +20,7 @@ from xbm_keras.stages.backbone.frozen import Backbone
 
 log = logging.getLogger("xbm_keras")
 CHECKED_ROWS = 8192  # at a time
+VALIDATION_SHARE = 0.15  # of the queries that do not test
 ENOUGH_QUERIES, MAX_FOLDS = 400, 4  # to choose by; how many times, where one holds out fewer
 
 
@@ -72,7 +73,7 @@ def folds_of(
     def split_of(pairs: Pairs, fold: int = 0) -> Splits:
         if only_test:
             return only_test_pairs(pairs)
-        return split_pairs(pairs, split.test, split.validation, split.seed, fold)
+        return split_pairs(pairs, split.test, VALIDATION_SHARE, split.seed, fold)
 
     split_of(pairs)  # what is wrong is told before the network runs
     skipped: dict[str, str] = {}

@@ -22,10 +22,10 @@ TEMPERATURE = Dimension(min=0.02, max=0.5, log=True)
 LOSSES: dict[str, dict[str, Dimension]] = {
     "supcon": {"temperature": TEMPERATURE},
     "info_nce": {"temperature": TEMPERATURE},
-    "multi_similarity": {"beta": Dimension(min=5.0, max=100.0, log=True), "base": Dimension(min=0.2, max=0.8)},
-    "circle": {"margin": Dimension(min=0.1, max=0.6), "gamma": Dimension(min=16.0, max=256.0, log=True)},
+    "multi_similarity": {"beta": Dimension(min=5.0, max=100.0, log=True)},
+    "circle": {"margin": Dimension(min=0.1, max=0.6)},
     "triplet": {"margin": Dimension(min=0.02, max=0.5, log=True)},
-    "contrastive": {"positive_margin": Dimension(min=0.5, max=1.0), "negative_margin": Dimension(min=0.0, max=0.8)},
+    "contrastive": {"negative_margin": Dimension(min=0.0, max=0.8)},
 }
 """The losses that are searched by default, and which of their parameters. The others are near to one of these."""
 WITHOUT_LABELS: Space = {
