@@ -36,9 +36,9 @@ def bootstrap_interval(values: np.ndarray, units: np.ndarray | None = None, seed
     return _ends(values, units, seed, CONFIDENCE)
 
 
-def lower_bound(values: np.ndarray, units: np.ndarray | None = None, seed: int = 0) -> float:
+def lower_bound(values: np.ndarray, units: np.ndarray | None = None) -> float:
     """What a mean surely is: the one-sided bound of 95 % confidence. Arguments are those of `bootstrap_interval`."""
-    return _ends(values, units, seed, 2 * CONFIDENCE - 1)[0]
+    return _ends(values, units, 0, 2 * CONFIDENCE - 1)[0]
 
 
 def _ends(values: np.ndarray, units: np.ndarray | None, seed: int, confidence: float) -> tuple[float, float]:

@@ -26,7 +26,6 @@ class FrozenNeighbors:
         ks: of the overlap; cut to the N - 1 other items.
         max_queries: items whose neighbours are compared, drawn evenly where there are more; sought among all N.
         num_pairs: random pairs of different items whose similarities are compared.
-        seed: of queries and pairs.
 
     Raises:
         ValueError: for fewer than 3 items.
@@ -43,7 +42,6 @@ class FrozenNeighbors:
         ks: Sequence[int] = (1, 10),
         max_queries: int = MAX_QUERIES,
         num_pairs: int = NUM_PAIRS,
-        seed: int = 0,
     ):
         features = np.asarray(features)
         num_items = len(features)
@@ -51,7 +49,7 @@ class FrozenNeighbors:
             raise ValueError(f"Received {num_items} items; expected at least 3, or there are no neighbours to compare.")
         self.num_items = num_items
         self.ks = tuple(ks)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         self.queries = np.sort(rng.permutation(num_items)[:max_queries])
         first = rng.integers(num_items, size=num_pairs)
         second = (first + rng.integers(1, num_items, size=num_pairs)) % num_items
@@ -92,14 +90,13 @@ class NeighborEvaluation(HeadEvaluation):
 
     Args:
         features: [N, D] features of the held-out items.
-        prefix: of the names in the logs.
 
     Raises:
         ValueError: for fewer than 3 items.
     """
 
-    def __init__(self, features: FeatureRows, prefix: str = "val_"):
-        super().__init__(prefix)
+    def __init__(self, features: FeatureRows):
+        super().__init__("val_")
         self.features = features
         self.frozen = FrozenNeighbors(features[:], ks=(10, 100))
 

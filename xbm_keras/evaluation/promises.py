@@ -118,7 +118,6 @@ class PromisedItems(Trial):
         labels: [N] of integers, or None; items of a negative one have none.
         promises: what will be measured.
         num_asking: the first so many items query; by default all do.
-        seed: of the queries that are drawn where there are more than `MAX_QUERIES`.
 
     Raises:
         ValueError: for a promise of classes where there are none, one of pairs, or too few items.
@@ -130,7 +129,6 @@ class PromisedItems(Trial):
         labels: np.ndarray | None,
         promises: tuple[Promise, ...],
         num_asking: int | None = None,
-        seed: int = 0,
     ):
         _refuse(promises, ("ndcg", "mrr"), "items", "overlap@K, recall@K, map_at_r or r_precision")
         self._labels = np.full(len(features), -1) if labels is None else labels
@@ -147,7 +145,7 @@ class PromisedItems(Trial):
                 f"Received the target {' and '.join(map(str, promises))} with {len(features)} items, of which "
                 f"{len(queries)} can be asked for it; expected two or more. Ask for overlap@10, which needs no labels."
             )
-        own = some_queries(queries, seed)
+        own = some_queries(queries)
         self._num_relevant = counts[labels[own]] - 1 if of_classes and labels is not None else np.zeros(1, int)
         super().__init__(promises, features[own], features, own, int(self._num_relevant.max()))
         self._units = None if labels is None or (labels[own] < 0).any() else labels[own]
@@ -196,9 +194,9 @@ class PromisedPairs(Trial):
         return OF_PAIRS[promise.metric](ranks, self._grades, promise.k)
 
 
-def some_queries(positions: np.ndarray, seed: int = 0) -> np.ndarray:
+def some_queries(positions: np.ndarray) -> np.ndarray:
     """At most `MAX_QUERIES` of some positions, drawn at random."""
-    return np.sort(np.random.default_rng(seed).permutation(positions)[:MAX_QUERIES])
+    return np.sort(np.random.default_rng(0).permutation(positions)[:MAX_QUERIES])
 
 
 def _refuse(promises: tuple[Promise, ...], metrics: tuple[str, ...], what: str, expected: str) -> None:

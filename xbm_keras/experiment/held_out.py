@@ -10,7 +10,7 @@ from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.neighbors import FrozenNeighbors
 from xbm_keras.evaluation.retrieval import score_queries
 from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of, make_start
-from xbm_keras.stages.head.starts import ClosedForms, Start
+from xbm_keras.stages.head.starts import ClosedForms, Start, one_thread
 
 ENOUGH_CLASSES = 100  # to choose by
 RANK = 384  # of closed forms that are only compared: the time grows with its third power
@@ -34,6 +34,7 @@ class HeldOutFolds:
         self._found: dict[tuple[str, bool], list[tuple[np.ndarray, np.ndarray]]] = {}
         self._closed_forms: dict[tuple[int, float, int], ClosedForms] = {}
         self._start = functools.cache(self._make_start)  # of the sample, and of all
+        self._rows = functools.lru_cache(len(self.folds))(self._scored_rows)
         self._frozen: FrozenNeighbors | None = None
 
     def score(self, choice: ChosenHead, is_sample: bool = False) -> float:
@@ -54,6 +55,7 @@ class HeldOutFolds:
         sizes = [min(len(fold.splits.validation), MAX_SCORED_ITEMS) for fold in self.folds]
         return self.uses_labels and min(sizes) >= SAMPLE_SHARE * MIN_SAMPLE
 
+    @one_thread
     def found(self, choice: ChosenHead | None, is_sample: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
         """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.
 
@@ -65,27 +67,28 @@ class HeldOutFolds:
         return self._found[key]
 
     def _find(self, i: int, choice: ChosenHead | None, is_sample: bool) -> tuple[np.ndarray, np.ndarray]:
+        positions, rows = self._rows(i, choice.power if choice else 1.0)
+        embeddings = rows
+        if choice is not None:
+            kernel, bias = self._start(i, choice.model_dump_json(exclude={"tried"}))
+            embeddings = rows @ kernel + bias
+        if not self.uses_labels:
+            self._frozen = self._frozen or FrozenNeighbors(self._rows(i, 1.0)[1])
+            widths = (choice and choice.widths) or [embeddings.shape[1]]
+            overlap = self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
+            return np.array([overlap]), np.arange(0)
+        labels = self.folds[i].labels[positions]
+        sample = np.random.default_rng(0).permutation(len(labels))[: len(labels) // SAMPLE_SHARE]
+        order, found = score_queries(embeddings, labels, chosen=sample if is_sample else None)
+        return found["map_at_r"], labels[order]
+
+    def _scored_rows(self, i: int, power: float) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [n] of the held-out items that are scored, and their features [n, D]."""
         dataset = self.folds[i]
         scored = dataset.splits.validation
         if self.uses_labels:
             scored = some_classes(scored, dataset.labels)
-        embeddings = self._embedded(i, choice, scored)
-        if not self.uses_labels:
-            self._frozen = self._frozen or FrozenNeighbors(UnitRows(dataset.features, scored))
-            widths = (choice and choice.widths) or [embeddings.shape[1]]
-            overlap = self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
-            return np.array([overlap]), np.arange(0)
-        labels = dataset.labels[scored]
-        sample = np.random.default_rng(0).permutation(len(scored))[: len(scored) // SAMPLE_SHARE]
-        order, found = score_queries(embeddings, labels, chosen=sample if is_sample else None)
-        return found["map_at_r"], labels[order]
-
-    def _embedded(self, i: int, choice: ChosenHead | None, positions: np.ndarray) -> np.ndarray:
-        features = self.folds[i].features
-        if choice is None:
-            return np.asarray(UnitRows(features, positions))
-        kernel, bias = self._start(i, choice.model_dump_json(exclude={"tried"}))
-        return np.asarray(UnitRows(features, positions, choice.power)) @ kernel + bias
+        return scored, np.asarray(UnitRows(dataset.features, scored, power))
 
     def _make_start(self, i: int, named: str) -> Start:
         choice, dataset = ChosenHead.model_validate_json(named), self.folds[i]

@@ -14,11 +14,13 @@ from xbm_keras.experiment.chosen_head import PARAMETERS, ChosenHead, closed_form
 from xbm_keras.experiment.held_out import RANK, some_classes
 from xbm_keras.progress import track
 from xbm_keras.report.learning_curve import LearningCurve
+from xbm_keras.stages.head.starts import one_thread
 
 MIN_CLASSES = 10
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+@one_thread
 def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> LearningCurve | None:
     """MAP@R of the validation classes under the closed form of 5 to 100 % of the training classes.
 

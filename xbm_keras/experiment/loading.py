@@ -31,14 +31,10 @@ MAX_TRIED = 8192  # training pictures, of which a run may view each five times m
 
 
 def load_dataset(
-    config: schema.Config,
-    backbone: Backbone | None,
-    all_test: bool = False,
-    is_training: bool = True,
-    fold: int = 0,
+    config: schema.Config, backbone: Backbone | None, all_test: bool = False, is_training: bool = True
 ) -> Dataset:
     """Features, labels and splits of the items that a config names: see `dataset_of`."""
-    return dataset_of(make_source(config), config, backbone, all_test, is_training, fold)
+    return dataset_of(make_source(config), config, backbone, all_test, is_training)
 
 
 def dataset_of(

@@ -94,13 +94,12 @@ def _scores(old: np.ndarray, new: np.ndarray, is_held_out: np.ndarray) -> np.nda
     return np.array([np.einsum("ne,ne->", each(old[is_held_out]), new[is_held_out]) for each in fitted])
 
 
-def map_gallery(old: Gallery, new: Gallery, seed: int = 0) -> tuple[Gallery, dict]:
+def map_gallery(old: Gallery, new: Gallery) -> tuple[Gallery, dict]:
     """The old items that the new model did not embed, mapped into its space by those that it did.
 
     Args:
         old: items of the old model.
         new: items of the new model; those with `mapped` true are no pairs, and are mapped anew.
-        seed: of what is held out, and of the folds.
 
     Returns:
         The mapped items, with a column `mapped`, and what held-out pairs say: `map`, `pairs`, `held_out`,
@@ -124,11 +123,11 @@ def map_gallery(old: Gallery, new: Gallery, seed: int = 0) -> tuple[Gallery, dic
         raise ValueError(
             "Received an old index whose items the new one holds all; expected more to map. Use the new one."
         )
-    shared = np.random.default_rng(seed).permutation(shared)
+    shared = np.random.default_rng(0).permutation(shared)
     num_held_out = min(MAX_HELD_OUT, round(HELD_OUT * len(shared)))
     held_out, pairs = shared[:num_held_out], shared[num_held_out:][:MAX_PAIRS]
     old_of = lambda rows: old.vectors[places[rows].astype(np.int64)]  # noqa: E731
-    chosen = fit_map(old_of(pairs), new.vectors[pairs], seed)
+    chosen = fit_map(old_of(pairs), new.vectors[pairs])
     mapped, true, labels = chosen(old_of(held_out)), new.vectors[held_out], new.labels[held_out]
     own = np.arange(num_held_out)
     about = {"map": chosen.name, "pairs": len(pairs), "held_out": num_held_out}

@@ -182,12 +182,12 @@ class Page:
     subtitle: str = ""
 
 
-def picture_uri(pixels: np.ndarray, size: int = 96, quality: int = 80) -> str:
+def picture_uri(pixels: np.ndarray, size: int = 96) -> str:
     """A picture, uint8 [H, W, 3], as a data URI of at most `size` x `size` pixels, a few kilobytes of WebP."""
     picture = PIL.Image.fromarray(pixels)
     picture.thumbnail((size, size), PIL.Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    picture.save(data, "WEBP", quality=quality)
+    picture.save(data, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 

@@ -10,7 +10,7 @@ import scipy.linalg
 
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
-from xbm_keras.stages.head.starts import Start, inverse_root, leading_eigenvectors
+from xbm_keras.stages.head.starts import LinearForms, Start, inverse_root, leading_eigenvectors
 
 BLOCK_ROWS = 8192
 SCORED_QUERIES = 64  # at a time, against all documents
@@ -21,7 +21,7 @@ PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 OFFSETS = (1.0, 0.0)
 
 
-class PairForms:
+class PairForms(LinearForms):
     """Means and covariances of queries and documents, and the linear maps that follow from them.
 
     For one layer that both sides pass: `identity`, `centred`, `pca`, `whiten`, `nda`; their bias is one for both, and
@@ -54,7 +54,7 @@ class PairForms:
                 "that are relevant, and both sides from one network."
             )
         self.queries, self.documents, self.query, self.document = queries, documents, query, document
-        self.width = queries.shape[1]
+        self.width = self.rank = queries.shape[1]
         self._root: dict[float, np.ndarray] = {}
         self._local: dict[float, np.ndarray] = {}
         d = self.width
@@ -62,6 +62,7 @@ class PairForms:
         """[D] of the queries of some pair."""
         self.document_mean = _mean_of(documents, np.arange(len(documents)))
         """[D] of the corpus."""
+        self.mean = (self.query_mean + self.document_mean) / 2
         self.total = np.zeros((d, d))
         """[D, D] covariance of the corpus."""
         for rows in _blocks(len(documents)):
@@ -80,15 +81,6 @@ class PairForms:
             q, r = q - self.pair_means[0], r - self.pair_means[1]
             self.inside += q.T @ q / len(query)
             self.across += q.T @ r / len(query)
-
-    def identity(self, embedding_dim: int) -> Start:
-        """The first E features as they are: for E = D, and for networks that were trained to be cut (Matryoshka)."""
-        self._require(embedding_dim)
-        return Start(np.eye(self.width, embedding_dim, dtype=np.float32), np.zeros(embedding_dim, np.float32))
-
-    def centred(self, embedding_dim: int) -> Start:
-        """The same, with what the mean of all is taken off."""
-        return self._centred(self.identity(embedding_dim).kernel.astype(np.float64))
 
     def pca(self, embedding_dim: int) -> Start:
         """The E directions in which documents vary most. The pairs play no part, but for the mean."""
@@ -217,15 +209,7 @@ class PairForms:
 
     def _whitened(self, features: FeatureRows, positions: np.ndarray, root: np.ndarray) -> np.ndarray:
         rows = np.asarray(features[positions], np.float64)
-        return unit_rows(((rows - self._mean) @ root).astype(np.float32))
-
-    @property
-    def _mean(self) -> np.ndarray:
-        """[D] that one bias takes off both sides."""
-        return (self.query_mean + self.document_mean) / 2
-
-    def _centred(self, kernel: np.ndarray) -> Start:
-        return Start(kernel.astype(np.float32), (-self._mean @ kernel).astype(np.float32))
+        return unit_rows(((rows - self.mean) @ root).astype(np.float32))
 
     def _require_full(self, embedding_dim: int, offset: float) -> None:
         if not 0 <= offset <= 1:
@@ -234,15 +218,6 @@ class PairForms:
             raise ValueError(
                 f"Received embedding_dim={embedding_dim} for documents of width {self.width}, which stay as they are; "
                 "expected the same. Set head.embedding_dim, or use sides: both."
-            )
-
-    def _require(self, embedding_dim: int, shrinkage: float = 0.0) -> None:
-        if not 0 <= shrinkage <= 1:
-            raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
-        if embedding_dim > self.width:
-            raise ValueError(
-                f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
-                f"{self.width}. Lower head.embedding_dim, or use start: random."
             )
 
 

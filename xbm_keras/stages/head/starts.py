@@ -1,10 +1,13 @@
 """Closed forms that the FC layer may start from, all of them from one pass over the training features."""
 
+import concurrent.futures
 import functools
+import os
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+import threadpoolctl
 
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
@@ -13,9 +16,11 @@ BLOCK_ROWS = 8192  # of the pass over the training features
 NEIGHBORS = 4  # of other classes, of each item
 NEIGHBORHOOD = 16  # nearest items, whatever their classes, within which `local` whitens
 MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
-LOCAL_BLOCK = 1024
+LOCAL_BLOCK = 256
 MAX_KEPT = 8  # decompositions, and local covariances
 TOTAL_IN_BETWEEN = 0.02  # share of the total covariance that orders the directions beyond the discriminants
+# Of small matrices, which take several times as long where each product of them wakes all threads of BLAS.
+one_thread = threadpoolctl.ThreadpoolController().wrap(limits=1, user_api="blas")
 
 
 class Start(NamedTuple):
@@ -32,7 +37,40 @@ class Start(NamedTuple):
         return Start(self.kernel * np.float32(scale), self.bias * np.float32(scale))
 
 
-class ClosedForms:
+class LinearForms:
+    """The maps that need no more than a mean, and what all linear maps of features have in common."""
+
+    width: int
+    """D."""
+    rank: int
+    """The most dimensions of a map."""
+    mean: np.ndarray
+    """[D] that the bias of each map but `identity` takes off."""
+
+    def identity(self, embedding_dim: int) -> Start:
+        """The first E features as they are: for E = D, and for networks that were trained to be cut (Matryoshka)."""
+        self._require(embedding_dim)
+        kernel = np.eye(self.width, embedding_dim, dtype=np.float32)
+        return Start(kernel, np.zeros(embedding_dim, np.float32))
+
+    def centred(self, embedding_dim: int) -> Start:
+        """The same, with what the mean of all is taken off."""
+        return self._centred(self.identity(embedding_dim).kernel)
+
+    def _centred(self, kernel: np.ndarray) -> Start:
+        return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))
+
+    def _require(self, embedding_dim: int, shrinkage: float = 0.0) -> None:
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
+        if embedding_dim > self.rank:
+            raise ValueError(
+                f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
+                f"{self.rank}. Lower head.embedding_dim, or use start: random."
+            )
+
+
+class ClosedForms(LinearForms):
     """Mean and covariances of labelled features, and the linear maps that follow from them.
 
     The features are read once, in blocks, and summed in float64; `nda` reads some of them once more. All maps share the
@@ -70,7 +108,6 @@ class ClosedForms:
             np.add.at(sums, classes[start : start + BLOCK_ROWS], block)
             moment += block.T @ block
         self.mean = sums.sum(axis=0) / self.num_items
-        """[D]"""
         self.total = moment / self.num_items - np.outer(self.mean, self.mean)
         """[rank, rank] covariance of all items, in the basis."""
         self.within = (moment - (sums / counts[:, None]).T @ sums) / self.num_items
@@ -95,16 +132,6 @@ class ClosedForms:
         beyond = np.random.default_rng(0).normal(size=(self.width, self.rank - count))
         leading = rows.T @ leading_eigenvectors(rows @ rows.T, count)[1]
         return np.linalg.qr(np.hstack([leading, beyond]))[0]
-
-    def identity(self, embedding_dim: int) -> Start:
-        """The first E features as they are: for E = D, and for networks that were trained to be cut (Matryoshka)."""
-        self._require(embedding_dim)
-        kernel = np.eye(self.width, embedding_dim, dtype=np.float32)
-        return Start(kernel, np.zeros(embedding_dim, np.float32))
-
-    def centred(self, embedding_dim: int) -> Start:
-        """The same, with what the mean of all is taken off."""
-        return self._centred(self.identity(embedding_dim).kernel)
 
     def pca(self, embedding_dim: int) -> Start:
         """The E directions of largest variance. Labels play no part."""
@@ -268,18 +295,6 @@ class ClosedForms:
         covariance = scatter / (2 * len(rows) * max(1, num_neighbors))
         return self.basis.T @ covariance @ self.basis, np.trace(covariance) / self.width
 
-    def _centred(self, kernel: np.ndarray) -> Start:
-        return Start(kernel.astype(np.float32), (-self.mean @ kernel).astype(np.float32))
-
-    def _require(self, embedding_dim: int, shrinkage: float = 0.0) -> None:
-        if not 0 <= shrinkage <= 1:
-            raise ValueError(f"Received shrinkage={shrinkage}; expected a number in 0..1.")
-        if embedding_dim > self.rank:
-            raise ValueError(
-                f"Received embedding_dim={embedding_dim} for features of width {self.width}; expected at most "
-                f"{self.rank}. Lower head.embedding_dim, or use start: random."
-            )
-
 
 def inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, shrinkage: float) -> np.ndarray:
     """Of a covariance with these eigenvectors [rank, rank] that is shrunk toward `scale I`, up to a rotation."""
@@ -289,16 +304,22 @@ def inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, sh
     return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
 
 
+@one_thread
 def _scatter_to_nearest(rows: np.ndarray, labels: np.ndarray, num_neighbors: int) -> np.ndarray:
     """Sum [E, E] of `d d'` over the differences `d` of unit rows [n, E] from the nearest ones of other labels."""
-    neighbor_sums, times_chosen = np.empty_like(rows), np.zeros(len(rows), np.float32)
-    for start in range(0, len(rows), LOCAL_BLOCK):
+    opposite = -rows.T
+
+    def nearest_of(start: int) -> tuple[np.ndarray, np.ndarray]:
         block = slice(start, start + LOCAL_BLOCK)
-        distances = rows[block] @ -rows.T  # but for a constant
+        distances = rows[block] @ opposite  # but for a constant
         distances[labels[block, None] == labels] = np.inf
         nearest = np.argpartition(distances, num_neighbors - 1, axis=1)[:, :num_neighbors]
-        neighbor_sums[block] = rows[nearest].sum(axis=1)
-        times_chosen += np.bincount(nearest.ravel(), minlength=len(rows))
+        return nearest, rows[nearest].sum(axis=1)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = zip(*pool.map(nearest_of, range(0, len(rows), LOCAL_BLOCK)), strict=True)
+        nearest, neighbor_sums = (np.concatenate(each) for each in found)
+    times_chosen = np.bincount(nearest.ravel(), minlength=len(rows)).astype(np.float32)
     # The sum over pairs (i, j) of (z_i - z_j)(z_i - z_j)', multiplied out.
     crossed = rows.T @ neighbor_sums
     return ((num_neighbors + times_chosen[:, None]) * rows).T @ rows - crossed - crossed.T
