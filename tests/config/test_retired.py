@@ -42,6 +42,8 @@ def test_the_config_of_an_earlier_run_is_that_of_the_same_run_today(path):
         ),
     }  # fmt: skip
     assert check_config(of_file(path), "x") == own[path.stem]
+    of_a_trial = {name: section for name, section in of_file(path).items() if name != "search"}
+    assert check_config(of_a_trial, "x").top_k == own[path.stem].top_k
 
 
 def test_who_names_the_top_k_keys_by_hand_has_random_rows_as_any_other():

@@ -27,8 +27,8 @@ RENAMED = {
     "cache.flip": "views.flip",
 }
 """An old key, and the one that now says the same; of two that came to one, the first one comes first."""
-OF_A_RUN = {"data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export", "search"}
-"""The sections that each run writes, and hardly anybody by hand."""
+OF_A_RUN = {"data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export"}
+"""The sections that each run writes, and each trial of a search, and hardly anybody by hand."""
 FILES = ("keras_file", "saved_model")
 """Kinds of a backbone that the path tells apart."""
 
