@@ -216,7 +216,8 @@ def test_weights_that_float16_cannot_hold_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights='int8'; expected one of 'float32', 'float16'"):
         export_encoder(model, tmp_path, weights="int8")
     with pytest.raises(
-        ValueError, match=r"codes=\['int2'\]; expected a list, each one of 'float16', 'int8', 'int4', 'layers'"
+        ValueError,
+        match=r"codes=\['int2'\]; expected a list, each one of 'float16', 'int8', 'int4', 'trellis', 'layers'",
     ):
         export_encoder(model, tmp_path, codes=["int2"])
     assert not list(tmp_path.glob("[0-9]*"))

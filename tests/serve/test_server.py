@@ -154,6 +154,7 @@ def test_without_an_index_it_embeds(folder):
             "model": "1",
             "index": None,
             "items": 0,
+            "approximate": False,
             "takes": ["pictures", "vectors", "embeddings"],
         }
         assert running.get("/health") == about

@@ -126,7 +126,7 @@ def test_another_config_is_refused_where_a_search_is(finished, vectors, capsys, 
 
 def test_failed_trials_have_their_reason_and_end_a_hopeless_search(vectors, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(oracles.ResumableOracle, "max_failures", 3)
-    monkeypatch.setattr(tune, "train_once", lambda *args: None)
+    monkeypatch.setattr(tune, "train_once", lambda *args, **like: None)
     config = yaml.safe_load(vectors.read_text())
     config["search"]["space"] = {"memory.memory_size": [1, 2, 3, 64]}  # less than a batch of 16, but the last
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
