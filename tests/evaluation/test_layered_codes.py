@@ -102,6 +102,16 @@ def test_what_a_trellis_encodes_is_what_it_chose_of_each_layer(mode):
         np.testing.assert_allclose(decoded[:, layer], levels[4 * places + subsets] * root, rtol=1e-5)
 
 
+def test_by_a_trellis_a_layer_of_next_to_nothing_costs_the_others_nothing(mode):
+    code, z = CODES["trellis"], RNG.normal(size=(5, 3, 20, 80)).astype("float32")  # as of sparse features
+    for some, layer in zip(z, layers_of(80, 5), strict=True):
+        some[..., layer] *= np.reshape([0, 1e-8, 1e-5], (3, 1, 1))
+    decoded = code.decode(in_mode(code.encode, mode)(tf.constant(z.reshape(-1, 80))), 80).numpy().reshape(z.shape)
+    lengths = np.linalg.norm(decoded, axis=-1) * np.linalg.norm(z, axis=-1)
+    cosines = ((decoded * z).sum(axis=-1) / lengths).mean(axis=2)
+    assert (cosines > 0.96).all(), cosines
+
+
 @pytest.mark.parametrize(("bits", "decibels"), [(5, 27.6), (4, 21.8), (3, 16.1), (2, 10.6)])
 def test_a_trellis_of_normal_numbers_errs_by_a_quarter_less_than_the_best_levels(bits, decibels):
     numbers = RNG.normal(size=(64, 800)).astype("float32")

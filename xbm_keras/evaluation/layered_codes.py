@@ -17,6 +17,8 @@ from xbm_keras.evaluation.trellis import chosen_levels, subsets_of
 from xbm_keras.geometry import unit_length
 
 OCTAVE = 8  # steps of a layer's scale
+LEAST = 2.0**-32  # of a root mean square, where a layer is nothing but zeros
+LEAST_FIRST = 2.0**-15  # by a trellis, of the first layer, beside which no other's is more than 2^(127 / 8)
 LLOYD_MAX = (
     (
         0.0659, 0.1981, 0.3314, 0.4668, 0.6050, 0.7473, 0.8947, 1.049, 1.212, 1.387, 1.577, 1.788, 2.029, 2.319, 2.692,
@@ -77,9 +79,9 @@ class LayeredCode:
         unit, of_one = unit_length(embeddings), 1.0
         for layer, levels, _, bits in self._layers(embeddings.shape[1]):
             some = unit[:, layer]
-            root = tf.maximum(tf.sqrt(tf.reduce_mean(some**2, axis=1, keepdims=True)), 2.0**-32)
+            root = tf.maximum(tf.sqrt(tf.reduce_mean(some**2, axis=1, keepdims=True)), LEAST)
             if self.is_trellis and not parts:
-                of_one = root
+                of_one = root = tf.maximum(root, LEAST_FIRST)
             else:
                 power = tf.math.log(root / of_one) / np.log(2.0)
                 scale = tf.clip_by_value(tf.round(OCTAVE * power) + self._of_one, 0.0, 255.0)
