@@ -26,12 +26,13 @@ from xbm_keras.experiment.trials import trials_of
 from xbm_keras.index.coded_search import CodedSearch, SearchForm
 
 PROMISED = parse_promises("overlap@10 >= 0.95")
+TRIED = [code for code, _ in FORMS]
 
 
 def main():
     options = common.parser(__doc__)
     options.add_argument("--configs", nargs="+", default=["configs/compress_clinc150.yaml"])
-    options.add_argument("--codes", nargs="+", choices=CODES, default=[code for code, _ in FORMS])
+    options.add_argument("--codes", nargs="+", choices=TRIED, default=TRIED)
     options.add_argument("--widths", nargs="+", type=int, default=[], help="beside those that compress tries")
     options.add_argument("--bytes", nargs=2, type=float, default=[1 / 20, 1 / 7], metavar=("LEAST", "MOST"))
     options = options.parse_args()
