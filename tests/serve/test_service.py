@@ -1,5 +1,6 @@
 """The server as a process: vectors, texts, metrics, a model and its index that change as one, and how it stops."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import http.client
@@ -26,6 +27,7 @@ from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.serve.metrics import Metrics
 from xbm_keras.serve.served import Asked, Served
+from xbm_keras.serve.server import make_app
 from xbm_keras.serve.service import Service
 
 NUM_FEATURES = 16
@@ -171,6 +173,36 @@ def test_an_engine_answers_and_changes_with_model_and_index(tmp_path, monkeypatc
         service.refresh()
     assert service.served.index.name == "2"
     assert "left alone: Received --approximate with an index that has no such part" in caplog.text
+
+
+def test_a_client_is_told_what_is_wrong_with_a_condition_and_not_with_the_server(tmp_path, monkeypatch):
+    pytest.importorskip("usearch", reason="needs the extra [ann]")
+    version, folder = export_encoder(head_of(0), tmp_path / "model"), tmp_path / "index"
+    index_of(folder, version, embedded(version, FEATURES), engine="usearch", price=[1] * 20)
+    service = Service(str(tmp_path / "model"), folder, 10**8, approximate=True)
+    service.refresh()
+    app, answer = make_app(service, {}), []
+    body = json.dumps({"vectors": FEATURES[:1].tolist()}).encode()
+    headers = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body))}
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"where=price=1"}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    def damaged(self, *_, **__):
+        raise self._damaged(OSError("x"))
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        answer.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert (answer[0]["status"], b"USearch, which has no filter" in answer[1]["body"]) == (422, True)
+    answer.clear()
+    monkeypatch.setattr(OpenedIndex, "find", damaged)
+    with pytest.raises(ValueError, match="files are damaged"):  # which the server logs
+        asyncio.run(app(scope, receive, send))
+    assert (answer[0]["status"], str(tmp_path).encode() in answer[1]["body"]) == (500, False)
 
 
 def test_a_model_and_its_index_change_as_one_and_no_request_is_lost(vectors):

@@ -6,7 +6,7 @@ import numpy as np
 
 from xbm_keras.index.extras import import_library
 from xbm_keras.index.gallery import Gallery
-from xbm_keras.index.where import Condition
+from xbm_keras.index.where import Condition, ConditionError
 
 
 class USearchGraph:
@@ -47,7 +47,7 @@ class USearchGraph:
     def search(self, queries: np.ndarray, k: int, among: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """Keys and cosine similarities [Q, k]."""
         if among is not None:
-            raise ValueError(
+            raise ConditionError(
                 "Received a condition for approximate search by USearch, which has no filter; expected exact search, "
                 "or another library. Leave out --approximate, or build the index with --approximate "
                 "faiss or lancedb."

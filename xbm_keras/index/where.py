@@ -25,11 +25,15 @@ TOKEN = re.compile(
 )
 
 
+class ConditionError(ValueError):
+    """A condition that cannot be read, or a library of approximate search that has no filter."""
+
+
 def meets(items: pyarrow.Table, condition: str) -> np.ndarray:
     """Which of the items [N] meet a condition, bool.
 
     Raises:
-        ValueError: for a condition that cannot be read, a column that is not there, or one of another type.
+        ConditionError: for a condition that cannot be read, a column that is not there, or one of another type.
 
     Example:
         >>> meets(pyarrow.table({"year": [2019, 2021, None]}), "year > 2019 or year is null").tolist()
@@ -46,7 +50,7 @@ def without_nan(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
 
 
 def sql_of(schema: pyarrow.Schema, condition: str) -> str:
-    """A condition in the SQL of DataFusion, which LanceDB takes. Raises ValueError as `meets` does.
+    """A condition in the SQL of DataFusion, which LanceDB takes. Raises ConditionError as `meets` does.
 
     Example:
         >>> sql_of(pyarrow.schema({"at": pyarrow.date32()}), "at > '2020-01-31'")
@@ -71,12 +75,12 @@ class Condition:
 
     @functools.cached_property
     def keys(self) -> np.ndarray:
-        """Of the items that meet it. Raises ValueError as `meets` does."""
+        """Of the items that meet it. Raises ConditionError as `meets` does."""
         return self._keys[meets(self._items, self._text)]
 
     @functools.cached_property
     def sql(self) -> str:
-        """For a library that holds the items' columns. Raises ValueError as `meets` does."""
+        """For a library that holds the items' columns. Raises ConditionError as `meets` does."""
         return sql_of(self._items.schema, self._text)
 
 
@@ -94,7 +98,7 @@ class _Reader:
         try:
             found = self._either()
         except RecursionError as error:
-            raise ValueError(
+            raise ConditionError(
                 f"Received a condition of {len(self.text)} signs, nested too deeply; expected a simpler one. Leave out "
                 "parentheses."
             ) from error
@@ -148,7 +152,7 @@ class _Reader:
             raise self._error("the name of a column, or text on the right side alone")
         name = self.value
         if name not in self.items.column_names:
-            raise ValueError(
+            raise ConditionError(
                 f"Received a condition on {name!r}; expected one of the items' columns, "
                 f"{', '.join(self.items.column_names)}. Text stands in single quotes."
             )
@@ -170,7 +174,7 @@ class _Reader:
                 value = value.cast(column.type)
             found = COMPARISONS[sign](column, value)
         except (pyarrow.ArrowException, OverflowError) as error:
-            raise ValueError(
+            raise ConditionError(
                 f"Received a condition that compares {name!r}, of the type {column.type}, with {written!r} ({error}); "
                 "expected a value of that type. Put text and times in single quotes, and numbers in none."
             ) from error
@@ -214,9 +218,9 @@ class _Reader:
         if not self._takes(sign):
             raise self._error(repr(sign))
 
-    def _error(self, expected: str) -> ValueError:
+    def _error(self, expected: str) -> ConditionError:
         found = "its end" if self.kind == "end" else repr(self.value)
-        return ValueError(
+        return ConditionError(
             f"Received the condition {self.text!r}, with {found} before sign {self.place}; expected {expected} there. "
             "Write it as in SQL: \"style = 'flat' and year > 2019\"."
         )

@@ -126,7 +126,7 @@ class Served:
         return described_items(items)[0]
 
     def require_readable(self, where: str) -> None:
-        """Raises ValueError for a condition on the items that cannot be read."""
+        """Raises ConditionError for a condition on the items that cannot be read."""
         sql_of(self._opened().items.schema, where)
 
     def _opened(self) -> OpenedIndex:

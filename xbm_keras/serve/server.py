@@ -13,6 +13,7 @@ import PIL.Image
 from fastapi.responses import JSONResponse
 
 from xbm_keras.index.roots import picture_of
+from xbm_keras.index.where import ConditionError
 from xbm_keras.serve.limits import Gate
 from xbm_keras.serve.metrics import CONTENT_TYPE
 from xbm_keras.serve.requests import asked_by
@@ -101,9 +102,7 @@ def make_app(
             if where is not None:
                 served.require_readable(where)  # before it is in a pass with others
             found = await answer(served, request, k, where)
-        except ValueError as error:
-            if where is None:
-                raise
+        except ConditionError as error:
             raise fastapi.HTTPException(422, str(error)) from error
         results = [{"valid": each.is_valid, "items": each.hits} for each in found]
         return JSONResponse({"model": served.version.name, "index": served.index.name, "results": results})
