@@ -228,6 +228,13 @@ def test_metadata_come_back_with_each_hit(command, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1] == "  1.0000  klasse 0/0.png"
 
 
+def test_a_line_tells_a_label_unless_folders_of_the_id_do():
+    for id, label, expected in (
+        ("10", "1", "10  1"), ("1/10.png", "1", "1/10.png"), ("s/a/b/c.png", "a/b", "s/a/b/c.png"), ("1", "", "1"),
+    ):  # fmt: skip
+        assert index.told_of({"id": id, "label": label, "metadata": {}}) == expected
+
+
 def test_hits_say_whether_they_are_matches(command, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tf.saved_model, "load", functools.cache(tf.saved_model.load))
     query = tmp_path / "photos/klasse 0/0.png"

@@ -167,9 +167,9 @@ def search(options: argparse.Namespace) -> None:
 
 
 def told_of(hit: dict) -> str:
-    """A hit in one line: its id, its label where the id does not hold that already, its text, and metadata."""
+    """A hit in one line: its id, its label where no folder of the id says that already, its text, and metadata."""
     metadata = {name: str(x) for name, x in hit["metadata"].items() if x is not None}
-    label = hit["label"] if hit["label"] not in hit["id"] else ""
+    label = hit["label"] if f"/{hit['label']}/" not in f"/{hit['id']}/" else ""
     text = textwrap.shorten(metadata.pop("text", ""), TEXT)
     match = "" if hit.get("is_match", True) else "(no match)"
     return "  ".join(filter(None, [hit["id"], match, label, text, *(f"{name}={x}" for name, x in metadata.items())]))

@@ -98,7 +98,8 @@ def incoming(source: Source | Vectors, embedder: Embedder, root: str) -> Incomin
     """The items of a source under a root.
 
     A column `id` gives the ids, to the letter; else they are the source's own, below the root. A column `label` gives
-    the labels of what has no other. All further columns are metadata, and so is a text, as `text`.
+    the labels of what has no other. All further columns are metadata, and so is a text, as `text`, where
+    no column is called so.
 
     Raises:
         ValueError: for columns of names that are the index's own.
@@ -113,7 +114,7 @@ def items_of(source: Source | Vectors, root: str, positions: np.ndarray | None =
     columns = dict(found.columns)
     if (texts := getattr(source, "texts", None)) is not None:
         shown = [each if is_text(each) else None for each in texts]
-        columns["text"] = np.array(shown, object)[slice(None) if positions is None else positions]
+        columns.setdefault("text", np.array(shown, object)[slice(None) if positions is None else positions])
     ids, labels = columns.pop("id", None), columns.pop("label", None)
     keys = [id_of(root, str(key)) for key in found.keys] if ids is None else [each or None for each in as_text(ids)]
     if found.labels is not None:
