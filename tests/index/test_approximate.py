@@ -45,6 +45,7 @@ def test_it_finds_nearly_all_also_after_items_came_and_went(tmp_path, engine):
     opened = OpenedIndex.newest(tmp_path)
     assert len(opened.approximate) == len(opened) == 1699
     found, exact = (opened.find(3 * more.vectors, 10, approximate=each) for each in (True, False))
+    assert "gallery" not in vars(opened)  # the library alone holds the vectors
     asked = ["item 700", *more.ids[1:]]
     is_itself = np.array([hits[0]["id"] == own for hits, own in zip(found, asked, strict=True)])
     assert is_itself.mean() > 0.97  # threads build the graph, each time another one
@@ -80,7 +81,7 @@ def test_of_few_items_it_finds_each(engine, tmp_path):
     items = gallery(3)
     built = ENGINES[engine].build(items, keys_of(items.ids))
     built.save(tmp_path / built.file)
-    search = ApproximateSearch(items, built)
+    search = ApproximateSearch(items.items, built)
     rows, similarities = search.find(items.vectors, 10)
     exact_rows, exact = ExactSearch.of(items).find(items.vectors, 10)
     assert rows.tolist() == exact_rows.tolist()

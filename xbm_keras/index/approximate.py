@@ -7,7 +7,9 @@ import pathlib
 from typing import Protocol
 
 import numpy as np
+import pyarrow
 
+from xbm_keras.data.labels import as_objects
 from xbm_keras.data.sources import Items
 from xbm_keras.index.faiss_lists import FaissLists
 from xbm_keras.index.gallery import Gallery
@@ -47,7 +49,7 @@ class Engine(Protocol):
         Args:
             queries: [Q, E], one at least.
             k: 1 to N.
-            among: where only some items are to be found. Raises ValueError where the library has no filter.
+            among: where only some items are to be found. Raises ConditionError where the library has no filter.
         """
 
 
@@ -58,18 +60,18 @@ class ApproximateSearch:
     """An engine, and the items that it finds.
 
     Args:
-        gallery: the items.
+        items: N rows.
         engine: of their vectors, under `keys_of` their ids.
     """
 
-    def __init__(self, gallery: Gallery, engine: Engine):
+    def __init__(self, items: pyarrow.Table, engine: Engine):
         self.engine = engine
-        self._items = gallery.items
-        self._keys = keys_of(gallery.ids)
+        self._items = items
+        self._keys = keys_of(as_objects(items["id"].to_pylist()))
         self._order = np.argsort(self._keys)
 
     def find(self, queries: np.ndarray, k: int, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the gallery, int64, and cosine similarities, both [Q, min(k, N)]; row -1 where too few are found.
+        """Rows of the items, int64, and cosine similarities, both [Q, min(k, N)]; row -1 where too few are found.
 
         Args:
             queries: [Q, E].
@@ -77,7 +79,7 @@ class ApproximateSearch:
             where: a condition, where only some items are to be found: see `meets`.
 
         Raises:
-            ValueError: for a condition that cannot be read, or an engine that has no filter.
+            ConditionError: for a condition that cannot be read, or an engine that has no filter.
         """
         k, among = min(k, len(self._keys)), Condition(self._items, self._keys, where) if where else None
         if not k or not len(queries):  # which libraries refuse

@@ -225,7 +225,7 @@ def _measure(gallery: Gallery, engine: Engine) -> dict:
         return {}
     exact = ExactSearch.of(gallery)
     times, found = [], []
-    for find in (exact.find, ApproximateSearch(gallery, engine).find):
+    for find in (exact.find, ApproximateSearch(gallery.items, engine).find):
         find(gallery.vectors[queries[:1]], k + 1)  # traces
         start = time.perf_counter()
         rows, _ = find(gallery.vectors[queries], k + 1)

@@ -110,7 +110,7 @@ class OpenedIndex:
     def _approximate_search(self) -> ApproximateSearch:
         if self.approximate is None:
             raise ValueError("Received --approximate with an index that has no such part; build it with --approximate.")
-        return ApproximateSearch(self.gallery, self.approximate)
+        return ApproximateSearch(self.kept_items, self.approximate)
 
     @functools.cached_property
     def _exact(self) -> ExactSearch:
