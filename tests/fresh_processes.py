@@ -33,6 +33,17 @@ def run_fresh(code: str, *arguments, timeout: float = 300) -> str:
     return done.stdout
 
 
+def run_without_keras(code: str, *arguments, timeout: float = 300) -> str:
+    """The same in a process that Python starts, where nothing can import Keras: a fork has it already.
+
+    TensorFlow itself imports Keras where there is one, and does without where there is none.
+    """
+    arguments = [sys.executable, "-c", f"import sys\nsys.modules['keras'] = None\n{code}", *map(str, arguments)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
 def run_python(arguments, environment=None, cwd=None, timeout: float = 300) -> subprocess.CompletedProcess:
     """What `python ARGUMENTS` gives: exit status and the text of both streams."""
     with tempfile.TemporaryDirectory() as folder:

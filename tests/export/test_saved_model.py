@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests import picture_files
 from tests.conftest import ROOT
-from tests.fresh_processes import run_fresh
+from tests.fresh_processes import run_without_keras
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.config.schema import Export
 from xbm_keras.data.decoding import MAX_PIXELS
@@ -92,7 +92,7 @@ def as_in_training(model, pictures):
 def call_in_a_fresh_process(version, calls, tmp_path):
     """Outputs of `{"<signature> <input> <name>": value}`, by a process that imports TensorFlow and NumPy alone."""
     np.savez(tmp_path / "calls.npz", **calls)
-    run_fresh(textwrap.dedent(CALL), version, tmp_path / "calls.npz", tmp_path / "answers.npz")
+    run_without_keras(textwrap.dedent(CALL), version, tmp_path / "calls.npz", tmp_path / "answers.npz")
     with np.load(tmp_path / "answers.npz") as answers:
         return dict(answers)
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.fresh_processes import run_fresh
+from tests.fresh_processes import run_without_keras
 from tests.index.test_galleries import gallery, nearest_by_hand, unit
 from xbm_keras.atomic_files import latest_version
 from xbm_keras.index import segments
@@ -32,7 +32,7 @@ print(json.dumps(answers))
 
 def answers_of_tensorflow_alone(versions, queries, tmp_path):
     np.save(tmp_path / "queries.npy", queries)
-    return json.loads(run_fresh(ALONE, tmp_path / "queries.npy", *versions).splitlines()[-1])
+    return json.loads(run_without_keras(ALONE, tmp_path / "queries.npy", *versions).splitlines()[-1])
 
 
 def files_of(version):
