@@ -94,6 +94,20 @@ def test_vectors_without_a_label_are_left_out(tmp_path):
     np.testing.assert_array_equal(dataset.labels, labels[kept])
 
 
+def test_folders_called_as_parts_are_no_classes_to_train_on(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "VALIDATION_WITHOUT_LABELS", 0.5)  # 3 items or more
+    for i in range(32):
+        file = tmp_path / f"parts/{('train', 'test')[i % 2]}/{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.name).rename(file)
+    values["data"] = {"source": "image_folder", "root": f"{tmp_path}/parts", "split": {"by": "item"}}
+    with pytest.raises(DataError, match="test and train: parts, and no classes"):
+        load(values)
+    config = check_config(values, "x.yaml")
+    assert len(loading.load_dataset(config, build.make_backbone(config), is_training=False).keys) == 32
+    assert len(load(values, **WITHOUT).keys) == 32
+
+
 def never(*args, **kwargs):
     raise AssertionError("the network ran")
 

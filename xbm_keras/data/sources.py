@@ -185,13 +185,17 @@ class ImageFolder(PictureFiles):
         expected = f"{root}/<class>/<picture> with pictures"
         found.require_pictures(f"data.root {root!r}, which holds no pictures in folders", expected)
         names = [path.split("/")[0] for path in found.pictures]
-        if len(parts := set(names)) > 1 and {part.lower() for part in parts} <= PARTS:
-            raise DataError(
-                f"Received data.root {root!r}, whose folders are {' and '.join(sorted(parts))}: parts, and no classes; "
-                f"expected {root}/<class>/<picture>. Give a folder of classes, such as data.root={root}/train, or list "
-                "the pictures of all parts in a table: --config image_table."
-            )
         super().__init__(top, found.pictures, encode(names, f"{root}, whose folders"), {})
+
+    def require_classes(self) -> None:
+        """Raises DataError where the folders are called as parts of data are, such as train and test."""
+        parts, root = {path.split("/")[0] for path in self.paths}, self.root
+        if len(parts) > 1 and {part.lower() for part in parts} <= PARTS:
+            raise DataError(
+                f"Received data.root {str(root)!r}, whose folders are {' and '.join(sorted(parts))}: parts, and no "
+                f"classes; expected {root}/<class>/<picture>. Give a folder of classes, such as "
+                f"data.root={root}/train, or list the pictures of all parts in a table: --config image_table."
+            )
 
 
 class ImageTable(PictureFiles):

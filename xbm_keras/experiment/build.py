@@ -25,10 +25,13 @@ GROWTH_EPOCHS = 10  # at most, until the learning rate is what the config says
 SKETCH_DIM = 64
 
 
-def make_source(config: schema.Config) -> sources.Source | arrays.Vectors:
-    """The items."""
+def make_source(config: schema.Config, is_training: bool = True) -> sources.Source | arrays.Vectors:
+    """The items. Raises DataError for folders that are no classes, where they are to be trained on as such."""
     keeps = "cache_dir" in arguments_of(type(config.data).constructor)
-    return config.data.make(**({"cache_dir": config.cache.dir} if keeps else {}))
+    source = config.data.make(**({"cache_dir": config.cache.dir} if keeps else {}))
+    if is_training and not config.is_without_labels and isinstance(source, sources.ImageFolder):
+        source.require_classes()
+    return source
 
 
 def make_backbone(config: schema.Config) -> Backbone | None:

@@ -34,7 +34,7 @@ def load_dataset(
     config: schema.Config, backbone: Backbone | None, all_test: bool = False, is_training: bool = True
 ) -> Dataset:
     """Features, labels and splits of the items that a config names: see `dataset_of`."""
-    return dataset_of(make_source(config), config, backbone, all_test, is_training)
+    return dataset_of(make_source(config, is_training), config, backbone, all_test, is_training)
 
 
 def dataset_of(
