@@ -39,7 +39,7 @@ def main():
     results = []
     for path in options.configs:
         config = load_config(path)
-        trials = trials_of(loading.load_dataset(config, build.make_backbone(config), is_training=False))
+        trials = trials_of(loading.load_dataset(config, build.make_backbone(config)))
         (held_out, ordering), (test, _) = trials.held_out(PROMISED), trials.test(PROMISED)
         searches = (held_out, Embeddings(None, ordering)), (test, Embeddings(None, trials.final_ordering()))
         dim = held_out.gallery.shape[1]

@@ -14,8 +14,9 @@ from tests.cli.runs import means_of
 from tests.export.test_saved_model import stored_dtypes
 from xbm_keras import atomic_files
 from xbm_keras.cli import duplicates, evaluate, export, index
-from xbm_keras.config.yaml_files import load_config, save_config
-from xbm_keras.experiment import saved_run
+from xbm_keras.config.yaml_files import check_config, load_config, save_config
+from xbm_keras.experiment import run_folder, saved_run
+from xbm_keras.experiment.loading import load_dataset
 from xbm_keras.export import model_card
 from xbm_keras.index.exported_model import exported_by, fingerprint_of
 from xbm_keras.index.galleries import read_index
@@ -68,6 +69,27 @@ def test_items_that_trained_are_told(vectors, finished, other_data, tmp_path, ca
         out = capsys.readouterr().out
         assert ("Test items" in out) == (words[0] == "--items=test")
         assert "trained or chose" not in out
+
+
+def test_who_trained_is_told_where_the_data_are_still_those_of_the_run(tmp_path):
+    """By item, with items that have no label and took no part."""
+    features, label = np.random.default_rng(0).normal(size=(48, 4)), np.repeat(np.arange(4), 12)
+    label[:5] = -1
+
+    def count(rows):
+        np.savez(tmp_path / "x.npz", features=features[rows], label=label[rows])
+        return saved_run.count_trained(str(tmp_path), saved_run.load_data(str(tmp_path), all_test=True))
+
+    data = {"source": "features", "path": f"{tmp_path}/x.npz", "split": {"by": "item"}}
+    config = check_config({"data": data, "backbone": {"kind": "none"}, "head": {"embedding_dim": 2}}, "x")
+    save_config(config, tmp_path / "config.yaml")
+    assert count(np.arange(48)) == 0  # the run says nothing of its data
+    run_folder.write_data(tmp_path, load_dataset(config, None))
+    items = json.loads((tmp_path / "data.json").read_text())["items"]
+    assert sum(items.values()) == 43
+    assert count(np.arange(48)) == items["train"] + items["validation"]
+    assert count(np.arange(47)) == 0  # others would have trained
+    assert count(np.arange(7)) == 0  # nobody could have
 
 
 @pytest.mark.parametrize("part", ["", "export", "export/1", "model.keras"])

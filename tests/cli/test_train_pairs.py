@@ -128,7 +128,7 @@ def test_the_exported_model_gives_the_scores_of_the_run(finished, folder):
     assert "| nDCG@10 | MRR@10 |" in card
 
 
-def test_evaluate_says_the_same_and_writes_vectors(finished, folder, tmp_path):
+def test_evaluate_says_the_same_and_writes_vectors(finished, folder, tmp_path, capsys):
     output, vectors = tmp_path / "scores.json", tmp_path / "vectors.npy"
     assert evaluate.main(["--model", str(finished), "--output", str(output), "--embed", str(vectors)]) == 0
     scores, metrics = json.loads(output.read_text()), json.loads((finished / "metrics.json").read_text())
@@ -145,6 +145,7 @@ def test_evaluate_says_the_same_and_writes_vectors(finished, folder, tmp_path):
     assert pd.read_csv(tmp_path / "vectors.documents.csv").id.tolist() == pairs.documents.ids.tolist()
     assert evaluate.main(["--model", str(finished), "--items", "all", "--output", str(output)]) == 0
     assert list(json.loads(output.read_text())) == ["pairs"]
+    assert "110 of these 160 queries trained or chose the head" in capsys.readouterr().out
 
 
 def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path, capsys):

@@ -54,11 +54,13 @@ def finished(vectors, tmp_path_factory):
     return workdir
 
 
-def test_what_a_run_held_out_is_what_it_is_measured_by_later(vectors, finished):
+def test_what_a_run_held_out_is_what_it_is_measured_by_later(vectors, finished, monkeypatch):
     trained = loading.load_dataset(load_config(str(vectors)), None).splits
-    later = saved_run.load_data(str(finished)).splits
+    later = saved_run.load_data(str(finished), finds_held_out=True).splits
     for name in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(later, name), getattr(trained, name))
+    monkeypatch.setattr(loading, "with_neighborhoods_held_out", lambda *args: pytest.fail("reads what trained"))
+    np.testing.assert_array_equal(saved_run.load_data(str(finished)).splits.test, trained.test)
 
 
 def test_without_labels_a_run_says_what_is_kept(finished):

@@ -47,7 +47,7 @@ def compress(model: str, promises: tuple[Promise, ...], counts_all: bool) -> int
     metrics = run_folder.read_record(run / "metrics.json") if (run / "metrics.json").is_file() else None
     if metrics is None:
         raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
-    trials = trials_of(saved_run.load_data(model))
+    trials = trials_of(saved_run.load_data(model, finds_held_out=True))
     held_out_head = compression.held_out_head(run, head)
     held_out = trials.held_out(promises)
     trial, tried = held_out.trial, compression.walk(held_out, held_out_head)

@@ -63,7 +63,9 @@ def dataset_of(
     if num_unlabelled == num_items and not is_training and config.data.split.by == "class" and not all_test:
         log.info("The data has no labels to split by: all %d items are taken.", num_items)
         all_test = True
-    chosen = np.arange(num_items) if all_test else _usable(config, source.items, is_training)
+    if not all_test:
+        _tell_labels(config, source.items, is_training)
+    chosen = np.arange(num_items) if all_test else usable(config, source.items)
     items = source.items.take(chosen)
     # Whatever can be wrong without a feature is told before the network runs, which may take hours.
     split_of(config, items, all_test, is_training, fold)
@@ -94,8 +96,8 @@ def dataset_of(
         raise sources.DataError(
             f"{error} {counted(len(skipped), 'item')} could not be used, such as {key} ({reason})."
         ) from error
-    if config.is_without_labels and config.data.split.by == "item" and not all_test and len(splits.validation):
-        splits = with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)
+    if is_training:
+        splits = held_out(config, splits, features, fold)
     labels = items.labels
     if labels is None or not labels.names:
         labels = Labels(np.zeros(len(items.keys), np.int64), [])
@@ -119,11 +121,15 @@ def dataset_of(
     )
 
 
-def _usable(config: schema.Config, items: sources.Items, is_training: bool) -> np.ndarray:
-    """Positions of the items that take part: all, but those without a label where the loss needs one.
+def usable(config: schema.Config, items: sources.Items) -> np.ndarray:
+    """Positions of the items that take part: all, but those without a label where the loss needs one."""
+    if config.is_without_labels or items.labels is None or not items.labels.is_labelled.any():
+        return np.arange(len(items.keys))
+    return np.flatnonzero(items.labels.is_labelled)
 
-    Raises DataError where none has a label, and the loss needs one.
-    """
+
+def _tell_labels(config: schema.Config, items: sources.Items, is_training: bool) -> None:
+    """Say what the labels there are, or lack, mean. Raises DataError where the loss needs some, and there are none."""
     num_items, num_unlabelled = len(items.keys), _num_unlabelled(items)
     if is_training and config.is_without_labels:
         if num_unlabelled < num_items:
@@ -138,10 +144,8 @@ def _usable(config: schema.Config, items: sources.Items, is_training: bool) -> n
             "what holds them, by --set data.labels=COLUMN, or --set data.labels=labels.csv:COLUMN of a table beside "
             "them; or train without labels: --set loss.name=similarity_alignment."
         )
-    if config.is_without_labels or num_unlabelled in (0, num_items) or items.labels is None:
-        return np.arange(num_items)
-    log.warning("%d of %d items have no label and are left out.", num_unlabelled, num_items)
-    return np.flatnonzero(items.labels.is_labelled)
+    if len(usable(config, items)) < num_items:
+        log.warning("%d of %d items have no label and are left out.", num_unlabelled, num_items)
 
 
 def _num_unlabelled(items: sources.Items) -> int:
@@ -162,6 +166,13 @@ def split_of(
     if is_training and config.is_without_labels:
         require_neighbors(splits)
     return splits
+
+
+def held_out(config: schema.Config, splits: Splits, features: FeatureRows, fold: int = 0) -> Splits:
+    """The same, but what validates of items without labels are whole neighbourhoods, which their vectors alone tell."""
+    if not (config.is_without_labels and config.data.split.by == "item" and len(splits.validation)):
+        return splits
+    return with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)
 
 
 def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:

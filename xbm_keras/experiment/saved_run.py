@@ -1,5 +1,6 @@
 """A finished run, opened again: what its network and head make of any data."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ import numpy as np
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, blaming_config, check_config, load_config, read_values
 from xbm_keras.data.dataset import Dataset
+from xbm_keras.data.errors import DataError
 from xbm_keras.data.pair_dataset import PairDataset, split_pairs
 from xbm_keras.data.unit_rows import FeatureRows, UnitRows
 from xbm_keras.evaluation.retrieval import embed
 from xbm_keras.experiment.build import make_backbone
-from xbm_keras.experiment.loading import load_dataset, split_of
-from xbm_keras.experiment.pair_loading import load_pairs
+from xbm_keras.experiment.loading import held_out, load_dataset, split_of, usable
+from xbm_keras.experiment.pair_loading import VALIDATION_SHARE, load_pairs
+from xbm_keras.experiment.run_folder import read_record
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import load_keras_file
 from xbm_keras.stages.head.fc_layer import Head
@@ -33,7 +36,11 @@ def run_of(model: str) -> pathlib.Path:
 
 
 def load_data(
-    run: str, config_path: str | None = None, overrides: Sequence[str] = (), all_test: bool = False
+    run: str,
+    config_path: str | None = None,
+    overrides: Sequence[str] = (),
+    all_test: bool = False,
+    finds_held_out: bool = False,
 ) -> Dataset | PairDataset:
     """The items, or queries and documents, that a config describes, with features of the network of a run.
 
@@ -43,6 +50,8 @@ def load_data(
             that was decided about it, is the run's: other sections do not matter, and may be left out.
         overrides: `section.key=value`.
         all_test: whether all items, or queries, test, instead of those that the config says.
+        finds_held_out: whether those that trained and those that chose are told apart as in the run: of items without
+            labels their vectors are read for it.
 
     Raises:
         ConfigError: where the folder holds no finished run, or the config cannot be used.
@@ -51,13 +60,17 @@ def load_data(
     config = _configs(run, config_path, overrides)[1]
     if config.is_of_pairs:
         return load_pairs(config, make_backbone(config), only_test=all_test)[0]
-    return load_dataset(config, make_backbone(config), all_test, is_training=False)
+    dataset = load_dataset(config, make_backbone(config), all_test, is_training=False)
+    if finds_held_out:
+        return dataclasses.replace(dataset, splits=held_out(config, dataset.splits, dataset.features))
+    return dataset
 
 
 def count_trained(
     run: str, data: Dataset | PairDataset, config_path: str | None = None, overrides: Sequence[str] = ()
 ) -> int:
-    """How many of the items, or queries, its head was trained or chosen by; 0 for data that are not those of the run.
+    """How many of the items, or queries, its head was trained or chosen by; 0 where that cannot be told, such as for
+    data that are not those of the run, or that changed since.
 
     Args:
         run: as for `load_data`.
@@ -68,12 +81,19 @@ def count_trained(
     own, other = _configs(run, config_path, overrides)
     if _place(own) != _place(other):
         return 0
-    if isinstance(data, PairDataset):
-        split = own.data.split
-        splits = split_pairs(data.pairs, split.test, split.validation, split.seed)
-    else:
-        splits = split_of(own, data.source.items.take(data.source_positions), is_training=False)
-    return len(splits.train) + len(splits.validation)
+    try:
+        about = read_record(run_of(run) / "data.json")
+        if isinstance(data, PairDataset):
+            splits = split_pairs(data.pairs, own.data.split.test, VALIDATION_SHARE, own.data.split.seed)
+        else:
+            items = data.source.items.take(data.source_positions)
+            splits = split_of(own, items.take(usable(own, items)), is_training=False)
+    except (ConfigError, DataError, OSError):
+        return 0
+    counts = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+    if about.get("queries" if isinstance(data, PairDataset) else "items") != counts:
+        return 0
+    return counts["train"] + counts["validation"]
 
 
 def _place(config: Config) -> dict:
