@@ -118,6 +118,23 @@ def test_cells_are_parted_as_the_names_are(tmp_path, sign):
     assert (table.texts("id"), table.texts("kind")) == (["1", "2"], ["a,b;c\td", "two\nlines"])
 
 
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("\tkind\n0\tcat\n", ["", "kind"]),
+        ("\r\n\n;kind\n0;cat\n", ["", "kind"]),
+        ('"a,b";kind\n1;cat\n', ["a,b", "kind"]),
+        ('kind;"a ""x"",\nb"\rcat;1\r', ["kind", 'a "x",\nb']),
+        ('5" pipe\tkind\n1\tcat\n', ['5" pipe', "kind"]),
+        ('kind\n"cat"\n"a;b"\n', ["kind"]),
+    ],
+)
+def test_what_parts_the_names_is_found_outside_of_quotes(tmp_path, content, names):
+    table = Table(written(tmp_path / "x.csv", content))
+    assert list(table.columns) == names
+    assert table["kind"][0] == "cat"
+
+
 def test_a_long_cell_is_read(tmp_path):
     assert Table(written(tmp_path / "x.csv", "text\n" + 200_000 * "a")).texts("text") == [200_000 * "a"]
 
@@ -131,7 +148,9 @@ def test_a_long_cell_is_read(tmp_path):
         ("x.csv", "label\na\n".encode("utf-16"), "cannot be read as UTF-8"),
         ("x.csv", b"label\na\0\n", "zero bytes"),
         ("x.csv", b"label,other\na,b\nc\n", "line 3 has 1 cells, the first one has 2"),
-        ("x.csv", b"label\na,b\n", "line 2 has 2 cells, the first one has 1"),
+        ("x.csv", b"label\na,b\n", "line 2 has 2 cells, the first one has 1.* Put cells with commas in quotes"),
+        ("x.csv", b"label;other\na;b\nc\n", "Put cells with semicolons in quotes"),
+        ("x.tsv", b"label\na\tb\n", "Put cells with tabs in quotes, in a .csv"),
         ("x.csv", b'label\n"a\nb', "cannot be read"),
         ("x.csv", b'label\n"a"b\n', "cannot be read"),
         ("x.csv", b"label,label\na,b\n", "several columns 'label'"),

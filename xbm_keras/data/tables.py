@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable
 
@@ -21,6 +22,11 @@ TABLES = (".jsonl", ".parquet", ".csv", ".tsv")  # suffixes
 SPREADSHEETS = (".xlsx", ".xls", ".ods")
 MAX_FIELD = 1 << 30  # characters of a cell
 MAX_NAMED = 20  # columns in a message
+MAX_HEADER = 1 << 20  # characters that are looked at for what parts the names
+SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What may part the cells of a text, and what it is called."""
+QUOTED = re.compile(r'(?<![^,;\t\r\n])"[^"]*(""[^"]*)*"')
+"""A cell in quotes."""
 USUAL = {
     "label": ("label", "labels", "class", "classes", "category", "target", "y"),
     "text": ("text", "texts", "sentence", "content", "body"),
@@ -171,7 +177,8 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
             if len(row) != len(columns):
                 raise DataError(
                     f"Received table {str(path)!r}, which cannot be read: line {reader.line_num} has {len(row)} cells, "
-                    f"the first one has {len(columns)}; expected as many in each row. Put cells with commas in quotes."
+                    f"the first one has {len(columns)}; expected as many in each row. Put cells with "
+                    f"{SIGNS[delimiter]} in quotes{', in a .csv' if is_tsv else ''}."
                 )
             for column, cell in zip(columns, row, strict=True):
                 column.append(cell or None)
@@ -183,9 +190,10 @@ def read_csv(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
 
 
 def _delimiter(text: str) -> str:
-    """A comma; but a semicolon, as spreadsheets write it in much of Europe, or a tab, where the names have no comma."""
-    names = text.lstrip().partition("\n")[0]
-    return next((sign for sign in ",;\t" if sign in names), ",")
+    """A comma; but a semicolon, as spreadsheets write it in much of Europe, or a tab, where no comma parts names."""
+    unquoted = QUOTED.sub("", text[:MAX_HEADER].lstrip("\r\n"))
+    names = re.split("[\r\n]", unquoted, maxsplit=1)[0]
+    return next((sign for sign in SIGNS if sign in names), ",")
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[str], list[np.ndarray]]:
