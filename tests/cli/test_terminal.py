@@ -1,5 +1,6 @@
 """What a run says, and how Ctrl-C ends it: real processes."""
 
+import errno
 import functools
 import io
 import logging
@@ -103,6 +104,25 @@ def test_a_full_disk_is_no_lack_of_memory(capsys):
         with pytest.raises(SystemExit), terminal.readable_errors():
             raise tf.errors.ResourceExhaustedError(None, None, message)
         assert told in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_ends_no_training(monkeypatch, capsys):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(rich, "get_console", lambda: rich.console.Console(file=stream))
+    terminal.set_up()
+    logging.getLogger("xbm_keras").info("klasse ä")
+    assert stream.buffer.getvalue() == b"klasse \\xe4\n"
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    stream = Full()
+    logging.getLogger("xbm_keras").info("an epoch")
+    told = capsys.readouterr().err
+    assert "No space left on device" in told
+    assert "an epoch" in told
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -281,7 +281,7 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp
         np.testing.assert_allclose(galleries.read_index(tmp_path / "coded")[0].vectors, held, atol=1e-5)
 
 
-def test_vectors_in_npy_are_enough(folder, config, tmp_path):
+def test_vectors_in_npy_are_enough(folder, config, tmp_path, capsys):
     """What the page says: a folder of two arrays and index pairs, ids are row numbers."""
     arrays, mine = np.load(folder / "features.npz"), tmp_path / "mine"
     mine.mkdir()
@@ -291,6 +291,7 @@ def test_vectors_in_npy_are_enough(folder, config, tmp_path):
     metrics = run(config, tmp_path / "run", f"data.path={mine}", "training.folds=1", "head.widths=null",
                   "head.embedding_dim=12")  # fmt: skip
     assert metrics["pairs"]["trained"]["ndcg_at_10"] > metrics["pairs"]["frozen"]["ndcg_at_10"] + 0.1
+    assert "\nTest queries" in capsys.readouterr().out
     about = json.loads((tmp_path / "run/data.json").read_text())
     assert about["test_queries_with_documents_of_training"] == 0
     assert sum(about["queries"].values()) == Q

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import pathlib
@@ -32,8 +33,11 @@ MODEL = "the workdir of a run, its export, or a version of it"
 def set_up(verbose: bool = False) -> None:
     """Our own messages plain, with progress; those of the libraries below only from warnings up, unless `verbose`.
 
-    The memory of GPUs is to grow, from here on.
+    The memory of GPUs is to grow, from here on. Where standard output is not UTF-8, what it has no character for is
+    written as its number.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     devices.let_memory_grow()
     absl.logging.set_verbosity(absl.logging.INFO if verbose else absl.logging.WARNING)
     ours = logging.getLogger("xbm_keras")
@@ -48,12 +52,17 @@ class Messages(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one."""
+        """Print one. Where it cannot be written, such as to a full disk, `logging` says so and the training goes on."""
         console, message = rich.get_console(), self.format(record)
         if console.is_terminal:
             wrap = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
             message = "\n".join(wrap.fill(line) for line in message.splitlines())
-        console.print(message, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        try:
+            console.print(message, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        except BrokenPipeError:  # whoever reads has enough
+            raise
+        except OSError:
+            self.handleError(record)
 
 
 GOES_ON = "Once that is mended the same command goes on from what is kept."
@@ -136,7 +145,7 @@ def print_kept(workdir: pathlib.Path, epoch: int) -> None:
     print(f"{kept} For a run that ends there: --set training.epochs={epoch} and another --workdir", file=sys.stderr)
 
 
-def print_scores(metrics: dict, which: str = "Test items") -> None:
+def print_scores(metrics: dict, which: str) -> None:
     """The tables of `{protocol: {embedding: {metric: value}}}` of these items."""
     console = rich.console.Console(highlight=False)
     for number, (columns, protocols) in enumerate(wording.tables(metrics)):
@@ -151,10 +160,10 @@ def print_scores(metrics: dict, which: str = "Test items") -> None:
         console.print(table)
 
 
-def print_results(workdir: pathlib.Path, metrics: dict) -> None:
-    """The table of `metrics.json`, the verdict and the paths."""
+def print_results(workdir: pathlib.Path, metrics: dict, which: str) -> None:
+    """The table of `metrics.json`, under whose it is, the verdict and the paths."""
     console = rich.console.Console(highlight=False)
-    print_scores(metrics)
+    print_scores(metrics, which)
     console.print(wording.verdict(metrics)[1], soft_wrap=True)
     if (workdir / "report.html").exists():
         console.print(f"[bold]Report[/bold]   {workdir}/report.html", soft_wrap=True)

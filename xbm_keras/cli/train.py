@@ -34,7 +34,7 @@ def main(argv):
             build.check_head(config, backbone)
             data = work_of(config).load(source, config, backbone)
             metrics = train(config, data, backbone, workdir, costs)
-    terminal.print_results(workdir, metrics)
+    terminal.print_results(workdir, metrics, "Test queries" if config.is_of_pairs else "Test items")
 
 
 def stages_of(config) -> list[str]:
