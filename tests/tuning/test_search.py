@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import unittest.mock
 
+import filelock
 import keras
 import keras_tuner
 import numpy as np
@@ -262,13 +263,22 @@ def test_resume_means_what_it_means_to_train(finished, vectors, tmp_path, capsys
     assert load_config(str(unfinished / "default/config.yaml")).training.epochs == 1
 
 
-def test_a_best_that_is_the_config_as_it_is_is_not_trained_again(finished, vectors, tmp_path, monkeypatch):
+def test_a_best_that_is_the_config_as_it_is_is_not_trained_again(finished, vectors, tmp_path, capsys, monkeypatch):
     workdir = shutil.copytree(finished[0], tmp_path / "search")
     shutil.rmtree(workdir / "best")
     score = json.loads((workdir / "trials/default.json").read_text())
     (workdir / "trials/default.json").write_text(json.dumps({name: 1.0 for name in score}))
     monkeypatch.setattr(tune, "train", lambda *args: pytest.fail("trained"))
+    (workdir / "default/report.html").write_text("<title>default</title>\n<h1>default</h1>\n<title>default</title>")
+    (workdir / "best").mkdir()
+    shutil.copy(workdir / "default/config.yaml", workdir / "best")
+    with filelock.FileLock(workdir / "best/.lock"), pytest.raises(SystemExit):
+        search(vectors, workdir, 3)
+    assert "search/best, in which another process is at work" in " ".join(capsys.readouterr().err.split())
+    assert (workdir / "best/config.yaml").exists()
     search(vectors, workdir, 3)
+    told = (workdir / "best/report.html").read_text()
+    assert told == "<title>best</title>\n<h1>best</h1>\n<title>default</title>"
     for name in ("metrics.json", "config.yaml", "model.keras"):
         assert (workdir / "best" / name).read_bytes() == (workdir / "default" / name).read_bytes()
 

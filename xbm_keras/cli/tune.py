@@ -13,6 +13,7 @@ from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build, devices, run_folder
 from xbm_keras.experiment.work import work_of
+from xbm_keras.report.page import retitle
 from xbm_keras.report.stage_costs import Costs
 from xbm_keras.tuning import (
     HeadHyperModel,
@@ -65,13 +66,15 @@ def main(argv):
 def train_once(which, config, data, backbone, workdir, like=None):
     """What train.py does, where it is not done yet, there or in another folder of the same config."""
     if (workdir / "config.yaml").exists() and load_config(str(workdir / "config.yaml")) != config:
-        shutil.rmtree(workdir)  # of a shorter search, whose best was another
+        run_folder.remove(workdir)  # of a shorter search, whose best was another
     if run_folder.is_finished(workdir):
         return
     if like is not None and load_config(str(like / "config.yaml")) == config:
-        shutil.rmtree(workdir, ignore_errors=True)  # what a killed copy, or an unfinished run, left
+        run_folder.remove(workdir)  # what an unfinished run left
         with writing_folder(workdir) as side:
             shutil.copytree(like, side, dirs_exist_ok=True)
+            if (side / "report.html").exists():
+                retitle(side / "report.html", workdir.name)
     else:
         log.info("%s, from training to export, in %s:", which, workdir)
         with run_folder.claim(str(workdir), CONFIG.value, config):

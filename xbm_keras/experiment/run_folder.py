@@ -111,6 +111,13 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         lock.release()
 
 
+def remove(folder: pathlib.Path) -> None:
+    """Remove a run, where there is one. Raises ConfigError where another process is at work in its folder."""
+    if folder.exists():
+        with _locked(folder):
+            shutil.rmtree(folder)
+
+
 def _not_writable(folder: pathlib.Path, error: OSError) -> ConfigError:
     return ConfigError(f"Received --workdir {folder}, which cannot be written: {error}")
 

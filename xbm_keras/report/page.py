@@ -9,9 +9,11 @@ Every text is escaped, so class names and texts of items may hold anything. Ligh
 import base64
 import dataclasses
 import functools
+import html
 import io
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import jinja2
@@ -199,6 +201,12 @@ def render(page: Page) -> str:
 def write_page(path: str | os.PathLike, page: Page) -> None:
     """Write the page, whole or not at all. Raises OSError."""
     write_whole(pathlib.Path(path), render(page))
+
+
+def retitle(path: pathlib.Path, title: str) -> None:
+    """Give a page that was written another title, in the two places that the template has for it."""
+    text = path.read_text("utf-8")
+    write_whole(path, re.sub("(<title>|<h1>).*?(?=</)", lambda found: found[1] + html.escape(title), text, count=2))
 
 
 @functools.cache
