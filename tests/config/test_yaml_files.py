@@ -32,6 +32,8 @@ def test_values_come_from_defaults_file_and_overrides_in_this_order(path):
 
 def test_blanks_around_a_key_say_nothing(path):
     assert load_config(path, ["training.epochs = 9"]).training.epochs == 9
+    assert load_config(path, ["data.path = x y.npz "]).data.path == "x y.npz"
+    assert load_config(path, ["data.path= x.npz"]).data.path == " x.npz"  # to the letter
 
 
 def test_parameters_without_a_name_are_those_of_the_default_loss(path):

@@ -29,7 +29,7 @@ def parse(overrides: Sequence[str], values: Mapping[str, Any]) -> list[tuple[lis
         values: nested ones that they come over; names in them, such as `loss.name`, decide which keys there are.
     """
     pairs = (override.split("=", 1) for override in overrides)
-    texts = {key.strip(): text for key, text in pairs}
+    texts = {key.strip(): text.strip() if key[-1:].isspace() else text for key, text in pairs}
     return [(key.split("."), _parsed(text, _types_of(key.split("."), texts, values))) for key, text in texts.items()]
 
 

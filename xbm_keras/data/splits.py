@@ -90,10 +90,14 @@ def split_items(
     train_names = shuffled[np.isin(shuffled, units[is_train])]
     num_validation = max(2, round(validation_fraction * len(train_names)))
     if len(train_names) - num_validation < 2 or not (is_test.any() or test is None):
+        mend = "let others test: --set data.split.test=0.2, say."
+        if column is not None:
+            mend = f"let others test by the column {column!r}."
+        elif num_train_classes is not None:
+            mend = f"change data.split.num_train_classes, which is {num_train_classes}."
         raise DataError(
             f"Received {len(train_names)} training and {len(np.unique(units[is_test]))} test {_plural(by)}; expected "
-            "at least 4 to train on, 2 of which validate, and 1 to test on. Add some, or let others test: "
-            "--set data.split.test=0.2, say."
+            f"at least 4 to train on, 2 of which validate, and 1 to test on. Add some, or {mend}"
         )
     num_folds = len(train_names) // num_validation
     if validation_fold >= num_folds:
