@@ -14,8 +14,6 @@ from xbm_keras.feature_cache import digests as item_digests
 from xbm_keras.feature_cache.cache import compute_features
 from xbm_keras.stages.backbone.frozen import Backbone
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 @functools.cache  # so that it is traced once
 def small_backbone(seed=0, image_size=(8, 8), units=5):
