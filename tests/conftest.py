@@ -6,6 +6,7 @@ TensorFlow is not imported here, since the process of pytest-xdist that hands ou
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported
@@ -78,6 +79,9 @@ def _same_start_for_every_test(monkeypatch):
 
     monkeypatch.setattr(tf.random, "set_seed", set_seed)
     keras.utils.set_random_seed(0)
+    ours = logging.getLogger("xbm_keras")  # whose messages a command of another test may have taken for its own
+    ours.handlers, ours.propagate = [], True
+    ours.setLevel(logging.NOTSET)
     yield
     keras.config.set_dtype_policy("float32")
 

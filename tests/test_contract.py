@@ -6,7 +6,6 @@
 import doctest
 import inspect
 import json
-import logging
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -172,8 +171,7 @@ def test_every_public_name_has_a_row():
 
 
 @pytest.mark.parametrize("name", sorted(xbm_keras.__all__))
-def test_every_public_name_has_a_docstring_whose_example_runs(name, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("xbm_keras"), "handlers", [])  # which commands of other tests left
+def test_every_public_name_has_a_docstring_whose_example_runs(name):
     thing = getattr(xbm_keras, name)
     assert thing.__doc__
     points_to_one = issubclass(thing, (tuple, xbm_keras.PairLoss, Exception)) if inspect.isclass(thing) else False

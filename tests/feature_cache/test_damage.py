@@ -192,4 +192,5 @@ def test_the_tool_leaves_alone_what_is_at_work(compute, tmp_path, capsys):
 
 def test_the_tool_runs_as_a_module(tmp_path):
     done = run_python(["-m", "xbm_keras.cli", "cache", f"--dir={tmp_path}", "check"])
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0 caches are whole.\n", "")
+    assert (done.returncode, done.stdout) == (0, "0 caches are whole.\n")
+    assert "Warning" not in done.stderr  # TensorFlow may greet there
