@@ -12,6 +12,7 @@ import pytest
 import xbm_keras
 from tests.cli.runs import METRICS, fails, means_of, run, serve_in_a_fresh_process
 from tests.conftest import ROOT
+from xbm_keras.cli import export as export_command
 from xbm_keras.config import yaml_files
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
@@ -179,6 +180,15 @@ def test_a_rate_that_ruins_the_head_leaves_the_start(vectors, tmp_path):
     trained, start = (metrics["leave_one_out"][name] for name in ("trained", "closed_form"))
     assert {name: trained[name] for name in start} == start
     assert trained["map_at_r_above_closed_form_interval"] == [0, 0]
+
+
+def test_vectors_of_fewer_dimensions_than_the_default_keep_theirs(vectors, tmp_path):
+    run(vectors, tmp_path / "run", "training.epochs=0", "head.embedding_dim=auto")
+    assert "head:\n  embedding_dim: auto\n" in (tmp_path / "run/config.yaml").read_text()  # which runs again
+    assert export_command.main(["--model", str(tmp_path / "run")]) == 0
+    for version in ("1", "2"):
+        card = (tmp_path / "run/export" / version / "model_card.md").read_text()
+        assert "# Embedding model, 24 dimensions" in card
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def of_file(path):
 def test_the_config_of_an_earlier_run_is_that_of_the_same_run_today(path):
     of_then = ["top_k.mine_in=embeddings", "top_k.num_negatives=32", "top_k.num_random=0"]  # the recipe
     own = {
-        "default": load_config("configs/default.yaml", of_then),
+        "default": load_config("configs/default.yaml", ["head.embedding_dim=128", *of_then]),
         "features": load_config(
             "configs/features.yaml",
             ["data.path=vectors.npz", "head.embedding_dim=8", "cache.dir=cache", "training.classes_per_batch=4",

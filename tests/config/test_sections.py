@@ -123,6 +123,7 @@ def test_the_recipe_says_where_it_departs_from_a_constructor(section):
     of_recipe = {} if section is Neighbors else of_recipe  # the recipe is of labels
     assert all(of_constructor[name] != value for name, value in of_recipe.items())
     expected = {name: list(value) if value == () else value for name, value in {**of_constructor, **of_recipe}.items()}
+    expected.pop("embedding_dim", None)  # whose default is of the features
     assert {name: getattr(section(), name) for name in expected} == expected
 
 

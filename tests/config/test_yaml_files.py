@@ -27,7 +27,7 @@ def test_values_come_from_defaults_file_and_overrides_in_this_order(path):
     config = load_config(path, ["training.epochs=9"])
     assert config.training.epochs == 9
     assert config.training.learning_rate == 0.001  # a float, though YAML 1.1 reads 1e-3 as text
-    assert config.head.embedding_dim == 128
+    assert config.head.embedding_dim == "auto"
 
 
 def test_blanks_around_a_key_say_nothing(path):

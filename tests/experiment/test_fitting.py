@@ -63,6 +63,15 @@ def test_without_labels_neighbours_are_kept(vectors):
     assert set(found.scores["neighbors"]) >= {"trained@4", "trained"}
 
 
+def test_features_of_fewer_dimensions_than_the_default_keep_theirs(vectors):
+    features, labels = vectors
+    few = {"training.epochs": 0}
+    assert fit_head(features[:144], labels[:144], settings=few).transform(features[:2]).shape == (2, 32)
+    pairs = np.stack([np.arange(100), 100 + np.arange(100)], axis=1)
+    found = fit_pairs(features, features, pairs, settings=few)
+    assert found.transform(features[:2]).shape == (2, 32)
+
+
 def test_pictures_pass_the_network_once(tmp_path):
     rng = np.random.default_rng(1)
     pictures = [
@@ -100,7 +109,9 @@ def test_what_cannot_be_used_is_told(vectors, fitted):
         "expected keys of head, memory": lambda: fit_head(features, labels, settings={"data.split.seed": 1}),
         "did you mean 'embedding_dim'": lambda: fit_head(features, labels, settings={"head.embeding_dim": 8}),
         "Received 287 labels for 288 items": lambda: fit_head(features, labels[:-1]),
-        "embedding_dim=128 for features of width 32": lambda: fit_head(features, labels),
+        "embedding_dim=33 for features of width 32": lambda: fit_head(
+            features, labels, settings={"head.embedding_dim": 33}
+        ),
         r"expected floats \[N, D\]": lambda: fit_head(features[0], labels[:32], settings=SMALL),
         "each alone in their class": lambda: fit_head(features, np.arange(288), settings=SMALL),
         "features of width 5 for a head that takes 32": lambda: fitted.transform(features[:, :5]),

@@ -141,7 +141,7 @@ def test_a_head_wider_than_the_features_is_told_before_the_network_runs(values, 
     backbone = build.make_backbone(config)
     told = pytest.raises(ConfigError, match="embedding_dim=4 for features of width 3; expected at most 3")
     with told if is_told else contextlib.nullcontext():
-        build.check_head(config, backbone)
+        build.sized(config, build.width_of(build.make_source(config), backbone))
 
 
 def test_what_cannot_be_read_is_checked_again(values, tmp_path):

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         source = build.make_source(config)
         backbone = build.make_backbone(config)
-        build.check_head(config, backbone)
+        config = build.sized(config, build.width_of(source, backbone))
         show(preview(config, loading.dataset_of(source, config, backbone)))
     return 0
 

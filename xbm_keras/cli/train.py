@@ -31,7 +31,7 @@ def main(argv):
             costs.begin("features")
             source = build.make_source(config)  # a wrong path is told before weights are downloaded
             backbone = build.make_backbone(config)
-            build.check_head(config, backbone)
+            config = build.sized(config, build.width_of(source, backbone))
             data = work_of(config).load(source, config, backbone)
             metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics, "Test queries" if config.is_of_pairs else "Test items")

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from xbm_keras.arguments import AboveZero, Natural, NonNegative, Positive, Share
+from xbm_keras.arguments import AboveZero, Natural, NonNegative, Positive
 from xbm_keras.config.data_schema import BackboneConfig, Cache, DataConfig, Seed, Views
+from xbm_keras.config.head_schema import HeadConfig
 from xbm_keras.config.search_schema import SearchSection
 from xbm_keras.config.sections import Section, one_of, section_of
 from xbm_keras.export.saved_model import export_encoder
@@ -14,7 +15,6 @@ from xbm_keras.stages.circular_memory.ring import CircularMemory
 from xbm_keras.stages.hard_top_k.by_label import HardTopK, require_pairs
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
 from xbm_keras.stages.hard_top_k.mining import Refresh
-from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.pair_losses import LOSSES
 
 MAX_BATCH = 1 << 20  # items
@@ -29,44 +29,14 @@ IN_CODE_ALONE = {
     "smooth_ap": ("temperature",),
     "recall_surrogate": ("ks", "temperature", "rank_temperature"),
     "similarity_alignment": ("form",),
-    "head": ("hidden_dim", "power", "seed", "width_weights"),
     "top_k": ("positives", "mining", "max_score", "absolute_margin", "relative_margin", "max_rows_for_all", "seed"),
 }
 """Arguments of losses and stages that a run fills in, or of which no measurement shows another value to pay."""
 RECIPE: dict[str, dict[str, Any]] = {
-    "head": {"embedding_dim": 128},
     "memory": {"memory_size": 65_536},
     "top_k": {"mine_in": "features", "num_negatives": 8, "num_random": 256},
 }
 """Defaults where the constructors have others, or none."""
-
-
-class HeadConfig(section_of(Head, without=IN_CODE_ALONE["head"], recipe=RECIPE["head"])):  # type: ignore[misc]
-    """The FC layer. Where `widths` are given, `embedding_dim` need not be."""
-
-    start: Literal[
-        "auto", "random", "identity", "pca", "whiten", "local", "lda", "nda", "centred", "ridge", "procrustes"
-    ] = "auto"
-    """The weights before the first step: a closed form of the training features, or random; "auto" tries all that go
-    with the data on held-out classes or queries, and of those that are not surely worse than the best takes the one
-    that classes tell most. Of pairs it takes the best; ridge and procrustes, of queries alone, are of pairs."""
-    shrinkage: Share | Literal["auto"] = "auto"
-    """Of the within-class covariance, for whiten, lda and nda; of that within neighbourhoods, for local. "auto" takes
-    the best one, by the same folds; without labels by the neighbours that are kept among held-out items."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _widest(cls, values):
-        """The widest nested width is the embedding's; what is no list of widths is told of as such, below."""
-        widths = values.get("widths") if isinstance(values, dict) else None
-        if isinstance(widths, list) and widths and "embedding_dim" not in values:
-            return {**values, "embedding_dim": widths[-1]}
-        return values
-
-    @pydantic.model_validator(mode="after")
-    def _nested(self):
-        Head(self.embedding_dim, widths=self.widths)  # refuses widths that do not go with it
-        return self
 
 
 class Memory(section_of(CircularMemory, without=["frozen"], recipe=RECIPE["memory"])):  # type: ignore[misc]

@@ -8,9 +8,10 @@ import numpy as np
 
 from xbm_keras.arguments import arguments_of
 from xbm_keras.config import schema
-from xbm_keras.config.yaml_files import ConfigError, blaming_config
+from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data import arrays, sources
 from xbm_keras.data.batches import PKSampler, ShuffledSampler, alone_in_class
+from xbm_keras.data.pairs import Pairs
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
@@ -46,18 +47,20 @@ def make_backbone(config: schema.Config) -> Backbone | None:
     return backbone
 
 
-def check_head(config: schema.Config, backbone: Backbone | None) -> None:
-    """Raises ConfigError where a closed form cannot be as wide as the head, before a feature is computed."""
-    if backbone is None or config.head.start == "random":
-        return
+def sized(config: schema.Config, width: int | None) -> schema.Config:
+    """The config with a head for features of a width. Raises ConfigError where there can be none: see `HeadConfig`."""
+    with blaming_config():
+        return config.model_copy(update={"head": config.head.for_features(width)})
+
+
+def width_of(source: sources.Source | arrays.Vectors | Pairs, backbone: Backbone | None) -> int | None:
+    """Of the features, told before one is computed; None where the network does not say it."""
+    if backbone is None:
+        features = getattr(source.queries if isinstance(source, Pairs) else source, "features", None)
+        return None if features is None else features.shape[1]
     shape = backbone.input_shape_per_item
     inputs = {name: (None, *each) for name, each in shape.items()} if isinstance(shape, dict) else (None, *shape)
-    width = backbone.compute_output_shape(inputs)[-1]
-    if width is not None and config.head.embedding_dim > width:
-        raise ConfigError(
-            f"Received embedding_dim={config.head.embedding_dim} for features of width {width}; expected at most "
-            f"{width}. Lower head.embedding_dim, or use start: random."
-        )
+    return backbone.compute_output_shape(inputs)[-1]
 
 
 def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:

@@ -25,7 +25,7 @@ from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
 from xbm_keras.experiment import pair_phases, phases
-from xbm_keras.experiment.build import check_head
+from xbm_keras.experiment.build import sized, width_of
 from xbm_keras.experiment.loading import dataset_of, with_training_views
 from xbm_keras.experiment.pair_loading import folds_of
 from xbm_keras.experiment.saved_run import check_width
@@ -217,12 +217,12 @@ def fit_head(
     """
     modality = "vector" if backbone is None else getattr(backbone, "modality", "image")
     config = _config(modality, settings, **({} if labels is not None else {"name": "similarity_alignment"}))
-    check_head(config, backbone)  # before a feature is computed; of vectors the closed form says it
     source: Vectors | GivenItems
     if backbone is None:
         source = Vectors(_floats(items), _items(len(items), labels))
     else:
         source = GivenItems(items, modality, labels)
+    config = sized(config, width_of(source, backbone))  # or an error, before a feature is computed
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = phases.run(config, dataset, backbone, pathlib.Path(folder), Costs())
@@ -260,6 +260,7 @@ def fit_pairs(
     """
     config = _config("pairs", settings)
     judged = _pairs(_side(queries, backbone), _side(documents, backbone), pairs)
+    config = sized(config, width_of(judged, backbone))
     folds = folds_of(judged, config, backbone)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = pair_phases.run(config, folds, backbone, pathlib.Path(folder), Costs())

@@ -7,7 +7,6 @@ import logging
 import numpy as np
 
 from xbm_keras.config import schema
-from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.pair_dataset import PairDataset, only_test_pairs, split_pairs
 from xbm_keras.data.pairs import Pairs, Side
@@ -103,8 +102,6 @@ def folds_of(
         pairs = pairs.keeping(*everything)
         features.append(cached.rows)
     _check(features)
-    if not only_test:
-        _check_head(config.head, features[0].shape[1])
     first = PairDataset(pairs, features[0], features[1], split_of(pairs), skipped, num_computed)
     folds, number = [first], config.training.folds
     if number == "auto":
@@ -115,20 +112,6 @@ def folds_of(
             break
         folds.append(dataclasses.replace(first, splits=splits))
     return folds
-
-
-def _check_head(head: schema.HeadConfig, width: int) -> None:
-    """Raises ConfigError for a head that does not go with features of this width."""
-    if head.sides == "query" and head.embedding_dim != width:
-        raise ConfigError(
-            f"Received head.sides 'query' with {head.embedding_dim} dimensions for features of width {width}; expected "
-            f"{width}: queries are compared with documents as they are. Use head.embedding_dim={width}, or sides: both."
-        )
-    if head.embedding_dim > width and head.start != "random":
-        raise ConfigError(
-            f"Received embedding_dim={head.embedding_dim} for features of width {width}; expected at most {width}. "
-            "Lower head.embedding_dim, or use start: random."
-        )
 
 
 def _check(features: list[FeatureRows]) -> None:

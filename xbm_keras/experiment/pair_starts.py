@@ -53,10 +53,12 @@ def choose_pair_start(given: schema.HeadConfig, folds: Sequence[PairDataset]) ->
         given: the head.
         folds: the data, each time with other queries held out.
     """
+    width = folds[0].queries.shape[1]
+    with blaming_config():
+        given = given.for_features(width)
     fixed = given.model_dump()
     if given.start == "random":
         return PairHead(**fixed)
-    width = folds[0].queries.shape[1]
     tried = [
         (name, parameters)
         for name, parameters in candidates(given.sides, given.embedding_dim, width)

@@ -24,6 +24,7 @@ from xbm_keras.data.listing import describe
 from xbm_keras.data.sources import DataError
 from xbm_keras.evaluation.thresholds import FILE as THRESHOLDS
 from xbm_keras.evaluation.thresholds import read_thresholds
+from xbm_keras.experiment.build import sized
 from xbm_keras.experiment.learning import class_learning_curve
 from xbm_keras.experiment.run_facts import about_items, num_classes
 from xbm_keras.export import model_card
@@ -202,7 +203,7 @@ def _has_checkpoint(folder: pathlib.Path) -> bool:
 
 def _differences(saved: Config, config: Config) -> list[str]:
     """Keys that decide what is trained, and their values there and here."""
-    there, here = (_flat(c.model_dump(include=set(TRAINED_BY))) for c in (saved, config))
+    there, here = (_flat(sized(c, None).model_dump(include=set(TRAINED_BY))) for c in (saved, config))  # "auto" is 128
     return [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in {**there, **here}
@@ -305,7 +306,7 @@ def export_model(
 
     What else is to be added may replace these.
     """
-    about = read_record(workdir / "data.json")
+    about, config = read_record(workdir / "data.json"), sized(config, model.memory.feature_dim)
 
     def describe(version: pathlib.Path) -> None:
         values, recipe = config.model_dump(mode="json"), public_values(config)

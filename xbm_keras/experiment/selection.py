@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xbm_keras.config import schema
+from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.experiment.chosen_head import PARAMETERS, POWERS, TRIED, ChosenHead, HeadChoice
 from xbm_keras.experiment.held_out import HeldOutFolds
@@ -29,6 +30,8 @@ def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds
         dataset: the items.
         folds: of the dataset, where several heads are chosen for, or where no labels are to be used.
     """
+    with blaming_config():
+        given = given.for_features(dataset.features.shape[1])
     config = given if isinstance(given, HeadChoice) else HeadChoice(**given.model_dump())
     folds = folds or HeldOutFolds(dataset)
     tried_powers = POWERS if folds.uses_labels else POWERS[:1]

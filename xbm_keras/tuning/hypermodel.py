@@ -16,7 +16,7 @@ from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import phases
-from xbm_keras.experiment.build import make_source
+from xbm_keras.experiment.build import make_source, sized, width_of
 from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of
 from xbm_keras.experiment.held_out import HeldOutFolds
 from xbm_keras.experiment.loading import dataset_of, with_training_views
@@ -36,12 +36,13 @@ def load_folds(config: Config, backbone: Backbone | None = None, source=None) ->
         source: the items, by default made of the config.
 
     Returns:
-        The config, in which it is chosen which views of pictures train, and the data with these.
+        The config, in which it is chosen which views of pictures train and how wide the head is, and the data.
 
     Raises:
         DataError: for data that cannot be used, or has too few classes for so many folds.
     """
     source = make_source(config) if source is None else source
+    config = sized(config, width_of(source, backbone))
     first = with_training_views(config, dataset_of(source, config, backbone), backbone)
     if len(first.view_rows):
         chosen, first = choose(config, first)

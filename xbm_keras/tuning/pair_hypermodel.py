@@ -8,6 +8,7 @@ import numpy as np
 from xbm_keras.config.schema import Config
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.experiment import pair_phases
+from xbm_keras.experiment.build import sized
 from xbm_keras.experiment.pair_loading import load_pairs
 from xbm_keras.experiment.pair_starts import PairHead, choose_pair_start
 from xbm_keras.model.xbm_model import XBMModel
@@ -16,9 +17,11 @@ from xbm_keras.tuning.hypermodel import HeadHyperModel
 
 
 def load_pair_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config, list[PairDataset]]:
-    """The config, and the data `search.folds` times, each time with other queries held out. Raises DataError."""
+    """The config, in which it is chosen how wide the head is, and the data `search.folds` times, each time with other
+    queries held out. Raises DataError."""
     training = config.training.model_copy(update={"folds": config.search.folds, "refit": True})
-    return config, load_pairs(config.model_copy(update={"training": training}), backbone)
+    folds = load_pairs(config.model_copy(update={"training": training}), backbone)
+    return sized(config, folds[0].queries.shape[1]), folds
 
 
 class PairHyperModel(HeadHyperModel):
