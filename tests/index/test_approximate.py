@@ -13,6 +13,7 @@ from xbm_keras.index.galleries import add_items, remove_items, write_index
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.saved_search import ExactSearch
+from xbm_keras.index.where import ConditionError
 
 MODULES = {"usearch": "usearch.index", "faiss": "faiss", "lancedb": "lancedb"}
 
@@ -130,6 +131,21 @@ def test_lancedb_takes_each_condition_itself(tmp_path, database, monkeypatch):
             assert "".join(sorted(hit["id"] for hit in hits)) == expected, condition
     with pytest.raises(ValueError, match="Received a condition on 'STYLE_'"):
         opened.find(vectors[:1], 5, approximate=True, where="STYLE_ = 1")
+
+
+def test_what_lancedb_refuses_is_told_of_the_condition_or_of_its_files(tmp_path, database):
+    items = gallery(20)
+    write_index(tmp_path, items, "model", engine="lancedb")
+    opened = OpenedIndex.newest(tmp_path)
+    with pytest.raises(ConditionError, match="condition that LanceDB refuses: Invalid input") as raised:
+        opened.find(items.vectors[:1], 3, approximate=True, where="year > 1e400")
+    assert ".rs:" not in str(raised.value)
+    for path in (tmp_path / "1/approximate.lancedb").rglob("*.lance"):
+        if path.is_file():
+            path.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"table of LanceDB that cannot be searched: .* Build the index") as raised:
+        OpenedIndex.newest(tmp_path).find(items.vectors[:1], 3, approximate=True, where="year = 1")
+    assert not isinstance(raised.value, ConditionError)
 
 
 def test_a_version_of_lancedb_links_what_stays_and_leaves_the_one_before_as_it_was(tmp_path, database):

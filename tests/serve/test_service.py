@@ -172,16 +172,25 @@ def test_an_engine_answers_and_changes_with_model_and_index(tmp_path, monkeypatc
     assert "left alone: Received --approximate with an index that has no such part" in caplog.text
 
 
-def test_a_client_is_told_what_is_wrong_with_a_condition_and_not_with_the_server(tmp_path, monkeypatch):
-    pytest.importorskip("usearch", reason="needs the extra [ann]")
+@pytest.mark.parametrize(
+    ("engine", "where", "told"),
+    [
+        ("usearch", b"price=1", b"USearch, which has no filter"),
+        ("lancedb", b"price%20%3E%201e400", b"a condition that LanceDB refuses"),
+    ],
+)
+def test_a_client_is_told_what_is_wrong_with_a_condition_and_not_with_the_server(
+    tmp_path, monkeypatch, engine, where, told
+):
+    pytest.importorskip(engine, reason="needs the extra [ann], or [stores]")
     version, folder = export_encoder(head_of(0), tmp_path / "model"), tmp_path / "index"
-    index_of(folder, version, embedded(version, FEATURES), engine="usearch", price=[1] * 20)
+    index_of(folder, version, embedded(version, FEATURES), engine=engine, price=[1] * 20)
     service = Service(str(tmp_path / "model"), folder, 10**8, approximate=True)
     service.refresh()
     app, answer = make_app(service, {}), []
     body = json.dumps({"vectors": FEATURES[:1].tolist()}).encode()
     headers = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body))}
-    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"where=price=1"}
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"where=" + where}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     def damaged(self, *_, **__):
@@ -194,7 +203,7 @@ def test_a_client_is_told_what_is_wrong_with_a_condition_and_not_with_the_server
         answer.append(message)
 
     asyncio.run(app(scope, receive, send))
-    assert (answer[0]["status"], b"USearch, which has no filter" in answer[1]["body"]) == (422, True)
+    assert (answer[0]["status"], told in answer[1]["body"]) == (422, True)
     answer.clear()
     monkeypatch.setattr(OpenedIndex, "find", damaged)
     with pytest.raises(ValueError, match="files are damaged"):  # which the server logs

@@ -3,6 +3,7 @@
 import datetime
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -13,7 +14,7 @@ from xbm_keras.atomic_files import link_or_copy
 from xbm_keras.geometry import unit_rows
 from xbm_keras.index.extras import import_library
 from xbm_keras.index.gallery import Gallery, joined
-from xbm_keras.index.where import Condition, without_nan
+from xbm_keras.index.where import Condition, ConditionError, without_nan
 
 TABLE, KEY, VECTOR = "items", "__key", "__vector"
 LISTS = 4.0  # times the square root of the number of items, as of FAISS
@@ -22,6 +23,7 @@ LISTS_READ = 64
 MIN_LISTED = 1000  # of fewer items all are read
 MAX_UNLISTED = 0.1  # of the items; up to so many new ones are all read, since to list them writes all lists anew
 UNUSED = datetime.timedelta(seconds=1)  # of files that the newest state does not need
+SOURCE = re.compile(r", /\S+\.rs:\d+.*", re.DOTALL)  # where in its own code an error arose
 BLOCK = 10_000  # keys of one condition, and rows that are written at a time
 
 
@@ -119,9 +121,15 @@ class LanceTable:
             num_read = int(np.ceil(LISTS_READ * len(self) / max(1, num_wanted)))
             found = asked.nprobes(num_read).to_arrow().combine_chunks()
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"Received a search that LanceDB refuses: {error}; expected a condition that it can tell. Leave out "
-                "--approximate, which searches exactly."
+            reason = SOURCE.sub("", str(error))
+            if among is None or isinstance(error, RuntimeError):  # of its files
+                raise ValueError(
+                    f"Received a table of LanceDB that cannot be searched: {reason}; expected its files as they were "
+                    "written. Build the index anew."
+                ) from error
+            raise ConditionError(
+                f"Received a condition that LanceDB refuses: {reason}; expected one that it can tell. Write another "
+                "one, or leave out --approximate, which searches exactly."
             ) from error
         is_one = "query_index" not in found.column_names
         rows = np.zeros(len(found), np.int64) if is_one else found["query_index"].to_numpy()
