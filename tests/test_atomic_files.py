@@ -1,9 +1,13 @@
 """Files that are there whole or not at all, whoever else writes them."""
 
+import errno
+import importlib
 import os
 import stat
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.fresh_processes import run_fresh
@@ -39,6 +43,25 @@ def test_an_error_leaves_the_old_file_alone(tmp_path, error):
         write()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.npy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+def test_a_disk_that_takes_a_part_of_an_array_is_full(tmp_path):
+    limits = importlib.import_module("resource")
+    former = limits.getrlimit(limits.RLIMIT_FSIZE)
+
+    def save():
+        with writing_whole(tmp_path / "a.npy") as side:
+            np.save(side, np.zeros(50_000))
+
+    limits.setrlimit(limits.RLIMIT_FSIZE, (100_000, former[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left on device.*a\.npy") as raised:
+            save()
+    finally:
+        limits.setrlimit(limits.RLIMIT_FSIZE, former)
+    assert raised.value.errno == errno.ENOSPC
+    assert names(tmp_path) == []
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

@@ -6,6 +6,7 @@ which write the same file at once end with one of theirs, whole. Folders are ver
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -38,6 +39,10 @@ def writing_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         sync(side)
         side.replace(target)
         sync(target.parent)
+    except OSError as error:
+        if error.errno is None and error.args[0].endswith(" written"):  # NumPy, of a disk that took a part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         side.unlink(missing_ok=True)
 

@@ -84,8 +84,10 @@ def test_too_few_classes_are_told(photos, tmp_path, capsys):
 
 
 def test_tables_and_tfds_names_that_do_not_exist_are_told(photos, tmp_path, capsys):
+    (tmp_path / "y.csv").write_text("path,label\nnope.jpg,1\n")
     for data, message in (
         ({"source": "image_table", "root": str(tmp_path), "table": "x.csv"}, "which is no file"),
+        ({"source": "image_table", "root": str(tmp_path), "table": "y.csv"}, "none of whose 1 path is a file"),
         ({"source": "image_array", "path": "x.npz"}, "'x.npz', which is no file"),
         ({"source": "tfds", "name": "no_such_things"}, "which TFDS cannot give"),
     ):

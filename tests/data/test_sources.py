@@ -121,6 +121,15 @@ def test_image_table_errors(folder):
         sources.ImageTable(str(folder), "items.csv")
 
 
+def test_a_table_of_which_no_path_leads_to_a_picture(folder):
+    (folder / "items.csv").write_text("path,label\nnope.jpg,1\npear/1.png,2\n")
+    source = sources.ImageTable(str(folder), "items.csv")
+    source.require_pictures()  # one may be missing
+    (folder / "pear/1.png").unlink()
+    with pytest.raises(DataError, match=r"none of whose 2 paths is .*, such as 'nope\.jpg'; .* Set data\.root"):
+        source.require_pictures()
+
+
 def test_a_missing_picture_is_unreadable(folder):
     (folder / "items.csv").write_text("path,label\nnope.jpg,1\n")
     source = sources.ImageTable(str(folder), "items.csv")

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.small_models import small_backbone
-from xbm_keras import FittedHead, FittedPairs, fit_head, fit_pairs
+from xbm_keras import Backbone, FittedHead, FittedPairs, fit_head, fit_pairs
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.errors import DataError
 
@@ -45,7 +45,10 @@ def test_a_head_that_is_worse_than_the_features_is_told(caplog):
     """Classes that differ in all 32 directions, of which eight are kept."""
     rng = np.random.default_rng(0)
     found = rng.normal(size=(12, 32)).repeat(12, axis=0) + rng.normal(size=(144, 32))
-    fit_head(found, np.arange(144) // 12, settings={**SMALL, "head.embedding_dim": 4})
+    with caplog.at_level("INFO", "xbm_keras"):
+        fit_head(found, np.arange(144) // 12, settings={**SMALL, "head.embedding_dim": 4})
+    assert "2 times, each with others held out" in caplog.text
+    assert caplog.text.count("The memory holds all") == 1
     assert "By items held out: The head is WORSE than the frozen features" in caplog.text
 
 
@@ -72,7 +75,7 @@ def test_features_of_fewer_dimensions_than_the_default_keep_theirs(vectors):
     assert found.transform(features[:2]).shape == (2, 32)
 
 
-def test_pictures_pass_the_network_once(tmp_path):
+def test_pictures_pass_the_network_once(tmp_path, monkeypatch):
     rng = np.random.default_rng(1)
     pictures = [
         np.full((8, 8, 3), 20 * (i // 6), np.uint8) + rng.integers(0, 9, (8, 8, 3), np.uint8) for i in range(48)
@@ -82,16 +85,23 @@ def test_pictures_pass_the_network_once(tmp_path):
     found = fit_head(pictures, np.arange(48) // 6, backbone=backbone, settings={**settings, "head.embedding_dim": 3})
     assert found.transform(pictures[:3]).shape == (3, 3)
     assert found.scores["views"] == 2
+    monkeypatch.setattr(Backbone, "call", None)  # that a graph were made of once more
+    for number in range(1, 7):
+        some = rng.integers(0, 255, (number, 7 + number, 9, 3), np.uint8)
+        assert found.transform(some).shape == (number, 3)
     with pytest.raises(DataError, match=r"item 1, which cannot be used: an array of shape \(8, 8\)"):
         found.transform([pictures[0], pictures[1][:, :, 0]])
 
 
-def test_pairs(tmp_path):
+def test_pairs(tmp_path, caplog):
     rng = np.random.default_rng(2)
     documents = rng.normal(size=(90, 16))
     queries = documents[:80] + rng.normal(size=(80, 16))
     pairs = np.stack([np.arange(80), np.arange(80)], axis=1)
-    found = fit_pairs(queries, documents, pairs, settings={**SMALL, "head.sides": "two"})
+    with caplog.at_level("INFO", "xbm_keras"):
+        found = fit_pairs(queries, documents, pairs, settings={**SMALL, "head.sides": "two"})
+    assert "4 times, each with others held out" in caplog.text
+    assert caplog.text.count("The memory holds all") == 1
     assert found.scores["pairs"]["trained"]["ndcg_at_10"] > 0
     scores = found.evaluate(queries, documents, pairs)
     assert set(scores) == {"frozen", "trained"}

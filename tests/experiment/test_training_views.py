@@ -94,11 +94,14 @@ def test_a_view_without_features_is_left_out(values, tmp_path):
     assert len(dataset.labels) == len(dataset.features) == len(dataset.sample_ids) == 60 + 119
 
 
-def test_what_auto_tries(values, monkeypatch):
+def test_what_auto_tries(values, monkeypatch, caplog):
+    caplog.set_level("INFO", "xbm_keras")
+
     def num_views(values, **views):
         return len(load(values, **views)[2].view_rows) // 40
 
     assert num_views(values) == 5
+    assert "Views of 40 training pictures: 5 more passes of the network over them; views.number=1 and" in caplog.text
     assert num_views(values, number=4) == 6
     assert num_views(values, turned_classes=False) == 2
     assert num_views(values, number=1) == 3
@@ -107,7 +110,10 @@ def test_what_auto_tries(values, monkeypatch):
     assert num_views(without, number=2) == 1
     monkeypatch.setattr(loading, "MAX_TRIED", 39)
     assert num_views(values) == 0
+    assert "Views of 40 training pictures: more than 39 are viewed where views.number and" in caplog.text
+    caplog.clear()
     assert num_views(values, number=2, turned_classes=True) == 4
+    assert "Views of" not in caplog.text  # the user knows
 
 
 def made_up(seed):

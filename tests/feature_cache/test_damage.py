@@ -63,7 +63,8 @@ def test_what_the_disk_did_not_give_is_told_and_tried_again(photos, tmp_path, ca
     lasting = {"class0/03.png": "no picture of a known format"}
     assert sick.skipped == {**lasting, **dict.fromkeys(keys[[0, 2, 5, 7]], os.strerror(number))}
     assert sick.positions.tolist() == [3, 4, 6, 8, 9, 10]
-    assert "4 items could not be read this time" in caplog.text
+    such = f"{keys[0]} ({os.strerror(number)})"
+    assert f"4 items could not be read this time, such as {such}; the next run tries again" in caplog.text
     source.no_digest, source.no_load = [], []
     well = compute_features(source, backbone, str(cache), shard_rows=4)
     assert (well.num_computed, well.skipped) == (4, lasting)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from xbm_keras.data.errors import DataError, UnreadableItem
-from xbm_keras.data.labels import Labels, encode, printable
+from xbm_keras.data.labels import Labels, counted, encode, printable
 from xbm_keras.data.listing import list_pictures
 from xbm_keras.data.pictures import DECODER, decode_picture
 from xbm_keras.data.tables import Table
@@ -222,6 +222,16 @@ class ImageTable(PictureFiles):
         if twice:
             raise DataError(f"Received {table}, which lists {twice[0]!r} twice; list each picture once.")
         super().__init__(top, paths, found, rows.others(None))
+        self.table, self.column = table, images
+
+    def require_pictures(self) -> None:
+        """Raises DataError where none of the paths is a file; single ones that are none are skipped, and told later."""
+        if not any((self.root / path).is_file() for path in self.paths):
+            raise DataError(
+                f"Received {self.table}, none of whose {counted(len(self.paths), 'path')} is a file below data.root "
+                f"{str(self.root)!r}, such as {self.paths[0]!r}; expected paths relative to that folder, or absolute. "
+                f"Set data.root, or mend the column {self.column!r}."
+            )
 
 
 def _existing_folder(root: str) -> pathlib.Path:

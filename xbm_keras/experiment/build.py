@@ -27,11 +27,13 @@ SKETCH_DIM = 64
 
 
 def make_source(config: schema.Config, is_training: bool = True) -> sources.Source | arrays.Vectors:
-    """The items. Raises DataError for folders that are no classes, where they are to be trained on as such."""
+    """The items. Raises DataError for a table of no pictures, and for folders that are no classes to be trained on."""
     keeps = "cache_dir" in arguments_of(type(config.data).constructor)
     source = config.data.make(**({"cache_dir": config.cache.dir} if keeps else {}))
     if is_training and not config.is_without_labels and isinstance(source, sources.ImageFolder):
         source.require_classes()
+    if isinstance(source, sources.ImageTable):
+        source.require_pictures()
     return source
 
 
@@ -77,18 +79,7 @@ def make_model(
     config: schema.Config, backbone: Backbone | None, width: int, num_rows: int, num_steps: int, power: float
 ) -> XBMModel:
     """The model for features of a width, raised to a power; its memory holds at most the rows that there are."""
-    what = "training rows"
-    if config.is_of_pairs:
-        documents = "documents" if config.training.negatives == "corpus" else "documents that answer training queries"
-        what = documents if config.training.anchors == "queries" else "training queries"
     memory_size = min(config.memory.memory_size, num_rows)
-    if memory_size < config.memory.memory_size:
-        log.info(
-            "The memory holds all %s %s (memory.memory_size is %s).",
-            f"{num_rows:,}",
-            what,
-            f"{config.memory.memory_size:,}",
-        )
     alignment = config.training.start_alignment
     model = XBMModel(
         backbone,
@@ -105,6 +96,16 @@ def make_model(
     model.compile(keras.optimizers.Adam(growing))
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
+
+
+def tell_memory(config: schema.Config, memory_size: int) -> None:
+    """Say where the memory is smaller than the config allows, since there is no more to hold."""
+    what, wanted = "training rows", config.memory.memory_size
+    if config.is_of_pairs:
+        documents = "documents" if config.training.negatives == "corpus" else "documents that answer training queries"
+        what = documents if config.training.anchors == "queries" else "training queries"
+    if memory_size < wanted:
+        log.info("The memory holds all %s %s (memory.memory_size is %s).", f"{memory_size:,}", what, f"{wanted:,}")
 
 
 def holds_all(config: schema.Config, num_rows: int) -> bool:

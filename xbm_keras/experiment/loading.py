@@ -178,11 +178,13 @@ def held_out(config: schema.Config, splits: Splits, features: FeatureRows, fold:
 def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:
     """The same data, and behind the items those views of training pictures that the config asks for, or is to try.
 
-    A view that the backbone has no features for is left out.
+    It says which are tried, or not tried, without being asked for. A view that the backbone has no features for is left
+    out.
     """
     c, splits = config.views, dataset.splits
     train = np.union1d(splits.train, splits.validation)
-    is_tried = config.data.modality == "image" and not config.is_without_labels and len(train) <= MAX_TRIED
+    may_be_tried = config.data.modality == "image" and not config.is_without_labels
+    is_tried = may_be_tried and len(train) <= MAX_TRIED
     num_views = (TRIED_VIEWS if is_tried else 1) if c.number == "auto" else c.number
     has_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
     source, positions, features = dataset.source, dataset.source_positions[train], dataset.features
@@ -192,6 +194,12 @@ def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backb
         return dataset
     views = [(augmented(source, positions, number, c.flip), 0) for number in range(1, num_views)]
     views += [(turned(source, positions, quarters), quarters) for quarters in QUARTERS if has_turned]
+    if may_be_tried and "auto" in (c.number, c.turned_classes):
+        told = f"more than {MAX_TRIED:,} are viewed where views.number and views.turned_classes say so alone"
+        if is_tried:
+            told = f"{counted(len(views), 'more pass')} of the network over them; views.number=1 and "
+            told += "views.turned_classes=false spare these"
+        log.info("Views of %s: %s.", counted(len(train), "training picture"), told)
     if not views:
         return dataset
     rows, labels, keys, origins = [features], [dataset.labels], [dataset.keys], []

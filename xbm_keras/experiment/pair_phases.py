@@ -20,7 +20,7 @@ from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.pair_scores import PairEvaluation, PairScores, compare_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import devices
-from xbm_keras.experiment.build import make_model, steps_per_epoch
+from xbm_keras.experiment.build import make_model, steps_per_epoch, tell_memory
 from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
 from xbm_keras.experiment.phases import (
     Interrupted,
@@ -227,6 +227,7 @@ def run(
     told = counted(len(splits.train), "query"), f"{len(splits.validation):,}", times
     log.info("%s train and %s choose the epoch%s.", *told)
     model = start_model(config, dataset, backbone, splits.train)
+    tell_memory(config, model.memory.memory_size)
     start = copy_head(model.head) if has_start else None
     best = select(config, dataset, model, *watch(config, workdir, "select"))
     curves = [best.scores]

@@ -20,7 +20,14 @@ from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed
 from xbm_keras.evaluation.side_by_side import Scores, compare
 from xbm_keras.evaluation.thresholds import measure_thresholds
 from xbm_keras.experiment import devices
-from xbm_keras.experiment.build import GROWTH_EPOCHS, left_out, make_model, make_sampler, steps_per_epoch
+from xbm_keras.experiment.build import (
+    GROWTH_EPOCHS,
+    left_out,
+    make_model,
+    make_sampler,
+    steps_per_epoch,
+    tell_memory,
+)
 from xbm_keras.experiment.chosen_head import PARAMETERS, closed_forms_of, make_start
 from xbm_keras.experiment.held_out import HeldOutFolds, held_out, some_classes
 from xbm_keras.experiment.selection import best_epoch, choose, choose_start
@@ -214,6 +221,7 @@ def run(
     first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
     positions = first.with_views(first.splits.train)
     model = start_model(config, first, backbone, positions)
+    tell_memory(config, model.memory.memory_size)
     start = copy_head(model.head)
     counts = len(first.splits.train), len(first.splits.validation)
     what = "" if config.data.split.by == "item" else " of other classes"

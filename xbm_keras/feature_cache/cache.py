@@ -92,7 +92,8 @@ def compute_features(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         digests, reasons = find_digests(source, folder.parent)
-        num_to_retry = sum(not reason.is_lasting for reason in reasons.values())
+        to_retry = [i for i, reason in reasons.items() if not reason.is_lasting]
+        num_to_retry = len(to_retry)
         with filelock.FileLock(folder / "lock"):
             remove_leftovers(folder)
             _describe(folder, backbone, dtype)
@@ -115,10 +116,10 @@ def compute_features(
             "are kept, and the same command goes on after them."
         ) from error
 
-    if num_to_retry:
-        told = counted(num_to_retry, "item")
-        log.warning("%s could not be read this time; the next run tries again.", told)
     keys = source.items.keys
+    if num_to_retry:
+        such = "".join(f", such as {keys[i]} ({reasons[i]})" for i in to_retry[:1])
+        log.warning("%s could not be read this time%s; the next run tries again.", counted(num_to_retry, "item"), such)
     found = {i: places[digest] for i, digest in enumerate(digests) if digest is not None}
     kept = {i: place for i, place in found.items() if not isinstance(place, str)}
     skipped = {str(keys[i]): str(reason) for i, reason in (reasons | found).items() if i not in kept}

@@ -1,6 +1,7 @@
 """Frozen pretrained network: inputs -> features [B, D], preprocessing inside."""
 
 import difflib
+import functools
 import os
 import pathlib
 import sys
@@ -154,8 +155,13 @@ class Backbone(keras.layers.Layer):
         return self.resize(tf.constant(item)).numpy() if self.image_size else item
 
     def as_function(self) -> Callable:
-        """`call` as a graph, for batches of prepared items."""
-        return tf.function(self)
+        """`call` as a graph, for batches of prepared items: one, however often it is asked for."""
+        return self._graph
+
+    @functools.cached_property
+    def _graph(self) -> Callable:
+        graph = tf.function(self)
+        return lambda inputs: graph(inputs)  # an attribute that is a graph would be part of what is exported
 
     def _pool(self, y):
         rank = len(y.shape)

@@ -143,10 +143,11 @@ class HubBackbone(Backbone):
         inputs = self.preprocess(item)
         return {name: np.asarray(inputs[name], np.int32) for name in TEXT_INPUTS}
 
-    def as_function(self) -> Callable:
-        """`call` as a graph; of texts one for all lengths, which leaves out the padding that a batch has in common."""
+    @functools.cached_property
+    def _graph(self) -> Callable:
+        """Of texts one for all lengths, which leaves out the padding that a batch has in common."""
         if self.modality == "image":
-            return super().as_function()
+            return super()._graph
         signature = {name: tf.TensorSpec((None, None), tf.int32) for name in TEXT_INPUTS}
         graph = tf.function(lambda inputs: self(inputs), input_signature=[signature])
 
