@@ -132,7 +132,6 @@ def test_any_config_comes_back_from_its_file(tmp_path_factory, text, other, text
         ("views.number=1", 1),
         ("views.flip=no", False),
         ("views.turned_classes=auto", "auto"),
-        ("search.folds=2", 2),
     ],
 )
 def test_values_are_read_by_the_type_of_their_key(table, override, expected):
@@ -204,7 +203,6 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["search.space={loss.temperature: {min: 0, max: 1, log: true}}"], "expected min above 0"),
         (["search.space={loss.temperature: {min: .nan, max: 1}}"], "search.space"),
         (["search.space={loss.temperature: []}"], "received no values"),
-        (["search.folds=0"], "search.folds: received 0"),
         (["=3"], "--set '=3'; expected section.key=value"),
         (["training..epochs=3"], "--set 'training..epochs=3'; expected section.key=value"),
         (["training.epochs.x=3"], "training.epochs"),

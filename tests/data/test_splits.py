@@ -213,7 +213,7 @@ def test_neighbourhoods_are_held_out_whole(monkeypatch):
     of_validation = np.bincount(clusters[held.validation], minlength=20)
     assert (of_validation == sizes).sum() - (sizes == 0).sum() >= 2  # two neighbourhoods, and next to nothing of others
     assert np.count_nonzero(of_validation) <= 4
-    others = [with_neighborhoods_held_out(splits, features, 0, fold).validation for fold in (0, 0, 1)]
+    others = [with_neighborhoods_held_out(splits, features, seed).validation for seed in (0, 0, 1)]
     np.testing.assert_array_equal(others[0], held.validation)  # the length of a row says nothing
     np.testing.assert_array_equal(others[0], others[1])
     assert len(np.intersect1d(others[0], others[2])) < 40

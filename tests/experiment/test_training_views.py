@@ -14,7 +14,7 @@ from xbm_keras.data.views import augment, turn
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.retrieval import evaluate_retrieval
 from xbm_keras.experiment import build, chosen_head, loading, selection
-from xbm_keras.tuning import load_folds
+from xbm_keras.tuning import load_data
 
 NUM_CLASSES, PER_CLASS, SIZE = 12, 5, 8
 
@@ -238,13 +238,12 @@ def test_what_is_said_of_views(num_views, turned, expected):
 
 
 def test_a_search_chooses_views_once(values):
-    given = {**values, "search": {"folds": 2}}
-    config, folds = load_folds(check_config(given, "x.yaml"), build.make_backbone(check_config(given, "x.yaml")))
+    given = check_config(values, "x.yaml")
+    config, dataset = load_data(given, build.make_backbone(given))
     assert config.views.number in (1, 3)
     assert config.views.turned_classes in (True, False)
     expected = 2 * (config.views.number > 1) + 3 * config.views.turned_classes
-    assert [len(fold.view_rows) for fold in folds] == [40 * expected] * 2
-    assert set(folds[0].splits.validation) != set(folds[1].splits.validation)
-    again, dataset = selection.choose(config, folds[0])
+    assert len(dataset.view_rows) == 40 * expected
+    again, same = selection.choose(config, dataset)
     assert again.views == config.views
-    np.testing.assert_array_equal(dataset.view_rows, folds[0].view_rows)
+    np.testing.assert_array_equal(same.view_rows, dataset.view_rows)

@@ -8,7 +8,7 @@ import yaml
 from tests.cli.test_train_pairs import write_folder
 from tests.tuning.test_search import run, search
 from xbm_keras.config.yaml_files import load_config
-from xbm_keras.tuning import PairHyperModel, load_pair_folds
+from xbm_keras.tuning import PairHyperModel, load_pair_data
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +40,13 @@ def test_a_search_and_its_trials(config, tmp_path):
 
 def test_the_default_space_searches_memory_and_k(config):
     values = load_config(str(config), ["search.space=null"])
-    hypermodel = PairHyperModel(*load_pair_folds(values))
+    hypermodel = PairHyperModel(*load_pair_data(values))
     sizes = hypermodel.space["memory.memory_size"][0].values
     assert sizes == [0, 16, 32, 64, 128]  # of about 90 documents that answer training queries, in batches of 16
     whole = load_config(str(config), ["search.space=null", "training.negatives=corpus"])
-    assert PairHyperModel(*load_pair_folds(whole)).space["memory.memory_size"][0].values[-1] == 256  # of all 240
+    assert PairHyperModel(*load_pair_data(whole)).space["memory.memory_size"][0].values[-1] == 256  # of all 240
     assert "top_k.num_negatives" in hypermodel.space
     assert not any(key.startswith("training.classes") for key in hypermodel.space)
-
-
-def test_several_folds_hold_out_other_queries(config):
-    values = load_config(str(config), ["search.folds=3"])
-    _, folds = load_pair_folds(values)
-    held = [tuple(fold.splits.validation) for fold in folds]
-    assert len(set(held)) == 3
 
 
 def test_each_head_has_a_closed_form_of_its_own(config):
@@ -63,7 +56,7 @@ def test_each_head_has_a_closed_form_of_its_own(config):
         values = load_config(str(config), [f"head.embedding_dim={width}", "training.epochs=1"])
         return hypermodel.evaluate(values)[hypermodel.score]
 
-    used, new = (PairHyperModel(*load_pair_folds(load_config(str(config)))) for _ in range(2))
+    used, new = (PairHyperModel(*load_pair_data(load_config(str(config)))) for _ in range(2))
     wide, narrow = score(used, 12), score(used, 4)
     assert narrow > wide + 0.05  # half of the features are noise
     assert narrow == score(new, 4)

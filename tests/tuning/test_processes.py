@@ -18,13 +18,13 @@ from tests.tuning.conftest import save_vectors
 DRIVER = """
     import pathlib, sys
     from xbm_keras.config import load_config
-    from xbm_keras.tuning import HeadHyperModel, HeadSearch, gaussian_process, load_folds, take_role, tuner, work
+    from xbm_keras.tuning import HeadHyperModel, HeadSearch, gaussian_process, load_data, take_role, tuner, work
     gaussian_process.INITIAL_POINTS = 2
     tuner.HEARTBEAT_SECONDS, tuner.WORKER_TIMEOUT_SECONDS = 0.5, 10
     folder, max_trials, chief, worker = sys.argv[1:]
     role = take_role(chief, worker)
     config = load_config(str(pathlib.Path(folder).parent / "x.yaml"))
-    hypermodel = HeadHyperModel(*load_folds(config))
+    hypermodel = HeadHyperModel(*load_data(config))
     if role == "worker":
         work(hypermodel)
     else:

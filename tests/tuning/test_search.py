@@ -1,12 +1,10 @@
 """tune.py as a user meets it, and its trials as train.py meets them."""
 
-import functools
 import gc
 import json
 import os
 import pathlib
 import shutil
-import unittest.mock
 
 import filelock
 import keras
@@ -22,8 +20,7 @@ from absl.testing import flagsaver
 from tests.tuning.conftest import save_vectors
 from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
-from xbm_keras.experiment.loading import dataset_of
-from xbm_keras.tuning import HeadHyperModel, load_folds, oracles
+from xbm_keras.tuning import HeadHyperModel, load_data, oracles
 from xbm_keras.tuning import search as search_module
 from xbm_keras.tuning.hypermodel import estimate_bytes
 
@@ -118,7 +115,7 @@ def test_more_trials_go_on(finished, vectors):
     assert len(longer) == 4
 
 
-@pytest.mark.parametrize("overrides", [["head.embedding_dim=4"], ["search.folds=2"]])
+@pytest.mark.parametrize("overrides", [["head.embedding_dim=4"], ["training.seed=2"]])
 def test_another_config_is_refused_where_a_search_is(finished, vectors, capsys, overrides):
     with pytest.raises(SystemExit):
         search(vectors, finished[0], 4, *overrides)
@@ -141,21 +138,6 @@ def test_failed_trials_have_their_reason_and_end_a_hopeless_search(vectors, tmp_
     assert table.status.tolist() == ["failed"] * 3 + ["completed"]
     assert "smaller than the batch" in table.reason[0]
     assert (tmp_path / "trials/0000.yaml").exists()
-
-
-def test_folds_are_averaged(vectors, tmp_path):
-    config = load_config(str(vectors), ["search.folds=2"])
-    hypermodel = HeadHyperModel(*load_folds(config))
-    first, second = (set(fold.labels[fold.splits.validation]) for fold in hypermodel.folds)
-    assert len(first) == len(second) == 3
-    assert not first & second
-    metrics = hypermodel.evaluate(config)
-    folds = [metrics[f"val_map_at_r_fold_{i}"] for i in range(2)]
-    assert metrics["val_map_at_r"] == pytest.approx(np.mean(folds))
-    load = functools.partial(dataset_of, fold=1)
-    with unittest.mock.patch("xbm_keras.experiment.loading.dataset_of", load):
-        validation = run(vectors, tmp_path / "fold", "training.refit=false")["validation"]
-    assert validation["leave_one_out"]["trained"]["map_at_r"] == pytest.approx(folds[1], abs=1e-4)
 
 
 def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_path):
@@ -188,7 +170,7 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
 
 def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
     config = load_config(str(vectors), ["search.space=null"])
-    hypermodel = HeadHyperModel(*load_folds(config))
+    hypermodel = HeadHyperModel(*load_data(config))
     hp = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hp)
     first = hypermodel.config_of(hp)
@@ -200,16 +182,16 @@ def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
 
 def test_test_classes_are_never_scored(vectors):
     config = load_config(str(vectors))
-    hypermodel = HeadHyperModel(*load_folds(config))
-    fold = hypermodel.folds[0]
-    fold.features[fold.splits.test] = np.nan  # whatever reads them, shows it
-    fold.labels[fold.splits.test] = -1
+    hypermodel = HeadHyperModel(*load_data(config))
+    dataset = hypermodel.dataset
+    dataset.features[dataset.splits.test] = np.nan  # whatever reads them, shows it
+    dataset.labels[dataset.splits.test] = -1
     assert 0 < hypermodel.evaluate(config)["val_map_at_r"] < 1
 
 
 def test_nothing_that_a_trial_traced_outlives_it(vectors):
     config = load_config(str(vectors), ["training.epochs=1", "training.steps_per_epoch=1"])
-    hypermodel = HeadHyperModel(*load_folds(config))
+    hypermodel = HeadHyperModel(*load_data(config))
     graphs = []
     for _ in range(2):
         hypermodel.evaluate(config)
@@ -221,7 +203,7 @@ def test_nothing_that_a_trial_traced_outlives_it(vectors):
 
 def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch):
     config = load_config(str(vectors))
-    hypermodel = HeadHyperModel(*load_folds(config))
+    hypermodel = HeadHyperModel(*load_data(config))
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     hp = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hp)
@@ -232,7 +214,7 @@ def test_a_trial_that_does_not_fit_into_memory_is_not_begun(vectors, monkeypatch
 
 def test_users_bring_their_own_tuner(vectors, tmp_path):
     config = load_config(str(vectors))
-    hypermodel = HeadHyperModel(*load_folds(config))
+    hypermodel = HeadHyperModel(*load_data(config))
     tuner = keras_tuner.RandomSearch(
         hypermodel, hypermodel.objective, max_trials=1, directory=tmp_path, seed=3, executions_per_trial=1
     )

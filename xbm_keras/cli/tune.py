@@ -20,8 +20,8 @@ from xbm_keras.tuning import (
     HeadSearch,
     PairHyperModel,
     SearchError,
-    load_folds,
-    load_pair_folds,
+    load_data,
+    load_pair_data,
     local_workers,
     take_role,
     work,
@@ -46,11 +46,11 @@ def main(argv):
         source = build.make_source(config)
         backbone = build.make_backbone(config)
         if config.is_of_pairs:
-            hypermodel = PairHyperModel(*load_pair_folds(config, backbone))
+            hypermodel = PairHyperModel(*load_pair_data(config, backbone))
             data = work_of(config).load(source, config, backbone)
         else:
-            config, folds = load_folds(config, backbone, source)
-            hypermodel, data = HeadHyperModel(config, folds), folds[0]
+            config, data = load_data(config, backbone, source)
+            hypermodel = HeadHyperModel(config, data)
         if role == "worker":
             work(hypermodel)
             return

@@ -104,6 +104,7 @@ LEFT = {
     "training.start_l2": Left((0.0,), NO_GAIN, "leave it out; training.start_alignment also holds on to the start"),
     "training.jit_compile": Left(("auto",), "Keras chooses (docs/scale.md)", IN_CODE.format("compile()")),
     "export.license": Left((None,), "the model card tells it", "put a LICENSE file beside the weights"),
+    "search.folds": Left((1,), UNMEASURED),
     "search.patience": Left((2,), "it is a constant", "leave it out; training.patience may be smaller"),
 }  # fmt: skip
 LEFT_OF_LOSSES = {

@@ -5,7 +5,6 @@ from typing import Any
 import pydantic
 from pydantic import Field
 
-from xbm_keras.arguments import Positive
 from xbm_keras.config.sections import Section
 
 Value = bool | int | float | str | None
@@ -40,8 +39,6 @@ class SearchSection(Section):
 
     space: dict[str, list[Dimension]] | None = None
     """Key of the config to its values. By default memory size, k, loss, head and optimizer; see docs/tune.md."""
-    folds: Positive = 1
-    """A trial's score is its mean over so many different choices of the validation classes."""
 
     @pydantic.field_validator("space", mode="before")
     @classmethod

@@ -40,7 +40,6 @@ def split_items(
     num_train_classes: int | None = None,
     test: float | list | None = 0.5,
     validation_fraction: float = 0.25,
-    validation_fold: int = 0,
     query_column: str | None = None,
     query_values: Sequence[str] = QUERY_VALUES,
     gallery_values: Sequence[str] = GALLERY_VALUES,
@@ -49,13 +48,13 @@ def split_items(
     """Split items into train, validation and test; see docs/config.md, `data.split`, for the arguments.
 
     Where `test` is None nothing tests. Validation is carved from what trains, with the same unit (classes or items):
-    `validation_fraction` of them, which cuts them into several parts, and `validation_fold` says which. By class, items
-    without a label are in none of the three.
+    `validation_fraction` of them, the first of the parts that this cuts them into. By class, items without a label are
+    in none of the three.
 
     Raises:
         DataError: for a column that does not exist, never says "train" or "test", or says both of one class; for
-            classes that do not exist; where too few classes remain to train on (2), to validate on (2) or to test on
-            (1); or for the fold.
+            classes that do not exist; or where too few classes remain to train on (2), to validate on (2) or to test
+            on (1).
     """
     num_items = len(items.keys)
     if by == "class":
@@ -100,20 +99,15 @@ def split_items(
             f"at least 4 to train on, 2 of which validate, and 1 to test on. Add some, or {mend}"
         )
     num_folds = len(train_names) // num_validation
-    if validation_fold >= num_folds:
-        raise DataError(
-            f"Received {validation_fold + 1} folds or more of {len(train_names)} training {_plural(by)}, "
-            f"{num_validation} of which validate; expected at most {num_folds}. Lower search.folds."
-        )
     names_of_folds = train_names[: num_folds * num_validation].reshape(num_folds, num_validation)
     folds = tuple(np.flatnonzero(is_train & np.isin(units, fold)) for fold in names_of_folds)
-    validation, tested = folds[validation_fold], np.flatnonzero(is_test)
+    validation, tested = folds[0], np.flatnonzero(is_test)
     train = np.setdiff1d(np.flatnonzero(is_train), validation)
     roles = _roles(items, tested, query_column, query_values, gallery_values)
     return Splits(train, validation, tested, *roles, folds)
 
 
-def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int, fold: int = 0) -> Splits:
+def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int) -> Splits:
     """As many items validate, but those nearest to a few that are drawn at random: their kind is not trained on.
 
     Neighbours of training items are kept too well to tell how new ones will fare.
@@ -122,12 +116,11 @@ def with_neighborhoods_held_out(splits: Splits, features: FeatureRows, seed: int
         splits: of items without labels.
         features: [N, D] of all items.
         seed: of the draw.
-        fold: another draw for each.
     """
     positions, num_held = np.union1d(splits.train, splits.validation), len(splits.validation)
     rows = UnitRows(features, positions)
     count = max(1, min(NEIGHBORHOODS, num_held // MIN_NEIGHBORHOOD))
-    centers = rows[np.sort(np.random.default_rng((seed, fold)).permutation(len(positions))[:count])]
+    centers = rows[np.sort(np.random.default_rng((seed, 0)).permutation(len(positions))[:count])]
     blocks = range(0, len(positions), BLOCK_ROWS)
     similarities = np.concatenate([centers @ rows[start : start + BLOCK_ROWS].T for start in blocks], axis=1)
     is_held = np.zeros(len(positions), bool)

@@ -43,7 +43,6 @@ def dataset_of(
     backbone: Backbone | None,
     all_test: bool = False,
     is_training: bool = True,
-    fold: int = 0,
 ) -> Dataset:
     """Features, labels and splits; the backbone sees each item once, ever.
 
@@ -54,7 +53,6 @@ def dataset_of(
         all_test: whether all items are test items, instead of those that the config says.
         is_training: whether the items are to be trained on. Else they need no labels: where a split by class finds
             none, all items are test items.
-        fold: of the parts into which validation cuts the training classes, the one that validates.
 
     Raises:
         DataError: for data that cannot be used as they are.
@@ -68,7 +66,7 @@ def dataset_of(
     chosen = np.arange(num_items) if all_test else usable(config, source.items)
     items = source.items.take(chosen)
     # Whatever can be wrong without a feature is told before the network runs, which may take hours.
-    split_of(config, items, all_test, is_training, fold)
+    split_of(config, items, all_test, is_training)
     items.sample_ids()
     features: FeatureRows
     if isinstance(source, arrays.Vectors):
@@ -88,7 +86,7 @@ def dataset_of(
         )
         skipped, num_computed = cached.skipped, cached.num_computed
     try:
-        splits = split_of(config, items, all_test, is_training, fold)
+        splits = split_of(config, items, all_test, is_training)
     except sources.DataError as error:
         if not skipped:
             raise
@@ -97,7 +95,7 @@ def dataset_of(
             f"{error} {counted(len(skipped), 'item')} could not be used, such as {key} ({reason})."
         ) from error
     if is_training:
-        splits = held_out(config, splits, features, fold)
+        splits = held_out(config, splits, features)
     labels = items.labels
     if labels is None or not labels.names:
         labels = Labels(np.zeros(len(items.keys), np.int64), [])
@@ -152,15 +150,13 @@ def _num_unlabelled(items: sources.Items) -> int:
     return len(items.keys) if items.labels is None else int((~items.labels.is_labelled).sum())
 
 
-def split_of(
-    config: schema.Config, items: sources.Items, all_test: bool = False, is_training: bool = True, fold: int = 0
-) -> Splits:
+def split_of(config: schema.Config, items: sources.Items, all_test: bool = False, is_training: bool = True) -> Splits:
     """Who does what. Raises DataError where that leaves nothing to train on, to choose by or to test."""
     split = config.data.split
     if all_test:
         return only_test(items, split.query_column, split.query_values, split.gallery_values)
     fraction = VALIDATION_WITHOUT_LABELS if config.is_without_labels else VALIDATION
-    splits = split_items(items, **split.model_dump(), validation_fraction=fraction, validation_fold=fold)
+    splits = split_items(items, **split.model_dump(), validation_fraction=fraction)
     if is_training and not config.is_without_labels and items.labels is not None:
         require_pairs(items.labels.codes, splits)
     if is_training and config.is_without_labels:
@@ -168,11 +164,11 @@ def split_of(
     return splits
 
 
-def held_out(config: schema.Config, splits: Splits, features: FeatureRows, fold: int = 0) -> Splits:
+def held_out(config: schema.Config, splits: Splits, features: FeatureRows) -> Splits:
     """The same, but what validates of items without labels are whole neighbourhoods, which their vectors alone tell."""
     if not (config.is_without_labels and config.data.split.by == "item" and len(splits.validation)):
         return splits
-    return with_neighborhoods_held_out(splits, features, config.data.split.seed, fold)
+    return with_neighborhoods_held_out(splits, features, config.data.split.seed)
 
 
 def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:

@@ -6,9 +6,9 @@
 - page: search.html
 """
 
-from xbm_keras.tuning.hypermodel import HeadHyperModel, load_folds
+from xbm_keras.tuning.hypermodel import HeadHyperModel, load_data
 from xbm_keras.tuning.local_workers import local_workers
-from xbm_keras.tuning.pair_hypermodel import PairHyperModel, load_pair_folds
+from xbm_keras.tuning.pair_hypermodel import PairHyperModel, load_pair_data
 from xbm_keras.tuning.search import HeadSearch, SearchError
 from xbm_keras.tuning.tuner import HeadTuner, take_role, work
 
@@ -18,8 +18,8 @@ __all__ = [
     "HeadTuner",
     "PairHyperModel",
     "SearchError",
-    "load_folds",
-    "load_pair_folds",
+    "load_data",
+    "load_pair_data",
     "local_workers",
     "take_role",
     "work",

@@ -1,13 +1,11 @@
 """The model that is tuned, after KerasTuner's conventions: a trial is the selection phase of train.py."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Sequence
 
 import keras
 import keras_tuner
-import numpy as np
 import psutil
 import tensorflow as tf
 
@@ -27,8 +25,8 @@ from xbm_keras.stages.head.starts import ClosedForms
 from xbm_keras.tuning.space import check_space, declare, default_space, trial_values
 
 
-def load_folds(config: Config, backbone: Backbone | None = None, source=None) -> tuple[Config, list[Dataset]]:
-    """The data, `search.folds` times, with the same features and test items, but other classes to validate on.
+def load_data(config: Config, backbone: Backbone | None = None, source=None) -> tuple[Config, Dataset]:
+    """What a search is of.
 
     Args:
         config: of the search.
@@ -39,19 +37,15 @@ def load_folds(config: Config, backbone: Backbone | None = None, source=None) ->
         The config, in which it is chosen which views of pictures train and how wide the head is, and the data.
 
     Raises:
-        DataError: for data that cannot be used, or has too few classes for so many folds.
+        DataError: for data that cannot be used.
     """
     source = make_source(config) if source is None else source
     config = sized(config, width_of(source, backbone))
-    first = with_training_views(config, dataset_of(source, config, backbone), backbone)
-    if len(first.view_rows):
-        chosen, first = choose(config, first)
+    dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
+    if len(dataset.view_rows):
+        chosen, dataset = choose(config, dataset)
         config = config.model_copy(update={"views": chosen.views})
-    folds = [first]
-    for number in range(1, config.search.folds):
-        other = dataset_of(source, config, backbone, fold=number)
-        folds.append(dataclasses.replace(first, splits=other.splits))
-    return config, folds
+    return config, dataset
 
 
 class HeadHyperModel(keras_tuner.HyperModel):
@@ -59,26 +53,26 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     Args:
         config: what is not searched. Its `search.space` names the keys, else `default_space` does.
-        folds: the data, one `Dataset` for each choice of validation classes; their scores are averaged.
+        dataset: the data; trials are scored by its validation classes.
 
     Raises:
         ConfigError: for a space that does not fit the config.
 
     Example:
         >>> config = load_config("configs/clinc150.yaml")
-        >>> hypermodel = HeadHyperModel(*load_folds(config))
+        >>> hypermodel = HeadHyperModel(*load_data(config))
         >>> tuner = keras_tuner.RandomSearch(hypermodel, hypermodel.objective, max_trials=20, directory="search")
         >>> tuner.search()
         >>> best = hypermodel.config_of(tuner.get_best_hyperparameters()[0])
     """
 
-    def __init__(self, config: Config, folds: Sequence):
+    def __init__(self, config: Config, dataset):
         super().__init__(name="head")
         self.config = config
-        self.folds = folds
+        self.dataset = dataset
         self.objective = keras_tuner.Objective(self.score, "max")
         self._heads: dict[str, ChosenHead] = {}
-        self._closed_forms: dict[tuple[int, float], ClosedForms] = {}
+        self._closed_forms: dict[float, ClosedForms] = {}
         self.space = config.search.space or default_space(config, self.num_rows)
         check_space(config, self.space)
 
@@ -90,16 +84,16 @@ class HeadHyperModel(keras_tuner.HyperModel):
     @property
     def num_rows(self) -> int:
         """Training items."""
-        return len(self.folds[0].with_views(self.folds[0].splits.train))
+        return len(self.dataset.with_views(self.dataset.splits.train))
 
     @property
     def width(self) -> int:
         """D."""
-        return self.folds[0].features.shape[1]
+        return self.dataset.features.shape[1]
 
     @functools.cached_property
     def _held_out(self) -> HeldOutFolds:
-        return HeldOutFolds(self.folds[0], not self.config.is_without_labels)
+        return HeldOutFolds(self.dataset, not self.config.is_without_labels)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         """Register the whole search space."""
@@ -110,13 +104,13 @@ class HeadHyperModel(keras_tuner.HyperModel):
         """The config whose values the first trial takes: the default space has no "auto", so what it stands for."""
         if self.config.search.space or self.config.is_without_labels:
             return self.config
-        return self.config.model_copy(update={"head": self._chosen(self.config.head, self.folds[0])})
+        return self.config.model_copy(update={"head": self._chosen(self.config.head)})
 
-    def _chosen(self, head: HeadConfig, dataset: Dataset) -> ChosenHead:
+    def _chosen(self, head: HeadConfig) -> ChosenHead:
         """With nothing "auto"; that scores many heads: once for all trials."""
         key = head.model_dump_json()
         if key not in self._heads:
-            self._heads[key] = choose_start(head, dataset, self._held_out)
+            self._heads[key] = choose_start(head, self.dataset, self._held_out)
         return self._heads[key]
 
     def config_of(self, hp: keras_tuner.HyperParameters) -> Config:
@@ -134,29 +128,28 @@ class HeadHyperModel(keras_tuner.HyperModel):
             self.declare_hyperparameters(hp)
         config = self.config_of(hp)
         self._check_memory(config)
-        return self._start(config, 0)
+        return self._start(config)
 
     def fit(self, hp: keras_tuner.HyperParameters, model: XBMModel, *args, callbacks=(), **kwargs) -> dict[str, float]:
-        """Train on each fold and score the best epoch's head on its validation classes.
+        """Train, and score the best epoch's head on the validation classes.
 
         Args:
             hp: the trial's values.
-            model: from `build`; it trains on the first fold.
+            model: from `build`.
             args: of `Tuner.search`; not used, the data is the hypermodel's own.
-            callbacks: for the first fold.
+            callbacks: of the tuner.
             kwargs: the same; `epochs` is a key of the config.
 
         Returns:
-            Metrics for the oracle, the mean over folds: `val_map_at_r`, `val_recall_at_1`, `epoch`; with several folds
-            also `val_map_at_r_fold_0` and so on; and `seconds`. Without labels `val_neighbor_overlap_at_10`, by which
-            the epoch is chosen, in place of the two.
+            Metrics for the oracle: `val_map_at_r`, `val_recall_at_1`, `epoch` and `seconds`. Without labels
+            `val_neighbor_overlap_at_10`, by which the epoch is chosen, in place of the first two.
         """
         return self._fit(self.config_of(hp), model, callbacks)
 
     def evaluate(self, config: Config) -> dict[str, float]:
         """The same metrics of any config of the same data, such as the one without changes."""
         self._check_memory(config)
-        return self._fit(config, self._start(config, 0))
+        return self._fit(config, self._start(config))
 
     def _check_memory(self, config: Config) -> None:
         need = estimate_bytes(config, self.num_rows, self.width)
@@ -170,24 +163,19 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
         began = time.monotonic()
-        results = [self._fit_fold(config, 0, model, callbacks)]
-        results += [self._fit_fold(config, i, self._start(config, i)) for i in range(1, len(self.folds))]
-        metrics = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
-        if len(results) > 1:
-            name = self.objective.name
-            metrics |= {f"{name}_fold_{i}": each[name] for i, each in enumerate(results)}
+        metrics = {name: float(value) for name, value in self._scores(config, model, callbacks).items()}
         return {**metrics, "seconds": time.monotonic() - began}
 
-    def _start(self, config: Config, fold: int) -> XBMModel:
-        dataset = self.folds[fold]
-        head = self._chosen(config.head, dataset)
+    def _start(self, config: Config) -> XBMModel:
+        dataset = self.dataset
+        head = self._chosen(config.head)
         config = self._for_trial(config, head)
         train, power = dataset.with_views(dataset.splits.train), head.power
         if head.start == "random":
             return phases.start_model(config, dataset, None, train)
-        if (fold, power) not in self._closed_forms:
-            self._closed_forms[fold, power] = closed_forms_of(dataset, train, power)
-        return phases.start_model(config, dataset, None, train, self._closed_forms[fold, power])
+        if power not in self._closed_forms:
+            self._closed_forms[power] = closed_forms_of(dataset, train, power)
+        return phases.start_model(config, dataset, None, train, self._closed_forms[power])
 
     def _for_trial(self, config: Config, head: HeadConfig) -> Config:
         training = config.training
@@ -195,10 +183,10 @@ class HeadHyperModel(keras_tuner.HyperModel):
             training = training.model_copy(update={"strategy": "none"})
         return config.model_copy(update={"head": head, "training": training})
 
-    def _fit_fold(
-        self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
+    def _scores(
+        self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback]
     ) -> dict[str, float]:
-        dataset = self.folds[fold]
+        dataset = self.dataset
         best = phases.select(config, dataset, model, callbacks, show_progress=False)
         if config.is_without_labels:
             return {self.objective.name: best.best, "epoch": best.epoch}

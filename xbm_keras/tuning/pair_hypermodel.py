@@ -16,12 +16,11 @@ from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 
 
-def load_pair_folds(config: Config, backbone: Backbone | None = None) -> tuple[Config, list[PairDataset]]:
-    """The config, in which it is chosen how wide the head is, and the data `search.folds` times, each time with other
-    queries held out. Raises DataError."""
-    training = config.training.model_copy(update={"folds": config.search.folds, "refit": True})
-    folds = load_pairs(config.model_copy(update={"training": training}), backbone)
-    return sized(config, folds[0].queries.shape[1]), folds
+def load_pair_data(config: Config, backbone: Backbone | None = None) -> tuple[Config, PairDataset]:
+    """What a search is of: the config, in which it is chosen how wide the head is, and the data. Raises DataError."""
+    training = config.training.model_copy(update={"folds": 1})
+    dataset = load_pairs(config.model_copy(update={"training": training}), backbone)[0]
+    return sized(config, dataset.queries.shape[1]), dataset
 
 
 class PairHyperModel(HeadHyperModel):
@@ -29,14 +28,14 @@ class PairHyperModel(HeadHyperModel):
 
     Args:
         config: what is not searched.
-        folds: the data, each time with other queries held out; their scores are averaged.
+        dataset: the data; trials are scored by its held-out queries.
 
     Raises:
         ConfigError: for a space that does not fit the config.
     """
 
-    def __init__(self, config: Config, folds: Sequence[PairDataset]):
-        super().__init__(config, folds)
+    def __init__(self, config: Config, dataset: PairDataset):
+        super().__init__(config, dataset)
         self._pair_heads: dict[str, PairHead] = {}
 
     @property
@@ -47,28 +46,27 @@ class PairHyperModel(HeadHyperModel):
     @property
     def num_rows(self) -> int:
         """Documents that the memory may hold."""
-        return len(pair_phases.Roles(self.config, self.folds[0], self.folds[0].splits.train).rows)
+        return len(pair_phases.Roles(self.config, self.dataset, self.dataset.splits.train).rows)
 
     @property
     def width(self) -> int:
         """D."""
-        return self.folds[0].queries.shape[1]
+        return self.dataset.queries.shape[1]
 
     @property
     def first(self) -> Config:
         """The config: the default space varies no start."""
         return self.config
 
-    def _start(self, config: Config, fold: int) -> XBMModel:
+    def _start(self, config: Config) -> XBMModel:
         key = config.head.model_dump_json()
         if key not in self._pair_heads:
-            self._pair_heads[key] = choose_pair_start(config.head, self.folds)
+            self._pair_heads[key] = choose_pair_start(config.head, [self.dataset])
         config = self._for_trial(config, self._pair_heads[key])
-        dataset = self.folds[fold]
-        return pair_phases.start_model(config, dataset, None, dataset.splits.train)
+        return pair_phases.start_model(config, self.dataset, None, self.dataset.splits.train)
 
-    def _fit_fold(
-        self, config: Config, fold: int, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
+    def _scores(
+        self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback]
     ) -> dict[str, float]:
-        best = pair_phases.select(config, self.folds[fold], model, callbacks, show_progress=False)
+        best = pair_phases.select(config, self.dataset, model, callbacks, show_progress=False)
         return {self.score: float(np.max(best.scores)), "epoch": best.epoch}

@@ -205,7 +205,6 @@ class HeadSearch:
             about = {
                 "tuner": self.kind,
                 "trials": str(len(self.oracle.trials)),
-                "class folds": str(config.search.folds),
                 "seed": str(config.training.seed),
             }
             default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
