@@ -59,7 +59,7 @@ def epochs(path: str) -> list[dict]:
     model = phases.start_model(config, dataset, backbone, positions)
     rows, labels = UnitRows(dataset.features, positions), dataset.labels[positions]
     c = config.training
-    sampler = PKSampler(labels, min(c.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
+    sampler = PKSampler(labels, min(config.classes_per_batch, len(np.unique(labels))), c.samples_per_class, c.seed)
     steps = math.ceil(len(rows) / sampler.batch_size)
     step = tf.function(lambda *data: model.train_step(data))
 

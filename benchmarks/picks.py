@@ -45,7 +45,7 @@ WAYS = {
     "sketch of 32, best 4 k again": [SKETCH],
     "embeddings, exact": [EMBEDDINGS],
     "embeddings, int8 rows": [EMBEDDINGS, "memory.storage_dtype=int8"],
-    "embeddings, keys of M/64": [EMBEDDINGS, "top_k.key_refresh={}"],
+    "embeddings, keys of M/64": ["top_k.mine_in={}"],
 }
 SKETCHES = {"sketch of 64, best 2 k again": (64, 2), "sketch of 32, best 4 k again": (32, 4)}
 """Dimensions, and of how many k the best are ranked again; else 64 and 4."""

@@ -184,7 +184,7 @@ def parameters(head: chosen_head.HeadChoice) -> dict:
 
 def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) -> list[dict]:
     """What memory size and k do, in batches of few classes."""
-    few = ["training.classes_per_batch=8", "training.epochs=5", *HARDEST]
+    few = ["training.batch_size=32", "training.epochs=5", *HARDEST]
     rows = []
     for size in (0, 64, 256, 1024, len(dataset.with_views(np.union1d(plain.splits.train, plain.splits.validation)))):
         overrides = [*few, f"memory.memory_size={size}"]

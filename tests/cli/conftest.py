@@ -22,7 +22,7 @@ def vectors(tmp_path_factory):
         "data": {"source": "features", "path": str(folder / "vectors.npz"), "split": {"query_column": "role"}},
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 8, "start": "lda", "shrinkage": 0.4},  # to try all takes a third of a run
-        "training": {"epochs": 3, "folds": 1, "classes_per_batch": 4, "samples_per_class": 4},
+        "training": {"epochs": 3, "folds": 1, "batch_size": 16},
     }
     (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
     return folder / "vectors.yaml"
@@ -59,7 +59,7 @@ def photos(tmp_path):
         "cache": {"dir": str(tmp_path / "cache")},
         "views": {"number": 1, "turned_classes": False},
         "head": {"embedding_dim": 4},
-        "training": {"epochs": 1, "folds": 1, "classes_per_batch": 3, "samples_per_class": 3},
+        "training": {"epochs": 1, "folds": 1, "batch_size": 9, "samples_per_class": 3},
     }
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))
     return tmp_path / "photos.yaml"

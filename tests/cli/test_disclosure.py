@@ -55,7 +55,7 @@ def config(request, tmp_path, monkeypatch):
         "cache": {"dir": "${oc.env:XBM_TEST_TOP}/cache"},
         "views": {"number": 1, "turned_classes": False},
         "head": {"embedding_dim": 3},
-        "training": {"epochs": 1, "folds": 1, "classes_per_batch": 2, "samples_per_class": 2},
+        "training": {"epochs": 1, "folds": 1, "batch_size": 4, "samples_per_class": 2},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "x.yaml"

@@ -85,7 +85,7 @@ def test_any_setting_trains_or_is_told(tmp_path_factory, loss, settings):
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(size=(12, 6))[labels], rng.normal(size=(72, 4))], axis=1)
     np.savez(folder / "x.npz", features=features.astype("float32"), label=labels, role=["train", "test"] * 36)
-    training = {"epochs": 1, "steps_per_epoch": 2, "folds": 1, "classes_per_batch": 3, "samples_per_class": 2}
+    training = {"epochs": 1, "steps_per_epoch": 2, "folds": 1, "batch_size": 6, "samples_per_class": 2}
     config = {**PLAIN, "data": {"source": "features", "path": str(folder / "x.npz")}, "head": {"embedding_dim": 4}}
     (folder / "x.yaml").write_text(yaml.safe_dump({**config, "training": training, "loss": {"name": loss}}))
     given = {"config": str(folder / "x.yaml"), "workdir": str(folder / "run"), "report": False}

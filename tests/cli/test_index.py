@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
         "cache": {"dir": str(top / "cache")},
         "views": {"number": 1, "turned_classes": False},
         "head": {"embedding_dim": 4},
-        "training": {"epochs": 1, "folds": 1, "classes_per_batch": 3, "samples_per_class": 3},
+        "training": {"epochs": 1, "folds": 1, "batch_size": 9, "samples_per_class": 3},
         "export": {"only_if_better": False},
     }
     (top / "photos.yaml").write_text(yaml.safe_dump(config))

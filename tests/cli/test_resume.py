@@ -58,9 +58,9 @@ def config(tmp_path_factory):
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 8, "start": "random"},
         "memory": {"memory_size": 64, "prefill": False},
-        "top_k": {"mine_in": "embeddings", "key_refresh": 7, "num_negatives": 3, "num_positives": 2, "num_random": 5},
+        "top_k": {"mine_in": 7, "num_negatives": 3, "num_positives": 2, "num_random": 5},
         "training": {
-            "epochs": 4, "classes_per_batch": 4, "learning_rate": 0.03, "steps_per_epoch": 5,
+            "epochs": 4, "batch_size": 16, "learning_rate": 0.03, "steps_per_epoch": 5,
             "checkpoint_every_seconds": 0.0,
         },
     }  # fmt: skip

@@ -38,7 +38,7 @@ def test_ctrl_c_keeps_the_best_head_and_says_how_to_go_on(tmp_path):
         "data": {"source": "features", "path": str(tmp_path / "vectors.npz"), "split": {"num_train_classes": 16}},
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 8, "start": "random"},
-        "training": {"epochs": 100_000, "patience": 100_000, "classes_per_batch": 4},
+        "training": {"epochs": 100_000, "patience": 100_000, "batch_size": 16},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, str(ROOT / "train.py"), f"--config={tmp_path}/x.yaml", f"--workdir={tmp_path}/run"]

@@ -278,7 +278,7 @@ def test_nested_widths_with_labels(vectors, tmp_path):
         "data": {"source": "features", "path": str(tmp_path / "x.npz")},
         "backbone": {"kind": "none"},
         "head": {"widths": WIDTHS},
-        "training": {"epochs": 1, "classes_per_batch": 4},
+        "training": {"epochs": 1, "batch_size": 16},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     metrics = run(tmp_path / "x.yaml", tmp_path / "run", report=True)

@@ -113,6 +113,13 @@ def test_without_labels_the_power_was_one():
         ({"cache": {"engine": "local", "ray_workers": 2}}, {}),
         ({"cache": {"engine": "ray", "ray_workers": 8}}, {"cache": {"ray_workers": 8}}),
         ({"cache": {"engine": "ray"}}, {"cache": {"ray_workers": 2}}),
+        ({"training": {"classes_per_batch": 8, "batch_size": 256}}, {"training": {"batch_size": 32}}),
+        (
+            {"training": {"classes_per_batch": 8, "samples_per_class": 2}},
+            {"training": {"batch_size": 16, "samples_per_class": 2}},
+        ),
+        ({"top_k": {"mine_in": "embeddings", "key_refresh": 64}}, {"top_k": {"mine_in": 64}}),
+        ({"top_k": {"mine_in": "sketch", "key_refresh": "exact"}}, {"top_k": {"mine_in": "sketch"}}),
     ],
 )
 def test_a_renamed_key_says_the_same(given, expected):
@@ -164,6 +171,28 @@ def test_parts_of_a_transformer_are_those_of_the_version_that_ran():
 def test_a_path_tells_a_file_from_a_folder(kind):
     config = check_config({**PICTURES, "backbone": {"kind": kind, "path": "x"}}, "x")
     assert config.backbone.kind == "file"
+
+
+@pytest.mark.parametrize(
+    "section", [{"loss": {"name": "similarity_alignment"}}, {"data": {"source": "pairs", "path": "x"}}]
+)
+def test_batches_without_labels_and_of_pairs_are_as_large_as_they_were(section):
+    config = {**MINIMAL, **section}
+    training = {"classes_per_batch": 32, "samples_per_class": 4, "batch_size": 100}
+    assert check_config({**config, "training": training}, "x").training.batch_size == 100
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"training": {"classes_per_batch": "x"}}, "training.classes_per_batch: unknown key"),
+        ({"top_k": {"mine_in": "features", "key_refresh": 64}}, "top_k.key_refresh: unknown key"),
+        ({"top_k": {"key_refresh": 64}}, "top_k.key_refresh: unknown key"),
+    ],
+)
+def test_what_says_nothing_is_told(given, told):
+    with pytest.raises(ConfigError, match=told):
+        check_config({**MINIMAL, **given}, "x")
 
 
 def test_what_is_given_stays_as_it_was():

@@ -33,7 +33,7 @@ config = {
     "memory": {"memory_size": 32, "storage_dtype": "int8"},
     "top_k": {"num_negatives": 3, "num_positives": 2, "mine_in": "features"},
     "training": {
-        "epochs": 3, "classes_per_batch": 3, "samples_per_class": 3, "steps_per_epoch": 3, "refit": False, "folds": 1,
+        "epochs": 3, "batch_size": 9, "samples_per_class": 3, "steps_per_epoch": 3, "refit": False, "folds": 1,
         "checkpoint_every_seconds": 0.0, "learning_rate": 0.03, "patience": 9,
     },
 }

@@ -259,7 +259,7 @@ def test_items_alone_in_their_class_are_drawn_only_where_the_memory_does_not_hol
 @pytest.mark.parametrize(("num_steps", "of_call"), [(12, 12), (34, 2)])
 def test_several_steps_of_a_call_are_the_same_steps(dataset, num_steps, of_call, monkeypatch):
     config = config_of(start="pca", power=1)
-    training = config.training.model_copy(update={"steps_per_epoch": num_steps, "classes_per_batch": 3})
+    training = config.training.model_copy(update={"steps_per_epoch": num_steps, "batch_size": 12})
     top_k = config.top_k.model_copy(update={"mine_in": "embeddings"})  # no bar of a neighbour table
     config = config.model_copy(update={"training": training, "top_k": top_k})
     kernels, calls, advances = [], [], []
@@ -310,7 +310,7 @@ def test_rows_that_are_searched_once_train_as_those_that_each_step_searches(data
     changes = {
         "top_k": {"mine_in": "features", "num_negatives": 5},
         "memory": {"storage_dtype": storage_dtype},
-        "training": {"classes_per_batch": 4},
+        "training": {"batch_size": 16},
     }
     config = config.model_copy(update={name: getattr(config, name).model_copy(update=c) for name, c in changes.items()})
     models = []

@@ -35,7 +35,7 @@ def values(tmp_path):
         "backbone": {"kind": "file", "path": f"{tmp_path}/net.keras", "image_size": [SIZE, SIZE]},
         "cache": {"dir": f"{tmp_path}/cache"},
         "head": {"embedding_dim": 2},
-        "training": {"epochs": 1, "classes_per_batch": 4, "samples_per_class": 2},
+        "training": {"epochs": 1, "batch_size": 8, "samples_per_class": 2},
     }
 
 

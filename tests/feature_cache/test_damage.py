@@ -25,8 +25,6 @@ def test_corrupt_pictures_are_skipped_and_named(compute, photos):
     assert result.skipped["class1/01.png"] == "an empty file"
     assert len(result.rows) == len(result.positions) == 9
     assert compute().skipped == result.skipped  # remembered, not read again
-    with pytest.raises(DataError, match=r"2 items of 11 .*class1/01\.png: an empty file.*cache\.on_error=skip"):
-        compute(on_error="raise")
 
 
 def test_only_corrupt_pictures_is_an_error(compute, photos):
@@ -74,11 +72,8 @@ def test_what_the_disk_did_not_give_is_told_and_tried_again(photos, tmp_path, ca
     assert compute_features(source, backbone, str(cache)).num_computed == 0
 
 
-def test_items_the_disk_did_not_give_raise_where_that_is_asked_for(photos, tmp_path):
+def test_a_disk_that_gives_nothing_is_an_error(photos, tmp_path):
     source = Moody(str(photos), OSError(errno.EIO, "Input/output error"))
-    source.no_load = [2]
-    with pytest.raises(DataError, match=r"1 item of 11.*class0/06\.png: Input/output error"):
-        compute_features(source, small_backbone(), str(tmp_path / "cache"), on_error="raise")
     source.no_load = list(range(11))
     with pytest.raises(DataError, match=r"11 items of 11.*Input/output error"):
         compute_features(source, small_backbone(1), str(tmp_path / "cache"))

@@ -45,7 +45,7 @@ def folder(tmp_path):
         "data": {"source": "features", "path": str(tmp_path / "x.npz")},
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 8, "start": "random"},
-        "training": {"epochs": 2, "folds": 1, "classes_per_batch": 4, "samples_per_class": 4},
+        "training": {"epochs": 2, "folds": 1, "batch_size": 16},
         "search": {"space": SPACE},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))

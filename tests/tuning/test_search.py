@@ -41,7 +41,7 @@ def vectors(tmp_path_factory):
         "data": {"source": "features", "path": str(folder / "vectors.npz")},
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 8},
-        "training": {"epochs": 2, "folds": 1, "classes_per_batch": 4, "samples_per_class": 4},
+        "training": {"epochs": 2, "folds": 1, "batch_size": 16},
         "search": {"space": SPACE},
     }
     (folder / "vectors.yaml").write_text(yaml.safe_dump(config))

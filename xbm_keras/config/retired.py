@@ -85,6 +85,7 @@ LEFT = {
         where=("backbone.kind", "keras_applications"), decides_features=True,
     ),
     **_in_code("backbone", Backbone.from_file, "endpoint", decides_features=True),
+    "cache.on_error": Left(("skip",), "data.json lists what was skipped", "leave it out, and look there"),
     "cache.shard_rows": Left((1024,), "it is a constant: it decides nothing"),
     "cache.views_as_positives": Left((False,), UNMEASURED),
     **_in_code("head", Head, "hidden_dim", "width_weights"),
@@ -131,8 +132,13 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     if isinstance(backbone, dict) and backbone.get("kind") == "keras_hub" and is_finished:
         backbone.setdefault("parts", "pooled")  # of a version that knew no others
     top_k = values.get("top_k")
-    if isinstance(top_k, dict) and "key_refresh" in top_k and values.keys() >= OF_A_RUN:
-        top_k.setdefault("num_random", 0)  # of a version that knew none
+    if isinstance(top_k, dict) and "key_refresh" in top_k:
+        if values.keys() >= OF_A_RUN:
+            top_k.setdefault("num_random", 0)  # of a version that knew none
+        if top_k["key_refresh"] == "exact":
+            del top_k["key_refresh"]
+        elif top_k.get("mine_in") == "embeddings":
+            top_k["mine_in"] = top_k.pop("key_refresh")
     for old, new in RENAMED.items():
         if _has(values, old):
             value = _take(values, old)
@@ -141,6 +147,7 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     loss = values.get("loss")
     name_of_loss = str(loss.get("name", DEFAULT_LOSS)) if isinstance(loss, dict) else DEFAULT_LOSS
     is_unlabelled = name_of_loss == "similarity_alignment"
+    _merge_batch(values, is_unlabelled)
     for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
@@ -165,6 +172,18 @@ def _merge_ray(values: dict[str, Any]) -> None:
         values["cache"]["ray_workers"] = 2
     elif engine is not None and engine != "ray":
         values["cache"]["engine"] = engine  # to be told of as any unknown key
+
+
+def _merge_batch(values: dict[str, Any], is_unlabelled: bool) -> None:
+    """A batch with labels was so many classes of so many items; `batch_size` was of other batches alone."""
+    training, data = values.get("training"), values.get("data")
+    if not isinstance(training, dict):
+        return
+    classes, samples = training.get("classes_per_batch"), training.get("samples_per_class", 4)
+    if isinstance(classes, int) and isinstance(samples, int):  # else it is told of as any unknown key
+        del training["classes_per_batch"]
+        if not (is_unlabelled or (isinstance(data, dict) and data.get("source") == "pairs")):
+            training["batch_size"] = classes * samples
 
 
 def _space(space: dict, problems: list[str]) -> dict:

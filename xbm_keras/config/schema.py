@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
+from annotated_types import Le
 from pydantic import Field
 
 from xbm_keras.arguments import AboveZero, Natural, NonNegative, Positive
@@ -14,10 +15,8 @@ from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.stages.circular_memory.ring import CircularMemory
 from xbm_keras.stages.hard_top_k.by_label import HardTopK, require_pairs
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
-from xbm_keras.stages.hard_top_k.mining import Refresh
 from xbm_keras.stages.pair_losses import LOSSES
 
-MAX_BATCH = 1 << 20  # items
 IN_CODE_ALONE = {
     "contrastive": ("positive_margin",),
     "margin": ("margin", "beta"),
@@ -49,19 +48,14 @@ class Memory(section_of(CircularMemory, without=["frozen"], recipe=RECIPE["memor
 class TopK(section_of(HardTopK, without=IN_CODE_ALONE["top_k"], recipe=RECIPE["top_k"])):  # type: ignore[misc]
     """The top-k sample, by labels."""
 
-    mine_in: Literal["features", "embeddings", "sketch"] = RECIPE["top_k"]["mine_in"]
-    """Where hardness is measured; "sketch" is a short frozen code of the features."""
-    key_refresh: Refresh = "exact"
-    """Of `mine_in: embeddings`: all rows through the head in each step, or S rows: ages up to memory_size / S steps."""
+    mine_in: Literal["features", "embeddings", "sketch"] | Positive = RECIPE["top_k"]["mine_in"]
+    """Where hardness is measured; "sketch" is a short frozen code of the features. In "embeddings" all rows pass the
+    head in each step; a number S is embeddings, too, of which S are made anew in each step: ages up to
+    memory_size / S steps."""
 
     @pydantic.model_validator(mode="after")
-    def _goes_together(self):
+    def _has_pairs(self):
         require_pairs(self.num_negatives, self.num_positives, self.num_random)
-        if self.key_refresh != "exact" and self.mine_in != "embeddings":
-            raise ValueError(
-                f"key_refresh {self.key_refresh} does not go with mine_in {self.mine_in!r}, whose keys never change; "
-                "use mine_in: embeddings, or leave key_refresh out"
-            )
         return self
 
 
@@ -80,12 +74,10 @@ class Training(Section):
     hundred classes: to choose by a few is left to chance."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
-    classes_per_batch: Positive = 32
-    """Of training with labels."""
+    batch_size: Annotated[Positive, Le(1 << 20)] = 128
+    """Items of a batch. Without labels the default is 256, of pairs, whose queries these are, 64."""
     samples_per_class: Positive = 4
-    """Items of each class in a batch."""
-    batch_size: Positive = 256
-    """Of training without labels, or of queries; of these the default is 64."""
+    """Of training with labels: items of each class in a batch, which has as many classes as it has room for."""
     anchors: Literal["queries", "documents"] = "queries"
     """Of pairs: what a batch is made of. The memory holds the others: documents, or the training queries."""
     negatives: Literal["answers", "corpus"] = "answers"
@@ -130,6 +122,7 @@ WITHOUT_LABELS = {
     "data": {"split": {"by": "item"}},
     "head": {"start": "local"},
     "training": {
+        "batch_size": 256,
         "epochs": 10,
         "steps_per_epoch": 50,
         "learning_rate": 1.5e-3,
@@ -200,10 +193,9 @@ class Config(Section):
         return self.data.source == "pairs"
 
     @property
-    def batch_size(self) -> int:
-        """Items of a batch."""
-        c = self.training
-        return c.batch_size if self.is_without_labels or self.is_of_pairs else c.classes_per_batch * c.samples_per_class
+    def classes_per_batch(self) -> int:
+        """Of training with labels."""
+        return self.training.batch_size // self.training.samples_per_class
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -264,20 +256,15 @@ class Config(Section):
                 "takes pictures and labels"
             )
         c = self.training
-        if 0 < self.memory.memory_size < self.batch_size:
-            keys = (
-                "batch_size"
-                if self.is_without_labels or self.is_of_pairs
-                else "classes_per_batch x training.samples_per_class"
-            )
+        if 0 < self.memory.memory_size < c.batch_size:
             raise ValueError(
-                f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {self.batch_size} "
-                f"(training.{keys}); use 0 for in-batch pairs, or a memory of several batches"
+                f"memory.memory_size {self.memory.memory_size} is smaller than the batch of {c.batch_size} "
+                "(training.batch_size); use 0 for in-batch pairs, or a memory of several batches"
             )
-        if self.batch_size > MAX_BATCH:
+        if not (self.is_without_labels or self.is_of_pairs or self.classes_per_batch):
             raise ValueError(
-                f"a batch of {self.batch_size} items (training.batch_size, or training.classes_per_batch x "
-                f"training.samples_per_class); expected at most {MAX_BATCH}"
+                f"training.samples_per_class {c.samples_per_class} is more than the batch of {c.batch_size} "
+                "(training.batch_size); use fewer, or a larger batch"
             )
         if self.is_without_labels and self.head.start not in STARTS_WITHOUT_LABELS:
             raise ValueError(

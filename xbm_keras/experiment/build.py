@@ -1,5 +1,6 @@
 """From a config to the objects that it names: the one place that wires the stages."""
 
+import functools
 import logging
 import math
 
@@ -70,8 +71,9 @@ def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:
     c = config.top_k
     others: dict = {"seed": config.training.seed, "name": "top_k"}
     if isinstance(c, schema.TopK):
-        spaces = {"features": InFeatures, "embeddings": lambda: InEmbeddings(c.key_refresh)}
-        others["mining"] = spaces.get(c.mine_in, lambda: InSketch(min(SKETCH_DIM, width)))()
+        sketch = functools.partial(InSketch, min(SKETCH_DIM, width))
+        spaces = {"features": InFeatures, "embeddings": InEmbeddings, "sketch": sketch}
+        others["mining"] = spaces[c.mine_in]() if isinstance(c.mine_in, str) else InEmbeddings(c.mine_in)
     return RelevantTopK(**c.arguments(), **others) if config.is_of_pairs else c.make(**others)
 
 
@@ -128,7 +130,7 @@ def make_sampler(config: schema.Config, labels: np.ndarray, sample_ids: np.ndarr
         return ShuffledSampler(len(labels), min(c.batch_size, len(labels)), c.seed)
     is_left_out = left_out(config, labels, sample_ids)
     num_classes = len(np.unique(labels[~is_left_out]))
-    return PKSampler(labels, min(c.classes_per_batch, num_classes), c.samples_per_class, c.seed, is_left_out)
+    return PKSampler(labels, min(config.classes_per_batch, num_classes), c.samples_per_class, c.seed, is_left_out)
 
 
 def steps_per_epoch(config: schema.Config, sampler: PKSampler | ShuffledSampler) -> int:

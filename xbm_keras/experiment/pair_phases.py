@@ -109,7 +109,8 @@ def start_model(
 
 
 def _sampler(config: schema.Config, roles: Roles) -> ShuffledSampler:
-    return ShuffledSampler(len(roles.anchors), min(config.batch_size, len(roles.anchors)), config.training.seed)
+    c = config.training
+    return ShuffledSampler(len(roles.anchors), min(c.batch_size, len(roles.anchors)), c.seed)
 
 
 def fit(

@@ -59,7 +59,7 @@ def preview(config: Config, dataset: Dataset) -> Preview:
     best = max(rows[1:], key=lambda row: row.score)
     chosen = {**forms[best.name].model_dump(), "views": 1, "turned_classes": False}
     num_classes = len(np.unique(dataset.labels[np.union1d(dataset.splits.train, dataset.splits.validation)]))
-    advice = _advice(best, num_classes, config.training.classes_per_batch, dataset.features.shape[1])
+    advice = _advice(best, num_classes, config.classes_per_batch, dataset.features.shape[1])
     return Preview(rows, class_learning_curve(config, dataset, chosen), advice)
 
 

@@ -83,7 +83,8 @@ def _recipe(config: Config, width: int, num_rows: int, metrics: dict) -> dict[st
     if isinstance(c.top_k, Neighbors):
         picked = f"{c.top_k.num_neighbors} neighbours, {c.top_k.num_random} random rows, without labels"
     else:
-        picked = f"{c.top_k.num_negatives} negatives in {c.top_k.mine_in}, {c.top_k.num_positives} positives"
+        space = c.top_k.mine_in if isinstance(c.top_k.mine_in, str) else f"embeddings, {c.top_k.mine_in} anew a step"
+        picked = f"{c.top_k.num_negatives} negatives in {space}, {c.top_k.num_positives} positives"
         picked += f", {c.top_k.num_random} random rows" if c.top_k.num_random else ""
     devices = tf.config.list_physical_devices("GPU")
     return {

@@ -61,7 +61,6 @@ def compute_features(
     dtype: Literal["float32", "float16"] = "float32",
     batch_size: Positive | None = None,
     shard_rows: int = 1024,
-    on_error: Literal["skip", "raise"] = "skip",
     ray_workers: Natural = 0,
     title: str = "features",
 ) -> CachedFeatures:
@@ -77,15 +76,13 @@ def compute_features(
         dtype: of the rows on disk.
         batch_size: items per call of the network; by default 16 on a CPU, where more was measured slower, else 128.
         shard_rows: items per shard.
-        on_error: what to do with an item that cannot be read, or gives features that are not finite: "skip" reports it.
         ray_workers: at most so many workers of the Ray cluster at RAY_ADDRESS (without one: on this machine) read and
             compute, each of which holds the network and uses all cores that its machine has free, or a GPU, and this
             process writes; 0: this process does all. One cache for both.
         title: of the progress bar.
 
     Raises:
-        DataError: where no item has features, where `on_error` is "raise" and an item has none, where the disk is full,
-            where Ray is missing or its workers fail.
+        DataError: where no item has features, where the disk is full, where Ray is missing or its workers fail.
     """
     identify = functools.partial(fingerprint, dtype=dtype, decoder=source.decoder)
     folder = pathlib.Path(os.path.expanduser(cache_dir)) / identify(backbone)[:16]
@@ -123,11 +120,11 @@ def compute_features(
     found = {i: places[digest] for i, digest in enumerate(digests) if digest is not None}
     kept = {i: place for i, place in found.items() if not isinstance(place, str)}
     skipped = {str(keys[i]): str(reason) for i, reason in (reasons | found).items() if i not in kept}
-    if skipped and (on_error == "raise" or not kept):
+    if skipped and not kept:
         shown = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:8])
         raise DataError(
             f"Received {counted(len(skipped), 'item')} of {len(keys)} without usable features: {shown}. Repair or "
-            "remove them" + (", or set cache.on_error=skip." if kept else ".")
+            "remove them."
         )
     shard_of, row_of = np.array(list(kept.values())).T
     return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(list(kept)), skipped, len(wanted))

@@ -202,7 +202,7 @@ def estimate_bytes(config: Config, num_rows: int, width: int) -> int:
         num_rows: training items.
         width: D of the features.
     """
-    batch_size = config.batch_size
+    batch_size = config.training.batch_size
     rows = min(config.memory.memory_size, num_rows) or batch_size
     k = config.top_k
     counts = (k.num_neighbors,) if isinstance(k, Neighbors) else (k.num_negatives, k.num_positives)

@@ -58,7 +58,7 @@ def default_space(config: Config, num_rows: int) -> Space:
         num_rows: training items, or documents; the largest memory is the first power of two that holds them all, or
             65,536.
     """
-    sizes = [0] + [2**i for i in range(17) if config.batch_size <= 2**i < 2 * num_rows]
+    sizes = [0] + [2**i for i in range(17) if config.training.batch_size <= 2**i < 2 * num_rows]
     if config.is_of_pairs:
         has_temperature = "temperature" in type(config.loss).model_fields
         others = {key: value for key, value in OF_PAIRS.items() if key != "loss.temperature" or has_temperature}
