@@ -247,7 +247,7 @@ def test_the_saved_model_holds_the_documents_that_answer_and_the_head(finished, 
     [
         ["head.sides=query", "head.embedding_dim=16"],
         ["head.sides=two", "head.embedding_dim=8", "training.negatives=corpus"],
-        ["training.anchors=documents", "head.embedding_dim=8"],
+        ["training.negatives=queries", "head.embedding_dim=8"],
         ["memory.memory_size=64", "head.embedding_dim=8"],
         ["memory.memory_size=0", "head.embedding_dim=8", "head.start=random"],
     ],
@@ -330,7 +330,7 @@ def test_nothing_is_exported_that_is_no_better(config, tmp_path, capsys):
         (["head.sides=query", "head.widths=null", "head.embedding_dim=8"], "8 dimensions for features of width 16"),
         (["head.start=lda"], "head.start 'lda' does not go with head.sides 'both' of pairs"),
         (["loss.name=similarity_alignment"], "which tell what answers what"),
-        (["training.anchors=documents", "head.sides=two"], "use sides: both"),
+        (["training.negatives=queries", "head.sides=two"], "use sides: both"),
     ],
 )
 def test_what_does_not_go_together_is_told(config, tmp_path, capsys, overrides, expected):

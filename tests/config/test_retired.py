@@ -173,6 +173,15 @@ def test_a_path_tells_a_file_from_a_folder(kind):
     assert config.backbone.kind == "file"
 
 
+def test_documents_as_anchors_have_queries_for_negatives():
+    pairs = {**MINIMAL, "data": {"source": "pairs", "path": "x"}}
+    for anchors, negatives, now in (("queries", "corpus", "corpus"), ("documents", "answers", "queries")):
+        training = {"anchors": anchors, "negatives": negatives}
+        assert check_config({**pairs, "training": training}, "x").training.negatives == now
+    with pytest.raises(ConfigError, match=r"training\.anchors: unknown key"):
+        check_config({**pairs, "training": {"anchors": "x"}}, "x")
+
+
 @pytest.mark.parametrize(
     "section", [{"loss": {"name": "similarity_alignment"}}, {"data": {"source": "pairs", "path": "x"}}]
 )

@@ -164,7 +164,7 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["memori.memory_size=3"], "memori: unknown key; did you mean 'memory'?"),
         (["epochs=3"], "epochs: unknown section; did you mean the key training.epochs?"),
         (["margin=0.3"], "margin: unknown section; did you mean the key loss.margin?"),
-        (["training.qqqq=1"], "training.qqqq: unknown key; known here: anchors, batch_size, checkpoint_ev"),
+        (["training.qqqq=1"], "training.qqqq: unknown key; known here: batch_size, checkpoint_every"),
         (["training.epochs=many"], "training.epochs: received 'many'; input should be a valid integer"),
         (["training.epochs=1.5"], "training.epochs: received 1.5"),
         (["training.learning_rate=.inf"], "training.learning_rate: received inf"),

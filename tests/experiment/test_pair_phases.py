@@ -19,14 +19,14 @@ QUERIES, DOCUMENTS = np.eye(4, 8, dtype=np.float32), np.eye(8, dtype=np.float32)
 ANSWERS = {0: {4}, 1: {1, 4}, 2: {0}}  # query 3 tests; 3 and 5 answer nothing, and are judged irrelevant
 
 
-@pytest.mark.parametrize("anchors", ["queries", "documents"])
-def test_documents_that_are_searched_once_train_as_those_that_each_step_searches(anchors, tmp_path, monkeypatch):
+@pytest.mark.parametrize("negatives", ["answers", "queries"])
+def test_documents_that_are_searched_once_train_as_those_that_each_step_searches(negatives, tmp_path, monkeypatch):
     values = {
         "data": {"source": "pairs", "path": str(write_folder(tmp_path))},
         "backbone": {"kind": "none"},
         "head": {"embedding_dim": 12, "start": "pca"},
         "top_k": {"mine_in": "features", "num_negatives": 6, "num_positives": 2},
-        "training": {"batch_size": 16, "learning_rate": 0.03, "folds": 1, "anchors": anchors},
+        "training": {"batch_size": 16, "learning_rate": 0.03, "folds": 1, "negatives": negatives},
     }
     (tmp_path / "pairs.yaml").write_text(yaml.safe_dump(values))
     config = load_config(str(tmp_path / "pairs.yaml"))
@@ -77,7 +77,7 @@ def test_the_memory_holds_what_answers_or_all(dataset, negatives, held):
 
 
 def test_documents_as_anchors_find_the_queries_that_they_answer(dataset):
-    roles = Roles(config(anchors="documents"), dataset, dataset.splits.train)
+    roles = Roles(config(negatives="queries"), dataset, dataset.splits.train)
     np.testing.assert_array_equal(roles.anchors[:], DOCUMENTS[[0, 1, 4]])
     np.testing.assert_array_equal(roles.rows[:], QUERIES[:3])
     assert [{place for place in row if place >= 0} for row in roles.relevant.tolist()] == [{2}, {1}, {0, 1}]

@@ -148,6 +148,11 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     name_of_loss = str(loss.get("name", DEFAULT_LOSS)) if isinstance(loss, dict) else DEFAULT_LOSS
     is_unlabelled = name_of_loss == "similarity_alignment"
     _merge_batch(values, is_unlabelled)
+    anchors = _take(values, "training.anchors")
+    if anchors == "documents":
+        values["training"]["negatives"] = "queries"
+    elif anchors not in (None, "queries"):
+        values["training"]["anchors"] = anchors  # to be told of as any unknown key
     for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):

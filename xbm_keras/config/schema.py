@@ -71,18 +71,18 @@ class Training(Section):
     folds: Positive | Literal["auto"] = "auto"
     """How many times other training classes are held out to choose the epoch by the mean; at most four, for each
     holds out a quarter of the training classes. "auto" holds out each half of them, where a quarter is less than a
-    hundred classes: to choose by a few is left to chance."""
+    hundred classes: to choose by a few is left to chance. Of pairs queries are held out, by "auto" four times where
+    once is fewer than 400. Without `refit` it is once: that head is the one that chose."""
     patience: Positive = 4
     """Epochs without improvement after which the selection stops."""
     batch_size: Annotated[Positive, Le(1 << 20)] = 128
     """Items of a batch. Without labels the default is 256, of pairs, whose queries these are, 64."""
     samples_per_class: Positive = 4
     """Of training with labels: items of each class in a batch, which has as many classes as it has room for."""
-    anchors: Literal["queries", "documents"] = "queries"
-    """Of pairs: what a batch is made of. The memory holds the others: documents, or the training queries."""
-    negatives: Literal["answers", "corpus"] = "answers"
-    """Of pairs: the documents that the memory holds: those that answer some training query, or the whole corpus, of
-    which the others are only ever pushed away, also from queries to come that they answer."""
+    negatives: Literal["answers", "corpus", "queries"] = "answers"
+    """Of pairs: what the memory holds: the documents that answer some training query; or the whole corpus, of which the
+    others are only ever pushed away, also from queries to come that they answer; or the training queries, and then
+    documents are what a batch is made of."""
     steps_per_epoch: Positive | None = None
     """By default as many as draw the number of training items once; without labels 50."""
     learning_rate: AboveZero = 1e-3
@@ -232,9 +232,9 @@ class Config(Section):
         if self.is_of_pairs:
             self._fits_pairs()
             modality = "vector" if kind == "none" else modality
-        elif self.head.sides != "both" or self.training.anchors != "queries":
+        elif self.head.sides != "both" or self.training.negatives == "queries":
             raise ValueError(
-                f"head.sides {self.head.sides!r} and training.anchors {self.training.anchors!r} do not go with "
+                f"head.sides {self.head.sides!r} and training.negatives {self.training.negatives!r} do not go with "
                 f"data.source {source!r}; they are of pairs"
             )
         elif self.head.start in ("ridge", "procrustes"):
@@ -290,9 +290,9 @@ class Config(Section):
                 f"head.start {head.start!r} does not go with head.sides {head.sides!r} of pairs; use one of "
                 f"{', '.join(STARTS_OF_PAIRS[head.sides])}"
             )
-        if self.training.anchors == "documents" and head.sides != "both":
+        if self.training.negatives == "queries" and head.sides != "both":
             raise ValueError(
-                f"training.anchors 'documents' does not go with head.sides {head.sides!r}; use sides: both"
+                f"training.negatives 'queries' does not go with head.sides {head.sides!r}; use sides: both"
             )
 
 

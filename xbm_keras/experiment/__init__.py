@@ -1,8 +1,8 @@
 """The recipe: from a config to stages, from stages to results, and what a run leaves behind.
 
 - phases: a run from above: select, refit, test
-- selection: what is chosen on held-out classes, by `training.folds` of them
-- held_out: how starts fare on those; chosen_head: what may be chosen of a head
+- held_out: `training.folds`: which training classes are held out, and how starts fare on them
+- selection: what is chosen by them: views, start, epoch; chosen_head: what may be chosen of a head
 - learning, preview: whether more data would help, and whether a head would
 - fitting: the same as one call, of data at hand
 - build, loading: from a config to stages, and to the features of all items

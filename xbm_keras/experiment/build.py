@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
 from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
 from xbm_keras.stages.hard_top_k.by_relevance import RelevantTopK
-from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
+from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch, Mining
 from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 log = logging.getLogger("xbm_keras")
@@ -72,6 +73,7 @@ def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:
     others: dict = {"seed": config.training.seed, "name": "top_k"}
     if isinstance(c, schema.TopK):
         sketch = functools.partial(InSketch, min(SKETCH_DIM, width))
+        spaces: dict[str, Callable[[], Mining]]
         spaces = {"features": InFeatures, "embeddings": InEmbeddings, "sketch": sketch}
         others["mining"] = spaces[c.mine_in]() if isinstance(c.mine_in, str) else InEmbeddings(c.mine_in)
     return RelevantTopK(**c.arguments(), **others) if config.is_of_pairs else c.make(**others)
@@ -104,8 +106,8 @@ def tell_memory(config: schema.Config, memory_size: int) -> None:
     """Say where the memory is smaller than the config allows, since there is no more to hold."""
     what, wanted = "training rows", config.memory.memory_size
     if config.is_of_pairs:
-        documents = "documents" if config.training.negatives == "corpus" else "documents that answer training queries"
-        what = documents if config.training.anchors == "queries" else "training queries"
+        kinds = {"answers": "documents that answer training queries", "corpus": "documents"}
+        what = kinds.get(config.training.negatives, "training queries")
     if memory_size < wanted:
         log.info("The memory holds all %s %s (memory.memory_size is %s).", f"{memory_size:,}", what, f"{wanted:,}")
 

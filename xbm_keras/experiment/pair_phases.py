@@ -59,9 +59,9 @@ class Roles:
         relevant, _ = dataset.pairs.relevant(queries)  # [n, P]
         places, ranks = np.nonzero(relevant >= 0)
         answered, which = np.unique(relevant[places, ranks], return_inverse=True)
-        if config.training.anchors == "queries":
-            is_all = config.training.negatives == "corpus"
-            documents = np.arange(len(dataset.documents)) if is_all else answered
+        negatives = config.training.negatives
+        if negatives != "queries":
+            documents = np.arange(len(dataset.documents)) if negatives == "corpus" else answered
             self.anchors, self.anchor_ids = UnitRows(dataset.queries, queries), queries
             self.rows = UnitRows(dataset.documents, documents)
             self.relevant = np.where(relevant >= 0, np.searchsorted(documents, relevant), -1)

@@ -40,10 +40,8 @@ def about_pairs(config: Config, dataset: PairDataset, metrics: dict) -> dict[str
     trained_on = np.union1d(splits.train, splits.validation) if config.training.refit else splits.train
     answers = pairs.document[pairs.grade > 0]
     num_irrelevant = len(pairs.grade) - len(answers)
-    anchors = "documents; rows of the memory are queries"
-    if config.training.anchors == "queries":
-        which = {"answers": "documents that answer some of them", "corpus": "all documents"}[config.training.negatives]
-        anchors = f"queries; rows of the memory are {which}"
+    which = {"answers": "documents that answer some of them", "corpus": "all documents", "queries": "queries"}
+    anchors = "documents" if config.training.negatives == "queries" else "queries"
     return {
         **_inputs(config),
         "Training": f"{len(splits.train):,} queries",
@@ -55,7 +53,7 @@ def about_pairs(config: Config, dataset: PairDataset, metrics: dict) -> dict[str
         "Sides": {"both": "one layer for both", "query": "a layer for queries alone", "two": "one layer each"}[
             config.head.sides
         ],
-        "Anchors": anchors,
+        "Anchors": f"{anchors}; rows of the memory are {which[config.training.negatives]}",
         **_recipe(config, dataset.queries.shape[1], len(Roles(config, dataset, trained_on).rows), metrics),
     }
 
