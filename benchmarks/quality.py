@@ -221,7 +221,7 @@ def trained(
     """Scores of each seed by the config, what was chosen for it, and what differs from it."""
     config = load_config(path, overrides).model_copy(update={"head": chosen.head})
     splits = dataset.splits
-    with unittest.mock.patch.object(phases, "XBMModel", kind):
+    with unittest.mock.patch.object(build, "XBMModel", kind):
         curves = []
         for fold in held_out.held_out(dataset, options.folds or "auto"):
             model = phases.start_model(config, fold, None, fold.with_views(fold.splits.train))
