@@ -70,8 +70,6 @@ def test_metrics_by_hand():
     ranks, grades = np.array([[3, 1, 0], [12, 0, 0]]), np.array([[1, 2, 0], [2, 0, 0]])
     gain = (2 + 1 / 2) / (2 + 1 / np.log2(3))
     np.testing.assert_allclose(graded_metrics.ndcg_at_k(ranks, grades), [gain, 0])
-    exponential = (3 + 1 / 2) / (3 + 1 / np.log2(3))
-    np.testing.assert_allclose(graded_metrics.ndcg_at_k(ranks, grades, has_exponential_gain=True), [exponential, 0])
     np.testing.assert_allclose(graded_metrics.ndcg_at_k(ranks, grades, 1), [1, 0])
     np.testing.assert_allclose(graded_metrics.mrr_at_k(ranks, grades), [1, 0])
     np.testing.assert_allclose(graded_metrics.mrr_at_k(ranks, grades, 12), [1, 1 / 12])

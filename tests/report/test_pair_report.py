@@ -18,6 +18,7 @@ from xbm_keras.report import charts, pair_searches
 from xbm_keras.report.learning_curve import LearningCurve
 from xbm_keras.report.page import Heading, QueryResults
 from xbm_keras.report.pair_report import write_pair_report
+from xbm_keras.report.run_report import AboutRun
 from xbm_keras.report.stage_costs import Cost
 
 NUM_QUERIES, NUM_DOCUMENTS, WIDTH = 24, 30, 6
@@ -74,18 +75,14 @@ def report_of(dataset, path, **changes):
     head = make_head()
     metrics = metrics_of(dataset, head)
     arguments = {
-        "title": "questions",
-        "command": "python train.py --config x.yaml",
         "about": {"Data": "pairs", "Network": "MiniLM"},
-        "left_out": dataset.pairs.ignored,
         "config": "head: {embedding_dim: 4}\n",
-        "trained_on": np.arange(12),
         "metrics": metrics,
         "learning": LearningCurve({50: 0.5, 100: 0.625}, 0.25, (0.1, 0.15), "nDCG@10", "queries"),
         "costs": [Cost("features", 0.5, None, None)],
         **changes,
     }
-    write_pair_report(path / "report.html", dataset=dataset, head=head, **arguments)
+    write_pair_report(path / "report.html", AboutRun(**arguments), dataset, head, np.arange(12))
     text = (path / "report.html").read_text("utf-8")
     Reader(text)
     return text, metrics
@@ -194,7 +191,7 @@ def test_it_says_what_learns_what_was_chosen_and_what_was_left_out(report):
     assert "nDCG@10 on validation queries" in said
     assert any(text.startswith("Epoch 2 was chosen. Test queries take no part in this. Thin:") for text in said)
     assert said[said.index("queries that nothing answers") + 1 :][:2].count("7") == 1
-    assert "python train.py --config x.yaml" in said
+    assert "python train.py --config config.yaml" in said
 
 
 def test_the_curve_of_validation_has_the_other_folds_beside_it():

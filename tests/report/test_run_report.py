@@ -12,7 +12,7 @@ from xbm_keras.data import arrays, dataset, splits, texts
 from xbm_keras.evaluation.thresholds import measure_thresholds
 from xbm_keras.report import matches
 from xbm_keras.report.learning_curve import LearningCurve
-from xbm_keras.report.run_report import write_run_report
+from xbm_keras.report.run_report import AboutRun, write_run_report
 from xbm_keras.report.stage_costs import Cost
 from xbm_keras.stages.head.fc_layer import Head
 
@@ -48,8 +48,6 @@ def report_of(dataset, path, names=("frozen", "closed_form", "trained"), **chang
     tried = {"pca": {"1.0": 0.31}, "lda": {"0.1": 0.42, "0.9": 0.415}}
     validation = {"leave_one_out": scores, "epoch": 2, "start": "lda", "shrinkage": 0.1, "tried": tried}
     arguments = {
-        "title": "grocery",
-        "command": "python train.py --config x.yaml",
         "about": {"Data": "photos", "Network": "MobileNetV2"},
         "config": "head: {embedding_dim: 4}\n",
         "metrics": {
@@ -61,7 +59,7 @@ def report_of(dataset, path, names=("frozen", "closed_form", "trained"), **chang
         "costs": [Cost("features", 0.5, None, None), Cost("training", 4000.0, 123.4, None)],
         **changes,
     }
-    write_run_report(path / "report.html", dataset=dataset, head=head, **arguments)
+    write_run_report(path / "report.html", AboutRun(**arguments), dataset, head)
     text = (path / "report.html").read_text("utf-8")
     Reader(text)
     return text
@@ -85,7 +83,7 @@ def test_it_says_what_the_run_found(texts_report):
     verdict = "The trained head is 0.100 MAP@R above the best of the others (closed form), and 0.200 above"
     assert f"{verdict} the frozen features." in said
     assert {"Results", "What it finds", "Classes", "Embedding space", "Training", "The run"} <= set(said)
-    assert "python train.py --config x.yaml" in said
+    assert "python train.py --config config.yaml" in said
     assert "1 item skipped: an empty file (1)." in said
     assert {"0.5 s", "1 h 06 min", "123 MB"} <= set(said)
     assert "Epoch 2 was chosen. Test classes take no part in this." in said

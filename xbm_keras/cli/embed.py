@@ -14,8 +14,8 @@ from xbm_keras.cli.arguments import Parser
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
-from xbm_keras.data.pairs import Side
-from xbm_keras.experiment.pair_loading import Texts
+from xbm_keras.data.sources import Items
+from xbm_keras.data.texts import Texts
 from xbm_keras.index.export_embedder import ExportEmbedder
 from xbm_keras.index.exported_model import exported_by
 from xbm_keras.index.incoming import Incoming, embedded, items_of, kind_of, source_of
@@ -66,7 +66,7 @@ def _lines(path: pathlib.Path) -> Texts:
     if not path.is_file():
         raise DataError(f"Received --input {str(path)!r}, which is no file; expected a .txt with a text on each line.")
     lines = path.read_text("utf-8").splitlines()
-    return Texts(Side(np.arange(len(lines)).astype(str), lines), "")
+    return Texts(lines, Items(np.arange(len(lines)).astype(str), None, {}))
 
 
 def write(path: pathlib.Path, ids: list[str], vectors: np.ndarray) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import as_text
+from xbm_keras.data.sources import Items
 from xbm_keras.data.tables import TABLES, Table, suffix_of
+from xbm_keras.data.texts import Texts
 
 GRADE_NAMES = ("score", "relevance", "grade", "label", "rel")
 SPLIT_OF = {"dev": "validation", "valid": "validation", "val": "validation"}  # names of one thing
@@ -28,6 +30,10 @@ class Side:
     """[n], where there are; what is empty is None."""
     features: np.ndarray | None = None
     """[n, D], where some model already gave them."""
+
+    def source(self, prefix: str = "") -> Texts:
+        """Its texts as items, behind a prefix."""
+        return Texts(self.texts or [], Items(self.ids, None, {}), prefix)
 
     def take(self, positions: np.ndarray) -> "Side":
         """Some of them."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,33 @@ from xbm_keras.data.tables import Table
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
-class TextTable(RandomAccess):
+class Texts(RandomAccess):
+    """Texts at hand.
+
+    Args:
+        texts: [N], whatever they are: what is no text is told of when it is read.
+        items: their ids, labels and columns.
+        prefix: put before each.
+    """
+
+    modality = "text"
+
+    def __init__(self, texts: Sequence, items: Items, prefix: str = ""):
+        self.texts, self.items, self.prefix = texts, items, prefix
+
+    def stamp(self, position: int) -> None:
+        """None: the text is at hand, hashing is cheap."""
+
+    def digest(self, position: int) -> str:
+        """Hash of the text with its prefix: the same text, in whichever data, passes the network once."""
+        return hashlib.sha256(self.load(position).encode()).hexdigest()
+
+    def load(self, position: int) -> str:
+        """One text. Raises UnreadableItem."""
+        return self.prefix + checked_text(self.texts[position])
+
+
+class TextTable(Texts):
     """Texts, one per row of a JSONL, CSV or Parquet table, whose other columns may give the split.
 
     Args:
@@ -25,8 +52,6 @@ class TextTable(RandomAccess):
         DataError: if the table or a column does not exist, or the table cannot be read as such.
     """
 
-    modality = "text"
-
     def __init__(self, path: str, texts: str = "text", labels: str | None = "label"):
         file = pathlib.Path(os.path.expanduser(path))
         if not file.is_file() or file.suffix not in SUFFIXES:
@@ -37,20 +62,9 @@ class TextTable(RandomAccess):
         table = Table(file)
         if not len(table):
             raise DataError(f"Received data.path {path!r}, which holds no rows; expected at least one.")
-        self.texts = table[texts].tolist()
         found = None if labels is None else table.labels(labels)
-        self.items = Items(np.arange(len(table)).astype(str), found, table.others(texts))
-
-    def stamp(self, position: int) -> None:
-        """None: the text is at hand, hashing is cheap."""
-
-    def digest(self, position: int) -> str:
-        """Hash of the text."""
-        return hashlib.sha256(self.load(position).encode()).hexdigest()
-
-    def load(self, position: int) -> str:
-        """One text. Raises UnreadableItem."""
-        return checked_text(self.texts[position])
+        items = Items(np.arange(len(table)).astype(str), found, table.others(texts))
+        super().__init__(table[texts].tolist(), items)
 
 
 def is_text(text) -> bool:

@@ -19,9 +19,7 @@ PAIRS = 4096  # whose similarities are computed at a time
 MEMORY_MB = 64  # with twice as much the scores of a chunk leave the cache
 
 
-def nearest(
-    queries: np.ndarray, gallery: np.ndarray | None = None, k: int = 10, *, memory_mb: float = MEMORY_MB
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: np.ndarray, gallery: np.ndarray | None = None, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Positions and cosine similarities of the k nearest gallery items of each query, best first.
 
     Without a gallery each item queries all the others; it is left out by position, so its copies stay. Items of equal
@@ -31,7 +29,6 @@ def nearest(
         queries: [Q, E], of any length.
         gallery: [N, E].
         k: at least 1; cut to the number of items there are.
-        memory_mb: for scores and candidates, beside the vectors and a float32 copy of the gallery.
 
     Returns:
         Positions [Q, k] int64 and similarities [Q, k] float32.
@@ -42,7 +39,7 @@ def nearest(
     """
     own = np.arange(len(queries)) if gallery is None else None
     gallery = queries if gallery is None else gallery
-    positions = find_nearest(queries, gallery, k, own, memory_mb)
+    positions = find_nearest(queries, gallery, k, own)
     places = np.repeat(np.arange(len(queries)), positions.shape[1])
     similarities = pair_similarities(queries, places, positions.ravel(), gallery).reshape(positions.shape)
     return positions, similarities
@@ -64,13 +61,11 @@ def pair_similarities(
     return similarities
 
 
-def find_nearest(
-    queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None = None, memory_mb: float = MEMORY_MB
-) -> np.ndarray:
+def find_nearest(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None = None) -> np.ndarray:
     """The positions of `nearest` alone, [Q, k] int64; queries that stand in the gallery say where, `own` [Q]."""
     is_among = own is not None
     k = min(k, len(gallery) - is_among)
-    blocks = to_blocks(gallery, width=block_width(memory_mb))
+    blocks = to_blocks(gallery, width=block_width(MEMORY_MB))
     positions = np.empty((len(queries), k), np.int64)
     for start in track(range(0, len(queries), CHUNK), "neighbours", len(queries)):
         rows = slice(start, start + CHUNK)

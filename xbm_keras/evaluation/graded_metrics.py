@@ -8,11 +8,11 @@ are above 0 for relevant documents; 0 fills up. A query without a relevant docum
 import numpy as np
 
 
-def ndcg_at_k(ranks: np.ndarray, grades: np.ndarray, k: int = 10, *, has_exponential_gain: bool = False) -> np.ndarray:
+def ndcg_at_k(ranks: np.ndarray, grades: np.ndarray, k: int = 10) -> np.ndarray:
     """Normalised discounted cumulative gain of the first k, in 0..1, float64 [Q].
 
     `sum of gain / log2(rank + 1)`, divided by the same of the best ranking there is. The gain is the grade itself, as
-    in trec_eval and BEIR, or `2^grade - 1`.
+    in trec_eval and BEIR.
 
     Raises:
         ValueError: for a query without a relevant document, for k below 1, or shapes that do not fit.
@@ -22,14 +22,12 @@ def ndcg_at_k(ranks: np.ndarray, grades: np.ndarray, k: int = 10, *, has_exponen
         array([1.])
 
     Reference:
-        Järvelin and Kekäläinen, "Cumulated Gain-based Evaluation of IR Techniques", TOIS 20(4), 2002; exponential gains
-        as in Burges et al., "Learning to Rank using Gradient Descent", ICML 2005.
+        Järvelin and Kekäläinen, "Cumulated Gain-based Evaluation of IR Techniques", TOIS 20(4), 2002.
     """
     ranks, grades = _checked(ranks, grades, k)
-    gains = np.exp2(grades) - 1 if has_exponential_gain else grades
     is_found = (ranks > 0) & (ranks <= k)
-    gain = np.where(is_found, gains / np.log2(np.maximum(ranks, 1) + 1), 0.0).sum(axis=1)
-    best = -np.sort(-gains, axis=1)[:, :k]
+    gain = np.where(is_found, grades / np.log2(np.maximum(ranks, 1) + 1), 0.0).sum(axis=1)
+    best = -np.sort(-grades, axis=1)[:, :k]
     return gain / (best / np.log2(np.arange(best.shape[1]) + 2)).sum(axis=1)
 
 

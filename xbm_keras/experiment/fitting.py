@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.atomic_files import writing_whole
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, check_config, put
 from xbm_keras.data.arrays import Vectors
@@ -19,7 +18,7 @@ from xbm_keras.data.errors import DataError, UnreadableItem
 from xbm_keras.data.labels import encode
 from xbm_keras.data.pairs import Side, pairs_of_positions
 from xbm_keras.data.sources import Items, RandomAccess
-from xbm_keras.data.texts import checked_text
+from xbm_keras.data.texts import Texts
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.pair_scores import compare_pairs
@@ -28,13 +27,13 @@ from xbm_keras.experiment import pair_phases, phases
 from xbm_keras.experiment.build import sized, width_of
 from xbm_keras.experiment.loading import dataset_of, with_training_views
 from xbm_keras.experiment.pair_loading import folds_of
+from xbm_keras.experiment.run_folder import write_keras_file
 from xbm_keras.experiment.saved_run import check_width
 from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.feature_cache.extraction import compute_batches, default_batch_size
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs
 from xbm_keras.stages.backbone.frozen import Backbone, load_keras_file
-from xbm_keras.stages.backbone.hub import HubBackbone
 
 log = logging.getLogger("xbm_keras")
 SETTINGS = ("head", "memory", "top_k", "loss", "training", "cache", "views")  # sections that a call may set
@@ -47,36 +46,28 @@ NAMED = {
 """What a config says of data and network, by what an item is; both are given as objects."""
 
 
-class GivenItems(RandomAccess):
-    """Pictures or texts that are in memory.
+class GivenPictures(RandomAccess):
+    """Pictures that are in memory.
 
     Args:
-        items: uint8 pictures [H, W, 3], or texts.
-        modality: "image" or "text".
-        labels: [N], or None.
-
-    Raises:
-        DataError: for labels that are not one for each item.
+        pictures: uint8 [H, W, 3] each.
+        items: their ids and labels.
     """
 
-    def __init__(self, items: Sequence, modality: str, labels: Sequence | None = None):
-        self.given, self.modality = items, modality
-        self.items = _items(len(items), labels)
+    def __init__(self, pictures: Sequence, items: Items):
+        self.pictures, self.items = pictures, items
 
     def stamp(self, position: int) -> None:
-        """None: the item is at hand, hashing is cheap."""
+        """None: the picture is at hand, hashing is cheap."""
 
     def digest(self, position: int) -> str:
-        """Hash of the item."""
-        item = self.load(position)
-        data = item.encode() if isinstance(item, str) else repr(item.shape).encode() + item.tobytes()
-        return hashlib.sha256(data).hexdigest()
+        """Hash of shape and bytes."""
+        picture = self.load(position)
+        return hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
 
-    def load(self, position: int) -> np.ndarray | str:
-        """One item. Raises UnreadableItem."""
-        if self.modality == "text":
-            return checked_text(self.given[position])
-        picture = np.asarray(self.given[position])
+    def load(self, position: int) -> np.ndarray:
+        """One picture. Raises UnreadableItem."""
+        picture = np.asarray(self.pictures[position])
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UnreadableItem(f"an array of shape {picture.shape} and dtype {picture.dtype}, not uint8 [H, W, 3]")
         return picture
@@ -135,11 +126,7 @@ class FittedHead:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write the model as a `.keras` file; a network that such a file cannot hold is left out, see `load`."""
-        backbone, model = self.model.backbone, self.model
-        if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
-            model = model.without_backbone()
-        with writing_whole(path) as side:
-            model.save(side)
+        write_keras_file(self.model, path)
 
     @classmethod
     def load(cls, path: str | pathlib.Path, backbone: Backbone | None = None) -> "FittedHead":
@@ -217,11 +204,8 @@ def fit_head(
     """
     modality = "vector" if backbone is None else getattr(backbone, "modality", "image")
     config = _config(modality, settings, **({} if labels is not None else {"name": "similarity_alignment"}))
-    source: Vectors | GivenItems
-    if backbone is None:
-        source = Vectors(_floats(items), _items(len(items), labels))
-    else:
-        source = GivenItems(items, modality, labels)
+    about = _items(len(items), labels)
+    source = Vectors(_floats(items), about) if backbone is None else _source(modality, items, about)
     config = sized(config, width_of(source, backbone))  # or an error, before a feature is computed
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
     with tempfile.TemporaryDirectory() as folder:
@@ -282,6 +266,10 @@ def _config(modality: str, settings: Mapping[str, Any] | None, **loss: str) -> C
     return config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
 
 
+def _source(modality: str, items: Sequence, about: Items) -> Texts | GivenPictures:
+    return Texts(items, about) if modality == "text" else GivenPictures(items, about)
+
+
 def _names(count: int) -> np.ndarray:
     return np.arange(count).astype(str)
 
@@ -325,7 +313,7 @@ def _features(backbone: Backbone | None, items: Sequence) -> np.ndarray:
     """[n, D], of vectors as they are. Raises DataError for an item that the network has no features for."""
     if backbone is None:
         return _floats(items)
-    source = GivenItems(items, getattr(backbone, "modality", "image"))
+    source = _source(getattr(backbone, "modality", "image"), items, _items(len(items), None))
     batch_size = default_batch_size(bool(tf.config.list_physical_devices("GPU")))
     batches = compute_batches(source, backbone.as_function(), backbone.prepare, [range(len(items))], batch_size)
     rows: list[np.ndarray] = []

@@ -13,14 +13,12 @@ from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.data.arrays import Vectors
 from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
-from xbm_keras.data.pairs import Side
 from xbm_keras.data.pictures import DECODER
 from xbm_keras.data.sources import Items, Source
-from xbm_keras.data.texts import TextTable
+from xbm_keras.data.texts import Texts, TextTable
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.experiment import saved_run
 from xbm_keras.experiment.build import make_backbone
-from xbm_keras.experiment.pair_loading import Texts
 from xbm_keras.feature_cache.cache import compute_features, fingerprint
 from xbm_keras.feature_cache.shards import ShardedRows, Shards, find_places
 from xbm_keras.index.export_embedder import ExportEmbedder
@@ -94,7 +92,7 @@ class RunEmbedder:
         if isinstance(source, Vectors):
             return self.embed_rows(source.features, positions), positions, {}
         if self.config.is_of_pairs and isinstance(source, TextTable):
-            source = Texts(Side(source.items.keys, source.texts), self.config.data.document_prefix)
+            source = Texts(source.texts, source.items, self.config.data.document_prefix)
         if self.backbone is None:
             raise ValueError("Received items that are no vectors for a run of vectors; expected vectors. Give these.")
         cached = compute_features(source, self.backbone, self.config.cache.dir, **self.config.cache.arguments())
@@ -169,7 +167,7 @@ def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_item
         side, features, chosen = dataset.pairs.documents, dataset.documents, np.arange(len(dataset.documents))
         is_text = side.features is None
         source: Source | Vectors = (
-            Texts(side, embedder.config.data.document_prefix)
+            side.source(embedder.config.data.document_prefix)
             if is_text
             else Vectors(cast(np.ndarray, features), Items(side.ids, None, {}))
         )

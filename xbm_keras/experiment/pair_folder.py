@@ -23,6 +23,7 @@ from xbm_keras.export.model_card import as_yaml
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.failures import kept_in
 from xbm_keras.report.pair_report import write_pair_report
+from xbm_keras.report.run_report import AboutRun
 from xbm_keras.report.stage_costs import Cost
 from xbm_keras.stages.head.fc_layer import Head
 
@@ -112,17 +113,8 @@ def write_report(
     dataset = folds[0]
     splits = dataset.splits
     with kept_in(workdir, f"To make it anew: the same command with --workdir {workdir}"):
-        write_pair_report(
-            workdir / "report.html",
-            title=workdir.name,
-            command="python train.py --config config.yaml",  # not as given, which holds paths and what a shell put in
-            about=about_pairs(config, dataset, metrics),
-            left_out=dataset.pairs.ignored,
-            config=as_yaml(public_values(config)),
-            dataset=dataset,
-            head=head,
-            trained_on=np.union1d(splits.train, splits.validation) if config.training.refit else splits.train,
-            metrics=metrics,
-            learning=learning_curve(config, dataset, head, metrics["validation"]),
-            costs=costs,
-        )
+        about, shown = about_pairs(config, dataset, metrics), as_yaml(public_values(config))
+        learning = learning_curve(config, dataset, head, metrics["validation"])
+        trained_on = np.union1d(splits.train, splits.validation) if config.training.refit else splits.train
+        run = AboutRun(about, shown, metrics, learning, costs)
+        write_pair_report(workdir / "report.html", run, dataset, head, trained_on)

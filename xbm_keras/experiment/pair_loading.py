@@ -1,7 +1,6 @@
 """From a config to the features of all queries and documents, and which queries train, choose and test."""
 
 import dataclasses
-import hashlib
 import logging
 
 import numpy as np
@@ -9,10 +8,8 @@ import numpy as np
 from xbm_keras.config import schema
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.pair_dataset import PairDataset, only_test_pairs, split_pairs
-from xbm_keras.data.pairs import Pairs, Side
-from xbm_keras.data.sources import Items, RandomAccess
+from xbm_keras.data.pairs import Pairs
 from xbm_keras.data.splits import Splits
-from xbm_keras.data.texts import checked_text
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.feature_cache.cache import compute_features
 from xbm_keras.stages.backbone.frozen import Backbone
@@ -21,27 +18,6 @@ log = logging.getLogger("xbm_keras")
 CHECKED_ROWS = 8192  # at a time
 VALIDATION_SHARE = 0.15  # of the queries that do not test
 ENOUGH_QUERIES, MAX_FOLDS = 400, 4  # to choose by; how many times, where one holds out fewer
-
-
-class Texts(RandomAccess):
-    """Queries or documents as a source of texts, behind a prefix."""
-
-    modality = "text"
-
-    def __init__(self, side: Side, prefix: str):
-        self.texts, self.prefix = side.texts or [], prefix
-        self.items = Items(side.ids, None, {})
-
-    def stamp(self, position: int) -> None:
-        """None: the text is at hand, hashing is cheap."""
-
-    def digest(self, position: int) -> str:
-        """Hash of the text with its prefix: the same text, in whichever data, passes the network once."""
-        return hashlib.sha256(self.load(position).encode()).hexdigest()
-
-    def load(self, position: int) -> str:
-        """One text. Raises UnreadableItem."""
-        return self.prefix + checked_text(self.texts[position])
 
 
 def load_pairs(config: schema.Config, backbone: Backbone | None, only_test: bool = False) -> list[PairDataset]:
@@ -93,7 +69,7 @@ def folds_of(
                 f"Received {name} without texts in {config.data.path} and a network of texts; expected "
                 "corpus.jsonl and queries.jsonl. Add them, or use the vectors: backbone.kind=none."
             )
-        source = Texts(side, getattr(config.data, "query_prefix" if name == "queries" else "document_prefix"))
+        source = side.source(getattr(config.data, "query_prefix" if name == "queries" else "document_prefix"))
         cached = compute_features(source, backbone, config.cache.dir, title=name, **config.cache.arguments())
         skipped |= {f"{name} {key}": reason for key, reason in cached.skipped.items()}
         num_computed += cached.num_computed

@@ -32,7 +32,7 @@ from xbm_keras.export.saved_model import describe_signatures
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.failures import REPORT_ERROR, kept_in
 from xbm_keras.report.projector import write_projector
-from xbm_keras.report.run_report import write_run_report
+from xbm_keras.report.run_report import AboutRun, write_run_report
 from xbm_keras.report.stage_costs import Cost
 from xbm_keras.stages.backbone.hub import HubBackbone
 from xbm_keras.stages.head.fc_layer import Head
@@ -281,17 +281,23 @@ def _digest(dataset: Dataset) -> str:
 
 
 def write_model(workdir: pathlib.Path, model: XBMModel) -> None:
-    """Write `model.keras`, and of a model of texts `tokenizer/`.
-
-    A backbone that is a SavedModel or of keras_hub is left out of `model.keras`: Keras files cannot hold the one, nor
-    the preprocessing of the other.
-    """
+    """Write `model.keras`, and of a model of texts `tokenizer/`."""
     backbone = model.backbone
     if isinstance(backbone, HubBackbone) and backbone.modality == "text":
         backbone.save_tokenizer(workdir / "tokenizer")
+    write_keras_file(model, workdir / "model.keras")
+
+
+def write_keras_file(model: XBMModel, path: str | pathlib.Path) -> None:
+    """Write a `.keras` file, whole or not at all.
+
+    A backbone that is a SavedModel or of keras_hub is left out: Keras files cannot hold the one, nor the preprocessing
+    of the other.
+    """
+    backbone = model.backbone
     if backbone is not None and (backbone.is_saved_model or isinstance(backbone, HubBackbone)):
         model = model.without_backbone()
-    with writing_whole(workdir / "model.keras") as side:
+    with writing_whole(path) as side:
         model.save(side)
 
 
@@ -335,16 +341,7 @@ def write_report(
     The run itself is finished by then. The same command makes the report alone anew.
     """
     with kept_in(workdir, f"To make it anew: the same command with --workdir {workdir}"):
-        write_run_report(
-            workdir / "report.html",
-            title=workdir.name,
-            command="python train.py --config config.yaml",  # not as given, which holds paths and what a shell put in
-            about=about_items(config, dataset, metrics),
-            config=model_card.as_yaml(public_values(config)),
-            dataset=dataset,
-            head=head,
-            metrics=metrics,
-            learning=None if config.is_without_labels else class_learning_curve(config, dataset, metrics["validation"]),
-            costs=costs,
-        )
+        about, shown = about_items(config, dataset, metrics), model_card.as_yaml(public_values(config))
+        learning = None if config.is_without_labels else class_learning_curve(config, dataset, metrics["validation"])
+        write_run_report(workdir / "report.html", AboutRun(about, shown, metrics, learning, costs), dataset, head)
         write_projector(workdir / TENSORBOARD, dataset, head)

@@ -58,7 +58,6 @@ def figure(
     frozen: tuple[int, float],
     chosen: Tried | None,
     counted: str,
-    height: int = 330,
 ) -> Figure:
     """Bytes that are searched against quality, the front, the promise and the frozen features.
 
@@ -69,9 +68,8 @@ def figure(
         frozen: bytes and quality of the frozen features in float32.
         chosen: what is exported.
         counted: which bytes are to be few.
-        height: in pixels.
     """
-    with drawing(640, height) as (drawn, axes):
+    with drawing(640, 330) as (drawn, axes):
         for code, color in COLOR_OF.items():
             for is_ranked, marker, label in ((False, "o", code), (True, "^", f"{code}, ranked again")):
                 points = [each for each in tried if each.search == code and bool(each.ranked) == is_ranked]

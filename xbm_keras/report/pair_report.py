@@ -1,28 +1,15 @@
 """`report.html` of a run on queries and documents: whether the head helps, on what, and how the run went."""
 
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.evaluation import wording
-from xbm_keras.report import charts, learning_curve, pair_charts, pair_searches
-from xbm_keras.report.page import (
-    Block,
-    Cell,
-    Details,
-    Page,
-    PageSection,
-    PageTable,
-    Panels,
-    Paragraph,
-    Verdict,
-    write_page,
-)
-from xbm_keras.report.run_report import the_run, training
-from xbm_keras.report.stage_costs import Cost
+from xbm_keras.report import charts, pair_charts, pair_searches
+from xbm_keras.report.page import Block, Cell, Details, PageSection, PageTable, Panels, Paragraph
+from xbm_keras.report.run_report import AboutRun, write_sections
 from xbm_keras.stages.head.fc_layer import Head
 
 PROTOCOLS = ("pairs", "pairs_unseen_documents")
@@ -30,58 +17,28 @@ ABOVE = "ndcg_at_10_above_frozen"
 
 
 def write_pair_report(
-    path: str | os.PathLike,
-    *,
-    title: str,
-    command: str,
-    about: Mapping[str, str],
-    left_out: Mapping[str, int],
-    config: str,
-    dataset: PairDataset,
-    head: Head,
-    trained_on: np.ndarray,
-    metrics: dict,
-    learning: learning_curve.LearningCurve | None,
-    costs: Sequence[Cost],
+    path: pathlib.Path, run: AboutRun, dataset: PairDataset, head: Head, trained_on: np.ndarray
 ) -> None:
     """Write the report of a finished run.
 
     Args:
-        path: of the file. `history.csv` is read from beside it.
-        title: of the page.
-        command: that makes the run again.
-        about: what was run, names and values.
-        left_out: of the data: what, and how often.
-        config: as YAML; of it what may be shown.
+        path: of the file.
+        run: the run.
         dataset: the data.
         head: the trained head.
         trained_on: positions of the queries that it trained on.
-        metrics: the contents of `metrics.json`.
-        learning: None where there is no closed form, or too little to learn from.
-        costs: of the stages.
 
     Raises:
         OSError: where the file cannot be written.
     """
-    history, validation = pathlib.Path(path).with_name("history.csv"), metrics["validation"]
     test = pair_searches.rank_test_queries(dataset, head, trained_on)
     sections = [
-        PageSection("Results", _results(metrics, test, head.embedding_dim)),
+        PageSection("Results", _results(run.metrics, test, head.embedding_dim)),
         PageSection("What it finds", pair_searches.searches(test)),
         PageSection("Where it gains and loses", pair_searches.gains(test)),
     ]
-    if learning is not None:
-        sections.append(learning_curve.section(learning, validation["start"]))
-    run = the_run(command, about, config, dataset.skipped, costs)
-    if left_out:
-        rows = [[what, f"{count:,}"] for what, count in left_out.items()]
-        run.insert(2, PageTable(["Left out of the data", "Number"], rows))
-    sections += [
-        PageSection("Training", training(history, validation["pairs"], validation["epoch"])),
-        PageSection("The run", run),
-    ]
-    tone, verdict = wording.verdict(metrics)
-    write_page(path, Page(title, Verdict(verdict, tone), sections, " · ".join([about["Data"], about["Network"]])))
+    validation = run.metrics["validation"]["pairs"]
+    write_sections(path, run, sections, validation, dataset.skipped, dataset.pairs.ignored)
 
 
 def _results(metrics: Mapping, test: pair_searches.TestQueries, embedding_dim: int) -> list[Block]:

@@ -1,9 +1,9 @@
 """`report.html` of a run: whether the head helps, where it does not, and how the run went."""
 
 import collections
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,40 +34,31 @@ NUM_SKIPPED_LISTED = 50
 BARS = ("map_at_r", "neighbor_overlap_at_10")
 
 
-def write_run_report(
-    path: str | os.PathLike,
-    *,
-    title: str,
-    command: str,
-    about: Mapping[str, str],
-    config: str,
-    dataset: Dataset,
-    head: Head,
-    metrics: dict,
-    learning: learning_curve.LearningCurve | None,
-    costs: Sequence[Cost],
-) -> None:
-    """Write the report of a finished run.
+class AboutRun(NamedTuple):
+    """What the report of any run tells."""
 
-    Args:
-        path: of the file. `history.csv` and `thresholds.json` are read from beside it.
-        title: of the page.
-        command: that makes the run again.
-        about: what was run, names and values.
-        config: as YAML; of it what may be shown.
-        dataset: the items.
-        head: the trained head.
-        metrics: the contents of `metrics.json`.
-        learning: None where there is no closed form by labels, or too little to learn from.
-        costs: of the stages.
+    about: Mapping[str, str]
+    """What was run, names and values."""
+    config: str
+    """As YAML; of it what may be shown."""
+    metrics: dict
+    """The contents of `metrics.json`."""
+    learning: learning_curve.LearningCurve | None
+    """None where there is no closed form by labels, or too little to learn from."""
+    costs: Sequence[Cost]
+    """Of the stages."""
+
+
+def write_run_report(path: pathlib.Path, run: AboutRun, dataset: Dataset, head: Head) -> None:
+    """Write the report of a finished run, and what `thresholds.json` beside it tells.
 
     Raises:
         DataError: for an item that was readable when its features were computed, and now is not.
         OSError: where the file cannot be written.
     """
-    history, validation = pathlib.Path(path).with_name("history.csv"), metrics["validation"]
+    metrics, validation = run.metrics, run.metrics["validation"]
     sections = [PageSection("Results", _results(metrics, dataset, head.embedding_dim))]
-    thresholds, test = read_thresholds(history.parent), None
+    thresholds, test = read_thresholds(path.parent), None
     if "leave_one_out" in metrics:
         test = retrieval.rank_test_items(dataset, head, by_roles="query_gallery" in metrics)
         sections += [
@@ -81,14 +72,34 @@ def write_run_report(
         sections.append(matches.section(thresholds, test))
     if validation.get("tried"):
         sections.append(PageSection("Start", starts(validation)))
-    if learning is not None:
-        sections.append(learning_curve.section(learning, validation["start"]))
-    sections += [
-        PageSection("Training", training(history, validation.get("leave_one_out", {}), validation["epoch"])),
-        PageSection("The run", the_run(command, about, config, dataset.skipped, costs)),
-    ]
-    tone, verdict = wording.verdict(metrics)
-    write_page(path, Page(title, Verdict(verdict, tone), sections, " · ".join([about["Data"], about["Network"]])))
+    write_sections(path, run, sections, validation.get("leave_one_out", {}), dataset.skipped)
+
+
+def write_sections(
+    path: pathlib.Path,
+    run: AboutRun,
+    sections: Sequence[PageSection],
+    validation: Mapping[str, Mapping[str, float]],
+    skipped: Mapping[str, str],
+    left_out: Mapping[str, int] | None = None,
+) -> None:
+    """Write these sections, and those that each run has.
+
+    Args:
+        path: of the file. `history.csv` is read from beside it, and the folder is its title.
+        run: the run.
+        sections: that stand first.
+        validation: `{embedding: {metric: value}}` of what chose the epoch.
+        skipped: items, and why.
+        left_out: of the data: what, and how often.
+    """
+    chosen = run.metrics["validation"]
+    learning = [] if run.learning is None else [learning_curve.section(run.learning, chosen["start"])]
+    how = training(path.with_name("history.csv"), validation, chosen["epoch"])
+    tone, verdict = wording.verdict(run.metrics)
+    subtitle = " · ".join([run.about["Data"], run.about["Network"]])
+    last = [PageSection("Training", how), PageSection("The run", the_run(run, skipped, left_out))]
+    write_page(path, Page(path.parent.name, Verdict(verdict, tone), [*sections, *learning, *last], subtitle))
 
 
 def _results(metrics: Mapping, dataset: Dataset, embedding_dim: int) -> list[Block]:
@@ -172,21 +183,22 @@ def training(history: pathlib.Path, validation: Mapping, best_epoch: int) -> lis
     return [Panels(charts.curves(pd.read_csv(history), validation, best_epoch))]
 
 
-def the_run(
-    command: str, about: Mapping[str, str], config: str, skipped: Mapping[str, str], costs: Sequence[Cost]
-) -> list[Block]:
+def the_run(run: AboutRun, skipped: Mapping[str, str], left_out: Mapping[str, int] | None = None) -> list[Block]:
     """What makes the run again, what it was, what it cost, and what was skipped and why."""
     columns = ["Stage", "Time", "Peak memory"]
-    has_gpu = any(cost.gpu_peak_mb is not None for cost in costs)
+    has_gpu = any(cost.gpu_peak_mb is not None for cost in run.costs)
     rows = []
-    for cost in costs:
+    for cost in run.costs:
         row = [cost.stage, _time(cost.seconds), "" if cost.peak_mb is None else f"{cost.peak_mb:,.0f} MB"]
         rows.append([*row, f"{cost.gpu_peak_mb:,.0f} MB"] if has_gpu else row)
     blocks: list[Block] = [
-        Code(command),
-        Facts(about),
+        Code("python train.py --config config.yaml"),  # not as given, which holds paths and what a shell put in
+        Facts(run.about),
         PageTable([*columns, *["GPU memory"] * has_gpu], rows, "Peak memory is the process's so far."),
     ]
+    if left_out:
+        rows = [[what, f"{count:,}"] for what, count in left_out.items()]
+        blocks.insert(2, PageTable(["Left out of the data", "Number"], rows))
     if skipped:
         listed = list(skipped.items())[:NUM_SKIPPED_LISTED]
         reasons = collections.Counter(skipped.values()).most_common(3)
@@ -196,7 +208,7 @@ def the_run(
         blocks.append(Details(f"{counted(len(skipped), 'item')} skipped: {said}.{more}", [table]))
     else:
         blocks.append(Paragraph("No item was skipped."))
-    return [*blocks, Details("The config, without paths", [Code(config)])]
+    return [*blocks, Details("The config, without paths", [Code(run.config)])]
 
 
 def _time(seconds: float) -> str:
