@@ -26,9 +26,6 @@ def test_the_default_experiment_with_few_characters(tmp_path):
     assert about["classes"] == {"train": 22, "validation": 8, "test": 30}
     assert about["skipped"] == {}
     assert about["read_for_backbone"] == sum(about["items"].values())
-    again = run(CONFIG, tmp_path / "again", *settings, "training.epochs=0")
-    assert again["leave_one_out"]["frozen"] == metrics["leave_one_out"]["frozen"]
-    assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
 
     serve = tf.saved_model.load(tmp_path / "run/export/1").signatures["serving_default"]
     pictures = np.stack([Glyphs(max_classes=3).load(i) for i in range(4)]).astype(np.float32)

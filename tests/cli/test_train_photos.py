@@ -106,7 +106,7 @@ def test_a_saved_model_as_backbone(photos, tmp_path):
 
     pictures = np.random.default_rng(0).uniform(0, 255, (33, 12, 12, 3)).astype(np.float32)
     _, served, none = serve_in_a_fresh_process(tmp_path / "run/export/1", pictures, tmp_path)
-    _, expected, _ = serve_in_a_fresh_process(tmp_path / "plain/export/1", pictures, tmp_path)
+    expected = keras.saving.load_model(tmp_path / "plain/model.keras").encoder.predict(pictures, verbose=0)
     np.testing.assert_allclose(served, expected, atol=1e-5)
     assert none.shape == (0, 4)
     head_only = keras.saving.load_model(tmp_path / "run/model.keras")
