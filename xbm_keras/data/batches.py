@@ -46,8 +46,8 @@ class PKSampler:
         names, codes = np.unique(np.asarray(labels)[drawn], return_inverse=True)
         if len(names) < classes_per_batch:
             raise DataError(
-                f"Received training.classes_per_batch={classes_per_batch} with {len(names)} training classes; expected "
-                f"at most {len(names)}. Lower it, and raise training.samples_per_class to keep the batch size."
+                f"Received {classes_per_batch=} with {len(names)} training classes; expected at most {len(names)}. "
+                "Lower it, and raise samples_per_class to keep the size of a batch."
             )
         self.classes_per_batch = classes_per_batch
         self.samples_per_class = samples_per_class
