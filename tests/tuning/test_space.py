@@ -12,7 +12,8 @@ from xbm_keras.tuning.space import LOSSES, check_space, declare, default_space, 
 
 @pytest.fixture(scope="module")
 def config():
-    return check_config({"data": {"source": "features", "path": "x.npz"}, "backbone": {"kind": "none"}}, "x")
+    values = {"data": {"source": "features", "path": "x.npz"}, "backbone": {"kind": "none"}}
+    return check_config({**values, "head": {"embedding_dim": 128}}, "x")
 
 
 def with_space(config, space):
