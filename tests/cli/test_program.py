@@ -53,6 +53,11 @@ def test_the_program_starts_in_silence(tmp_path):
             ["--set", "head.embedding_dim=8", "training.epochs=1"],
             "Received 'training.epochs=1'; .* --set training.epochs=1:",
         ),
+        (
+            ["--set", "data.root", "my_photos"],
+            "Received 'my_photos'; .* Say --set data.root=my_photos, without",
+        ),
+        (["--set", "data.root", "=", "photos"], "Received '='; .* Say --set data.root=photos, without blanks."),
     ],
 )
 def test_a_mistaken_flag_is_told_in_one_line(capsys, arguments, told):
@@ -84,6 +89,7 @@ def test_what_reads_the_help_may_stop_reading():
             ["index", "remove", "--index", "x", "y", "--k=3"],
             "index remove: error: unrecognized arguments: --k=3; xbm-keras",
         ),
+        (["serve", "--model=x", "--port=80000"], "argument --port: invalid choice: 80000"),
     ],
 )
 def test_a_mistaken_argument_is_told_by_the_command_that_it_is_of(capsys, arguments, told):

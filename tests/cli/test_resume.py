@@ -20,7 +20,8 @@ from absl.testing import flagsaver
 from tests.fresh_processes import run_python
 from xbm_keras import atomic_files
 from xbm_keras.cli import train
-from xbm_keras.experiment import phases
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.experiment import phases, run_folder
 from xbm_keras.export import saved_model
 
 flags.FLAGS.mark_as_parsed()
@@ -255,6 +256,13 @@ def test_another_config_is_refused_with_the_difference(config, unfinished, capsy
 def test_what_decides_nothing_may_change(config, unfinished, monkeypatch):
     changed = ["training.checkpoint_every_seconds=5.0", "export.weights=float16", "cache.dir=elsewhere"]
     assert epochs_done(monkeypatch, config, unfinished, *changed) == 2
+
+
+def test_an_earlier_run_that_says_how_wide_its_head_is_goes_on():
+    config, earlier = (load_config("default", given) for given in ([], ["head.embedding_dim=128"]))
+    assert run_folder._differences(earlier, config) == []
+    narrower = load_config("default", ["head.embedding_dim=64"])
+    assert run_folder._differences(narrower, config) == ["head.embedding_dim: 64 there, 128 here"]
 
 
 def test_other_data_are_refused(config, unfinished, tmp_path, capsys):

@@ -219,7 +219,7 @@ def test_recipes_run(vectors, tmp_path, overrides):
         (["data.split.num_train_classes=2"], "2 training and 22 test classes"),
         (["head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
         (["head.embedding_dim=25", "head.kind=residual"], "embedding_dim=25 for features of width 24"),
-        (["head.widths=[8,25]", "head.embedding_dim=25"], "embedding_dim=25 for features of width 24"),
+        (["head.widths=[8,25]", "head.embedding_dim=25"], "head.widths=[8, 25] for features of width 24"),
         (["data.split.by=item", "data.split.test=[a]"], "does not go with by 'item'"),
         (["training.seed=-1"], "training.seed: received -1"),
         (["memory.memory_size=8"], "smaller than the batch"),

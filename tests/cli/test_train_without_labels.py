@@ -298,7 +298,7 @@ def test_nested_widths_with_labels(vectors, tmp_path):
         (["head.nesting=sequential"], "head.nesting: received 'sequential'; this key left"),
         (["memory.memory_size=20"], "smaller than the batch of 30 (training.batch_size)"),
         (["export.codes=[int2]"], "export.codes"),
-        (["head.widths=[2,17]"], "embedding_dim=17 for features of width 16"),
+        (["head.widths=[2,17]"], "head.widths=[2, 17] for features of width 16"),
     ],
 )
 def test_what_cannot_run_is_told(vectors, tmp_path, capsys, overrides, message):

@@ -28,7 +28,7 @@ def test_a_head_for_features_of_a_width(given, width, expected):
     ("given", "message"),
     [
         ({"embedding_dim": 128}, "embedding_dim=128 for features of width 64; expected at most 64"),
-        ({"widths": [16, 65]}, "embedding_dim=65 for features of width 64"),
+        ({"widths": [16, 65]}, r"head.widths=\[16, 65\] for features of width 64.*'head\.widths=\[16,64\]'"),
         ({"embedding_dim": 32, "sides": "query"}, "'query' with 32 dimensions for features of width 64; expected 64"),
     ],
 )

@@ -15,6 +15,8 @@ from xbm_keras.export.saved_model import export_encoder
 from xbm_keras.index import galleries, saved_search
 from xbm_keras.index.galleries import add_items, read_index, remove_items, write_index
 from xbm_keras.index.gallery import Gallery
+from xbm_keras.index.opened_index import OpenedIndex
+from xbm_keras.index.roots import named_folder
 from xbm_keras.index.saved_search import ExactSearch
 
 
@@ -205,6 +207,13 @@ def test_a_folder_of_pictures_from_the_command_line(tmp_path, exported, load_onc
     with pytest.raises(SystemExit):
         command("add", f"--model={other}", f"--pictures={tmp_path}/more")
     assert "expected one model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command("search", f"--model={model}", tmp_path / "nope.png")
+    assert "nope.png', which is no file; expected a picture" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"Say --index {tmp_path}/index, which does"):
+        OpenedIndex.newest(tmp_path)
+    with pytest.raises(ValueError, match="Received --pictures more=nowhere, which is no folder"):
+        named_folder("more=nowhere")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         left = flags.FLAGS(argv)
         told = f"Received {left[1]!r}; expected flags alone." if left[1:] else ""
-        if "=" in told:
+        bare = [each for each in flags.FLAGS["set"].value if "=" not in each]
+        if told and bare:
+            mend = f"Say --set {bare[-1]}={''.join(left[1:]).removeprefix('=')}, without blanks."
+        elif "=" in told:
             mend = f"Say --set {left[1]}: each setting has a --set of its own."
         elif told:
             mend = "Your data is named by settings, such as --config image_folder --set data.root=my_photos."

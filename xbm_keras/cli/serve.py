@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--approximate", action="store_true", help="search by the approximate search of the index, not exactly"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, choices=range(65_536), metavar="0..65535", default=8000)
     parser.add_argument(
         "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as browsers say"
     )

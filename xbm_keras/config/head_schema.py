@@ -65,8 +65,9 @@ class HeadConfig(section_of(Head, without=IN_CODE_ALONE)):  # type: ignore[misc]
                 "queries are compared with documents as they are. Leave head.embedding_dim out, or use sides: both."
             )
         elif width and dim > width and self.start != "random":
-            raise ValueError(
-                f"Received embedding_dim={dim} for features of width {width}; expected at most {width}. Lower "
-                "head.embedding_dim, or use start: random."
-            )
+            given, mend = f"embedding_dim={dim}", "Lower head.embedding_dim, or use start: random."
+            if self.widths:
+                given = f"head.widths={self.widths}"
+                mend = f"Give others: --set 'head.widths=[{(width + 3) // 4},{width}]'."
+            raise ValueError(f"Received {given} for features of width {width}; expected at most {width}. {mend}")
         return self.model_copy(update={"embedding_dim": dim})

@@ -62,6 +62,11 @@ class OpenedIndex:
     def newest(folder: pathlib.Path) -> "OpenedIndex":
         """The newest version in a folder of them. Raises ValueError where there is none, or its files are damaged."""
         if not versions(folder):
+            if versions(folder / "index"):
+                raise ValueError(
+                    f"Received --index {folder}, which holds no version of an index; expected one. Say --index "
+                    f"{folder}/index, which does."
+                )
             raise ValueError(
                 f"Received --index {folder}, which holds no version of an index; expected one, such as {folder}/1. "
                 f"Build it: xbm-keras index build --model RUN --index {folder}"

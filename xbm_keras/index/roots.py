@@ -50,10 +50,16 @@ def id_of(root: str, path: str) -> str:
 
 
 def named_folder(text: str) -> tuple[str, pathlib.Path]:
-    """Root and folder of "root=folder", or of a folder alone, whose root has no name."""
+    """Root and folder of "root=folder", or of a folder alone, whose root has no name.
+
+    Raises ValueError where there is no such folder.
+    """
     root, sign, folder = text.partition("=")
     is_folder = pathlib.Path(text).is_dir() or not sign or "/" in root
-    return ("", pathlib.Path(text)) if is_folder else (root, pathlib.Path(folder))
+    root, folder = ("", text) if is_folder else (root, folder)
+    if not pathlib.Path(folder).is_dir():
+        raise ValueError(f"Received --pictures {text}, which is no folder; expected that of pictures. Mend the path.")
+    return root, pathlib.Path(folder)
 
 
 def picture_of(item: str, folders: dict[str, pathlib.Path]) -> pathlib.Path | None:
