@@ -6,7 +6,7 @@
     python -m benchmarks.pairs --plot docs/pairs_memory_and_k.svg --json X.json  # the picture of such curves
 
 Start and number of epochs are chosen on held-out queries, whose documents answer none that train; the memory off may
-take four times the epochs, and a batch of 256 queries beside that of 64, of which held-out queries choose too. The
+take four times the epochs, and a batch of 256 queries beside that of 64, at two rates; held-out queries choose too. The
 curves are of ten epochs, of a memory that documents of the whole corpus fill, but for one point: all that answer
 training queries. With --by-epoch nothing is chosen but the start: the best epoch of a row is the best on test queries.
 """
@@ -31,8 +31,9 @@ from xbm_keras.experiment.pair_starts import choose_pair_start
 from xbm_keras.report.stage_costs import Costs
 
 OFF = ["memory.memory_size=0", "training.epochs=80", "training.patience=20"]
+LARGE = [*OFF, "training.batch_size=256"]
 WAYS = {
-    "memory off": [OFF, [*OFF, "training.batch_size=256"]],
+    "memory off": [OFF, LARGE, [*LARGE, "training.learning_rate=3e-3"]],
     "memory on": [[]],
     "memory on, the corpus": [["training.negatives=corpus"]],
     "memory on, queries alone": [["head.sides=query", "head.widths=null", "head.embedding_dim={width}"]],

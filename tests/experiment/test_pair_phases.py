@@ -7,11 +7,12 @@ import yaml
 from tests.cli.test_train_pairs import write_folder
 from tests.data.test_pair_dataset import make_pairs
 from tests.small_models import assert_same_training
-from xbm_keras.config.schema import Config
+from xbm_keras.config.schema import Config, Training
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.splits import Splits
 from xbm_keras.experiment import pair_phases
+from xbm_keras.experiment.build import growing_rate
 from xbm_keras.experiment.pair_loading import load_pairs
 from xbm_keras.experiment.pair_phases import Roles, start_model
 
@@ -81,3 +82,11 @@ def test_documents_as_anchors_find_the_queries_that_they_answer(dataset):
     np.testing.assert_array_equal(roles.anchors[:], DOCUMENTS[[0, 1, 4]])
     np.testing.assert_array_equal(roles.rows[:], QUERIES[:3])
     assert [{place for place in row if place >= 0} for row in roles.relevant.tolist()] == [{2}, {1}, {0, 1}]
+
+
+def test_the_rate_of_pairs_is_one_and_that_of_classes_grows_thirtyfold_in_ten_epochs(dataset):
+    model = start_model(config(learning_rate=0.02, epochs=2), dataset, None, dataset.splits.train)
+    assert model.optimizer.get_config()["learning_rate"] == np.float32(0.02)
+    rate = growing_rate(Training(learning_rate=0.02, epochs=40), steps_per_epoch=7)
+    assert [float(rate(step)) for step in (0, 35, 70)] == pytest.approx([0.02 / 30, 0.02 / 30**0.5, 0.02])
+    assert float(growing_rate(Training(learning_rate=0.02, epochs=4), 7)(28)) == pytest.approx(0.02)

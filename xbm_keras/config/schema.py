@@ -88,7 +88,7 @@ class Training(Section):
     learning_rate: AboveZero = 1e-3
     """Of the last of `epochs`, or of the tenth, if that comes before: the rate grows by a constant factor each step,
     from a thirtieth of it and on beyond it, so that to choose the epoch is to choose how far to go from the start: on
-    some data the best head is near it, on others far. Of pairs it is the last one's."""
+    some data the best head is near it, on others far. Of pairs it is the rate of all steps: they go far from it."""
     start_alignment: NonNegative = 0.0
     """Weight of a second loss, which holds similarities to what they were at the start: training may change the order
     of what is near, and leaves classes where they were. Without labels the default is 10."""

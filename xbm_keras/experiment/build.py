@@ -80,7 +80,12 @@ def make_top_k(config: schema.Config, width: int) -> HardTopK | NeighborTopK:
 
 
 def make_model(
-    config: schema.Config, backbone: Backbone | None, width: int, num_rows: int, num_steps: int, power: float
+    config: schema.Config,
+    backbone: Backbone | None,
+    width: int,
+    num_rows: int,
+    rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    power: float,
 ) -> XBMModel:
     """The model for features of a width, raised to a power; its memory holds at most the rows that there are."""
     memory_size = min(config.memory.memory_size, num_rows)
@@ -95,11 +100,15 @@ def make_model(
         name="xbm",
     )
     model.build({"features": (None, width)})
-    rate = config.training.learning_rate
-    growing = keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * rate, max(1, num_steps), 1 / FIRST_RATE)
-    model.compile(keras.optimizers.Adam(growing))
+    model.compile(keras.optimizers.Adam(rate))
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
+
+
+def growing_rate(config: schema.Training, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate of each step, which grows by a constant factor: see `schema.Training`."""
+    num_steps = max(1, min(config.epochs, GROWTH_EPOCHS) * steps_per_epoch)
+    return keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * config.learning_rate, num_steps, 1 / FIRST_RATE)
 
 
 def tell_memory(config: schema.Config, memory_size: int) -> None:

@@ -95,8 +95,8 @@ def start_model(
     roles = Roles(config, dataset, queries)
     strategy = devices.make_strategy(config.training)
     with strategies.scope(strategy):
-        num_steps = config.training.epochs * steps_per_epoch(config, _sampler(config, roles))
-        model = make_model(config, backbone, dataset.queries.shape[1], len(roles.rows), num_steps, power=1.0)
+        rate = config.training.learning_rate
+        model = make_model(config, backbone, dataset.queries.shape[1], len(roles.rows), rate, power=1.0)
     if config.head.start != "random":
         model.set_start(make_pair_start(config.head, dataset, queries).scaled())
     model.top_k.adapt(roles.rows)

@@ -21,7 +21,7 @@ from xbm_keras.evaluation.side_by_side import Scores, compare
 from xbm_keras.evaluation.thresholds import measure_thresholds
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import (
-    GROWTH_EPOCHS,
+    growing_rate,
     left_out,
     make_model,
     make_sampler,
@@ -86,9 +86,8 @@ def start_model(
     if strategy.num_replicas_in_sync > 1:
         log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
     with strategies.scope(strategy):
-        num_epochs = min(config.training.epochs, GROWTH_EPOCHS)
-        num_steps = num_epochs * steps_per_epoch(config, make_sampler(config, labels, ids))
-        model = make_model(config, backbone, dataset.features.shape[1], len(labels), num_steps, head.power)
+        rate = growing_rate(config.training, steps_per_epoch(config, make_sampler(config, labels, ids)))
+        model = make_model(config, backbone, dataset.features.shape[1], len(labels), rate, head.power)
     if head.start != "random":
         rank = max(len(positions), head.embedding_dim)  # beyond so many directions few items have nothing
         closed_forms = closed_forms or closed_forms_of(dataset, positions, head.power, rank)
