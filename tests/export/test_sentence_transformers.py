@@ -35,7 +35,7 @@ def test_the_files_hold_the_head(tmp_path, kind):
 
 
 def test_the_package_gives_the_same(tmp_path):
-    torch = pytest.importorskip("torch", reason="needs sentence-transformers and PyTorch, which no extra brings")
+    torch = pytest.importorskip("torch", reason="needs PyTorch, by [modules]")
     package = pytest.importorskip("sentence_transformers")
     head = head_of()
     model = package.SentenceTransformer(str(export_modules(head, tmp_path / "head")), device="cpu")
