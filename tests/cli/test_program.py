@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -97,6 +98,15 @@ def test_a_mistaken_argument_is_told_by_the_command_that_it_is_of(capsys, argume
         main(arguments)
     assert ended.value.code == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_port_that_another_program_has_is_told_before_a_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit) as ended:
+        main(["serve", "--model=x", f"--port={other.getsockname()[1]}"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "at which this program cannot listen: " in told
+    assert "Give another one, such as --port" in told
 
 
 def test_a_command_whose_extra_is_not_there_says_how_to_install_it(capsys, monkeypatch):

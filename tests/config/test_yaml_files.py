@@ -190,6 +190,7 @@ def test_text_that_no_file_could_hold_is_told(path):
         (["views.number=2"], "views.number 2 does not go with data.source 'features'"),
         (["views.turned_classes=true"], "views.turned_classes does not go with data.source 'features'"),
         (["training=5"], "training: received 5"),
+        (["head.widths=64"], "head.widths: received 64; input should be a valid list, such as [a, b]"),
         (["training.epochs"], "--set 'training.epochs'; expected section.key=value"),
         (["training.seed=-1"], "training.seed: received -1; input should be greater than or equal to 0"),
         (["training.seed=4294967296"], "training.seed: received 4294967296; input should be less than 4294967296"),
@@ -216,6 +217,12 @@ def test_what_is_wrong_is_named(path, overrides, expected):
     with pytest.raises(ConfigError) as raised:
         load_config(path, overrides)
     assert expected in str(raised.value)
+
+
+def test_the_folder_of_a_run_is_no_config_but_holds_one(tmp_path):
+    (tmp_path / "config.yaml").write_text(MINIMAL)
+    with pytest.raises(ConfigError, match=f"a folder; expected a file. Say --config {tmp_path}/config.yaml"):
+        load_config(str(tmp_path))
 
 
 def test_turned_classes_need_classes():

@@ -157,6 +157,8 @@ def test_ids_that_are_there_twice_and_what_is_missing(tmp_path):
     (tmp_path / "corpus.jsonl").write_text(lines + "\n" + lines.splitlines()[0])
     with pytest.raises(DataError, match=r"1 ids that are there more than once in .*corpus.jsonl, such as 'd1'"):
         read_pairs(str(tmp_path))
+    with pytest.raises(DataError, match=f"Say --set data.path={tmp_path}"):
+        read_pairs(str(tmp_path / "corpus.jsonl"))
     (tmp_path / "corpus.jsonl").unlink()
     with pytest.raises(DataError, match=r"holds neither corpus.jsonl nor documents in features.npz"):
         read_pairs(str(tmp_path))

@@ -37,7 +37,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         left = flags.FLAGS(argv)
         told = f"Received {left[1]!r}; expected flags alone." if left[1:] else ""
-        bare = [each for each in flags.FLAGS["set"].value if "=" not in each]
+        bare = [each for each in flags.FLAGS["set"].value or [] if "=" not in each]
         if told and bare:
             mend = f"Say --set {bare[-1]}={''.join(left[1:]).removeprefix('=')}, without blanks."
         elif "=" in told:

@@ -1,6 +1,7 @@
 """`xbm-keras serve`: embeddings and nearest items over HTTP. Needs the extra [serve]."""
 
 import pathlib
+import socket
 
 import uvicorn
 
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     hosts = [options.host, f"[{options.host}]", *options.allowed_hosts]
     WatchedConnection.patience = options.patience
     with terminal.readable_errors():
+        _require_free(options.host, options.port)
         exported_by(options.model)  # that there is one
         if options.approximate and options.index is None:
             raise ValueError("Received --approximate without --index; expected an index to search. Say --index.")
@@ -56,3 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
         if service.error is not None:
             raise service.error
     return 0
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raises ValueError where nothing can listen at an address, before a model is loaded."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ValueError(
+            f"Received --host {host} and --port {port}, at which this program cannot listen: {error}; expected a port "
+            "that no other program has, and an address of this machine. Give another one, such as --port "
+            f"{port % 65_535 + 1}."
+        ) from error

@@ -85,6 +85,8 @@ def find_config(path: str) -> pathlib.Path:
     name = path.removesuffix(".yaml").removeprefix("configs/")
     if name in own:
         return own[name]
+    if (pathlib.Path(path) / "config.yaml").is_file():
+        raise ConfigError(f"Received --config {path!r}, a folder; expected a file. Say --config {path}/config.yaml.")
     near = difflib.get_close_matches(pathlib.Path(name).name, own, n=1)
     raise ConfigError(
         f"Received --config {path!r}, which is no file; expected a YAML file, or one of the package's own: "
@@ -224,7 +226,7 @@ def _explain(details) -> str:
         return (
             f"{key}.{details['ctx']['discriminator'].strip(chr(39))}: received {tag!r}; expected one of {known}{hint}"
         )
-    message = message[0].lower() + message[1:].removesuffix(".")
+    message = message[0].lower() + message[1:].removesuffix(".") + ", such as [a, b]" * (kind == "list_type")
     if kind == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: received {details['input']!r}; {message}"

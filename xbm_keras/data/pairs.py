@@ -114,6 +114,11 @@ def read_pairs(path: str, query_column: str = "query", document_column: str = "d
     """
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_file():
+        if (place.parent / "qrels").is_dir():
+            raise DataError(
+                f"Received data.path {path!r}, a file of a folder with qrels/; expected the folder. Say --set "
+                f"data.path={place.parent}."
+            )
         return _of_table(place, query_column, document_column)
     if not place.is_dir():
         raise DataError(
