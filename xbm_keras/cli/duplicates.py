@@ -96,7 +96,7 @@ def _of_run(model: str, config: str | None, overrides: list[str]) -> Found:
     dataset = saved_run.load_data(model, config, overrides, all_test=True)
     if isinstance(dataset, PairDataset):
         ids = dataset.pairs.documents.ids
-        vectors = np.asarray(UnitRows(dataset.documents, np.arange(len(ids))))
+        vectors = np.asarray(UnitRows(dataset.documents))
         return ids, np.full(len(ids), "", object), vectors, lambda positions: [Item("", str(ids[i])) for i in positions]
     test = dataset.splits.test
     labels = dataset.names_of(test).astype(object)

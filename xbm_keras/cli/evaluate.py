@@ -86,7 +86,7 @@ def score_pairs(head, dataset: PairDataset, path: pathlib.Path | None) -> dict:
     trained_on = np.union1d(splits.train, splits.validation)
     return compare_pairs(
         UnitRows(dataset.queries, splits.test),
-        UnitRows(dataset.documents, np.arange(len(dataset.documents))),
+        UnitRows(dataset.documents),
         *dataset.pairs.relevant(splits.test),
         {"frozen": None, "trained": head},
         dataset.is_unseen(splits.test, trained_on) if len(trained_on) else None,

@@ -43,15 +43,15 @@ class UnitRows:
 
     Args:
         features: [N, D] of any float dtype.
-        positions: [n] which rows, in which order.
+        positions: [n] which rows, in which order; None is all.
         power: of each feature, which keeps its sign, before the row is made of unit length; 1 leaves them as they are.
     """
 
-    def __init__(self, features: FeatureRows, positions: np.ndarray, power: float = 1.0):
+    def __init__(self, features: FeatureRows, positions: np.ndarray | None = None, power: float = 1.0):
         self.features = features
-        self.positions = positions
+        self.positions = np.arange(len(features)) if positions is None else positions
         self.power = power
-        self.shape = (len(positions), features.shape[1])
+        self.shape = (len(self.positions), features.shape[1])
 
     def __len__(self):
         return self.shape[0]

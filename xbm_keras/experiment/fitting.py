@@ -167,7 +167,7 @@ class FittedPairs(FittedHead):
         judged = _pairs(Side(_names(len(q)), features=q), Side(_names(len(d)), features=d), pairs)
         asked = np.unique(judged.query)
         relevant, grades = judged.relevant(asked)
-        rows = UnitRows(q, asked), UnitRows(d, np.arange(len(d)))
+        rows = UnitRows(q, asked), UnitRows(d)
         return compare_pairs(*rows, relevant, grades, {"frozen": None, "trained": self.model.head})["pairs"]
 
 

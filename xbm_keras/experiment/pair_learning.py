@@ -41,7 +41,7 @@ def learning_curve(config: Config, dataset: PairDataset, head: Head, chosen: dic
     dataset = _part(dataset, rng)
     validation = np.sort(rng.permutation(dataset.splits.validation)[:MAX_QUERIES])
     relevant, grades = dataset.pairs.relevant(validation)
-    documents = UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    documents = UnitRows(dataset.documents)
     queries = UnitRows(dataset.queries, validation)
     frozen = evaluate_pairs(queries[:], documents[:], relevant, grades)["ndcg_at_10"]
     head = copy_head(head)

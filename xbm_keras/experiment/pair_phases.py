@@ -150,7 +150,7 @@ def select(
     Raises Interrupted by Ctrl-C.
     """
     train, validation = dataset.splits.train, dataset.splits.validation
-    corpus = UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    corpus = UnitRows(dataset.documents)
     evaluation = PairEvaluation(UnitRows(dataset.queries, validation), corpus, *dataset.pairs.relevant(validation))
     best = KeepBestHead(evaluation, config.training.patience, MONITOR)
     callbacks = [evaluation, best, *callbacks, *([checkpoints] if checkpoints else [])]
@@ -168,7 +168,7 @@ def _frozen_score(dataset: PairDataset) -> float:
     """nDCG@10 of the validation queries by the frozen features."""
     validation = dataset.splits.validation
     queries = np.asarray(UnitRows(dataset.queries, validation))
-    documents = np.asarray(UnitRows(dataset.documents, np.arange(len(dataset.documents))))
+    documents = np.asarray(UnitRows(dataset.documents))
     found = evaluate_pairs(queries, documents, *dataset.pairs.relevant(validation))
     return float(found["ndcg_at_10"].mean())
 
@@ -187,7 +187,7 @@ def compare(
         del heads["closed_form"]
     return compare_pairs(
         UnitRows(dataset.queries, queries),
-        UnitRows(dataset.documents, np.arange(len(dataset.documents))),
+        UnitRows(dataset.documents),
         *dataset.pairs.relevant(queries),
         heads,
         None if trained_on is None else dataset.is_unseen(queries, trained_on),

@@ -34,7 +34,7 @@ def forms_of(dataset: PairDataset, queries: np.ndarray) -> PairForms:
     is_chosen = (pairs.grade > 0) & np.isin(pairs.query, queries)
     places = np.full(len(pairs.queries.ids), -1)
     places[queries] = np.arange(len(queries))
-    rows = UnitRows(dataset.queries, queries), UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    rows = UnitRows(dataset.queries, queries), UnitRows(dataset.documents)
     return PairForms(*rows, places[pairs.query[is_chosen]], pairs.document[is_chosen])
 
 

@@ -90,7 +90,7 @@ def rank_test_queries(dataset: PairDataset, head: Head, trained_on: np.ndarray) 
     if len(queries) > MAX_QUERIES:
         queries = np.sort(np.random.default_rng(0).choice(queries, MAX_QUERIES, replace=False))
     relevant, grades = dataset.pairs.relevant(queries)
-    rows = UnitRows(dataset.queries, queries), UnitRows(dataset.documents, np.arange(len(dataset.documents)))
+    rows = UnitRows(dataset.queries, queries), UnitRows(dataset.documents)
     vectors = {
         "frozen": (rows[0][:], rows[1][:]),
         "trained": (embed(head, rows[0]), embed(head, rows[1], of_rows=True)),
