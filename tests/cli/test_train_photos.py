@@ -100,8 +100,8 @@ def test_a_saved_model_as_backbone(photos, tmp_path):
     backbone = {"kind": "file", "path": str(tmp_path / "saved"), "image_size": [12, 12]}
     config = yaml.safe_load(photos.read_text()) | {"backbone": backbone}
     (tmp_path / "saved.yaml").write_text(yaml.safe_dump(config))
-    metrics = run(tmp_path / "saved.yaml", tmp_path / "run")
-    plain = run(photos, tmp_path / "plain")
+    metrics = run(tmp_path / "saved.yaml", tmp_path / "run", "training.epochs=0")
+    plain = run(photos, tmp_path / "plain", "training.epochs=0")
     assert metrics["leave_one_out"]["frozen"] == plain["leave_one_out"]["frozen"]
 
     pictures = np.random.default_rng(0).uniform(0, 255, (33, 12, 12, 3)).astype(np.float32)
