@@ -47,7 +47,7 @@ HARDEST = ["top_k.mine_in=embeddings", "top_k.num_negatives=32", "top_k.num_rand
 ALL = ["top_k.num_negatives=all", "top_k.num_positives=all", "top_k.num_random=0"]
 TRAINED = {
     "memory off": ["memory.memory_size=0", *ALL],
-    "classical XBM (stale embeddings)": ["memory.prefill=false", *HARDEST],
+    "classical XBM (stale embeddings)": ["memory.prefill=false", *HARDEST, "top_k.mine_in=features"],  # all it holds
     "32 hardest in features": [*HARDEST, "top_k.mine_in=features"],
     "32 hardest in embeddings": HARDEST,
     "8 hardest in features, 256 at random (default)": [],
