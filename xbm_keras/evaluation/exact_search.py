@@ -98,7 +98,34 @@ def search_blocks(queries: np.ndarray, blocks: tf.Tensor, num_rows: int, k: int)
     """Positions [Q, k] of the nearest gallery rows of at most `CHUNK` queries [Q, E], best first."""
     padded = np.pad(unit_rows(queries), [(0, CHUNK - len(queries)), (0, 0)])
     with all_bits_of_float32():
+        num_blocks, _, width = blocks.shape
+        if num_blocks == 1 and not _has_enough_groups(k, width):
+            scores = tf.matmul(padded, tf.reshape(blocks, blocks.shape[1:])).numpy()  # [Q, width]
+            found = first_columns(scores[: len(queries), :num_rows], k)
+            if found is not None:
+                return found
         return _nearest(padded, blocks, num_rows, k).numpy()[: len(queries)]
+
+
+def first_columns(scores: np.ndarray, k: int) -> np.ndarray | None:
+    """Columns [Q, k] of the highest scores [Q, N], best first and ties by position; None where more tie with the last.
+
+    NumPy tells the k best of a row apart in one pass, in a third of the time that `top_k` takes.
+    """
+    num_beyond = scores.shape[1] - k
+    if num_beyond == 0:
+        return np.argsort(-scores, axis=1, kind="stable")
+    best = np.argpartition(scores, num_beyond - 1, axis=1)[:, num_beyond - 1 :]  # [Q, 1 + k], first the best beyond
+    columns = np.sort(best[:, 1:], axis=1)
+    values = np.take_along_axis(scores, columns, axis=1)
+    if (np.take_along_axis(scores, best[:, :1], axis=1)[:, 0] == values.min(axis=1)).any():
+        return None
+    return np.take_along_axis(columns, np.argsort(-values, axis=1, kind="stable"), axis=1)
+
+
+def _has_enough_groups(k, width):
+    """Whether the k best groups are so few of all that `top_k` of their maxima pays; integers or tensors."""
+    return 3 * k * GROUP <= width
 
 
 @tf.function(
@@ -126,7 +153,7 @@ def _nearest(queries, blocks, num_rows, k):
         filled = num_rows - i * width
         if filled < width:
             scores = tf.pad(scores[:, :filled], [[0, 0], [0, width - filled]], constant_values=-float("inf"))
-        if 3 * k * GROUP <= width:
+        if _has_enough_groups(k, width):
             scores, columns = _best_groups(scores, k)
         else:
             columns = tf.broadcast_to(tf.range(tf.cast(width, tf.int64)), tf.shape(scores))
