@@ -94,6 +94,7 @@ MULTIPLY_OTHERS = {
     "xbm_keras.stages.backbone.resizing": "pixels with the weights of their neighbours",
     "xbm_keras.stages.hard_top_k.sketch": "features with a projection, and with themselves for it",
     "xbm_keras.stages.head.fc_layer": "features with the weights",
+    "xbm_keras.stages.head.neighbor_scatter": "closed forms: training items with each other, on the host",
     "xbm_keras.stages.head.pair_starts": "closed forms: moments of queries and documents, on the host",
     "xbm_keras.stages.head.starts": "closed forms: moments of features, on the host",
 }

@@ -1,5 +1,6 @@
 """Training items that are held out, and how starts of the head fare on them."""
 
+import concurrent.futures
 import dataclasses
 import functools
 
@@ -10,7 +11,9 @@ from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.neighbors import FrozenNeighbors
 from xbm_keras.evaluation.retrieval import score_queries
 from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of, make_start
-from xbm_keras.stages.head.starts import ClosedForms, Start, one_thread
+from xbm_keras.stages.cosine_scores import all_bits_of_float32
+from xbm_keras.stages.head.neighbor_scatter import one_thread
+from xbm_keras.stages.head.starts import ClosedForms, Start
 
 ENOUGH_CLASSES = 100  # to choose by
 RANK = 384  # of closed forms that are only compared: the time grows with its third power
@@ -56,6 +59,7 @@ class HeldOutFolds:
         return self.uses_labels and min(sizes) >= SAMPLE_SHARE * MIN_SAMPLE
 
     @one_thread
+    @all_bits_of_float32()
     def found(self, choice: ChosenHead | None, is_sample: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
         """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.
 
@@ -63,7 +67,9 @@ class HeldOutFolds:
         """
         key = "frozen" if choice is None else choice.model_dump_json(exclude={"tried"}), is_sample
         if key not in self._found:
-            self._found[key] = [self._find(i, choice, is_sample) for i in range(len(self.folds))]
+            with concurrent.futures.ThreadPoolExecutor(len(self.folds)) as pool:
+                folds = range(len(self.folds))
+                self._found[key] = list(pool.map(lambda i: self._find(i, choice, is_sample), folds))
         return self._found[key]
 
     def _find(self, i: int, choice: ChosenHead | None, is_sample: bool) -> tuple[np.ndarray, np.ndarray]:

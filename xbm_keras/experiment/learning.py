@@ -14,7 +14,7 @@ from xbm_keras.experiment.chosen_head import PARAMETERS, ChosenHead, closed_form
 from xbm_keras.experiment.held_out import RANK, some_classes
 from xbm_keras.progress import track
 from xbm_keras.report.learning_curve import LearningCurve
-from xbm_keras.stages.head.starts import one_thread
+from xbm_keras.stages.head.neighbor_scatter import one_thread
 
 MIN_CLASSES = 10
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)

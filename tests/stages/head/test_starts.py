@@ -8,7 +8,7 @@ from tests import reference_starts
 from tests.reference_pairs import cosine
 from tests.reference_starts import within_covariance
 from xbm_keras import ClosedForms, Head
-from xbm_keras.stages.head import starts
+from xbm_keras.stages.head import neighbor_scatter, starts
 
 D = 5
 
@@ -61,7 +61,7 @@ def test_whitening_and_discriminants_equal_the_oracle(kind, make_data, embedding
     [(60, 0.0), (60, 0.8), (60, 1.0), (9, 0.8), (9, 1.0)],
 )
 def test_local_whitening_equals_the_oracle(num_items, shrinkage, monkeypatch):
-    monkeypatch.setattr(starts, "LOCAL_BLOCK", 7)
+    monkeypatch.setattr(neighbor_scatter, "TILE", 7)
     features, labels = make_classes(num_items)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     start = ClosedForms(features, labels).local(3, shrinkage)
@@ -158,10 +158,11 @@ def test_a_weighting_of_one_half_is_that_of_the_likelihood_ratio():
     np.testing.assert_allclose(kernel @ kernel.T, 2 * of_both, rtol=1e-3, atol=1e-3 * np.abs(of_both).max())
 
 
-@pytest.mark.parametrize("block", [1, 7, 59])
-def test_blocks_do_not_change_the_neighbours(block, monkeypatch):
+@pytest.mark.parametrize(("tile", "first"), [(1, 20), (7, 4), (59, 60), (512, 30)])
+def test_tiles_do_not_change_the_neighbours(tile, first, monkeypatch):
     features, labels = make_classes()
-    monkeypatch.setattr(starts, "LOCAL_BLOCK", block)
+    monkeypatch.setattr(neighbor_scatter, "TILE", tile)
+    monkeypatch.setattr(neighbor_scatter, "FIRST_ROWS", first)
     assert_same_map(ClosedForms(features, labels).nda(3, 0.3), reference_starts.nda(features, labels, 3, 0.3))
 
 

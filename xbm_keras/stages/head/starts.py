@@ -1,26 +1,21 @@
 """Closed forms that the FC layer may start from, all of them from one pass over the training features."""
 
-import concurrent.futures
 import functools
-import os
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-import threadpoolctl
 
 from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.geometry import unit_rows
+from xbm_keras.stages.head.neighbor_scatter import scatter_to_nearest
 
 BLOCK_ROWS = 8192  # of the pass over the training features
 NEIGHBORS = 4  # of other classes, of each item
 NEIGHBORHOOD = 16  # nearest items, whatever their classes, within which `local` whitens
 MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
-LOCAL_BLOCK = 256
 MAX_KEPT = 8  # decompositions, and local covariances
 TOTAL_IN_BETWEEN = 0.02  # share of the total covariance that orders the directions beyond the discriminants
-# Of small matrices, which take several times as long where each product of them wakes all threads of BLAS.
-one_thread = threadpoolctl.ThreadpoolController().wrap(limits=1, user_api="blas")
 
 
 class Start(NamedTuple):
@@ -262,7 +257,7 @@ class ClosedForms(LinearForms):
             raise ValueError("Received items of a single class; expected at least two. Use start: whiten.")
         projection = self.basis @ self._whitening(shrinkage, total_share)
         z = ((np.asarray(self.features[chosen], np.float64) - self.mean) @ projection).astype(np.float32)
-        return _scatter_to_nearest(unit_rows(z), labels, num_neighbors)
+        return scatter_to_nearest(unit_rows(z), labels, num_neighbors)
 
     def _weighted(self, kind: str, embedding_dim: int, shrinkage: float, weighting: float, total_share: float) -> Start:
         """The leading directions of a between-class covariance, scaled by what they tell."""
@@ -291,7 +286,7 @@ class ClosedForms(LinearForms):
         chosen = np.random.default_rng(0).permutation(self.num_items)[:MAX_LOCAL_ITEMS]
         rows = np.asarray(self.features[chosen], np.float32)
         num_neighbors = min(NEIGHBORHOOD, len(rows) - 1)
-        scatter = _scatter_to_nearest(rows, np.arange(len(rows)), num_neighbors).astype(np.float64)
+        scatter = scatter_to_nearest(rows, np.arange(len(rows)), num_neighbors).astype(np.float64)
         covariance = scatter / (2 * len(rows) * max(1, num_neighbors))
         return self.basis.T @ covariance @ self.basis, np.trace(covariance) / self.width
 
@@ -302,27 +297,6 @@ def inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, sh
     # Rank-deficient without shrinkage: directions that no item uses are left out rather than blown up.
     is_used = variances > 1e-9 * variances[-1]
     return np.where(is_used, directions / np.sqrt(np.maximum(variances, 1e-300)), 0.0)
-
-
-@one_thread
-def _scatter_to_nearest(rows: np.ndarray, labels: np.ndarray, num_neighbors: int) -> np.ndarray:
-    """Sum [E, E] of `d d'` over the differences `d` of unit rows [n, E] from the nearest ones of other labels."""
-    opposite = -rows.T
-
-    def nearest_of(start: int) -> tuple[np.ndarray, np.ndarray]:
-        block = slice(start, start + LOCAL_BLOCK)
-        distances = rows[block] @ opposite  # but for a constant
-        distances[labels[block, None] == labels] = np.inf
-        nearest = np.argpartition(distances, num_neighbors - 1, axis=1)[:, :num_neighbors]
-        return nearest, rows[nearest].sum(axis=1)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = zip(*pool.map(nearest_of, range(0, len(rows), LOCAL_BLOCK)), strict=True)
-        nearest, neighbor_sums = (np.concatenate(each) for each in found)
-    times_chosen = np.bincount(nearest.ravel(), minlength=len(rows)).astype(np.float32)
-    # The sum over pairs (i, j) of (z_i - z_j)(z_i - z_j)', multiplied out.
-    crossed = rows.T @ neighbor_sums
-    return ((num_neighbors + times_chosen[:, None]) * rows).T @ rows - crossed - crossed.T
 
 
 def leading_eigenvectors(matrix: np.ndarray, count: int, is_draft: bool = False) -> tuple[np.ndarray, np.ndarray]:
