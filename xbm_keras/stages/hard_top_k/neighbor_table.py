@@ -82,7 +82,7 @@ class NeighborTable:
         def search(features, labels, ids):
             return self._search(features, self.memory.read(), labels, ids)
 
-        return tf.function(search).get_concrete_function(*self.read(0))
+        return tf.function(search, autograph=False).get_concrete_function(*self.read(0))
 
     def searched(self, start: int) -> np.ndarray:
         """The rows [n, k] int32 for the anchors of the block at `start`, -1 where there are no more."""
