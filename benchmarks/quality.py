@@ -6,7 +6,8 @@ Every trained row holds out classes of the training side to choose its number of
 on all of them with each seed, and sees the test classes once. Views, start, shrinkage, weighting, share and power are
 chosen once for all trained rows; the closed forms above them and the peers get the items without views. `--peer-python`
 names the Python of an environment with pytorch-metric-learning; its rows are left out without one. Mean and standard
-deviation over the seeds; leave-one-out.
+deviation over the seeds; leave-one-out. With --by-epoch nothing is chosen but views and start: trained rows tell the
+test classes after each epoch, whose best is what no run can know.
 """
 
 import os
@@ -20,6 +21,7 @@ import subprocess
 import tempfile
 import unittest.mock
 
+import keras
 import matplotlib.pyplot
 import numpy as np
 import tensorflow as tf
@@ -31,7 +33,7 @@ from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.metrics import map_at_r
-from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed, evaluate_retrieval
 from xbm_keras.experiment import build, chosen_head, held_out, loading, phases, selection
 from xbm_keras.geometry import unit_length, unit_rows
 from xbm_keras.model.labels_and_ids import read_batch
@@ -82,25 +84,27 @@ class ClassicalXBM(XBMModel):
 def main():
     options = common.parser(__doc__)
     options.add_argument("--configs", nargs="+", default=["configs/grocery.yaml"])
+    options.add_argument("--set", nargs="+", default=[], help="section.key=value, over each config")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", nargs="+", help="names of rows")
     options.add_argument("--peer-python", help="of an environment with pytorch-metric-learning")
     options.add_argument("--folds", type=int, help="that choose the epochs; by default as many as train.py takes")
+    options.add_argument("--by-epoch", action="store_true", help="test classes after each epoch")
     options.add_argument("--sweep", action="store_true", help="memory sizes and k instead of the table")
     options.add_argument("--picture", help="of the sweep, an .svg or .png to write")
     options = options.parse_args()
     results = []
     for path in options.configs:
-        rows = (sweep if options.sweep else table)(path, *load(path), options)
+        rows = (sweep if options.sweep else table)(path, *load(path, options), options)
         results += [{"data": pathlib.Path(path).stem, **row} for row in rows]
     common.report(results, options)
     if options.picture:
         draw(results, options.picture)
 
 
-def load(path: str) -> tuple[Dataset, Dataset, Config]:
+def load(path: str, options) -> tuple[Dataset, Dataset, Config]:
     """The items, the same with the views that the default recipe chooses, and the config with what it chooses."""
-    config = load_config(path)
+    config = load_config(path, options.set)
     backbone = build.make_backbone(config)
     plain = loading.load_dataset(config, backbone)
     config, dataset = selection.choose(config, loading.with_training_views(config, plain, backbone))
@@ -129,7 +133,7 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
             rows.append(summary(name, [scores_of(plain, vectors)]))
     folds = held_out.HeldOutFolds(plain)
     for start in filter(is_wanted, CLOSED_FORMS):
-        head = selection.choose_start(load_config(path, [f"head.start={start}"]).head, plain, folds)
+        head = selection.choose_start(load_config(path, [*options.set, f"head.start={start}"]).head, plain, folds)
         rows.append(closed_form(start, head, plain))
     if is_wanted(START):
         views = f"views.number={chosen.views.number} views.turned_classes={chosen.views.turned_classes}"
@@ -141,10 +145,13 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
         plain_rows = unit_rows(np.asarray(UnitRows(dataset.features, splits.test, chosen.head.power)) @ kernel + bias)
         rows.append(summary(name, [{"MAP@R": expanded_score(plain_rows, dataset.labels[splits.test], both)}]))
     for name, overrides in filter(lambda each: is_wanted(each[0]), TRAINED.items()):
+        if options.by_epoch:
+            rows.append({"name": name, **by_epoch(path, dataset, chosen, overrides, options)})
+            continue
         kind = ClassicalXBM if name.startswith("classical") else XBMModel
         rows.append(summary(name, trained(path, dataset, chosen, overrides, options, kind)))
     for loss in PEER_LOSSES if options.peer_python else ():
-        for given in (None, selection.choose_start(load_config(path).head, plain, folds)):
+        for given in (None, selection.choose_start(load_config(path, options.set).head, plain, folds)):
             name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
             if is_wanted(name):
                 rows.append(summary(name, peer(options, plain, loss, given)))
@@ -219,7 +226,7 @@ def trained(
     path: str, dataset: Dataset, chosen: Config, overrides: list[str], options, kind=XBMModel
 ) -> list[dict[str, float]]:
     """Scores of each seed by the config, what was chosen for it, and what differs from it."""
-    config = load_config(path, overrides).model_copy(update={"head": chosen.head})
+    config = load_config(path, [*options.set, *overrides]).model_copy(update={"head": chosen.head})
     splits = dataset.splits
     with unittest.mock.patch.object(build, "XBMModel", kind):
         curves = []
@@ -230,13 +237,34 @@ def trained(
         everything = dataset.with_views(np.union1d(splits.train, splits.validation))
         runs = []
         for seed in range(options.seeds if epoch else 1):  # without a step there is nothing random
-            config = load_config(path, [*overrides, f"training.seed={seed}"])
+            config = load_config(path, [*options.set, *overrides, f"training.seed={seed}"])
             config = config.model_copy(update={"head": chosen.head})
             model = phases.start_model(config, dataset, None, everything)
             phases.fit(config, dataset, model, everything, epoch, show_progress=False)
             vectors = embed(model.head, UnitRows(dataset.features, splits.test))
             runs.append(scores_of(dataset, vectors) | {"epochs": epoch})
     return runs
+
+
+def by_epoch(path: str, dataset: Dataset, chosen: Config, overrides: list[str], options) -> dict:
+    """MAP@R of the test classes after each epoch, the start first, of a head that all training classes train."""
+    splits, curves = dataset.splits, []
+    test = UnitRows(dataset.features, splits.test), dataset.labels[splits.test]
+    everything = dataset.with_views(np.union1d(splits.train, splits.validation))
+    for seed in range(options.seeds):
+        config = load_config(path, [*options.set, *overrides, f"training.seed={seed}"])
+        config = config.model_copy(update={"head": chosen.head})
+        model = phases.start_model(config, dataset, None, everything)
+        evaluation, scores = RetrievalEvaluation(*test), []
+        noting = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, to=scores: to.append(logs["val_map_at_r"])
+        )
+        phases.fit(config, dataset, model, everything, config.training.epochs, [evaluation, noting], False)
+        curves.append([evaluation.baseline["val_map_at_r"], *scores])
+    bests = [max(curve) for curve in curves]
+    spread = f" ({statistics.stdev(bests):.3f})" if len(bests) > 1 else ""
+    told = " ".join(f"{score:.3f}" for score in np.mean(curves, axis=0))
+    return {"best": f"{statistics.mean(bests):.4f}{spread}", "MAP@R by epoch": told}
 
 
 def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict[str, float]:
