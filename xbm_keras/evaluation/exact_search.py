@@ -100,7 +100,7 @@ def search_blocks(queries: np.ndarray, blocks: tf.Tensor, num_rows: int, k: int)
     with all_bits_of_float32():
         num_blocks, _, width = blocks.shape
         if num_blocks == 1 and not _has_enough_groups(k, width):
-            scores = tf.matmul(padded, tf.reshape(blocks, blocks.shape[1:])).numpy()  # [Q, width]
+            scores = np.asarray(tf.matmul(padded, tf.reshape(blocks, blocks.shape[1:])))  # [Q, width], no copy
             found = first_columns(scores[: len(queries), :num_rows], k)
             if found is not None:
                 return found
