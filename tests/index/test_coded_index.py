@@ -22,9 +22,8 @@ WIDTH = 24
 FORMS = [
     SearchForm(WIDTH, "float32"),
     SearchForm(20, "int8"),
-    SearchForm(21, "int4"),  # an odd width, and less than that of the vectors
+    SearchForm(21, "int4", "float16", 2),  # an odd width, and less than that of the vectors
     SearchForm(WIDTH, "binary", "int8", 4),
-    SearchForm(WIDTH, "int4", "float16", 2),
     SearchForm(20, "trellis"),
     SearchForm(23, "layers"),  # which nothing makes any more by itself
 ]
