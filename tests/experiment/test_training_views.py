@@ -206,7 +206,7 @@ def test_a_random_start_has_no_views_to_choose():
     assert not len(chosen.view_rows)
 
 
-def test_a_run_trains_on_views_and_tests_without(values, tmp_path):
+def test_a_run_trains_on_views_and_tests_without(values, tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
     metrics = {}
     for name, num_views, turned in (("plain", 1, False), ("views", 2, True)):
@@ -220,6 +220,9 @@ def test_a_run_trains_on_views_and_tests_without(values, tmp_path):
         said += (tmp_path / name / "report.html").read_text("utf-8") if turned else ""
         assert said.count(", each with 1 augmented view and 3 turns as classes of their own") == 2 * turned
     assert "200 rows, float32" in said
+    told = capsys.readouterr().out
+    assert "1 of 6: features\n2 of 6: start and epoch, by what is held out\n" in told
+    assert "1 of 8: features\n2 of 8: views of training pictures\n3 of 8: start and epoch, by" in told
     plain, views = (metrics[name]["leave_one_out"] for name in ("plain", "views"))
     assert plain["frozen"] == views["frozen"]
     assert plain["closed_form"] != views["closed_form"]

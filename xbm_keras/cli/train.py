@@ -4,7 +4,7 @@ from absl import flags
 
 from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config, presets
-from xbm_keras.experiment import build, devices, phases, run_folder, saved_run
+from xbm_keras.experiment import build, devices, loading, phases, run_folder, saved_run
 from xbm_keras.experiment.work import work_of
 from xbm_keras.report.stage_costs import Costs
 
@@ -18,6 +18,7 @@ RESUME = flags.DEFINE_enum(
 )
 REPORT = flags.DEFINE_bool("report", True, "Write report.html; takes some seconds.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the libraries below.")
+VIEWS = "views of training pictures"  # a stage
 
 
 def main(argv):
@@ -33,15 +34,20 @@ def main(argv):
             backbone = build.make_backbone(config)
             config = build.sized(config, build.width_of(source, backbone))
             data = work_of(config).load(source, config, backbone)
+            if VIEWS in costs.planned:
+                costs.begin(VIEWS)
+                data = loading.with_training_views(config, data, backbone)
             metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics, "Test queries" if config.is_of_pairs else "Test items")
 
 
-def stages_of(config) -> list[str]:
-    """What a run does, in its order."""
-    refit = ["refit: training"] if config.training.refit else []
+def stages_of(config, has_data: bool = False) -> list[str]:
+    """What a run does, in its order; perhaps without what makes its data."""
+    data = [] if has_data else ["features", *([VIEWS] if loading.may_view(config) else [])]
+    refit = ["training on all"] if config.training.refit else []
     report = ["report"] if REPORT.value else []
-    return ["features", "select: training", "select: validation", *refit, "test", "saving", *report]
+    chosen = ["start and epoch, by what is held out", "scores of what is held out"]
+    return [*data, *chosen, *refit, "test", "saving", *report]
 
 
 def train(config, data, backbone, workdir, costs):

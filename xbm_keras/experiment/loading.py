@@ -171,6 +171,14 @@ def held_out(config: schema.Config, splits: Splits, features: FeatureRows) -> Sp
     return with_neighborhoods_held_out(splits, features, config.data.split.seed)
 
 
+def may_view(config: schema.Config) -> bool:
+    """Whether training pictures are viewed more than once, or may be."""
+    c, is_tried = config.views, not config.is_without_labels
+    is_augmented = is_tried if c.number == "auto" else c.number > 1
+    is_turned = is_tried if c.turned_classes == "auto" else c.turned_classes
+    return config.data.modality == "image" and (is_augmented or is_turned)
+
+
 def with_training_views(config: schema.Config, dataset: Dataset, backbone: Backbone | None) -> Dataset:
     """The same data, and behind the items those views of training pictures that the config asks for, or is to try.
 

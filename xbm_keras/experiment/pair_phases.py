@@ -219,7 +219,7 @@ def run(
     Raises:
         Interrupted: by Ctrl-C, once training began.
     """
-    costs.begin("select: training")
+    costs.begin("start and epoch, by what is held out")
     head = choose_pair_start(config.head, folds)
     config = config.model_copy(update={"head": head})
     dataset, has_start = folds[0], head.start != "random"
@@ -244,12 +244,12 @@ def run(
             model = start_model(config, dataset, backbone, splits.train)
             fit(config, dataset, model, splits.train, epoch)
             kept = epoch, model.head.get_weights()
-        costs.begin("select: validation")
+        costs.begin("scores of what is held out")
         validation = compare(config, dataset, start, model.head, splits.validation)
         write_held_out_head(workdir, model.head)
         trained_on = splits.train
         if config.training.refit:
-            costs.begin("refit: training")
+            costs.begin("training on all")
             trained_on = np.union1d(splits.train, splits.validation)
             log.info(told_of_refit(epoch), f"{len(trained_on):,} queries")
             model = start_model(config, dataset, backbone, trained_on)

@@ -214,7 +214,7 @@ def run(
         Interrupted: by Ctrl-C, once training began.
     """
     splits = dataset.splits
-    costs.begin("select: training")
+    costs.begin("start and epoch, by what is held out")
     config, dataset = choose(config, dataset)
     is_for_refit = config.training.refit and config.training.epochs > 0
     first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
@@ -242,12 +242,12 @@ def run(
             model = start_model(config, first, backbone, positions)
             fit(config, first, model, positions, epoch)
             kept = epoch, model.head.get_weights()
-        costs.begin("select: validation")
+        costs.begin("scores of what is held out")
         validation = _compare(config, first, start, model.head, first.splits.validation)
         write_held_out(workdir, first, model.head)
 
         if config.training.refit:
-            costs.begin("refit: training")
+            costs.begin("training on all")
             everything = dataset.with_views(np.union1d(splits.train, splits.validation))
             log.info(told_of_refit(epoch), f"{len(splits.train) + len(splits.validation):,} items")
             model = start_model(config, dataset, backbone, everything)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xbm_keras.config.schema import Config
-from xbm_keras.data.dataset import Dataset
 from xbm_keras.experiment import loading, pair_folder, pair_loading, pair_phases, phases, run_folder
 from xbm_keras.stages.backbone.frozen import Backbone
 
@@ -20,11 +19,7 @@ class Work(NamedTuple):
     write_report: Callable
 
 
-def _load(source, config: Config, backbone: Backbone | None) -> Dataset:
-    return loading.with_training_views(config, loading.dataset_of(source, config, backbone), backbone)
-
-
-OF_ITEMS = Work(_load, run_folder.write_data, phases.run, run_folder.export_model, run_folder.write_report)
+OF_ITEMS = Work(loading.dataset_of, run_folder.write_data, phases.run, run_folder.export_model, run_folder.write_report)
 OF_PAIRS = Work(
     pair_loading.folds_of, pair_folder.write_data, pair_phases.run, pair_folder.export_model, pair_folder.write_report
 )
