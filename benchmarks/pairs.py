@@ -6,7 +6,7 @@
     python -m benchmarks.pairs --plot docs/pairs_memory_and_k.svg --json X.json  # the picture of such curves
 
 Start and number of epochs are chosen on held-out queries, whose documents answer none that train; the memory off may
-take four times the epochs, and a batch of 256 queries beside that of 64, at two rates; held-out queries choose too. The
+take eight times the epochs, and 256 queries a batch beside 64, at two rates; held-out queries choose of these too. The
 curves are of ten epochs, of a memory that documents of the whole corpus fill, but for one point: all that answer
 training queries. With --by-epoch nothing is chosen but the start: the best epoch of a row is the best on test queries.
 """

@@ -7,12 +7,12 @@ import yaml
 from tests.cli.test_train_pairs import write_folder
 from tests.data.test_pair_dataset import make_pairs
 from tests.small_models import assert_same_training
-from xbm_keras.config.schema import Config, Training
+from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.splits import Splits
 from xbm_keras.experiment import pair_phases
-from xbm_keras.experiment.build import growing_rate
+from xbm_keras.experiment.build import rate_of_steps
 from xbm_keras.experiment.pair_loading import load_pairs
 from xbm_keras.experiment.pair_phases import Roles, start_model
 
@@ -84,9 +84,25 @@ def test_documents_as_anchors_find_the_queries_that_they_answer(dataset):
     assert [{place for place in row if place >= 0} for row in roles.relevant.tolist()] == [{2}, {1}, {0, 1}]
 
 
-def test_the_rate_of_pairs_is_one_and_that_of_classes_grows_thirtyfold_in_ten_epochs(dataset):
-    model = start_model(config(learning_rate=0.02, epochs=2), dataset, None, dataset.splits.train)
-    assert model.optimizer.get_config()["learning_rate"] == np.float32(0.02)
-    rate = growing_rate(Training(learning_rate=0.02, epochs=40), steps_per_epoch=7)
-    assert [float(rate(step)) for step in (0, 35, 70)] == pytest.approx([0.02 / 30, 0.02 / 30**0.5, 0.02])
-    assert float(growing_rate(Training(learning_rate=0.02, epochs=4), 7)(28)) == pytest.approx(0.02)
+@pytest.mark.parametrize(
+    ("source", "epochs", "rates"),
+    [
+        ("pairs", 10, {0: 0.3, 35: 0.3 / 30**0.5, 70: 0.01}),
+        ("pairs", 40, {0: 0.3, 280: 0.01}),
+        ("features", 10, {0: 0.01, 35: 0.3 / 30**0.5, 70: 0.3}),
+        ("features", 40, {70: 0.3}),
+        ("features", 4, {28: 0.3}),
+    ],
+)
+def test_the_rate_of_classes_grows_thirtyfold_in_ten_epochs_and_that_of_pairs_falls_over_all(source, epochs, rates):
+    values = {"data": {"source": source, "path": "x"}, "backbone": {"kind": "none"}}
+    rate = rate_of_steps(Config.model_validate({**values, "training": {"learning_rate": 0.3, "epochs": epochs}}), 7)
+    assert [float(rate(step)) for step in rates] == pytest.approx(list(rates.values()))
+
+
+def test_a_model_of_pairs_is_compiled_with_the_rate_that_falls(dataset):
+    model = start_model(config(learning_rate=0.3, batch_size=2, epochs=10), dataset, None, dataset.splits.train)
+    steps = 2  # of 3 queries in batches of 2
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.3)
+    model.optimizer.iterations.assign(10 * steps)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)

@@ -67,7 +67,8 @@ class Training(Section):
     """How the head is fitted."""
 
     epochs: Natural = 20
-    """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate."""
+    """At most; the best epoch on held-out classes counts, and epoch 0, the start, is a candidate. Of pairs
+    the default is 10."""
     folds: Positive | Literal["auto"] = "auto"
     """How many times other training classes are held out to choose the epoch by the mean; at most four, for each
     holds out a quarter of the training classes. "auto" holds out each half of them, where a quarter is less than a
@@ -88,7 +89,8 @@ class Training(Section):
     learning_rate: AboveZero = 1e-3
     """Of the last of `epochs`, or of the tenth, if that comes before: the rate grows by a constant factor each step,
     from a thirtieth of it and on beyond it, so that to choose the epoch is to choose how far to go from the start: on
-    some data the best head is near it, on others far. Of pairs it is the rate of all steps: they go far from it."""
+    some data the best head is near it, on others far. Of pairs, which end far from it, it is the first step's, and
+    falls to a thirtieth of it over all `epochs`."""
     start_alignment: NonNegative = 0.0
     """Weight of a second loss, which holds similarities to what they were at the start: training may change the order
     of what is near, and leaves classes where they were. Without labels the default is 10."""
@@ -143,7 +145,7 @@ STARTS_OF_PAIRS = {
 OF_PAIRS = {
     "memory": {"memory_size": 1 << 20},
     "top_k": {"mine_in": "embeddings", "num_negatives": 32, "num_random": 0},
-    "training": {"batch_size": 64},
+    "training": {"batch_size": 64, "epochs": 10},
 }
 """The defaults of queries and documents, where they are others."""
 

@@ -23,7 +23,7 @@ from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketc
 from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 log = logging.getLogger("xbm_keras")
-FIRST_RATE = 1 / 30  # of the learning rate, in the first step
+LEAST_RATE = 1 / 30  # of the learning rate
 GROWTH_EPOCHS = 10  # at most, until the learning rate is what the config says
 SKETCH_DIM = 64
 
@@ -84,7 +84,7 @@ def make_model(
     backbone: Backbone | None,
     width: int,
     num_rows: int,
-    rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    rate: keras.optimizers.schedules.LearningRateSchedule,
     power: float,
 ) -> XBMModel:
     """The model for features of a width, raised to a power; its memory holds at most the rows that there are."""
@@ -105,10 +105,13 @@ def make_model(
     return model
 
 
-def growing_rate(config: schema.Training, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate of each step, which grows by a constant factor: see `schema.Training`."""
-    num_steps = max(1, min(config.epochs, GROWTH_EPOCHS) * steps_per_epoch)
-    return keras.optimizers.schedules.ExponentialDecay(FIRST_RATE * config.learning_rate, num_steps, 1 / FIRST_RATE)
+def rate_of_steps(config: schema.Config, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate of each step, which grows by a constant factor, or of pairs falls: see `schema.Training`."""
+    rate, num_epochs = config.training.learning_rate, config.training.epochs
+    first, factor = rate, LEAST_RATE
+    if not config.is_of_pairs:
+        first, num_epochs, factor = LEAST_RATE * rate, min(num_epochs, GROWTH_EPOCHS), 1 / LEAST_RATE
+    return keras.optimizers.schedules.ExponentialDecay(first, max(1, num_epochs * steps_per_epoch), factor)
 
 
 def tell_memory(config: schema.Config, memory_size: int) -> None:

@@ -20,7 +20,7 @@ from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.pair_scores import PairEvaluation, PairScores, compare_pairs
 from xbm_keras.evaluation.pairs import evaluate_pairs
 from xbm_keras.experiment import devices
-from xbm_keras.experiment.build import make_model, steps_per_epoch, tell_memory
+from xbm_keras.experiment.build import make_model, rate_of_steps, steps_per_epoch, tell_memory
 from xbm_keras.experiment.pair_starts import choose_pair_start, make_pair_start
 from xbm_keras.experiment.phases import (
     Interrupted,
@@ -95,7 +95,7 @@ def start_model(
     roles = Roles(config, dataset, queries)
     strategy = devices.make_strategy(config.training)
     with strategies.scope(strategy):
-        rate = config.training.learning_rate
+        rate = rate_of_steps(config, steps_per_epoch(config, _sampler(config, roles)))
         model = make_model(config, backbone, dataset.queries.shape[1], len(roles.rows), rate, power=1.0)
     if config.head.start != "random":
         model.set_start(make_pair_start(config.head, dataset, queries).scaled())

@@ -21,10 +21,10 @@ from xbm_keras.evaluation.side_by_side import Scores, compare
 from xbm_keras.evaluation.thresholds import measure_thresholds
 from xbm_keras.experiment import devices
 from xbm_keras.experiment.build import (
-    growing_rate,
     left_out,
     make_model,
     make_sampler,
+    rate_of_steps,
     steps_per_epoch,
     tell_memory,
 )
@@ -86,7 +86,7 @@ def start_model(
     if strategy.num_replicas_in_sync > 1:
         log.info("%d devices share each batch.", strategy.num_replicas_in_sync)
     with strategies.scope(strategy):
-        rate = growing_rate(config.training, steps_per_epoch(config, make_sampler(config, labels, ids)))
+        rate = rate_of_steps(config, steps_per_epoch(config, make_sampler(config, labels, ids)))
         model = make_model(config, backbone, dataset.features.shape[1], len(labels), rate, head.power)
     if head.start != "random":
         rank = max(len(positions), head.embedding_dim)  # beyond so many directions few items have nothing
