@@ -50,9 +50,6 @@ def read_queries(options: argparse.Namespace, opened: OpenedIndex) -> Queries:
         raise ValueError(
             "Received something to search for without --model; expected the model that embedded the index."
         )
-    paths = [pathlib.Path(path) for path in options.picture]
-    if paths and not any(path.is_file() for path in paths):
-        raise ValueError(f"Received {options.picture[0]!r}, which is no file; expected a picture. Mend the path.")
     version = exported_by(options.model)
     kind = "serve_features" if options.features else "serving_default" if options.text else "serve_bytes"
     model = ExportedModel(version, kind)
@@ -66,6 +63,9 @@ def read_queries(options: argparse.Namespace, opened: OpenedIndex) -> Queries:
         return Queries([f"row {i}" for i in range(len(vectors))], vectors, [None] * len(vectors))
     if options.text:
         return Queries(options.text, ExportedTexts(model, version).embed(options.text), [None] * len(options.text))
+    paths = [pathlib.Path(path) for path in options.picture]
+    if not any(path.is_file() for path in paths):
+        raise ValueError(f"Received {options.picture[0]!r}, which is no file; expected a picture. Mend the path.")
     vectors, valid = model.embed([read_bytes(path) for path in paths])
     errors = [None if is_valid else why_invalid(path) for path, is_valid in zip(paths, valid, strict=True)]
     return Queries(options.picture, vectors, errors)
