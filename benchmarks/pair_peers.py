@@ -29,8 +29,11 @@ layers start from zero, thus from the frozen features.
   (here queries and documents of the batch; it is filled with random documents before), its size and k (here 5,000 and
   10). Width by width training and the choice of dimensions, which serve many widths, are not a part of it.
 
-DIVE (arXiv 2605.20689) is not here: of its text the abstract alone was at hand, which names a hinge loss of triplets
-and a contrastive one of head-wise projections, but no formula, margin or choice of triplets.
+- `dive`, as far as the abstract of arXiv 2605.20689 says it, which alone was at hand: a hinge loss of triplets, with no
+  gradient once a triplet keeps a margin, and NT-Xent between learned projections of one embedding, as between views
+  of it, among the embeddings of the batch. Left open: margin (here 0.2) and triplets (here all of the batch), the
+  projections (here four from D to 128, from the principal directions of the corpus and random numbers of a tenth of
+  their size, of which the embedding is the mean). The weight of NT-Xent, at temperature 0.05, is chosen.
 """
 
 import os
@@ -57,6 +60,7 @@ from xbm_keras.stages.head.starts import leading_eigenvectors
 
 BATCH, PATIENCE = 64, 5  # queries; looks at the validation queries
 SCALE, NEIGHBORS, MEMORY, WIDTH = 20.0, 10, 5000, 128
+MARGIN, NUM_HEADS = 0.2, 4
 PROTOCOLS = ("pairs", "pairs_unseen_documents")
 
 
@@ -265,8 +269,7 @@ class _Smec(Peer):
 
     def __init__(self, data: Data, weight: float, seed: int):
         super().__init__(data, weight, seed)
-        directions = leading_eigenvectors(np.cov(data.documents, rowvar=False), WIDTH)[1]
-        self.kernel, self.width = tf.Variable(tf.constant(directions, tf.float32)), WIDTH
+        self.kernel, self.width = tf.Variable(principal_directions(data.documents)), WIDTH
         self.variables = [self.kernel]
         filled = self.rng.integers(len(data.documents), size=MEMORY)
         self.memory = tf.Variable(tf.gather(data.documents, filled), trainable=False)
@@ -286,12 +289,37 @@ class _Smec(Peer):
         return ranked + self.weight * aligned
 
 
+class _Dive(Peer):
+    weights = (0.1, 1.0)
+
+    def __init__(self, data: Data, weight: float, seed: int):
+        super().__init__(data, weight, seed)
+        directions = principal_directions(data.documents)  # [D, E]
+        noise = self.rng.standard_normal((NUM_HEADS, *directions.shape)) * 0.1 / np.sqrt(len(directions))
+        self.kernel, self.width = tf.Variable(directions + tf.constant(noise, tf.float32)), WIDTH  # [heads, D, E]
+        self.variables = [self.kernel]
+
+    def embed_queries(self, queries):
+        return queries @ tf.reduce_mean(self.kernel, axis=0)
+
+    def loss(self, places, documents):
+        queries, answers = self.gather(places, documents)
+        scores = cosines(self.embed_queries(queries), self.embed_queries(answers))  # [B, B]
+        triplets = tf.nn.relu(MARGIN + scores - tf.linalg.diag_part(scores)[:, None])
+        is_negative = tf.cast(self.data.relevance(places, documents) == 0, tf.float32)
+        hinge = tf.reduce_sum(triplets * is_negative) / tf.maximum(tf.reduce_sum(is_negative), 1.0)
+        views = tf.unstack(tf.concat([queries, answers], axis=0) @ self.kernel)  # for each head [2 B, E]
+        pairs = zip(views, [*views[1:], views[0]], strict=True)
+        return hinge + self.weight * tf.add_n([cross_entropy(cosines(*each), tf.range(2 * BATCH)) for each in pairs])
+
+
 PEERS = {
     "adapter": _Adapter,
     "adapter, random": _RandomAdapter,
     "search-adaptor": _SearchAdaptor,
     "matryoshka-adaptor": _MatryoshkaAdaptor,
     "smec": _Smec,
+    "dive": _Dive,
 }
 
 
@@ -335,6 +363,11 @@ def ranking(scores, relevance):
     weights = tf.nn.relu(relevance[:, :, None] - relevance[:, None, :])  # [B, j, k]
     losses = tf.nn.softplus(scores[:, None, :] - scores[:, :, None])
     return tf.reduce_sum(weights * losses) / tf.maximum(tf.reduce_sum(weights), 1.0)
+
+
+def principal_directions(documents) -> tf.Tensor:
+    """[D, E] of the corpus."""
+    return tf.constant(leading_eigenvectors(np.cov(documents, rowvar=False), WIDTH)[1], tf.float32)
 
 
 def nearest(documents) -> tf.Tensor:
