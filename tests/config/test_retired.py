@@ -192,6 +192,31 @@ def test_batches_without_labels_and_of_pairs_are_as_large_as_they_were(section):
 
 
 @pytest.mark.parametrize(
+    ("given", "override", "key", "expected"),
+    [
+        (
+            {"training": {"classes_per_batch": 32, "samples_per_class": 4, "batch_size": 256}},
+            "training.batch_size=64", "training.batch_size", 64,
+        ),
+        ({"training": {"classes_per_batch": 32}}, "training.classes_per_batch=8", "training.batch_size", 32),
+        (
+            {"data": {"source": "pairs"}, "training": {"anchors": "documents"}},
+            "training.negatives=corpus", "training.negatives", "corpus",
+        ),
+        ({"top_k": {"mine_in": "embeddings", "key_refresh": 64}}, "top_k.mine_in=16", "top_k.mine_in", 16),
+        ({"cache": {"engine": "local", "ray_workers": 2}}, "cache.ray_workers=3", "cache.ray_workers", 3),
+        ({"views": {"number": 2}}, "cache.views=1", "views.number", 1),
+        ({"cache": {"views": 2}}, "cache.views=1", "views.number", 1),
+    ],
+)  # fmt: skip
+def test_an_override_comes_over_old_keys_of_the_file(tmp_path, given, override, key, expected):
+    path = tmp_path / "earlier.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **given, "data": {**MINIMAL["data"], **given.get("data", {})}}))
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(str(path), [override]), section), name) == expected
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         ({"training": {"classes_per_batch": "x"}}, "training.classes_per_batch: unknown key"),

@@ -29,6 +29,7 @@ RENAMED = {
 """An old key, and the one that now says the same; of two that came to one, the first one comes first."""
 OF_A_RUN = {"data", "backbone", "cache", "head", "memory", "top_k", "loss", "training", "export"}
 """The sections that each run writes, and each trial of a search, and hardly anybody by hand."""
+UNLABELLED = "similarity_alignment"  # a loss without labels
 FILES = ("keras_file", "saved_model")
 """Kinds of a backbone that the path tells apart."""
 
@@ -125,34 +126,12 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
         values: nested; unchecked, and left as they are.
         is_finished: whether they are of a finished run, for which keys of the training decide nothing any more.
     """
-    values, problems = copy.deepcopy(values), []
-    _merge_ray(values)
-    if (backbone := values.get("backbone")) and isinstance(backbone, dict) and backbone.get("kind") in FILES:
-        backbone["kind"] = "file"
+    values, problems = renamed(values), []
+    backbone = values.get("backbone")
     if isinstance(backbone, dict) and backbone.get("kind") == "keras_hub" and is_finished:
         backbone.setdefault("parts", "pooled")  # of a version that knew no others
-    top_k = values.get("top_k")
-    if isinstance(top_k, dict) and "key_refresh" in top_k:
-        if values.keys() >= OF_A_RUN:
-            top_k.setdefault("num_random", 0)  # of a version that knew none
-        if top_k["key_refresh"] == "exact":
-            del top_k["key_refresh"]
-        elif top_k.get("mine_in") == "embeddings":
-            top_k["mine_in"] = top_k.pop("key_refresh")
-    for old, new in RENAMED.items():
-        if _has(values, old):
-            value = _take(values, old)
-            if value is not None or new != "data.split.test":  # null was its default
-                _put(values, new, value)
-    loss = values.get("loss")
-    name_of_loss = str(loss.get("name", DEFAULT_LOSS)) if isinstance(loss, dict) else DEFAULT_LOSS
-    is_unlabelled = name_of_loss == "similarity_alignment"
-    _merge_batch(values, is_unlabelled)
-    anchors = _take(values, "training.anchors")
-    if anchors == "documents":
-        values["training"]["negatives"] = "queries"
-    elif anchors not in (None, "queries"):
-        values["training"]["anchors"] = anchors  # to be told of as any unknown key
+    name_of_loss = _loss_of(values)
+    is_unlabelled = name_of_loss == UNLABELLED
     for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
@@ -168,6 +147,40 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     return values, problems
 
 
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a config, nested, whose old keys are those of today, but for keys that left; unchecked, and a copy."""
+    values = copy.deepcopy(values)
+    _merge_ray(values)
+    backbone = values.get("backbone")
+    if isinstance(backbone, dict) and backbone.get("kind") in FILES:
+        backbone["kind"] = "file"
+    top_k = values.get("top_k")
+    if isinstance(top_k, dict) and "key_refresh" in top_k:
+        if values.keys() >= OF_A_RUN:
+            top_k.setdefault("num_random", 0)  # of a version that knew none
+        if top_k["key_refresh"] == "exact":
+            del top_k["key_refresh"]
+        elif top_k.get("mine_in") == "embeddings":
+            top_k["mine_in"] = top_k.pop("key_refresh")
+    for old, new in RENAMED.items():
+        if _has(values, old):
+            value = _take(values, old)
+            if value is not None or new != "data.split.test":  # null was its default
+                _put(values, new, value)
+    _merge_batch(values)
+    anchors = _take(values, "training.anchors")
+    if anchors == "documents":
+        values["training"]["negatives"] = "queries"
+    elif anchors not in (None, "queries"):
+        values["training"]["anchors"] = anchors  # to be told of as any unknown key
+    return values
+
+
+def _loss_of(values: dict[str, Any]) -> str:
+    loss = values.get("loss")
+    return str(loss.get("name", DEFAULT_LOSS)) if isinstance(loss, dict) else DEFAULT_LOSS
+
+
 def _merge_ray(values: dict[str, Any]) -> None:
     """`cache.engine` and the number of its workers were two keys."""
     engine = _take(values, "cache.engine")
@@ -179,7 +192,7 @@ def _merge_ray(values: dict[str, Any]) -> None:
         values["cache"]["engine"] = engine  # to be told of as any unknown key
 
 
-def _merge_batch(values: dict[str, Any], is_unlabelled: bool) -> None:
+def _merge_batch(values: dict[str, Any]) -> None:
     """A batch with labels was so many classes of so many items; `batch_size` was of other batches alone."""
     training, data = values.get("training"), values.get("data")
     if not isinstance(training, dict):
@@ -187,7 +200,7 @@ def _merge_batch(values: dict[str, Any], is_unlabelled: bool) -> None:
     classes, samples = training.get("classes_per_batch"), training.get("samples_per_class", 4)
     if isinstance(classes, int) and isinstance(samples, int):  # else it is told of as any unknown key
         del training["classes_per_batch"]
-        if not (is_unlabelled or (isinstance(data, dict) and data.get("source") == "pairs")):
+        if not (_loss_of(values) == UNLABELLED or (isinstance(data, dict) and data.get("source") == "pairs")):
             training["batch_size"] = classes * samples
 
 

@@ -55,9 +55,11 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         # OmegaConf asserts, without a word, that a document is no single text.
         if not isinstance(yaml.compose(pathlib.Path(path).read_text("utf-8"), yaml.SafeLoader), yaml.MappingNode):
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
-        values: Any = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))
+        # Of today before anything is laid over them: an old key would come before the new one that is given here.
+        values: Any = retired.renamed(omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path)))
         for keys, value in override_text.parse(overrides, values):
-            put(values, keys, _escaped(value))
+            key = ".".join(keys)
+            put(values, retired.RENAMED.get(key, key).split("."), _escaped(value))
         values = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(values), resolve=True)
     except ConfigError:
         raise
