@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from xbm_keras.atomic_files import delete_older, new_version, versions, write_whole
 from xbm_keras.model.xbm_model import XBMModel
+from xbm_keras.stages.hard_top_k.by_relevance import RelevantTopK
 from xbm_keras.training.callbacks import KeepBestHead
 
 KEPT = 2  # of each training: the newest, and the one before it
@@ -24,7 +25,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     A checkpoint holds the head, the memory with its counter, mining keys, the state of the random positives, the
     optimizer, the best head so far and the history. A memory that no step changes is left out. Batches are a function
-    of seed and step, so their order needs no state.
+    of seed and step, so their order needs no state. The learning rate is one, too: its schedule is noted, and no
+    training goes on under another.
 
     Stands behind all other callbacks in the list. Call `restore` before `fit`.
 
@@ -50,7 +52,7 @@ class Checkpoints(keras.callbacks.Callback):
             best: what keeps the best head, saved along.
 
         Raises:
-            CheckpointError: where the checkpoint is of another model, or damaged; the difference is named.
+            CheckpointError: where the checkpoint is of another model or schedule, or damaged; the difference is named.
         """
         self.best = best
         saved = versions(self.folder)
@@ -71,6 +73,7 @@ class Checkpoints(keras.callbacks.Callback):
     def _read(self, version: pathlib.Path, model: XBMModel) -> int:
         about = json.loads((version / "about.json").read_text("utf-8"))
         _refuse_others(version, about["variables"], _describe(model))
+        _refuse_other_rates(version, about.get("learning_rate"), model)
         best_head = [tf.Variable(weight) for weight in model.head.get_weights()] if self.best else []
         saved = tf.train.Checkpoint(variables=_variables(model), best_head=best_head)
         saved.read(str(version / "variables")).assert_existing_objects_matched()
@@ -87,7 +90,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._saved_at = time.monotonic()
 
     def _write(self, epoch: int) -> None:
-        about: dict = {"epoch": epoch, "variables": _describe(self.model)}
+        about: dict = {"epoch": epoch, "learning_rate": _rate(self.model), "variables": _describe(self.model)}
         best_head = []
         if self.best:
             about |= {"best_epoch": self.best.epoch, "scores": self.best.scores}
@@ -128,4 +131,22 @@ def _refuse_others(version: pathlib.Path, saved: list[list], expected: list[list
         raise CheckpointError(
             f"Received {version}, a checkpoint of another model: it holds {', '.join(differences)}. Expected one of "
             "the same config and version of the package; go on with those, or start anew with --resume=never."
+        )
+
+
+def _rate(model: XBMModel) -> dict | float:
+    """The learning rate; of a schedule its parameters."""
+    rate = model.optimizer.get_config()["learning_rate"]
+    return rate["config"] if isinstance(rate, dict) else rate
+
+
+def _refuse_other_rates(version: pathlib.Path, saved: dict | float | None, model: XBMModel) -> None:
+    """Earlier versions noted none: the rate of classes grew as it does, that of queries and documents grew as well."""
+    if saved is None and not isinstance(model.top_k, RelevantTopK):
+        return
+    if saved != _rate(model):
+        raise CheckpointError(
+            f"Received {version}, a checkpoint of another learning rate, {saved or 'that of an earlier version'}. "
+            f"Expected {_rate(model)}; start anew with --resume=never, or go on with the config and version of the "
+            "package that it is of."
         )
