@@ -90,14 +90,39 @@ def test_what_reads_the_help_may_stop_reading():
             ["index", "remove", "--index", "x", "y", "--k=3"],
             "index remove: error: unrecognized arguments: --k=3; xbm-keras",
         ),
-        (["serve", "--model=x", "--port=80000"], "argument --port: invalid choice: 80000"),
+        (["serve", "--model=x", "--port=80000"], "argument --port: received '80000'; expected one of 0 to 65535"),
+        (["serve", "--model=x", "--port=http"], "argument --port: received 'http'; expected one of 0 to 65535"),
     ],
 )
 def test_a_mistaken_argument_is_told_by_the_command_that_it_is_of(capsys, arguments, told):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert told in line
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(
+    ("host", "families", "listens_by"),
+    [
+        ("", [], socket.AF_INET),
+        ("ip6-localhost", [socket.AF_INET6], socket.AF_INET6),
+        ("localhost", [socket.AF_INET6, socket.AF_INET], socket.AF_INET),
+    ],
+)
+def test_a_host_by_name_is_tried_by_the_addresses_that_it_has(monkeypatch, host, families, listens_by):
+    tried = []
+
+    def create_server(address, family):
+        tried.append((address, family))
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [(family, None, None, "", ()) for family in families])
+    monkeypatch.setattr(socket, "create_server", create_server)
+    with pytest.raises(SystemExit):  # there is no such model
+        main(["serve", "--model=nowhere", f"--host={host}", "--port=0"])
+    assert tried == [((host, 0), listens_by)]
 
 
 def test_a_port_that_another_program_has_is_told_before_a_model_is_loaded(capsys):

@@ -1,6 +1,8 @@
 """`xbm-keras serve`: embeddings and nearest items over HTTP. Needs the extra [serve]."""
 
+import argparse
 import pathlib
+import re
 import socket
 
 import uvicorn
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--approximate", action="store_true", help="search by the approximate search of the index, not exactly"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
-    parser.add_argument("--port", type=int, choices=range(65_536), metavar="0..65535", default=8000)
+    parser.add_argument("--port", type=_port, metavar="0..65535", default=8000)
     parser.add_argument(
         "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as browsers say"
     )
@@ -60,10 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _port(text: str) -> int:
+    """Its number. Raises ArgumentTypeError for what is no port."""
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"received {text!r}; expected one of 0 to 65535.")
+    return int(text)
+
+
 def _require_free(host: str, port: int) -> None:
     """Raises ValueError where nothing can listen at an address, before a model is loaded."""
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        families = [info[0] for info in socket.getaddrinfo(host, port)] if host else [socket.AF_INET]
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise ValueError(
             f"Received --host {host} and --port {port}, at which this program cannot listen: {error}; expected a port "
