@@ -47,9 +47,10 @@ PEER = pathlib.Path(__file__).with_name("quality_peer.py")
 PEER_LOSSES = ("contrastive", "multi_similarity")
 HARDEST = ["top_k.mine_in=embeddings", "top_k.num_negatives=32", "top_k.num_random=0"]
 ALL = ["top_k.num_negatives=all", "top_k.num_positives=all", "top_k.num_random=0"]
+CLASSICAL = "classical XBM (stale embeddings)"
 TRAINED = {
     "memory off": ["memory.memory_size=0", *ALL],
-    "classical XBM (stale embeddings)": ["memory.prefill=false", *HARDEST, "top_k.mine_in=features"],  # all it holds
+    CLASSICAL: ["memory.prefill=false", *HARDEST, "top_k.mine_in=features"],  # all it holds
     "32 hardest in features": [*HARDEST, "top_k.mine_in=features"],
     "32 hardest in embeddings": HARDEST,
     "8 hardest in features, 256 at random (default)": [],
@@ -145,11 +146,11 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
         plain_rows = unit_rows(np.asarray(UnitRows(dataset.features, splits.test, chosen.head.power)) @ kernel + bias)
         rows.append(summary(name, [{"MAP@R": expanded_score(plain_rows, dataset.labels[splits.test], both)}]))
     for name, overrides in filter(lambda each: is_wanted(each[0]), TRAINED.items()):
-        if options.by_epoch:
-            rows.append({"name": name, **by_epoch(path, dataset, chosen, overrides, options)})
-            continue
-        kind = ClassicalXBM if name.startswith("classical") else XBMModel
-        rows.append(summary(name, trained(path, dataset, chosen, overrides, options, kind)))
+        with unittest.mock.patch.object(build, "XBMModel", ClassicalXBM if name == CLASSICAL else XBMModel):
+            if options.by_epoch:
+                rows.append({"name": name, **by_epoch(path, dataset, chosen, overrides, options)})
+            else:
+                rows.append(summary(name, trained(path, dataset, chosen, overrides, options)))
     for loss in PEER_LOSSES if options.peer_python else ():
         for given in (None, selection.choose_start(load_config(path, options.set).head, plain, folds)):
             name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
@@ -222,27 +223,24 @@ def draw(results: list[dict], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def trained(
-    path: str, dataset: Dataset, chosen: Config, overrides: list[str], options, kind=XBMModel
-) -> list[dict[str, float]]:
+def trained(path: str, dataset: Dataset, chosen: Config, overrides: list[str], options) -> list[dict[str, float]]:
     """Scores of each seed by the config, what was chosen for it, and what differs from it."""
     config = load_config(path, [*options.set, *overrides]).model_copy(update={"head": chosen.head})
     splits = dataset.splits
-    with unittest.mock.patch.object(build, "XBMModel", kind):
-        curves = []
-        for fold in held_out.held_out(dataset, options.folds or "auto"):
-            model = phases.start_model(config, fold, None, fold.with_views(fold.splits.train))
-            curves.append(phases.select(config, fold, model, show_progress=False).scores)
-        epoch = selection.best_epoch(curves)
-        everything = dataset.with_views(np.union1d(splits.train, splits.validation))
-        runs = []
-        for seed in range(options.seeds if epoch else 1):  # without a step there is nothing random
-            config = load_config(path, [*options.set, *overrides, f"training.seed={seed}"])
-            config = config.model_copy(update={"head": chosen.head})
-            model = phases.start_model(config, dataset, None, everything)
-            phases.fit(config, dataset, model, everything, epoch, show_progress=False)
-            vectors = embed(model.head, UnitRows(dataset.features, splits.test))
-            runs.append(scores_of(dataset, vectors) | {"epochs": epoch})
+    curves = []
+    for fold in held_out.held_out(dataset, options.folds or "auto"):
+        model = phases.start_model(config, fold, None, fold.with_views(fold.splits.train))
+        curves.append(phases.select(config, fold, model, show_progress=False).scores)
+    epoch = selection.best_epoch(curves)
+    everything = dataset.with_views(np.union1d(splits.train, splits.validation))
+    runs = []
+    for seed in range(options.seeds if epoch else 1):  # without a step there is nothing random
+        config = load_config(path, [*options.set, *overrides, f"training.seed={seed}"])
+        config = config.model_copy(update={"head": chosen.head})
+        model = phases.start_model(config, dataset, None, everything)
+        phases.fit(config, dataset, model, everything, epoch, show_progress=False)
+        vectors = embed(model.head, UnitRows(dataset.features, splits.test))
+        runs.append(scores_of(dataset, vectors) | {"epochs": epoch})
     return runs
 
 
