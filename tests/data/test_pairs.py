@@ -174,6 +174,12 @@ def test_ids_that_are_there_twice_and_what_is_missing(tmp_path):
         read_pairs(str(tmp_path / "elsewhere"))
 
 
+def test_a_table_beside_a_beir_folder_is_a_table(tmp_path):
+    write(tmp_path)
+    (tmp_path / "questions.csv").write_text("query,document\nwhat is mint?,a herb\n")
+    assert read_pairs(str(tmp_path / "questions.csv")).queries.texts == ["what is mint?"]
+
+
 def test_the_sets_at_hand(data_dir):
     pairs = read_pairs(str(data_dir / "scifact"))
     assert len(pairs.documents.ids) == len(pairs.documents.texts) == len(pairs.documents.features) == 5183

@@ -17,6 +17,7 @@ from xbm_keras.data.tables import TABLES, Table, suffix_of
 from xbm_keras.data.texts import Texts
 
 GRADE_NAMES = ("score", "relevance", "grade", "label", "rel")
+OF_A_FOLDER = ("corpus", "queries", "documents", "features")  # files that say nothing without the folder's others
 SPLIT_OF = {"dev": "validation", "valid": "validation", "val": "validation"}  # names of one thing
 
 
@@ -114,7 +115,7 @@ def read_pairs(path: str, query_column: str = "query", document_column: str = "d
     """
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_file():
-        if (place.parent / "qrels").is_dir():
+        if place.name.partition(".")[0] in OF_A_FOLDER and (place.parent / "qrels").is_dir():
             raise DataError(
                 f"Received data.path {path!r}, a file of a folder with qrels/; expected the folder. Say --set "
                 f"data.path={place.parent}."
