@@ -64,7 +64,7 @@ def read_queries(options: argparse.Namespace, opened: OpenedIndex) -> Queries:
     if options.text:
         return Queries(options.text, ExportedTexts(model, version).embed(options.text), [None] * len(options.text))
     paths = [pathlib.Path(path) for path in options.picture]
-    if not any(path.is_file() for path in paths):
+    if not any(path.exists() and not path.is_dir() for path in paths):  # a pipe will do
         raise ValueError(f"Received {options.picture[0]!r}, which is no file; expected a picture. Mend the path.")
     vectors, valid = model.embed([read_bytes(path) for path in paths])
     errors = [None if is_valid else why_invalid(path) for path, is_valid in zip(paths, valid, strict=True)]

@@ -72,6 +72,8 @@ class ExportedModel:
 
 def why_invalid(path: pathlib.Path) -> str:
     """What to say of a file that is no valid picture."""
+    if path.is_fifo():
+        return "no picture that can be read"  # what it held is gone
     try:
         decode_picture(path.read_bytes())
         reason = ""
