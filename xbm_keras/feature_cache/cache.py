@@ -90,7 +90,6 @@ def compute_features(
         folder.mkdir(parents=True, exist_ok=True)
         digests, reasons = find_digests(source, folder.parent)
         to_retry = [i for i, reason in reasons.items() if not reason.is_lasting]
-        num_to_retry = len(to_retry)
         with filelock.FileLock(folder / "lock"):
             remove_leftovers(folder)
             _describe(folder, backbone, dtype)
@@ -105,7 +104,7 @@ def compute_features(
                     compute = functools.partial(
                         compute_batches, source, backbone.as_function(), backbone.prepare, batch_size=size
                     )
-                num_to_retry += _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places)
+                to_retry += _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places)
     except OSError as error:
         reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
         raise DataError(
@@ -114,12 +113,13 @@ def compute_features(
         ) from error
 
     keys = source.items.keys
-    if num_to_retry:
-        such = "".join(f", such as {keys[i]} ({reasons[i]})" for i in to_retry[:1])
-        log.warning("%s could not be read this time%s; the next run tries again.", counted(num_to_retry, "item"), such)
     found = {i: places[digest] for i, digest in enumerate(digests) if digest is not None}
     kept = {i: place for i, place in found.items() if not isinstance(place, str)}
     skipped = {str(keys[i]): str(reason) for i, reason in (reasons | found).items() if i not in kept}
+    if to_retry:
+        count, key = counted(len(to_retry), "item"), str(keys[to_retry[0]])
+        told = "%s could not be read this time, such as %s (%s); the next run tries again."
+        log.warning(told, count, key, skipped[key])
     if skipped and not kept:
         shown = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:8])
         raise DataError(
@@ -176,14 +176,14 @@ def _plain(config):
     return config
 
 
-def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places) -> int:
-    """Compute the wanted items shard by shard, and note their places, or why they have none; how many may yet have one.
+def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places) -> list[int]:
+    """Compute the wanted items shard by shard, and note their places, or why they have none.
 
-    These are not written down: the next run tries them again.
+    Returns those that may yet have one. These are not written down: the next run tries them again.
     """
     number = 1 + max(map(number_of, listings(folder)), default=-1)
     shards = [wanted[start : start + shard_rows] for start in range(0, len(wanted), shard_rows)]
-    num_to_retry = 0
+    to_retry = []
     with progress.bar(title, len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:
         outcomes = _counted(batches, bar.advance)
         for shard in shards:
@@ -198,13 +198,13 @@ def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title,
                     places[digests[i]] = str(outcome)
                     entry |= {"error": str(outcome), "is_lasting": True}
                     if not outcome.is_lasting:
-                        num_to_retry += 1
+                        to_retry.append(i)
                         continue
                 entries.append(entry)
             if entries:
                 write_shard(folder, number, rows, dtype, entries)
                 number += 1
-    return num_to_retry
+    return to_retry
 
 
 def _counted(batches: Iterator[list], advance: Callable[[int], None]) -> Iterator:
