@@ -95,6 +95,8 @@ def test_a_key_that_left_is_dropped_at_its_default_and_told_else(loss, key, left
 def test_one_is_not_true():
     with pytest.raises(ConfigError, match=r"training\.warmup: received False"):
         check_config({**MINIMAL, "training": {"warmup": False}}, "x")
+    with pytest.raises(ConfigError, match=r"training\.schedule: .*rate of pairs falls, any other grows"):
+        check_config({**MINIMAL, "training": {"schedule": "cosine"}}, "x")
 
 
 def test_without_labels_the_power_was_one():

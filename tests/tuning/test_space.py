@@ -222,3 +222,9 @@ def test_trials_stop_early_unless_they_search_when_to(config):
         assert trial_values(config, {"training.patience": []}, values)["training"]["patience"] == expected
     impatient = config.model_copy(update={"training": config.training.model_copy(update={"patience": 1})})
     assert trial_values(impatient, {}, {})["training"]["patience"] == 1
+
+
+def test_trials_of_pairs_stop_as_the_config_says():
+    """Under a rate that falls, scores come back."""
+    given = {"data": {"source": "pairs", "path": "x"}, "backbone": {"kind": "none"}, "training": {"patience": 7}}
+    assert trial_values(check_config(given, "x"), {}, {})["training"]["patience"] == 7

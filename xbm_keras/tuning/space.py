@@ -15,9 +15,7 @@ from xbm_keras.config.yaml_files import ConfigError, check_config, put
 
 Space = dict[str, list[Dimension]]
 SEARCHABLE = ("head", "memory", "top_k", "loss", "training")  # the others would change the features, or the data
-PATIENCE = (
-    2  # of a trial: scores that fall under a growing rate seldom come back, and most of a search is spent on those
-)
+PATIENCE = 2  # of a trial whose rate grows: scores that fall seldom come back, and most of a search is spent on those
 TEMPERATURE = Dimension(min=0.02, max=0.5, log=True)
 LOSSES: dict[str, dict[str, Dimension]] = {
     "supcon": {"temperature": TEMPERATURE},
@@ -192,7 +190,7 @@ def to_overrides(space: Space, values: Mapping[str, Any]) -> dict[str, Value]:
 
 def trial_values(config: Config, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a trial with these values, as nested dicts, unchecked."""
-    patience = min(config.training.patience, PATIENCE)
+    patience = config.training.patience if config.is_of_pairs else min(config.training.patience, PATIENCE)
     return overridden(config, {"training.patience": patience, **to_overrides(space, values)})
 
 
