@@ -93,6 +93,23 @@ def test_what_is_no_regular_file_is_written_to_as_it_is():
     assert run_fresh(code) == "scores"
 
 
+class OddError(OSError):
+    """As libraries raise it: without a number, and perhaps a text."""
+
+
+@pytest.mark.parametrize("arguments", [(), (7,), ("no such block",)])
+def test_what_went_wrong_is_told_as_it_was(tmp_path, arguments):
+    with pytest.raises(OddError) as raised, writing_whole(tmp_path / "a.npy"):
+        raise OddError(*arguments)
+    assert raised.value.args == arguments
+
+
+def test_numpys_word_for_a_full_disk_is_the_systems(tmp_path):
+    with pytest.raises(OSError, match="No space left") as raised, writing_whole(tmp_path / "a.npy"):
+        raise OSError("8192 requested and 4096 written")
+    assert raised.value.errno == errno.ENOSPC
+
+
 def test_a_folder_in_the_way_is_an_error(tmp_path):
     (tmp_path / "a.json").mkdir()
     with pytest.raises(OSError, match=r"a\.json"):

@@ -40,7 +40,7 @@ def writing_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         side.replace(target)
         sync(target.parent)
     except OSError as error:
-        if error.errno is None and error.args[0].endswith(" written"):  # NumPy, of a disk that took a part
+        if error.errno is None and str(error).endswith(" written"):  # NumPy, of a disk that took a part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
