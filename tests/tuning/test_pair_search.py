@@ -46,7 +46,6 @@ def test_the_default_space_searches_memory_and_k(config):
     whole = load_config(str(config), ["search.space=null", "training.negatives=corpus"])
     assert PairHyperModel(*load_pair_data(whole)).space["memory.memory_size"][0].values[-1] == 256  # of all 240
     assert "top_k.num_negatives" in hypermodel.space
-    assert not any(key.startswith("training.classes") for key in hypermodel.space)
 
 
 def test_each_head_has_a_closed_form_of_its_own(config):
