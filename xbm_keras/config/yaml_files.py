@@ -55,8 +55,8 @@ def read_values(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         # OmegaConf asserts, without a word, that a document is no single text.
         if not isinstance(yaml.compose(pathlib.Path(path).read_text("utf-8"), yaml.SafeLoader), yaml.MappingNode):
             raise ConfigError(f"Received {path}, which holds no sections; expected keys such as data: and backbone:.")
-        # Of today before anything is laid over them: an old key would come before the new one that is given here.
-        values: Any = retired.renamed(omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path)))
+        values: Any = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))
+        values = retired.renamed(values)  # before an override, over which an old key of the file would come else
         for keys, value in override_text.parse(overrides, values):
             key = ".".join(keys)
             put(values, retired.RENAMED.get(key, key).split("."), _escaped(value))

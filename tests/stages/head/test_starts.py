@@ -1,5 +1,7 @@
 """The closed-form starts against numpy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -164,6 +166,22 @@ def test_tiles_do_not_change_the_neighbours(tile, first, monkeypatch):
     monkeypatch.setattr(neighbor_scatter, "TILE", tile)
     monkeypatch.setattr(neighbor_scatter, "FIRST_ROWS", first)
     assert_same_map(ClosedForms(features, labels).nda(3, 0.3), reference_starts.nda(features, labels, 3, 0.3))
+
+
+def test_where_all_are_as_near_few_are_kept():
+    rows = np.eye(64, dtype="float32").repeat(32, axis=0)
+    rows[-5:, 0] = rows[-5:, 63]  # of both
+    rows[-5:] /= np.sqrt(2)
+    tracemalloc.start()
+    nearest = neighbor_scatter.nearest_of_others(rows, np.arange(len(rows)), 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    similarities = rows @ rows.T
+    np.fill_diagonal(similarities, -1)
+    expected = np.sort(similarities, axis=1)[:, :-17:-1]
+    np.testing.assert_array_equal(np.take_along_axis(similarities, nearest, axis=1), expected)
+    assert all(len(set(each)) == 16 for each in nearest.tolist())
+    assert peak < len(rows) ** 2 * 10  # bytes: all pairs and their similarities are twice as much
 
 
 def test_neighbours_are_sought_among_some_of_many_items(monkeypatch):

@@ -48,17 +48,23 @@ def nearest_of_others(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarra
         # Products of other shapes have other last digits; and where fewer than k are others, the same label is none.
         return np.maximum(np.partition(found, -k, axis=1)[:, -k] - 1e-5, -2.0)
 
-    def kept(found: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        flat = np.flatnonzero(found >= least)
+    def kept(found: np.ndarray, least: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        is_near = found >= least
+        if 3 * np.count_nonzero(is_near) > found.size and found.shape[axis] > k:  # as near, such as 0 of sparse rows
+            first = np.take(np.argpartition(found, -k, axis), np.arange(-k, 0), axis)
+            is_first = np.zeros_like(is_near)
+            np.put_along_axis(is_first, first, True, axis)
+            is_near &= is_first
+        flat = np.flatnonzero(is_near)
         return *np.divmod(flat, found.shape[1]), found.ravel()[flat]
 
     def search(pair: tuple[slice, slice]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         some, others = pair
         found = similarities(some, others)
-        row, column, values = kept(found, least[some, None])
+        row, column, values = kept(found, least[some, None], axis=1)
         sides = [(some.start + row, others.start + column, values)]
         if some != others:
-            row, column, values = kept(found, least[others])
+            row, column, values = kept(found, least[others], axis=0)
             sides.append((others.start + column, some.start + row, values))
         return sides
 
