@@ -258,11 +258,18 @@ def test_what_decides_nothing_may_change(config, unfinished, monkeypatch):
     assert epochs_done(monkeypatch, config, unfinished, *changed) == 2
 
 
-def test_an_earlier_run_that_says_how_wide_its_head_is_goes_on():
-    config, earlier = (load_config("default", given) for given in ([], ["head.embedding_dim=128"]))
-    assert run_folder._differences(earlier, config) == []
-    narrower = load_config("default", ["head.embedding_dim=64"])
-    assert run_folder._differences(narrower, config) == ["head.embedding_dim: 64 there, 128 here"]
+@pytest.mark.parametrize(
+    ("there", "here", "differences"),
+    [
+        ("128", "auto", []),
+        ("64", "auto", []),  # of features of 64
+        ("auto", "64", []),
+        ("64", "128", ["head.embedding_dim: 64 there, 128 here"]),
+    ],
+)
+def test_an_earlier_run_that_says_how_wide_its_head_is_goes_on(there, here, differences):
+    earlier, config = (load_config("default", [f"head.embedding_dim={dim}"]) for dim in (there, here))
+    assert run_folder._differences(earlier, config) == differences
 
 
 def test_other_data_are_refused(config, unfinished, tmp_path, capsys):

@@ -203,7 +203,9 @@ def _has_checkpoint(folder: pathlib.Path) -> bool:
 
 def _differences(saved: Config, config: Config) -> list[str]:
     """Keys that decide what is trained, and their values there and here."""
-    there, here = (_flat(sized(c, None).model_dump(include=set(TRAINED_BY))) for c in (saved, config))  # "auto" is 128
+    there, here = (_flat(c.model_dump(include=set(TRAINED_BY))) for c in (saved, config))
+    if "auto" in (saved.head.embedding_dim, config.head.embedding_dim):
+        here["head.embedding_dim"] = there["head.embedding_dim"]  # which may be as wide; a checkpoint tells if not
     return [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in {**there, **here}
