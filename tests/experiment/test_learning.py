@@ -64,6 +64,16 @@ def test_all_classes_give_the_closed_form_and_some_give_less():
     assert curve.doubling == pytest.approx(bootstrap_interval(full - half, classes), abs=1e-6)
 
 
+def test_a_head_whose_width_nobody_told_is_as_wide_as_the_features():
+    auto, own = (
+        CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update={"embedding_dim": dim})}) for dim in ("auto", D)
+    )
+    dataset = dataset_of()
+    scores = learning.class_learning_curve(auto, dataset, CHOSEN).scores
+    assert scores == learning.class_learning_curve(own, dataset, CHOSEN).scores
+    assert scores != learning.class_learning_curve(CONFIG, dataset, CHOSEN).scores
+
+
 def test_views_that_were_chosen_take_part():
     dataset = dataset_of(views=TRAIN)
     with_views = learning.class_learning_curve(CONFIG, dataset, {**CHOSEN, "views": 2})

@@ -36,8 +36,8 @@ def dataset():
     return PairDataset(pairs, queries, documents, splits)
 
 
-def head():
-    layer = Head(6)
+def head(width=6):
+    layer = Head(width)
     layer.build((None, D))
     return layer
 
@@ -51,6 +51,14 @@ def scores_of(dataset, queries):
     )
     relevant, grades = dataset.pairs.relevant(dataset.splits.validation)
     return evaluate_pairs(*(each @ start.kernel + start.bias for each in rows), relevant, grades)["ndcg_at_10"]
+
+
+def test_a_head_whose_width_nobody_told_is_as_wide_as_the_features(dataset):
+    own, auto = (
+        CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update={"embedding_dim": dim})}) for dim in (D, "auto")
+    )
+    expected = pair_learning.learning_curve(own, dataset, head(D), CHOSEN)
+    assert pair_learning.learning_curve(auto, dataset, head(D), CHOSEN).scores == expected.scores
 
 
 def test_all_queries_give_the_closed_form_and_some_give_less(dataset):

@@ -18,6 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from tests.tuning.conftest import save_vectors
+from xbm_keras import tuning
 from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.tuning import HeadHyperModel, load_data, oracles
@@ -178,6 +179,12 @@ def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
     assert hypermodel.evaluate(first)["val_map_at_r"] == pytest.approx(
         hypermodel.evaluate(config)["val_map_at_r"], abs=1e-4
     )
+
+
+def test_where_the_network_does_not_tell_its_width_the_features_do(vectors, monkeypatch):
+    monkeypatch.setattr(tuning.hypermodel, "width_of", lambda source, backbone: None)
+    config, dataset = load_data(load_config(str(vectors), ["head.embedding_dim=auto"]))
+    assert config.head.embedding_dim == dataset.features.shape[1] < 128
 
 
 def test_test_classes_are_never_scored(vectors):

@@ -50,24 +50,29 @@ class HeadConfig(section_of(Head, without=IN_CODE_ALONE)):  # type: ignore[misc]
         return self
 
     def for_features(self, width: int | None) -> Self:
-        """The same, with a number of dimensions in place of "auto", for features of a width; None is not known yet.
+        """The same, with a number of dimensions in place of "auto", for features of a width; as it is for None, which
+        is not known yet.
 
         Raises:
             ValueError: for more dimensions than a closed form of the features can have, or, where queries alone pass
                 the layer, other ones than the documents have.
         """
+        if width is None:
+            return self
         dim, is_of_queries = self.embedding_dim, self.sides == "query"
+        given, others = f"embedding_dim={dim}", ""
+        if self.widths:
+            given = f"head.widths={self.widths}"
+            others = f"Give others: --set 'head.widths=[{(width + 3) // 4},{width}]'"
         if dim == "auto":
-            dim = width if is_of_queries and width else min(AUTO_DIM, width or AUTO_DIM)
-        elif width and is_of_queries and dim != width:
+            dim = width if is_of_queries else min(AUTO_DIM, width)
+        elif is_of_queries and dim != width:
+            mend = others or "Leave head.embedding_dim out"
             raise ValueError(
-                f"Received head.sides 'query' with {dim} dimensions for features of width {width}; expected {width}: "
-                "queries are compared with documents as they are. Leave head.embedding_dim out, or use sides: both."
+                f"Received head.sides 'query' with {given} for features of width {width}; expected {width} dimensions: "
+                f"queries are compared with documents as they are. {mend}, or use sides: both."
             )
-        elif width and dim > width and self.start != "random":
-            given, mend = f"embedding_dim={dim}", "Lower head.embedding_dim, or use start: random."
-            if self.widths:
-                given = f"head.widths={self.widths}"
-                mend = f"Give others: --set 'head.widths=[{(width + 3) // 4},{width}]'."
-            raise ValueError(f"Received {given} for features of width {width}; expected at most {width}. {mend}")
+        elif dim > width and self.start != "random":
+            mend = others or "Lower head.embedding_dim, or use start: random"
+            raise ValueError(f"Received {given} for features of width {width}; expected at most {width}. {mend}.")
         return self.model_copy(update={"embedding_dim": dim})

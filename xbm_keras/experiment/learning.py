@@ -37,7 +37,8 @@ def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> Lear
     if chosen["start"] == "random" or len(classes) < MIN_CLASSES:
         return None
     keys = ("start", "power", *PARAMETERS.get(chosen["start"], ()))
-    head = ChosenHead(**{**config.head.model_dump(), **{key: chosen[key] for key in keys}})
+    given = config.head.for_features(dataset.features.shape[1])
+    head = ChosenHead(**{**given.model_dump(), **{key: chosen[key] for key in keys}})
     data = dataset.keeping_views(chosen["views"] > 1, chosen["turned_classes"])
     scored = some_classes(dataset.splits.validation, labels)
     rows = np.asarray(UnitRows(dataset.features, scored, head.power))

@@ -36,7 +36,8 @@ def learning_curve(config: Config, dataset: PairDataset, head: Head, chosen: dic
     if chosen["start"] == "random" or len(train) < MIN_QUERIES:
         return None
     keys = ("start", "shrinkage", "parameters")
-    start = PairHead(**{**config.head.model_dump(), **{key: chosen[key] for key in keys}})
+    given = config.head.for_features(dataset.queries.shape[1])
+    start = PairHead(**{**given.model_dump(), **{key: chosen[key] for key in keys}})
     rng = np.random.default_rng(0)
     dataset = _part(dataset, rng)
     validation = np.sort(rng.permutation(dataset.splits.validation)[:MAX_QUERIES])

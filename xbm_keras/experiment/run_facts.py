@@ -77,7 +77,7 @@ def _recipe(config: Config, width: int, num_rows: int, metrics: dict) -> dict[st
     c, chosen = config, metrics["validation"]
     start = chosen.get("start", c.head.start)  # which one, where the config says "auto"
     memory_size = min(c.memory.memory_size, num_rows)
-    widths = ", ".join(map(str, c.head.widths or [c.head.embedding_dim]))
+    widths = ", ".join(map(str, c.head.widths or [c.head.for_features(width).embedding_dim]))
     if isinstance(c.top_k, Neighbors):
         picked = f"{c.top_k.num_neighbors} neighbours, {c.top_k.num_random} random rows, without labels"
     else:

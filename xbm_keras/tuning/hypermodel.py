@@ -42,6 +42,7 @@ def load_data(config: Config, backbone: Backbone | None = None, source=None) -> 
     source = make_source(config) if source is None else source
     config = sized(config, width_of(source, backbone))
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
+    config = sized(config, dataset.features.shape[1])  # where the network did not tell it
     if len(dataset.view_rows):
         chosen, dataset = choose(config, dataset)
         config = config.model_copy(update={"views": chosen.views})
