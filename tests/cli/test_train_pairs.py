@@ -237,25 +237,29 @@ def test_the_saved_model_holds_the_documents_that_answer_and_the_head(finished, 
     documents = np.load(folder / "features.npz")["documents"][:110]
     held = model.memory.features.numpy()[np.argsort(model.memory.sample_ids.numpy())]
     np.testing.assert_allclose(held, documents / np.linalg.norm(documents, axis=1, keepdims=True), atol=1e-6)
-    assert "documents that answer some of them" in (finished / "report.html").read_text("utf-8")
+    page = (finished / "report.html").read_text("utf-8")
+    assert "rows of the memory are documents that answer training queries" in page
     head = saved_run.load_head(str(finished))
     np.testing.assert_array_equal(head.kernel, model.head.kernel)
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "held"),
     [
-        ["head.sides=query", "head.embedding_dim=16"],
-        ["head.sides=two", "head.embedding_dim=8", "training.negatives=corpus"],
-        ["training.negatives=queries", "head.embedding_dim=8"],
-        ["memory.memory_size=64", "head.embedding_dim=8"],
-        ["memory.memory_size=0", "head.embedding_dim=8", "head.start=random"],
+        (["head.sides=query", "head.embedding_dim=16"], ["94 documents that answer training queries"]),
+        (["head.sides=two", "head.embedding_dim=8", "training.negatives=corpus"], ["240 documents"]),
+        (["training.negatives=queries", "head.embedding_dim=8"], ["94 training queries"]),
+        (["memory.memory_size=64", "head.embedding_dim=8"], []),
+        (["memory.memory_size=0", "head.embedding_dim=8", "head.start=random"], []),
     ],
 )
-def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp_path, overrides):
+def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp_path, capsys, overrides, held):
     """And their index holds documents as the exported model embeds these, or as they are."""
     plain = ["training.folds=1", "head.widths=null", *overrides]
     run(config, tmp_path / "run", *plain)
+    told = capsys.readouterr().out
+    assert re.findall(r"(\d) of 6: ", told) == [*"123456"]
+    assert re.findall(r"The memory holds all (.*?) \(", told) == held
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     scores = metrics["pairs_unseen_documents"]
     assert scores["trained"]["ndcg_at_10"] > scores["frozen"]["ndcg_at_10"] + 0.1

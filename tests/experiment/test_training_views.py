@@ -1,5 +1,7 @@
 """Views of training pictures: which are made, what they are called, and whether a run takes them."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -223,6 +225,7 @@ def test_a_run_trains_on_views_and_tests_without(values, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "1 of 6: features\n2 of 6: start and epoch, by what is held out\n" in told
     assert "1 of 8: features\n2 of 8: views of training pictures\n3 of 8: start and epoch, by" in told
+    assert re.findall(r"(\d) of [68]: ", told) == [*"123456", *"12345678"]
     plain, views = (metrics[name]["leave_one_out"] for name in ("plain", "views"))
     assert plain["frozen"] == views["frozen"]
     assert plain["closed_form"] != views["closed_form"]

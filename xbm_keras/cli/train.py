@@ -6,7 +6,7 @@ from xbm_keras.cli import terminal
 from xbm_keras.config.yaml_files import load_config, presets
 from xbm_keras.experiment import build, devices, loading, phases, run_folder, saved_run
 from xbm_keras.experiment.work import work_of
-from xbm_keras.report.stage_costs import Costs
+from xbm_keras.report.stage_costs import Costs, Stage
 
 CONFIG = flags.DEFINE_string(
     "config", "default", f"YAML file of the experiment, or the name of one of the package's: {', '.join(presets())}."
@@ -18,7 +18,6 @@ RESUME = flags.DEFINE_enum(
 )
 REPORT = flags.DEFINE_bool("report", True, "Write report.html; takes some seconds.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show the messages of the libraries below.")
-VIEWS = "views of training pictures"  # a stage
 
 
 def main(argv):
@@ -29,25 +28,27 @@ def main(argv):
         devices.make_strategy(config.training)  # or an error, before features are computed
         with run_folder.claim(WORKDIR.value, CONFIG.value, config, RESUME.value) as workdir:
             costs = Costs(stages_of(config))
-            costs.begin("features")
+            costs.begin(Stage.FEATURES)
             source = build.make_source(config)  # a wrong path is told before weights are downloaded
             backbone = build.make_backbone(config)
             config = build.sized(config, build.width_of(source, backbone))
             data = work_of(config).load(source, config, backbone)
-            if VIEWS in costs.planned:
-                costs.begin(VIEWS)
+            if Stage.VIEWS in costs.planned:
+                costs.begin(Stage.VIEWS)
                 data = loading.with_training_views(config, data, backbone)
             metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics, "Test queries" if config.is_of_pairs else "Test items")
 
 
-def stages_of(config, has_data: bool = False) -> list[str]:
-    """What a run does, in its order; perhaps without what makes its data."""
-    data = [] if has_data else ["features", *([VIEWS] if loading.may_view(config) else [])]
-    refit = ["training on all"] if config.training.refit else []
-    report = ["report"] if REPORT.value else []
-    chosen = ["start and epoch, by what is held out", "scores of what is held out"]
-    return [*data, *chosen, *refit, "test", "saving", *report]
+def stages_of(config, has_data: bool = False) -> list[Stage]:
+    """What a run does; perhaps without what makes its data."""
+    is_done = {
+        Stage.FEATURES: not has_data,
+        Stage.VIEWS: not has_data and loading.may_view(config),
+        Stage.REFIT: config.training.refit,
+        Stage.REPORT: REPORT.value,
+    }
+    return [stage for stage in Stage if is_done.get(stage, True)]
 
 
 def train(config, data, backbone, workdir, costs):
@@ -61,7 +62,7 @@ def train(config, data, backbone, workdir, costs):
         head = saved_run.load_head(str(workdir))
     if REPORT.value:
         finished = list(costs.end())
-        costs.begin("report")
+        costs.begin(Stage.REPORT)
         work.write_report(workdir, config, data, head, metrics, finished)
     return metrics
 
@@ -74,7 +75,7 @@ def train_and_export(work, config, data, backbone, workdir, costs):
         run_folder.write_model(workdir, interrupt.model)
         terminal.print_kept(workdir, interrupt.epoch)
         raise
-    costs.begin("saving")
+    costs.begin(Stage.SAVING)
     run_folder.write_model(workdir, model)
     work.export(workdir, model, config, metrics)
     run_folder.write_metrics(workdir, metrics)

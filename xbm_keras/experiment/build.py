@@ -114,12 +114,9 @@ def rate_of_steps(config: schema.Config, steps_per_epoch: int) -> keras.optimize
     return keras.optimizers.schedules.ExponentialDecay(first, max(1, num_epochs * steps_per_epoch), factor)
 
 
-def tell_memory(config: schema.Config, memory_size: int) -> None:
+def tell_memory(config: schema.Config, memory_size: int, what: str = "training rows") -> None:
     """Say where the memory is smaller than the config allows, since there is no more to hold."""
-    what, wanted = "training rows", config.memory.memory_size
-    if config.is_of_pairs:
-        kinds = {"answers": "documents that answer training queries", "corpus": "documents"}
-        what = kinds.get(config.training.negatives, "training queries")
+    wanted = config.memory.memory_size
     if memory_size < wanted:
         log.info("The memory holds all %s %s (memory.memory_size is %s).", f"{memory_size:,}", what, f"{wanted:,}")
 

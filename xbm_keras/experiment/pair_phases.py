@@ -34,7 +34,7 @@ from xbm_keras.experiment.selection import best_epoch
 from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
-from xbm_keras.report.stage_costs import Costs
+from xbm_keras.report.stage_costs import Costs, Stage
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.training.callbacks import KeepBestHead
@@ -44,6 +44,8 @@ from xbm_keras.training.memory_batches import prefill_order
 
 log = logging.getLogger("xbm_keras")
 MONITOR = "val_ndcg_at_10"
+ROWS = {"answers": "documents that answer training queries", "corpus": "documents", "queries": "training queries"}
+"""What the rows of the memory are, by `training.negatives`."""
 
 
 class Roles:
@@ -219,7 +221,7 @@ def run(
     Raises:
         Interrupted: by Ctrl-C, once training began.
     """
-    costs.begin("start and epoch, by what is held out")
+    costs.begin(Stage.CHOICE)
     head = choose_pair_start(config.head, folds)
     config = config.model_copy(update={"head": head})
     dataset, has_start = folds[0], head.start != "random"
@@ -228,7 +230,7 @@ def run(
     told = counted(len(splits.train), "query"), f"{len(splits.validation):,}", times
     log.info("%s train and %s choose the epoch%s.", *told)
     model = start_model(config, dataset, backbone, splits.train)
-    tell_memory(config, model.memory.memory_size)
+    tell_memory(config, model.memory.memory_size, ROWS[config.training.negatives])
     start = copy_head(model.head) if has_start else None
     best = select(config, dataset, model, *watch(config, workdir, "select"))
     curves = [best.scores]
@@ -244,12 +246,12 @@ def run(
             model = start_model(config, dataset, backbone, splits.train)
             fit(config, dataset, model, splits.train, epoch)
             kept = epoch, model.head.get_weights()
-        costs.begin("scores of what is held out")
+        costs.begin(Stage.HELD_OUT)
         validation = compare(config, dataset, start, model.head, splits.validation)
         write_held_out_head(workdir, model.head)
         trained_on = splits.train
         if config.training.refit:
-            costs.begin("training on all")
+            costs.begin(Stage.REFIT)
             trained_on = np.union1d(splits.train, splits.validation)
             log.info(told_of_refit(epoch), f"{len(trained_on):,} queries")
             model = start_model(config, dataset, backbone, trained_on)
@@ -260,7 +262,7 @@ def run(
             kept = epoch, model.head.get_weights()
         elif not epoch and config.training.epochs:
             log.info("The untrained start was best, and is kept.")
-        costs.begin("test")
+        costs.begin(Stage.TEST)
         metrics = compare(config, dataset, start, model.head, splits.test, trained_on) if len(splits.test) else {}
     except KeyboardInterrupt as interrupt:
         model.head.set_weights(kept[1])

@@ -34,7 +34,7 @@ from xbm_keras.experiment.selection import best_epoch, choose, choose_start
 from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
-from xbm_keras.report.stage_costs import Costs
+from xbm_keras.report.stage_costs import Costs, Stage
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.fc_layer import Head
 from xbm_keras.stages.head.starts import ClosedForms
@@ -214,7 +214,7 @@ def run(
         Interrupted: by Ctrl-C, once training began.
     """
     splits = dataset.splits
-    costs.begin("start and epoch, by what is held out")
+    costs.begin(Stage.CHOICE)
     config, dataset = choose(config, dataset)
     is_for_refit = config.training.refit and config.training.epochs > 0
     first, *other_folds = held_out(dataset, config.training.folds if is_for_refit else 1)
@@ -242,12 +242,12 @@ def run(
             model = start_model(config, first, backbone, positions)
             fit(config, first, model, positions, epoch)
             kept = epoch, model.head.get_weights()
-        costs.begin("scores of what is held out")
+        costs.begin(Stage.HELD_OUT)
         validation = _compare(config, first, start, model.head, first.splits.validation)
         write_held_out(workdir, first, model.head)
 
         if config.training.refit:
-            costs.begin("training on all")
+            costs.begin(Stage.REFIT)
             everything = dataset.with_views(np.union1d(splits.train, splits.validation))
             log.info(told_of_refit(epoch), f"{len(splits.train) + len(splits.validation):,} items")
             model = start_model(config, dataset, backbone, everything)
@@ -258,7 +258,7 @@ def run(
             kept = epoch, model.head.get_weights()
         elif not epoch and config.training.epochs:
             log.info("The untrained start was best, and is kept.")
-        costs.begin("test")
+        costs.begin(Stage.TEST)
         metrics = _compare(config, dataset, start, model.head, splits.test) if len(splits.test) else {}
     except KeyboardInterrupt as interrupt:
         model.head.set_weights(kept[1])

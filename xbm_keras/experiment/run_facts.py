@@ -7,7 +7,7 @@ from xbm_keras.config.schema import Config, Neighbors
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.evaluation.wording import views
-from xbm_keras.experiment.pair_phases import Roles
+from xbm_keras.experiment.pair_phases import ROWS, Roles
 from xbm_keras.export import model_card
 
 
@@ -40,7 +40,6 @@ def about_pairs(config: Config, dataset: PairDataset, metrics: dict) -> dict[str
     trained_on = np.union1d(splits.train, splits.validation) if config.training.refit else splits.train
     answers = pairs.document[pairs.grade > 0]
     num_irrelevant = len(pairs.grade) - len(answers)
-    which = {"answers": "documents that answer some of them", "corpus": "all documents", "queries": "queries"}
     anchors = "documents" if config.training.negatives == "queries" else "queries"
     return {
         **_inputs(config),
@@ -53,7 +52,7 @@ def about_pairs(config: Config, dataset: PairDataset, metrics: dict) -> dict[str
         "Sides": {"both": "one layer for both", "query": "a layer for queries alone", "two": "one layer each"}[
             config.head.sides
         ],
-        "Anchors": f"{anchors}; rows of the memory are {which[config.training.negatives]}",
+        "Anchors": f"{anchors}; rows of the memory are {ROWS[config.training.negatives]}",
         **_recipe(config, dataset.queries.shape[1], len(Roles(config, dataset, trained_on).rows), metrics),
     }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import enum
 import logging
 import sys
 import time
@@ -13,6 +14,19 @@ with contextlib.suppress(ImportError):
     import resource  # not on Windows
 
 log = logging.getLogger("xbm_keras")
+
+
+class Stage(enum.StrEnum):
+    """What a run does, in its order."""
+
+    FEATURES = "features"
+    VIEWS = "views of training pictures"
+    CHOICE = "start and epoch, by what is held out"
+    HELD_OUT = "scores of what is held out"
+    REFIT = "training on all"
+    TEST = "test"
+    SAVING = "saving"
+    REPORT = "report"
 
 
 @dataclasses.dataclass
@@ -31,22 +45,22 @@ class Costs:
     """A stopwatch: `begin` ends the stage before, and says where a run is.
 
     Args:
-        planned: all stages that there will be, in their order.
+        planned: all stages that there will be, in their order; those that are not are begun in silence.
 
     Example:
         >>> costs = Costs()
-        >>> costs.begin("features")
-        >>> costs.begin("training")
-        >>> [cost.stage for cost in costs.end()]
-        ['features', 'training']
+        >>> costs.begin(Stage.FEATURES)
+        >>> costs.begin(Stage.TEST)
+        >>> [str(cost.stage) for cost in costs.end()]
+        ['features', 'test']
     """
 
-    def __init__(self, planned: Sequence[str] = ()):
+    def __init__(self, planned: Sequence[Stage] = ()):
         self.planned = planned
         self.finished: list[Cost] = []
-        self._stage: str | None = None
+        self._stage: Stage | None = None
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: Stage) -> None:
         """A stage begins."""
         self.end()
         if stage in self.planned:
