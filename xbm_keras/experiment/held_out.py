@@ -58,7 +58,7 @@ class HeldOutFolds:
         sizes = [min(len(fold.splits.validation), MAX_SCORED_ITEMS) for fold in self.folds]
         return self.uses_labels and min(sizes) >= SAMPLE_SHARE * MIN_SAMPLE
 
-    @one_thread
+    @one_thread()
     @all_bits_of_float32()
     def found(self, choice: ChosenHead | None, is_sample: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
         """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.

@@ -20,7 +20,7 @@ MIN_CLASSES = 10
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-@one_thread
+@one_thread()
 def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> LearningCurve | None:
     """MAP@R of the validation classes under the closed form of 5 to 100 % of the training classes.
 

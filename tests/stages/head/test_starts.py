@@ -1,10 +1,12 @@
 """The closed-form starts against numpy."""
 
+import concurrent.futures
 import tracemalloc
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import threadpoolctl
 
 from tests import reference_starts
 from tests.reference_pairs import cosine
@@ -166,6 +168,24 @@ def test_tiles_do_not_change_the_neighbours(tile, first, monkeypatch):
     monkeypatch.setattr(neighbor_scatter, "TILE", tile)
     monkeypatch.setattr(neighbor_scatter, "FIRST_ROWS", first)
     assert_same_map(ClosedForms(features, labels).nda(3, 0.3), reference_starts.nda(features, labels, 3, 0.3))
+
+
+def test_one_thread_leaves_the_number_of_threads_as_it_was():
+    @neighbor_scatter.one_thread()
+    def inside(_=None):
+        return num_threads()
+
+    @neighbor_scatter.one_thread()
+    def outside():
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            return [*pool.map(inside, range(2)), inside()]
+
+    def num_threads():
+        return {each["num_threads"] for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        assert outside() == [{1}, {1}, {1}]
+        assert num_threads() == {2}
 
 
 def test_where_all_are_as_near_few_are_kept():

@@ -4,19 +4,27 @@ Letters: n items, E width, k neighbours of each.
 """
 
 import concurrent.futures
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import threadpoolctl
 
 TILE = 512  # rows, and columns: smaller products are slower, larger ones leave the cache
 FIRST_ROWS = 512  # whose nearest bound what is looked at
-# Of small matrices, which take several times as long where each product of them wakes all threads of BLAS.
-one_thread = threadpoolctl.ThreadpoolController().wrap(limits=1, user_api="blas")
+BLAS = threadpoolctl.ThreadpoolController()
 
 
-@one_thread
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Of small matrices, which take several times as long where each product of them wakes all threads of BLAS."""
+    with BLAS.limit(limits=1, user_api="blas"):  # of this call: one object would note the limit of another call
+        yield
+
+
+@one_thread()
 def scatter_to_nearest(rows: np.ndarray, labels: np.ndarray, num_neighbors: int) -> np.ndarray:
     """Sum [E, E] of `d d'` over the differences `d` of unit rows [n, E] from the nearest ones of other labels."""
     nearest = nearest_of_others(rows, labels, num_neighbors)
