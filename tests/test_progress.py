@@ -53,6 +53,33 @@ def test_a_bar_on_a_terminal(lines, monkeypatch):
     assert not lines
 
 
+def last_frame(screen):
+    """What was drawn since the cursor was last moved to the beginning."""
+    return screen.getvalue().rpartition("\r")[2]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_bars_of_two_threads_stand_below_each_other(lines, monkeypatch, order):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bars = [progress.Bar(title, 10, "items") for title in ("fold one", "fold two")]
+    for bar in bars:
+        for _ in range(4):
+            bar.advance()
+    bars[0].progress.refresh()
+    assert all(bar.title in last_frame(screen) for bar in bars)
+    one, other = (bars[i] for i in order)
+    one.advance(6)
+    one.close()
+    other.advance(2)
+    other.progress.refresh()
+    assert "6/10" in last_frame(screen)  # it is drawn still
+    other.advance(4)
+    other.close()
+    assert screen.getvalue().count("10/10") >= 2
+    assert progress._opened == []
+
+
 def test_nothing_for_what_is_quick_or_was_not_asked_for(lines, monkeypatch):
     monkeypatch.setattr(progress, "_is_shown", False)
     work(5)

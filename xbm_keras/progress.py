@@ -6,6 +6,7 @@ Entry points ask for it with `show`; a script that uses the library as such has 
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,6 +17,8 @@ import rich.table
 log = logging.getLogger("xbm_keras")
 DELAY = 2.0  # seconds
 _is_shown = False
+_opened: list[tuple["Bar", rich.progress.Progress]] = []  # on the terminal, one below the other
+_opening = threading.RLock()  # some are of threads at once
 
 
 def show() -> None:
@@ -39,6 +42,7 @@ class Bar:
         self.note = ""
         self.start = time.monotonic()
         self.progress: rich.progress.Progress | None = None
+        self.is_closed = False
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """So many steps are done; the note stands at the end of the bar."""
@@ -58,8 +62,11 @@ class Bar:
 
     def close(self) -> None:
         """Leave the bar as it is; where there is no terminal, say what was done."""
+        self.is_closed = True
         if self.progress is not None:
-            self.progress.stop()
+            with _opening:
+                while _opened and _opened[-1][0].is_closed:  # the first one draws the others, and so ends last
+                    _opened.pop()[1].stop()
         elif _is_shown and self.seconds > DELAY and self.num_advances > 1 and not sys.stderr.isatty():
             done = f"{self.completed:,} {self.unit}"
             log.info("%s: %s in %.0f s (%s)", self.title, done, self.seconds, self.rate)
@@ -75,7 +82,14 @@ class Bar:
         return f"{self.completed / self.seconds:,.3g} {self.unit}/s"
 
     def _open(self) -> None:
-        self.progress = rich.progress.Progress(
+        with _opening:
+            self.progress = self._on(_opened[0][1].console if _opened else rich.console.Console(stderr=True))
+            self.progress.start()
+            _opened.append((self, self.progress))
+
+    def _on(self, console: rich.console.Console) -> rich.progress.Progress:
+        """A bar on a console: rich draws those of one console together."""
+        progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(16),
             rich.progress.MofNCompleteColumn(),
@@ -86,10 +100,10 @@ class Bar:
                 "[dim]{task.fields[note]}", table_column=rich.table.Column(ratio=1, no_wrap=True, overflow="ellipsis")
             ),
             expand=True,
-            console=rich.console.Console(stderr=True),
+            console=console,
         )
-        self.progress.add_task(self.title, total=self.total, rate="", note="")
-        self.progress.start()
+        progress.add_task(self.title, total=self.total, rate="", note="")
+        return progress
 
 
 @contextlib.contextmanager
