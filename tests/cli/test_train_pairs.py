@@ -331,7 +331,7 @@ def test_nothing_is_exported_that_is_no_better(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["head.sides=query", "head.widths=null", "head.embedding_dim=8"], "8 dimensions for features of width 16"),
+        (["head.sides=query", "head.widths=null", "head.embedding_dim=8"], "embedding_dim=8 for features of width 16"),
         (["head.start=lda"], "head.start 'lda' does not go with head.sides 'both' of pairs"),
         (["loss.name=similarity_alignment"], "which tell what answers what"),
         (["training.negatives=queries", "head.sides=two"], "use sides: both"),
