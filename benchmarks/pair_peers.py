@@ -290,7 +290,7 @@ class _Smec(Peer):
 
 
 class _Dive(Peer):
-    weights = (0.1, 1.0)
+    weights = (0.0, 0.01, 0.1)
 
     def __init__(self, data: Data, weight: float, seed: int):
         super().__init__(data, weight, seed)
@@ -310,7 +310,8 @@ class _Dive(Peer):
         hinge = tf.reduce_sum(triplets * is_negative) / tf.maximum(tf.reduce_sum(is_negative), 1.0)
         views = tf.unstack(tf.concat([queries, answers], axis=0) @ self.kernel)  # for each head [2 B, E]
         pairs = zip(views, [*views[1:], views[0]], strict=True)
-        return hinge + self.weight * tf.add_n([cross_entropy(cosines(*each), tf.range(2 * BATCH)) for each in pairs])
+        contrasts = [cross_entropy(cosines(*each), tf.range(2 * BATCH)) for each in pairs]
+        return hinge + self.weight * tf.reduce_mean(contrasts)
 
 
 PEERS = {
