@@ -37,8 +37,7 @@ def ids_of(hits):
 
 def test_it_finds_nearly_all_also_after_items_came_and_went(tmp_path, engine):
     items = gallery(1500)
-    recall = write_index(tmp_path, items, "model", engine=engine)["recall_at_10"]
-    assert recall > 0.93  # and not always the same: threads build the graph in any order
+    assert write_index(tmp_path, items, "model", engine=engine)["recall_at_10"] > 0.95
     more = gallery(500, prefix="more ", seed=3)
     changed = Gallery.of(more.vectors[:1], ["item 700"], year=[77])
     add_items(tmp_path, more.take(np.arange(500) > 0), "model")

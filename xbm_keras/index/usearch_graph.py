@@ -8,6 +8,8 @@ from xbm_keras.index.extras import import_library
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.where import Condition, ConditionError
 
+ALONE = 2048  # first items of a graph, taken in by one thread: by several, which do not see each other's, some get lost
+
 
 class USearchGraph:
     """An engine (see `xbm_keras.index.approximate`) that answers fastest, and knows no filter."""
@@ -21,8 +23,9 @@ class USearchGraph:
     def build(cls, gallery: Gallery, keys: np.ndarray) -> "USearchGraph":
         """A graph of vectors [N, E] of items under keys [N] int64."""
         index = import_library("usearch.index", "ann").Index(ndim=gallery.vectors.shape[1], metric="cos", dtype="f32")
-        index.add(keys, gallery.vectors)
-        return cls(index)
+        graph = cls(index)
+        graph.add(gallery, keys)
+        return graph
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "USearchGraph":
@@ -38,7 +41,10 @@ class USearchGraph:
 
     def add(self, gallery: Gallery, keys: np.ndarray) -> None:
         """Take in items under new keys [n]."""
-        self._index.add(keys, gallery.vectors)
+        num_alone = min(len(keys), max(0, ALONE - len(self)))
+        for part, threads in ((slice(num_alone), 1), (slice(num_alone, None), 0)):  # 0 is one for each core
+            if len(keys[part]):
+                self._index.add(keys[part], gallery.vectors[part], threads=threads)
 
     def remove(self, keys: np.ndarray) -> None:
         """Take out keys [n]."""
