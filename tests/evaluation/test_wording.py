@@ -17,30 +17,49 @@ def items(frozen, closed_form, trained, above_frozen, above_closed_form):
         (
             items(0.5, 0.6, 0.7, [0.1, 0.3], [0.05, 0.15]),
             "good",
-            "(closed form) (95 % interval over classes +0.050 to +0.150), and 0.200 above the frozen",
+            "0.200 MAP@R above the frozen features (95 % interval over classes +0.100 to +0.300), and 0.100 above its "
+            "closed form (95 % interval over classes +0.050 to +0.150).",
         ),
         (
             items(0.5, 0.6, 0.62, [0.1, 0.14], [-0.01, 0.05]),
             "good",
-            "(closed form), which may be chance (95 % interval over classes -0.010 to +0.050)",
+            "and not surely better than its closed form: MAP@R 0.620 against 0.600 (95 % interval over classes -0.010",
         ),
         (
             items(0.5, 0.49, 0.51, [-0.02, 0.04], [0.01, 0.03]),
             "plain",
-            "0.010 MAP@R above the frozen features, which may be chance (95 % interval over classes -0.020 to +0.040)",
+            "not surely better than the frozen features: MAP@R 0.510 against 0.500 (95 % interval over classes -0.020",
         ),
         (
             items(0.5, 0.4, 0.48, [-0.05, 0.01], [0.0, 0.1]),
             "plain",
-            "no better than the frozen features: MAP@R 0.480 against 0.500 (95 % interval over classes -0",
+            "not surely better than the frozen features: MAP@R 0.480 against 0.500 (95 % interval over classes -0",
         ),
         (items(0.5, 0.4, 0.4, [-0.15, -0.05], [0.0, 0.0]), "bad", "WORSE than the frozen features"),
+        (
+            items(0.5, 0.63, 0.6, [0.05, 0.15], [-0.05, -0.01]),
+            "plain",
+            "made it worse than its closed form start, by 0.030 (95 % interval over classes -0.050 to -0.010): use",
+        ),
+        (
+            items(0.5, 0.61, 0.6, [0.05, 0.15], [-0.02, 0.01]),
+            "good",
+            "and not surely better than its closed form: MAP@R 0.600 against 0.610 (95 % interval over classes -0.020",
+        ),
+        (
+            items(0.5, 0.6, 0.6004, [0.05, 0.15], [-0.001, 0.002]),
+            "good",
+            "by its closed form alone: training changed next to nothing (95 % interval over classes -0.001 to +0.002).",
+        ),
     ],
 )
 def test_better_is_said_where_the_interval_excludes_zero(metrics, tone, expected):
     found, said = verdict(metrics)
     assert found == tone
     assert expected in said
+    for other, called in (("frozen", "the frozen features"), ("closed_form", "its closed form")):
+        is_sure = metrics["leave_one_out"]["trained"][f"map_at_r_above_{other}_interval"][0] > 0
+        assert is_sure or f"above {called}" not in said
 
 
 def pairs(above, interval):
@@ -74,3 +93,39 @@ def test_a_closed_form_is_not_called_trained(epoch, said):
     kept = {"closed_form": 0.89 if epoch else 0.9, "trained": 0.9}
     neighbors = {name: {"neighbor_overlap_at_10": value} for name, value in kept.items()}
     assert verdict({"neighbors": neighbors, "validation": {"epoch": epoch}})[1] == said
+
+
+@pytest.mark.parametrize(
+    ("kept", "interval", "tone", "said"),
+    [
+        (
+            0.92,
+            [0.01, 0.03],
+            "good",
+            ", 2.0 points more than its closed form (95 % interval over items +1.0 to +3.0 points)",
+        ),
+        (
+            0.92,
+            [-0.01, 0.05],
+            "plain",
+            ", not surely more than the 90.0% of its closed form (95 % interval over items -1.0",
+        ),
+        (
+            0.88,
+            [-0.05, 0.01],
+            "plain",
+            ", not surely less than the 90.0% of its closed form (95 % interval over items -5.0",
+        ),
+        (
+            0.88,
+            [-0.03, -0.01],
+            "bad",
+            ", 2.0 points LESS than its closed form (95 % interval over items -3.0 to -1.0 points)",
+        ),
+    ],
+)
+def test_more_neighbours_are_kept_where_the_interval_excludes_zero(kept, interval, tone, said):
+    neighbors = {name: {"neighbor_overlap_at_10": each} for name, each in (("closed_form", 0.9), ("trained", kept))}
+    neighbors["trained"]["neighbor_overlap_at_10_above_closed_form_interval"] = interval
+    assert verdict({"neighbors": neighbors})[0] == tone
+    assert said in verdict({"neighbors": neighbors})[1]

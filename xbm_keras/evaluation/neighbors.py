@@ -67,15 +67,21 @@ class FrozenNeighbors:
         Raises:
             ValueError: for another number of items.
         """
+        return self.score_each(vectors, stored)[0]
+
+    def score_each(self, vectors: np.ndarray, stored: np.ndarray | None = None) -> tuple[dict[str, float], np.ndarray]:
+        """As `score`; and of each of the `queries` the overlap at the largest k, [n]."""
         if len(vectors) != self.num_items:
             raise ValueError(f"Received {len(vectors)} vectors; expected {self.num_items}, one for each item.")
         stored = vectors if stored is None else stored
         found = find_nearest(vectors[self.queries], stored, max(self.ks), self.queries)
-        metrics = {f"neighbor_overlap_at_{k}": neighbor_overlap(found, self.nearest, k).mean() for k in self.ks}
+        kept = {k: neighbor_overlap(found, self.nearest, k) for k in self.ks}
+        metrics = {f"neighbor_overlap_at_{k}": values.mean() for k, values in kept.items()}
         correlation = scipy.stats.spearmanr(
             pair_similarities(vectors, *self.pairs, stored), self.similarities
         ).statistic
-        return {name: float(value) for name, value in (metrics | {"similarity_rank_correlation": correlation}).items()}
+        metrics["similarity_rank_correlation"] = correlation
+        return {name: float(value) for name, value in metrics.items()}, kept[max(self.ks)]
 
     def mean_score(self, vectors: np.ndarray, widths: Sequence[int]) -> dict[str, float]:
         """The mean of the metrics over the beginnings of these widths of vectors [N, E]."""

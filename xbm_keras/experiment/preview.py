@@ -66,9 +66,12 @@ def preview(config: Config, dataset: Dataset) -> Preview:
 def _advice(best: Row, num_classes: int, classes_per_batch: int, width: int) -> str:
     """Leave it, solve it, or train it: in one sentence, with the reason."""
     low, high = best.above_frozen or (0.0, 0.0)
-    told = f"{best.name} is {low:+.3f} to {high:+.3f} MAP@R above the frozen features"
     if low <= 0:
-        return f"Leave it: of all forms the best, {told}, which may be chance. Use the features as they are."
+        return (
+            f"Leave it: of all forms the best, {best.name} is not surely better than the frozen features: {low:+.3f} "
+            f"to {high:+.3f} MAP@R, the 95 % interval over classes. Use the features as they are."
+        )
+    told = f"{best.name} is {low:+.3f} to {high:+.3f} MAP@R above the frozen features"
     if num_classes <= FEW_CLASSES * classes_per_batch:
         which = "is the closed form itself"
         if best.name == "centred":
