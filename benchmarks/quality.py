@@ -6,8 +6,10 @@ Every trained row holds out classes of the training side to choose its number of
 on all of them with each seed, and sees the test classes once. Views, start, shrinkage, weighting, share and power are
 chosen once for all trained rows; the closed forms above them and the peers get the items without views. `--peer-python`
 names the Python of an environment with pytorch-metric-learning; its rows are left out without one. Mean and standard
-deviation over the seeds; leave-one-out. With --by-epoch nothing is chosen but views and start: trained rows tell the
-test classes after each epoch, whose best is what no run can know.
+deviation over the seeds; leave-one-out. Intervals are of 95 %, by bootstrap over the classes, of the mean over the
+seeds: of each row, and of what it is above the recipe's start and above memory off, query by query. With --by-epoch
+nothing is chosen but views and start: trained rows tell the test classes after each epoch, whose best is what no run
+can know.
 """
 
 import os
@@ -32,8 +34,9 @@ from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.metrics import map_at_r
-from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed, evaluate_retrieval
+from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed, evaluate_retrieval, score_queries
 from xbm_keras.experiment import build, chosen_head, held_out, loading, phases, selection
 from xbm_keras.geometry import unit_length, unit_rows
 from xbm_keras.model.labels_and_ids import read_batch
@@ -46,15 +49,18 @@ NUM_EXPANDED, ALPHA = 5, 3.0  # nearest items that are mixed in, and the power o
 PEER = pathlib.Path(__file__).with_name("quality_peer.py")
 PEER_LOSSES = ("contrastive", "multi_similarity")
 HARDEST = ["top_k.mine_in=embeddings", "top_k.num_negatives=32", "top_k.num_random=0"]
+RANDOM = ["top_k.mine_in=features", "top_k.num_random=256"]
 ALL = ["top_k.num_negatives=all", "top_k.num_positives=all", "top_k.num_random=0"]
 CLASSICAL = "classical XBM (stale embeddings)"
+OFF = "memory off"
+FOUND = "MAP@R of each test item"
 TRAINED = {
-    "memory off": ["memory.memory_size=0", *ALL],
+    OFF: ["memory.memory_size=0", *ALL],
     CLASSICAL: ["memory.prefill=false", *HARDEST, "top_k.mine_in=features"],  # all it holds
     "32 hardest in features": [*HARDEST, "top_k.mine_in=features"],
     "32 hardest in embeddings": HARDEST,
-    "8 hardest in features, 256 at random (default)": [],
-    "256 at random": ["top_k.num_negatives=0", "top_k.num_random=256"],
+    "8 hardest in features, 256 at random (default)": ["top_k.num_negatives=8", *RANDOM],
+    "256 at random": ["top_k.num_negatives=0", *RANDOM],
 }
 
 
@@ -144,7 +150,8 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
             chosen.head, chosen_head.closed_forms_of(dataset, dataset.with_views(train), chosen.head.power)
         )
         plain_rows = unit_rows(np.asarray(UnitRows(dataset.features, splits.test, chosen.head.power)) @ kernel + bias)
-        rows.append(summary(name, [{"MAP@R": expanded_score(plain_rows, dataset.labels[splits.test], both)}]))
+        found = expanded_scores(plain_rows, dataset.labels[splits.test], both)
+        rows.append(summary(name, [{"MAP@R": float(np.nanmean(found)), FOUND: found}]))
     for name, overrides in filter(lambda each: is_wanted(each[0]), TRAINED.items()):
         with unittest.mock.patch.object(build, "XBMModel", ClassicalXBM if name == CLASSICAL else XBMModel):
             if options.by_epoch:
@@ -156,11 +163,28 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
             name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
             if is_wanted(name):
                 rows.append(summary(name, peer(options, plain, loss, given)))
+    return with_intervals(rows, plain.labels[splits.test])
+
+
+def with_intervals(rows: list[dict], labels: np.ndarray) -> list[dict]:
+    """The same rows, where each query's MAP@R is replaced by intervals over the classes, of it and of differences."""
+    found = {row["name"]: row.pop(FOUND) for row in rows if FOUND in row}
+    for row in filter(lambda each: each["name"] in found, rows):
+        values = found[row["name"]]
+        asked = ~np.isnan(values)  # the others have nothing to find
+        row["95 %"] = "{:.3f} to {:.3f}".format(*bootstrap_interval(values[asked], labels[asked]))
+        for other in (START, OFF):
+            if other in found and other != row["name"]:
+                above = (values - found[other])[asked]
+                told = "{:+.4f} ({:+.4f} to {:+.4f})".format(above.mean(), *bootstrap_interval(above, labels[asked]))
+                row[f"above {other}"] = told
     return rows
 
 
-def expanded_score(vectors: np.ndarray, labels: np.ndarray, both: bool) -> float:
-    """Leave-one-out MAP@R where queries, or both sides, are mixed with their nearest items, weighted by similarity.
+def expanded_scores(vectors: np.ndarray, labels: np.ndarray, both: bool) -> np.ndarray:
+    """Leave-one-out MAP@R of each item where queries, or both sides, are mixed with their nearest items, by similarity.
+
+    It is NaN where there is nothing to find.
 
     Queries that are the items themselves are expanded from all others, which are the database (Radenovic et al., "Fine-
     tuning CNN Image Retrieval", PAMI 2019, section 3.4; Arandjelovic and Zisserman, CVPR 2012, section 5).
@@ -175,14 +199,22 @@ def expanded_score(vectors: np.ndarray, labels: np.ndarray, both: bool) -> float
         mixed[start : start + 1024] = np.einsum("bn,bnd->bd", weights, vectors[nearest])
     mixed = unit_rows(vectors + mixed)
     if both:
-        return evaluate_retrieval(mixed, labels)["map_at_r"]
+        return scores_of_queries(mixed, labels)
     # Expanded queries against plain items: the own one, which is near, is left out.
     classes = np.unique(labels, return_inverse=True)[1]
     similarities = mixed @ vectors.T
     np.fill_diagonal(similarities, -np.inf)
     relevant = np.bincount(classes)[classes] - 1
     hits = classes[np.argsort(-similarities, axis=1)[:, : max(1, relevant.max())]] == classes[:, None]
-    return float(map_at_r(hits[relevant > 0], relevant[relevant > 0]).mean())
+    return np.where(relevant > 0, map_at_r(hits, np.maximum(relevant, 1)), np.nan)
+
+
+def scores_of_queries(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Leave-one-out MAP@R of each item, [n]; NaN where there is nothing to find."""
+    order, found = score_queries(vectors, labels)
+    scores = np.full(len(labels), np.nan)
+    scores[order] = found["map_at_r"]
+    return scores
 
 
 def parameters(head: chosen_head.HeadChoice) -> dict:
@@ -202,7 +234,7 @@ def sweep(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
     for k in (1, 4, 16, 64, 256):
         overrides = [*few, f"top_k.num_negatives={k}"]
         rows.append({**summary(f"k {k}", trained(path, dataset, chosen, overrides, options)), "k": k})
-    return rows
+    return with_intervals(rows, plain.labels[plain.splits.test])
 
 
 def draw(results: list[dict], path: str) -> None:
@@ -223,7 +255,7 @@ def draw(results: list[dict], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def trained(path: str, dataset: Dataset, chosen: Config, overrides: list[str], options) -> list[dict[str, float]]:
+def trained(path: str, dataset: Dataset, chosen: Config, overrides: list[str], options) -> list[dict]:
     """Scores of each seed by the config, what was chosen for it, and what differs from it."""
     config = load_config(path, [*options.set, *overrides]).model_copy(update={"head": chosen.head})
     splits = dataset.splits
@@ -265,18 +297,19 @@ def by_epoch(path: str, dataset: Dataset, chosen: Config, overrides: list[str], 
     return {"best": f"{statistics.mean(bests):.4f}{spread}", "MAP@R by epoch": told}
 
 
-def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict[str, float]:
-    """Of test vectors [n test, E]."""
+def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict:
+    """Of test vectors [n test, E]: means, and the MAP@R of each."""
     splits = dataset.splits
     labels = dataset.labels[splits.test]
-    scores = {"MAP@R": evaluate_retrieval(vectors, labels)["map_at_r"]}
+    found = scores_of_queries(vectors, labels)
+    scores = {"MAP@R": float(np.nanmean(found)), FOUND: found}
     if splits.is_query is not None:
         q, g = splits.is_query, splits.is_gallery
         scores["query/gallery R@1"] = evaluate_retrieval(vectors[q], labels[q], vectors[g], labels[g])["recall_at_1"]
     return scores
 
 
-def peer(options, dataset: Dataset, loss: str, head: chosen_head.HeadChoice | None) -> list[dict[str, float]]:
+def peer(options, dataset: Dataset, loss: str, head: chosen_head.HeadChoice | None) -> list[dict]:
     """The same by pytorch-metric-learning, in a process of its own; from a closed form, or from a random start."""
     splits = dataset.splits
     power = head.power if head else 1.0
@@ -298,11 +331,12 @@ def peer(options, dataset: Dataset, loss: str, head: chosen_head.HeadChoice | No
             return [scores_of(dataset, vectors) | {"epochs": epochs} for vectors in result["embeddings"]]
 
 
-def summary(name: str, runs: list[dict[str, float]]) -> dict:
-    """Mean and standard deviation, in one cell."""
-    print(json.dumps({"name": name, "runs": runs}), flush=True)
-    row: dict = {"name": name}
-    for key in runs[0]:
+def summary(name: str, runs: list[dict]) -> dict:
+    """Mean and standard deviation, in one cell; of each query the mean."""
+    told = [{key: value for key, value in run.items() if key != FOUND} for run in runs]
+    print(json.dumps({"name": name, "runs": told}), flush=True)
+    row: dict = {"name": name, FOUND: np.mean([run[FOUND] for run in runs], axis=0)}
+    for key in told[0]:
         values = [each[key] for each in runs]
         mean = statistics.mean(values)
         if key == "epochs":
