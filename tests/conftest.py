@@ -63,6 +63,11 @@ def mode(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _traces_take_less_time():
+    fresh_processes.trace_faster()
+
+
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test(monkeypatch):
     """As `keras.utils.set_random_seed`, which would also throw away each function that TensorFlow has made ready.
