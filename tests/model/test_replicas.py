@@ -41,10 +41,6 @@ def make(memory_size, top_k=(4, 2, "random"), storage_dtype="float32", head=(), 
     return model
 
 
-def fit(model, batch_size=16):
-    return model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0).history
-
-
 def copies(variable):
     return [copy.numpy() for copy in strategy.experimental_local_results(variable.value)]
 """
@@ -64,38 +60,38 @@ def assert_same_logs(two, one):
 """
 
 LIKE_ONE_DEVICE = """
-arguments = eval(sys.argv[1])
-one = make(**arguments)
-with strategy.scope():
-    two = make(**arguments)
-two.set_weights(one.get_weights())
-expected, history = fit(one), fit(two)
-assert_same_logs(history, expected)
-assert_alike(two, one)
-"""
-
-LAST_BATCH = """
 class LastBatch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.logs = logs
 
 
-one, last, last_of_two = make(30), LastBatch(), LastBatch()
-how = how_to_fit = {"shuffle": False, "verbose": 0}
+arguments = eval(sys.argv[1])
+one, last, last_of_two = make(**arguments), LastBatch(), LastBatch()
 with strategy.scope():
-    two = make(30)
+    two = make(**arguments)
 two.set_weights(one.get_weights())
 # Keras splits 15 items as 8 and 7; of the last three all are the first replica's.
+how = {"shuffle": False, "verbose": 0}
 expected = one.fit(x, y, 15, callbacks=[last], **how).history
 assert_same_logs(two.fit(x, y, 15, callbacks=[last_of_two], **how).history, expected)
 assert_same_logs(last_of_two.logs, last.logs)
 assert_alike(two, one)
+before = [v.numpy() for v in two.weights]
+x["features"][13] = np.nan  # of the second replica
+with pytest.raises(NonFiniteFeatures, match=str(x["sample_id"][13])):
+    two.fit(x, y, 15, **how)
+for v, w in zip(two.weights, before, strict=True):
+    np.testing.assert_array_equal(v, w)
+x["features"][13] = 0.5
+weights = np.linspace(0.1, 3.0, 48)  # of anchors, whose shares of a batch differ
+assert_same_logs(two.fit(x, y, 15, sample_weight=weights, **how).history,
+                 one.fit(x, y, 15, sample_weight=weights, **how).history)
+assert_alike(two, one)
 how = dict(batch_size=31, verbose=0, return_dict=True)
 assert_same_logs(two.evaluate(x, y, **how), one.evaluate(x, y, **how))
-weights = np.linspace(0.1, 3.0, 48)  # of anchors, whose shares of a batch differ
-assert_same_logs(two.fit(x, y, 15, sample_weight=weights, **how_to_fit).history,
-                 one.fit(x, y, 15, sample_weight=weights, **how_to_fit).history)
-assert_alike(two, one)
+"""
+
+FROZEN_MEMORY_AND_NONE = """
 one = make(48, frozen=True)
 with strategy.scope():
     two = make(48, frozen=True)
@@ -107,12 +103,14 @@ assert len(copies(two.top_k.table.indices)) == 2
 slots = tf.data.Dataset.from_tensor_slices(({"slot": np.arange(48)},)).batch(15)
 assert_same_logs(two.fit(slots, verbose=0).history, one.fit(slots, verbose=0).history)
 assert_alike(two, one)
-del x["sample_id"]  # then each item counts for itself, whichever replica has it
 one = make(0)
 with strategy.scope():
     two = make(0)
 two.set_weights(one.get_weights())
-assert_same_logs(fit(two, 31), fit(one, 31))
+# Without ids each item counts for itself, whichever replica has it.
+how = {"batch_size": 31, "epochs": 2, "shuffle": False, "verbose": 0}
+some = {"features": x["features"][:31]}, y[:31]
+assert_same_logs(two.fit(*some, **how).history, one.fit(*some, **how).history)
 assert_alike(two, one)
 """
 
@@ -209,20 +207,10 @@ for copy in rows:
     np.testing.assert_array_equal(copy, np.roll(x["sample_id"], 0))
 """
 
-BAD_FEATURES_OF_ONE_REPLICA = """
-before = [v.numpy() for v in two.weights]
-x["features"][13] = np.nan  # of the second replica
-with pytest.raises(NonFiniteFeatures, match=str(x["sample_id"][13])):
-    fit(two)
-for v, w in zip(two.weights, before, strict=True):
-    np.testing.assert_array_equal(v, w)
-"""
-
 
 def test_two_replicas_train_like_one_device_also_on_unequal_shares_and_without_items():
     arguments = "dict(memory_size=40, mining=InEmbeddings(5), start_alignment=0.3)"
-    finite = 'x["features"][13] = 0.5\n'
-    run_fresh(TWO_DEVICES + ALIKE + LIKE_ONE_DEVICE + BAD_FEATURES_OF_ONE_REPLICA + finite + LAST_BATCH, arguments)
+    run_fresh(TWO_DEVICES + ALIKE + LIKE_ONE_DEVICE + FROZEN_MEMORY_AND_NONE, arguments)
 
 
 def test_each_replica_gets_what_is_prefilled_loaded_restored_and_reset(tmp_path):
