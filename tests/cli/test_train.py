@@ -60,30 +60,21 @@ def test_tensorboard_gets_the_test_embeddings(finished):
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_validation_scores_are_of_the_head_of_the_chosen_epoch(vectors, tmp_path, monkeypatch, epoch):
+def test_the_chosen_epoch_is_scored_and_refitted(vectors, tmp_path, monkeypatch, epoch):
+    """The refit walks as many epochs to the same rate, and so more steps."""
     monkeypatch.setattr(phases, "best_epoch", lambda curves: epoch)  # whatever is best on the first fold alone
-    rising = [
-        "training.folds=2",
-        "training.learning_rate=0.1",
-    ]
-    validation = run(vectors, tmp_path / "run", *rising)["validation"]
+    validation = run(vectors, tmp_path / "run", "training.folds=2", "training.learning_rate=0.1")["validation"]
     history = pd.read_csv(tmp_path / "run/history.csv")
+    assert history.phase.tolist() == ["select"] * 3 + ["select_2"] * 3 + ["refit"] * epoch
     select = history[history.phase == "select"].set_index("epoch")
     assert select.val_map_at_r.nunique() == 3
-    assert validation["epoch"] == epoch == (history.phase == "refit").sum()
+    assert validation["epoch"] == epoch
     scores = validation["leave_one_out"]
     expected = select.val_map_at_r[epoch] if epoch else scores["closed_form"]["map_at_r"]
     assert scores["trained"]["map_at_r"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_refit_walks_as_many_epochs_to_the_same_rate_and_so_more_steps(vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr(phases, "best_epoch", lambda curves: 2)
-    run(vectors, tmp_path / "run", "training.learning_rate=0.003")
-    history = pd.read_csv(tmp_path / "run/history.csv")
-    assert history.phase.tolist() == ["select"] * 3 + ["refit"] * 2
     optimizer = keras.saving.load_model(tmp_path / "run/model.keras").optimizer
-    assert int(optimizer.iterations.value) == 2 * 9  # batches of 16 for 144 items; to select there were 7, for 108
-    assert float(optimizer.learning_rate) == pytest.approx(0.003 * 30 ** (2 / 3 - 1), rel=1e-4)  # two of three epochs
+    assert int(optimizer.iterations.value) == epoch * 9  # batches of 16 for 144 items; to select there were 7, for 108
+    assert float(optimizer.learning_rate) == pytest.approx(0.1 * 30 ** (epoch / 3 - 1), rel=1e-4)
 
 
 def test_a_checkout_that_is_not_installed_trains(vectors, tmp_path, monkeypatch):
