@@ -7,6 +7,7 @@ import pathlib
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 import rich.box
 import rich.console
 import rich.table
+
+FILE_WIDTH = 240  # of a table that is not printed to a terminal
 
 
 def parser(about: str) -> argparse.ArgumentParser:
@@ -124,7 +127,8 @@ def report(results: list[dict], options: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if column == "name" else "right")
     for result in results:
         table.add_row(*(_text(result.get(column)) for column in columns))
-    rich.console.Console().print(table)
+    is_seen = sys.stdout.isatty()  # else no window says how wide a table may be
+    rich.console.Console(width=None if is_seen else FILE_WIDTH).print(table)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
 
