@@ -3,6 +3,8 @@
 Letters: Q queries, N gallery items, E embedding width.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -17,6 +19,7 @@ MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
 GROUP = 32  # gallery items per group of the prefilter
 PAIRS = 4096  # whose similarities are computed at a time
 MEMORY_MB = 64  # with twice as much the scores of a chunk leave the cache
+SHARE = 8  # of the scores of a chunk each eighth tells where about the best of them begin
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray | None = None, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -115,12 +118,46 @@ def first_columns(scores: np.ndarray, k: int) -> np.ndarray | None:
     num_beyond = scores.shape[1] - k
     if num_beyond == 0:
         return np.argsort(-scores, axis=1, kind="stable")
+    found = _first_of_few(scores, k)
+    if found is not None:
+        return found
     best = np.argpartition(scores, num_beyond - 1, axis=1)[:, num_beyond - 1 :]  # [Q, 1 + k], first the best beyond
     columns = np.sort(best[:, 1:], axis=1)
     values = np.take_along_axis(scores, columns, axis=1)
     if (np.take_along_axis(scores, best[:, :1], axis=1)[:, 0] == values.min(axis=1)).any():
         return None
     return np.take_along_axis(columns, np.argsort(-values, axis=1, kind="stable"), axis=1)
+
+
+def _first_of_few(scores: np.ndarray, k: int) -> np.ndarray | None:
+    """The same by those scores alone that a sample tells to be high; None where k are no small part, or ties are many.
+
+    A sample of the columns holds k / 8 of the k best, give or take a few. What is below a somewhat later score of the
+    sample is dropped, and the few that are left are sorted: less than half of the time.
+    """
+    num_rows, width = scores.shape
+    expected = k / SHARE
+    rank = int(expected + 4 * np.sqrt(expected) + 4)  # by chance not one row in ten thousand holds fewer than k
+    if 3 * rank > width // SHARE:
+        return None
+    sample = scores[:, _sample_of(width)]
+    is_left = scores >= np.partition(sample, -rank, axis=1)[:, -rank, None]
+    left = np.flatnonzero(is_left)
+    starts = np.searchsorted(left, np.arange(num_rows + 1) * width)
+    counts = np.diff(starts)
+    if counts.min() < k or 2 * counts.max() > width:
+        return None
+    places = np.arange(counts.max())
+    cells = left[np.minimum(starts[:-1, None] + places, len(left) - 1)]  # [Q, the most of a row], in their order
+    values = np.where(places < counts[:, None], scores.ravel()[cells], -np.inf)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cells, order, axis=1) - np.arange(num_rows)[:, None] * width
+
+
+@functools.lru_cache(64)
+def _sample_of(width: int) -> np.ndarray:
+    """Columns drawn at random, since items of one class often lie side by side, or each so many places apart."""
+    return np.sort(np.random.default_rng(0).permutation(width)[: width // SHARE])
 
 
 def _has_enough_groups(k, width):

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from xbm_keras.atomic_files import write_whole
+from xbm_keras.evaluation.exact_search import first_columns
 from xbm_keras.evaluation.intervals import NUM_DRAWS
 from xbm_keras.geometry import unit_rows
 from xbm_keras.progress import track
@@ -193,7 +194,9 @@ def _hits(vectors: np.ndarray, stored: np.ndarray, classes: np.ndarray) -> tuple
         rows = np.arange(start, min(start + block, count))
         scores = vectors[rows] @ stored.T
         scores[np.arange(len(rows)), rows] = -np.inf
-        nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        nearest = first_columns(scores, k)
+        if nearest is None:  # many are as near as the last of them
+            nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         found[rows] = np.take_along_axis(scores, nearest, axis=1)
         is_right[rows] = classes[nearest] == classes[rows, None]
         others[rows] = np.where(classes == classes[rows, None], -np.inf, scores).max(axis=1)
