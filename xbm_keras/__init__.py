@@ -5,50 +5,43 @@ __version__ = "0.1.0"
 import os
 import sys
 
-if os.path.basename(sys.argv[0]) == "xbm-keras" and "--verbose" not in sys.argv:
-    # The program, as train.py does: TensorFlow's libraries complain before they read any setting.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    stderr, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 2)
-    try:
-        import tensorflow as tf  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-
-from xbm_keras.data.batches import PKSampler
-from xbm_keras.evaluation.near_duplicates import near_duplicates
-from xbm_keras.evaluation.retrieval import RetrievalEvaluation, evaluate_retrieval
-from xbm_keras.experiment.fitting import FittedHead, FittedPairs, fit_head, fit_pairs
-from xbm_keras.export.saved_model import export_encoder
-from xbm_keras.model.non_finite import NonFiniteFeatures, NonFiniteLoss
-from xbm_keras.model.xbm_model import XBMModel
-from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows, batch_as_rows
-from xbm_keras.stages.cosine_scores import cosine_scores
-from xbm_keras.stages.hard_top_k.by_label import HardTopK, Picks
-from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
-from xbm_keras.stages.hard_top_k.by_relevance import RelevantTopK
-from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
-from xbm_keras.stages.head.fc_layer import Head
-from xbm_keras.stages.head.starts import ClosedForms, Start
-from xbm_keras.stages.pair_losses import (
-    CircleLoss,
-    ContrastiveLoss,
-    InfoNCELoss,
-    LiftedStructureLoss,
-    MarginLoss,
-    MultiSimilarityLoss,
-    NTXentLoss,
-    RecallSurrogateLoss,
-    SemiHardTripletLoss,
-    SimilarityAlignmentLoss,
-    SmoothAPLoss,
-    SupConLoss,
-    TripletLoss,
-    TupletLoss,
-)
-from xbm_keras.stages.pair_losses.base import PairLoss
-from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
+# The program imports what a command needs once its arguments are read. In any other process every class is imported,
+# which registers it with Keras, so that saved models load.
+if os.path.basename(sys.argv[0]) != "xbm-keras":
+    from xbm_keras.data.batches import PKSampler
+    from xbm_keras.evaluation.near_duplicates import near_duplicates
+    from xbm_keras.evaluation.retrieval import RetrievalEvaluation, evaluate_retrieval
+    from xbm_keras.experiment.fitting import FittedHead, FittedPairs, fit_head, fit_pairs
+    from xbm_keras.export.saved_model import export_encoder
+    from xbm_keras.model.non_finite import NonFiniteFeatures, NonFiniteLoss
+    from xbm_keras.model.xbm_model import XBMModel
+    from xbm_keras.stages.backbone.frozen import Backbone
+    from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows, batch_as_rows
+    from xbm_keras.stages.cosine_scores import cosine_scores
+    from xbm_keras.stages.hard_top_k.by_label import HardTopK, Picks
+    from xbm_keras.stages.hard_top_k.by_neighbors import NeighborTopK
+    from xbm_keras.stages.hard_top_k.by_relevance import RelevantTopK
+    from xbm_keras.stages.hard_top_k.mining import InEmbeddings, InFeatures, InSketch
+    from xbm_keras.stages.head.fc_layer import Head
+    from xbm_keras.stages.head.starts import ClosedForms, Start
+    from xbm_keras.stages.pair_losses import (
+        CircleLoss,
+        ContrastiveLoss,
+        InfoNCELoss,
+        LiftedStructureLoss,
+        MarginLoss,
+        MultiSimilarityLoss,
+        NTXentLoss,
+        RecallSurrogateLoss,
+        SemiHardTripletLoss,
+        SimilarityAlignmentLoss,
+        SmoothAPLoss,
+        SupConLoss,
+        TripletLoss,
+        TupletLoss,
+    )
+    from xbm_keras.stages.pair_losses.base import PairLoss
+    from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
 
 __all__ = [
     "Backbone",

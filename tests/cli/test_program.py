@@ -10,9 +10,12 @@ import pytest
 from absl.testing import flagsaver
 
 from tests.conftest import ROOT
-from xbm_keras.cli import train  # noqa: F401  its flags
-from xbm_keras.cli.__main__ import COMMANDS, main
+from tests.fresh_processes import run_fresh
+from xbm_keras.cli import index, parsers  # the flags of train, too
+from xbm_keras.cli.__main__ import COMMANDS, OF_FLAGS, main
 from xbm_keras.cli.arguments import parse_flags
+from xbm_keras.index.approximate import ENGINES
+from xbm_keras.index.stores import STORES
 
 
 @pytest.mark.parametrize(("given", "meant"), [("trian", "train"), ("evalute", "evaluate"), ("serv", "serve")])
@@ -40,6 +43,48 @@ def test_the_program_starts_in_silence(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Received --index nothing, which holds no version of an index")
     assert done.stderr.endswith("xbm-keras index build --model RUN --index nothing\n")
+
+
+def test_help_and_mistakes_need_no_tensorflow():
+    """Nor anything else that takes long: they are told at once."""
+    given = [["--help"], ["trian"], ["cache", "lst"], *([each, "--help"] for each in parsers.OF_COMMAND)]
+    code = f"""
+import contextlib, io, sys
+sys.argv = ["xbm-keras"]
+from xbm_keras.cli.__main__ import main
+for given in {given}:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        with contextlib.suppress(SystemExit):
+            main(given)
+    assert "usage: xbm-keras" in out.getvalue() + err.getvalue(), given
+print(sorted({{"keras", "numpy", "pandas", "scipy", "tensorflow"}} & sys.modules.keys()))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]  # which no fork is of a process that has imported them
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_what_parsers_say_is_what_there_is():
+    assert [*parsers.OF_COMMAND] == [each for each in COMMANDS if each not in OF_FLAGS]
+    assert set(parsers.ENGINES) == ENGINES.keys()
+    assert set(parsers.STORES) == STORES.keys()
+    told = parsers.index().format_help()
+    assert re.search(r"\{([\w,]+)\}", told)[1].split(",") == [*index.COMMANDS]
+
+
+@pytest.mark.parametrize("imported", ["", ".cli.train", ".cli.evaluate", ".cli.export", ".cli.index", ".cli.serve"])
+def test_every_class_that_a_saved_model_may_hold_is_registered(imported):
+    """By the package alone, and by the commands of the program, which imports no more than they need."""
+    folders = [ROOT / "xbm_keras" / folder for folder in ("model", "stages")]
+    code = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    marked = re.findall(r'@keras\.saving\.register_keras_serializable\("xbm_keras"\)\nclass (\w+)', code)
+    assert len(marked) > 20
+    asked = "sys.argv[0] = 'xbm-keras'; " if imported else ""
+    told = run_fresh(
+        f"import sys; {asked}import xbm_keras{imported}\nimport keras\nprint(*keras.saving.get_custom_objects())"
+    )
+    assert {f"xbm_keras>{name}" for name in marked} <= set(told.split())
 
 
 @pytest.mark.parametrize(
@@ -137,5 +182,5 @@ def test_a_port_that_another_program_has_is_told_before_a_model_is_loaded(capsys
 def test_a_command_whose_extra_is_not_there_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "xbm_keras.cli.serve", raising=False)
-    assert main(["serve"]) == 2
+    assert main(["serve", "--model", "runs/x"]) == 2
     assert capsys.readouterr().err.endswith('expected the extra [serve]. Install it with: pip install ".[serve]"\n')

@@ -6,5 +6,5 @@
 - evaluate, embed, compress, index, export, cache, serve: what is done with a finished run
 - duplicates, labels: which labels may be wrong, and which are suggested
 - queries: what an index is asked for
-- terminal, arguments: what the commands say, and what they say of mistaken arguments
+- parsers, arguments: what the commands are told, and what they say of mistakes in it; terminal: what else they say
 """

@@ -1,14 +1,16 @@
 """`xbm-keras COMMAND ...`, also `python -m xbm_keras.cli COMMAND ...`."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags
 
+from xbm_keras.cli import parsers
 from xbm_keras.cli.arguments import parse_flags
 
 COMMANDS = {
@@ -24,7 +26,7 @@ COMMANDS = {
     "serve": "embeddings and nearest items over HTTP; needs the extra [serve]",
     "cache": "list, check and delete feature caches",
 }
-OF_FLAGS = ("train", "tune")  # the others read their arguments by argparse
+OF_FLAGS = ("train", "tune")  # the others read their arguments by argparse, see `parsers`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +51,11 @@ def _run(command: str, *rest: str) -> int:
         usage = f"usage: xbm-keras COMMAND ...; xbm-keras COMMAND --help lists its flags\n\n{usage}"
         print(f"{received}{usage}", file=sys.stdout if is_asked else sys.stderr)
         return 0 if is_asked else 2
+    if command not in OF_FLAGS:
+        parsers.OF_COMMAND[command]().parse_args(rest)  # help and mistakes end here, before the seconds of the imports
     try:
-        module = importlib.import_module(f"xbm_keras.cli.{command}")
+        with contextlib.nullcontext() if "--verbose" in rest else silence():
+            module = importlib.import_module(f"xbm_keras.cli.{command}")
     except ModuleNotFoundError as error:
         if command != "serve":
             raise
@@ -64,6 +69,21 @@ def _run(command: str, *rest: str) -> int:
         return 0
     app.run(module.main, argv=[f"xbm-keras {command}", *rest], flags_parser=parse_flags)
     return 0
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """While TensorFlow is imported, as train.py does: its libraries complain before they read any setting."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
 
 
 def print_help(module) -> None:

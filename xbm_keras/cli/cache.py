@@ -14,7 +14,7 @@ import rich.console
 import rich.table
 
 from xbm_keras.atomic_files import PREFIX
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers
 from xbm_keras.data.errors import DataError
 from xbm_keras.feature_cache.kept_blocks import DESCRIPTION, blocks_of, read_block
 from xbm_keras.feature_cache.shards import Shards, listings, number_of, read_listing
@@ -24,14 +24,7 @@ DESCRIPTIONS = ("backbone.json", DESCRIPTION)  # of features, and of neighbours
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 1 where `check` found something wrong."""
-    parser = Parser(prog="xbm-keras cache", description="Caches of features and neighbours on disk.")
-    parser.add_argument("--dir", default="~/.cache/xbm_keras", help="the folder of the caches (cache.dir)")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what is there")
-    commands.add_parser("check", help="read every shard, and say which is damaged")
-    delete = commands.add_parser("delete", help="remove caches")
-    delete.add_argument("id", nargs="+", help="as `list` shows it, or 'all'")
-    options = parser.parse_args(arguments)
+    options = parsers.cache().parse_args(arguments)
     top = pathlib.Path(os.path.expanduser(options.dir))
     folders = sorted(path.parent for name in DESCRIPTIONS for path in top.glob(f"*/{name}"))
     if options.command == "list":

@@ -1,7 +1,6 @@
 """`xbm-keras compress`: the fewest bytes that keep a promise, found on held-out items and exported."""
 
-from xbm_keras.cli import terminal
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers, terminal
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.evaluation.promises import Promise, Trial, parse_promises
 from xbm_keras.experiment import compression, run_folder, saved_run
@@ -16,24 +15,7 @@ PAGE = "compress.html"
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done, 1 where nothing keeps the promise."""
-    parser = Parser(
-        prog="xbm-keras compress",
-        description="Find the width, codes and rescoring of the fewest bytes that keep a promise, and export them.",
-    )
-    parser.add_argument("--model", required=True, help=terminal.MODEL)
-    parser.add_argument(
-        "--target",
-        required=True,
-        help='what is promised of held-out queries, such as "overlap@10 >= 0.95", of classes "map_at_r >= 0.6 and '
-        'recall@10 > 0.9", or of pairs "ndcg@10 >= 0.8"',
-    )
-    parser.add_argument(
-        "--bytes",
-        choices=("searched", "all"),
-        default="searched",
-        help="which are to be few: those that a search reads, or these and those of the finer code together",
-    )
-    options = parser.parse_args(arguments)
+    options = parsers.compress().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         return compress(options.model, parse_promises(options.target), options.bytes == "all")

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras.atomic_files import write_whole
-from xbm_keras.cli import terminal
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers, terminal
 from xbm_keras.data.errors import UnreadableItem
 from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
@@ -31,24 +30,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray, Show]
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = Parser(
-        prog="xbm-keras duplicates",
-        description="Items that are nearly the same, of one label or of two, and items among neighbours of another "
-        "label: a table, and a page to look at.",
-    )
-    of = parser.add_mutually_exclusive_group(required=True)
-    of.add_argument("--index", type=pathlib.Path, help="look at the items of an index, by their embeddings")
-    of.add_argument("--model", help="look at the data of a run, by their frozen features: " + terminal.MODEL)
-    parser.add_argument("--config", help="with --model: of other data; they need no labels")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
-    parser.add_argument(
-        "--pictures", nargs="+", default=[], metavar="[ROOT=]FOLDER", help="with --index: where its pictures are"
-    )
-    parser.add_argument(
-        "--min_score", type=float, default=0.98, help="similarity from which on two are nearly the same"
-    )
-    parser.add_argument("--output", type=pathlib.Path, default="duplicates", help="writes OUTPUT.csv and OUTPUT.html")
-    options = parser.parse_args(arguments)
+    options = parsers.duplicates().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         if options.index:

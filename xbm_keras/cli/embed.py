@@ -9,8 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from xbm_keras.atomic_files import write_whole, writing_whole
-from xbm_keras.cli import terminal
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers, terminal
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
@@ -26,18 +25,7 @@ OUTPUTS = (".npy", ".parquet")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = Parser(prog="xbm-keras embed", description="Vectors by an exported model.")
-    parser.add_argument("--model", required=True, help=terminal.MODEL)
-    parser.add_argument(
-        "--input",
-        required=True,
-        help="a folder of pictures, a .txt with a text on each line, a .csv, .jsonl or .parquet with the columns text "
-        "and, if wanted, id, or features of the network: an .npy, .npz or .parquet",
-    )
-    parser.add_argument(
-        "--output", required=True, help="an .npy, beside which a .csv holds the ids, or a .parquet of ids and vectors"
-    )
-    options = parser.parse_args(arguments)
+    options = parsers.embed().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         output = pathlib.Path(options.output)

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from xbm_keras.atomic_files import write_whole, writing_whole
-from xbm_keras.cli import terminal
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers, terminal
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
@@ -23,21 +22,7 @@ log = logging.getLogger("xbm_keras")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = Parser(
-        prog="xbm-keras evaluate",
-        description="Evaluate a finished run on any data, or embed them.",
-    )
-    parser.add_argument("--model", required=True, help=terminal.MODEL)
-    parser.add_argument("--config", help="of the data, which need no labels; by default the run's own")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
-    parser.add_argument("--items", choices=("test", "all"), default="test", help="which of the data's items")
-    parser.add_argument("--output", help="write the scores to this .json file")
-    parser.add_argument(
-        "--embed",
-        help="write vectors [N, E] to this .npy file, and keys and labels, where there are some, to a .csv beside it; "
-        "of queries and documents two of each, X.queries.npy and X.documents.npy",
-    )
-    options = parser.parse_args(arguments)
+    options = parsers.evaluate().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         if options.embed and pathlib.Path(options.embed).suffix != ".npy":

@@ -2,8 +2,7 @@
 
 import pathlib
 
-from xbm_keras.cli import terminal
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers, terminal
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.experiment import run_folder, saved_run
 from xbm_keras.export.other_runtimes import export_to
@@ -12,12 +11,7 @@ from xbm_keras.export.sentence_transformers import export_modules
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = Parser(prog="xbm-keras export", description="Export a finished run again.")
-    parser.add_argument("--model", required=True, help=terminal.MODEL)
-    parser.add_argument("--output", help="an .onnx or .tflite file; by default a SavedModel, the run's next version")
-    parser.add_argument("--modules", help="a folder for the head as modules of sentence-transformers")
-    parser.add_argument("--set", action="append", default=[], metavar="export.key=value", help="over the run's config")
-    options = parser.parse_args(arguments)
+    options = parsers.export().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         run = saved_run.run_of(options.model)

@@ -10,9 +10,7 @@ import textwrap
 import numpy as np
 
 from xbm_keras.atomic_files import latest_version, versions
-from xbm_keras.cli import labels, terminal
-from xbm_keras.cli.arguments import Parser
-from xbm_keras.cli.queries import add_arguments as add_queries
+from xbm_keras.cli import labels, parsers, terminal
 from xbm_keras.cli.queries import read_queries
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.labels import counted
@@ -33,10 +31,10 @@ TEXT = 80  # signs of a text that a line shows
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    options = _parser().parse_args(arguments)
+    options = parsers.index().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
-        options.run(options)
+        COMMANDS[options.run](options)
     return 0
 
 
@@ -244,86 +242,8 @@ def _report(options, about: dict, more: str = "") -> None:
     log.info("%s: %s of width %d%s%s", version, counted(about["items"], "item"), about["width"], more, recall)
 
 
-def _positive(text: str) -> int:
-    """A number of the command line, at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"received {text}; expected at least 1")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="xbm-keras index", description="A gallery to search.")
-    commands = parser.add_subparsers(required=True)
-
-    def command(name: str, run, **kwargs) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, **kwargs)
-        made.set_defaults(run=run)
-        made.add_argument("--index", required=True, help="the folder of its versions")
-        return made
-
-    def model(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--model", required=True, help=terminal.MODEL)
-
-    def items(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--pictures", help="a folder of them")
-        made.add_argument("--texts", help="a CSV, JSONL or Parquet table with a column text, and perhaps id and label")
-        made.add_argument("--vectors", help="features of the network: an .npy, .npz or Parquet file")
-        metadata(made)
-
-    def metadata(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--metadata", help="a CSV or Parquet table with a row for each id, given back with each hit")
-
-    made = command("build", build, help="embed a run's data, or a folder or file of items")
-    model(made)
-    items(made)
-    made.add_argument("--root", help="name of that folder, before the ids; by default none: ids are paths below it")
-    made.add_argument("--config", help="of other data than the run's own; they need no labels")
-    made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
-    made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
-    made.add_argument(
-        "--approximate",
-        nargs="?",
-        const="usearch",
-        choices=sorted(ENGINES),
-        help="also an approximate search, by default by usearch; needs the extra [ann], lancedb the extra [stores]",
-    )
-    made.add_argument(
-        "--form",
-        help="how vectors are held and searched: float32, float16, int8, int4, trellis, binary, or two of them, "
-        "'binary+int8', of which the second ranks the best 4 k again, perhaps after a width, '64 int8'; by default as "
-        "the model's search.json says, else float32",
-    )
-    made.add_argument(
-        "--mix", type=_positive, default=0, metavar="N", help="mix the N nearest items into each one and each query"
-    )
-    made = command("add", add, help="embed a folder or file of items, and add them")
-    model(made)
-    items(made)
-    made.add_argument("--root", help="its name in the index; by default the one it has there, or the folder's own")
-    made.add_argument("--replace", action="store_true", help="items whose ids are there already")
-    made = command("sync", sync, help="take up what is new, changed and gone in a folder or file")
-    model(made)
-    metadata(made)
-    made.add_argument("--root", help="its name in the index; by default the one it has there, or the folder's own")
-    made.add_argument("--allow_empty", action="store_true", help="also where nothing is left of it")
-    made.add_argument("path", help="a folder of pictures, a table of texts, or a file of features")
-    made = command("reembed", reembed, help="embed the items by a new head over the same network, from the cache")
-    model(made)
-    made = command("remove", remove, help="remove items")
-    made.add_argument("id", nargs="+")
-    made = command("search", search, help="the items nearest to pictures, texts or features")
-    model(made)
-    made.add_argument("--k", type=_positive, default=10)
-    made.add_argument("--approximate", action="store_true")
-    made.add_argument("--precision", type=float, help="tell which hits are matches that are right this often")
-    made.add_argument("--json", action="store_true", help="a line of JSON for each query")
-    made.add_argument("--where", help="search these items alone: \"style = 'flat' and year > 2019\"")
-    add_queries(made)
-    labels.add_arguments(command("label", labels.label, help="suggest labels by the nearest items"))
-    made = command("export", export, help="write the items for another store, which its own client reads")
-    made.add_argument("--to", required=True, choices=sorted(stores.STORES))
-    made.add_argument("--output", required=True, help="the file or folder to write, which is not there yet")
-    made = command("map", map_to, help="map the items into the space of another model, by those in both indexes")
-    made.add_argument("--to", required=True, help="the index of the other model, which some of the items are in")
-    return parser
+COMMANDS = {
+    "build": build, "add": add, "sync": sync, "reembed": reembed, "remove": remove, "search": search,
+    "label": labels.label, "export": export, "map": map_to,
+}  # fmt: skip
+"""What `parsers.index` names."""

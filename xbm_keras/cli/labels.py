@@ -18,16 +18,6 @@ from xbm_keras.index.opened_index import OpenedIndex
 log = logging.getLogger("xbm_keras")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of the command, but for the index."""
-    parser.add_argument("--model", help="that embedded the index; for pictures, texts and features")
-    parser.add_argument(
-        "--precision", type=float, default=0.9, help="a suggestion that would be right less often is none"
-    )
-    parser.add_argument("--output", type=pathlib.Path, default="labels.csv", help="the table of suggestions")
-    queries.add_arguments(parser, default="by default the items of the index that have no label")
-
-
 def label(options: argparse.Namespace) -> None:
     """Write the suggestions, and say what they are worth on the items that have labels."""
     opened = OpenedIndex.newest(pathlib.Path(options.index))

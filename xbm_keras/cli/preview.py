@@ -4,8 +4,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from xbm_keras.cli import terminal
-from xbm_keras.cli.arguments import Parser
+from xbm_keras.cli import parsers, terminal
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.experiment import build, loading
 from xbm_keras.experiment.preview import Preview, preview
@@ -13,13 +12,7 @@ from xbm_keras.experiment.preview import Preview, preview
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 2 where it cannot be done."""
-    parser = Parser(
-        prog="xbm-keras preview",
-        description="Frozen features and closed forms on held-out training classes: leave it, solve it, or train it.",
-    )
-    parser.add_argument("--config", default="default", help="of the run that is thought of")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
-    options = parser.parse_args(arguments)
+    options = parsers.preview().parse_args(arguments)
     terminal.set_up()
     with terminal.readable_errors():
         config = load_config(options.config, options.set)

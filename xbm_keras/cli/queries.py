@@ -22,13 +22,6 @@ class Queries(NamedTuple):
     """Why one has no vector; None where it has one."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
-    """Of what is asked for; `default` says what is, where nothing is given."""
-    parser.add_argument("--features", help="a file of features [n, D], such as those of queries, in place of pictures")
-    parser.add_argument("--text", action="append", help="a text; may be repeated")
-    parser.add_argument("picture", nargs="*", help=default or None)
-
-
 def are_given(options: argparse.Namespace) -> bool:
     """Whether anything is asked for."""
     return bool(options.picture or options.text or options.features)

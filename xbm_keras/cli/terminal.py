@@ -27,8 +27,6 @@ from xbm_keras.experiment import devices
 from xbm_keras.model.non_finite import NonFiniteFeatures, NonFiniteLoss
 from xbm_keras.training.checkpoints import CheckpointError
 
-MODEL = "the workdir of a run, its export, or a version of it"
-
 
 def set_up(verbose: bool = False) -> None:
     """Our own messages plain, with progress; those of the libraries below only from warnings up, unless `verbose`.
