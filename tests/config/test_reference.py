@@ -16,7 +16,7 @@ def test_each_key_is_described_and_shown_in_a_page():
     keys = list(reference.keys_of())
     assert len(keys) > 80
     assert not {key.name for key in keys if not reference.pages_of(key.name, DOCS)}
-    assert not {key.name for key in keys if not key.field.description and not reference.is_tag(key)}
+    assert not {key.name for key in keys if not key.description and not reference.is_tag(key)}
 
 
 def test_a_row_says_what_a_key_takes():

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fresh_processes import run_python
 from xbm_keras.arguments import AboveZero, Positive, UpTo2, arguments_of, checked
+from xbm_keras.config import reference
 from xbm_keras.config.schema import RECIPE, Cache, Config, Export, HeadConfig, Memory, Neighbors, TopK
 from xbm_keras.config.sections import ArgumentsSection, Section, one_of, section_of
 from xbm_keras.stages.pair_losses import LOSSES
@@ -111,7 +112,7 @@ def test_every_key_of_a_section_of_arguments_is_described():
     assert {HeadConfig, Memory, TopK, Neighbors, Export, Cache} < set(OF_ARGUMENTS)
     for section in OF_ARGUMENTS:
         for name in arguments_of(section.constructor).keys() & section.model_fields:
-            assert section.model_fields[name].description, (section, name)
+            assert reference.Key(name, section, None, section.model_fields[name]).description, (section, name)
 
 
 @pytest.mark.parametrize("section", [HeadConfig, Memory, TopK, Neighbors, Export])

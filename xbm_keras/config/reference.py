@@ -1,9 +1,13 @@
 """docs/config.md, made of the schema: `python -m xbm_keras.config.reference`, in a checkout."""
 
+import ast
+import functools
 import inspect
+import itertools
 import json
 import pathlib
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
@@ -34,6 +38,30 @@ class Key(NamedTuple):
     tag: str | None
     """`key: value`, where the section is one of several."""
     field: fields.FieldInfo
+
+    @property
+    def description(self) -> str:
+        """What it means: of the field, as sections of a constructor have it, or the docstring below it."""
+        return self.field.description or _docstrings(self.section).get(self.name.rpartition(".")[2], "")
+
+
+@functools.cache
+def _docstrings(section: type[Section]) -> dict[str, str]:
+    """What stands below the keys of a section in its source.
+
+    Pydantic reads it while a class is made, where asked to, and goes through all modules of TensorFlow for each of its
+    frames: a fifth of a second of each command.
+    """
+    found = {}
+    for each in reversed(section.__mro__):
+        if issubclass(each, Section) and each.__module__ != Section.__module__:  # where those are made without source
+            (made,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            for key, below in itertools.pairwise(made.body if isinstance(made, ast.ClassDef) else ()):
+                if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
+                    match below:
+                        case ast.Expr(ast.Constant(str(told))):
+                            found[key.target.id] = inspect.cleandoc(told)
+    return found
 
 
 def keys_of(section: type[Section] = Config, prefix: str = "", tag: str | None = None) -> Iterator[Key]:
@@ -74,7 +102,7 @@ def page(folder: pathlib.Path) -> str:
             tag = "" if of_split or not key.tag else f", `{key.tag}`"
             about = inspect.cleandoc(key.section.__doc__ or "").split("\n\n")[0]
             lines += [f"\n## `{key.name.rpartition('.')[0]}`{tag}\n", " ".join(about.split()), *HEAD]
-        what = " ".join((key.field.description or "").split()).replace("|", "\\|")
+        what = " ".join(key.description.split()).replace("|", "\\|")
         pages = ", ".join(f"[{pathlib.PurePosixPath(name).stem}]({name})" for name in pages_of(key.name, folder))
         cells = (f"`{key.name}`", _said(key.field), _default(key.field))
         lines.append(f"| {' | '.join(cells)} | {what[:1].upper()}{what[1:]} | {pages} |")
@@ -87,7 +115,7 @@ def summary() -> str:
     for key in keys_of():
         if not is_tag(key):
             said, default = _said(key.field).replace("`", ""), _default(key.field).strip("`")
-            what = re.split(r"(?<=\.)\s", " ".join((key.field.description or "").split()))[0]
+            what = re.split(r"(?<=\.)\s", " ".join(key.description.split()))[0]
             about = f"  {key.name}: {said}{default and f' [{default}]'}", f"{what[:1].upper()}{what[1:]}"
             tags.setdefault(about, []).append(key.tag.partition(": ")[2] if key.tag else "")
     lines = []

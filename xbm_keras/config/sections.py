@@ -20,9 +20,7 @@ from xbm_keras.arguments import arguments_of, union_of
 class Section(pydantic.BaseModel):
     """Strict: no unknown keys, no silent conversions, no changes after loading."""
 
-    model_config = pydantic.ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     tag: ClassVar[tuple[str, str] | None] = None
     """A key and its only value, by which `one_of` tells sections apart."""
 
@@ -84,10 +82,8 @@ def section_of(
         __base__=base,
         __doc__=inspect.getdoc(constructor),
         __module__=__name__,
-        __cls_kwargs__={"use_attribute_docstrings": False},  # a tenth of a second, to find that there is no source
         **keys,
     )
-    section.model_config["use_attribute_docstrings"] = True  # of the classes that inherit from it
     section.constructor = constructor
     section.tag = next(iter(tag.items()), None)
     return section
