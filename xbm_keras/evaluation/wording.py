@@ -1,5 +1,6 @@
 """What the numbers of a run are called, and what they say in one sentence."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Literal
@@ -88,42 +89,46 @@ def verdict(metrics: dict) -> tuple[Tone, str]:
     scores = {name: values["map_at_r"] for name, values in metrics["leave_one_out"].items()}
     trained, frozen = scores["trained"], scores["frozen"]
     (low, high), told = _interval_above(metrics, "frozen")
+    found = f"MAP@R {trained:.3f} against {frozen:.3f}{told}"
+    tone: Tone
     if abs(trained - frozen) < SMALL:
-        return "plain", f"The head changes next to nothing: MAP@R {trained:.3f}, frozen {frozen:.3f}{told}."
-    if high < 0:
-        return "bad", f"The head is WORSE than the frozen features: MAP@R {trained:.3f} against {frozen:.3f}{told}."
-    if low <= 0:
-        found = f"MAP@R {trained:.3f} against {frozen:.3f}{told}"
-        return "plain", f"The head is not surely better than the frozen features: {found}."
-    said = f"The head is {trained - frozen:.3f} MAP@R above the frozen features{told}"
-    best = max((name for name in scores if not name.startswith("trained")), key=scores.__getitem__)
-    if best == "frozen":
-        return "good", f"{said}."
-    gain, name = trained - scores[best], best.replace("_", " ")
-    (low, high), told = _interval_above(metrics, best)
+        tone, said = "plain", f"The head changes next to nothing: MAP@R {trained:.3f}, frozen {frozen:.3f}{told}"
+    elif high < 0:
+        tone, said = "bad", f"The head is WORSE than the frozen features: {found}"
+    elif low <= 0:
+        tone, said = "plain", f"The head is not surely better than the frozen features: {found}"
+    else:
+        tone, said = "good", f"The head is {trained - frozen:.3f} MAP@R above the frozen features{told}"
+    start = scores.get("closed_form", frozen)  # a random start has none
+    gain = trained - start
+    (low, high), told = _interval_above(metrics, "closed_form") if "closed_form" in scores else ((0.0, 0.0), "")
     if high < 0 and gain <= -SMALL:
-        worse = f"training made it worse than its {name} start, by {-gain:.3f}{told}"
-        return "plain", f"{said}, but {worse}: use training.epochs=0."
+        worse = f"training made it worse than its closed form start, by {-gain:.3f}{told}: use training.epochs=0"
+        return ("bad", f"{said}, and {worse}.") if tone == "bad" else ("plain", f"{said}, but {worse}.")
+    if tone != "good" or start <= frozen:
+        return tone, f"{said}."
     if abs(gain) < SMALL:
         if metrics.get("validation", {}).get("epoch") == 0:
-            return "good", f"{said}, by its {name} alone: no epoch of training was better on held-out classes."
-        return "good", f"{said}, by its {name} alone: training changed next to nothing{told}."
+            return "good", f"{said}, by its closed form alone: no epoch of training was better on held-out classes."
+        return "good", f"{said}, by its closed form alone: training changed next to nothing{told}."
     if low <= 0:
-        found = f"MAP@R {trained:.3f} against {scores[best]:.3f}{told}"
-        return "good", f"{said}, and not surely better than its {name}: {found}."
-    return "good", f"{said}, and {gain:.3f} above its {name}{told}."
+        found = f"MAP@R {trained:.3f} against {start:.3f}{told}"
+        return "good", f"{said}, and not surely better than its closed form: {found}."
+    return "good", f"{said}, and {gain:.3f} above its closed form{told}."
 
 
 def _interval_above(metrics: dict, other: str) -> tuple[tuple[float, float], str]:
     """The interval of what the trained head is above another, and how it is said.
 
-    Runs of earlier versions, and embeddings cut or coded, have none: then it is what was measured, and not said.
+    Runs of earlier versions have none: then it is what was measured, and not said. Of one class alone nothing is sure.
     """
     scores = metrics["leave_one_out"]
     interval = scores["trained"].get(f"map_at_r_above_{other}_interval")
     if interval is None:
         gain = scores["trained"]["map_at_r"] - scores[other]["map_at_r"]
         return (gain, gain), ""
+    if interval[0] == interval[1] != 0:
+        return (-math.inf, math.inf), " (of one class alone, which tells no interval)"
     return tuple(interval), f" (95 % interval over classes {interval[0]:+.3f} to {interval[1]:+.3f})"
 
 
@@ -166,11 +171,14 @@ def _verdict_without_labels(metrics: dict) -> tuple[Tone, str]:
     head = "closed form, which no epoch bettered," if is_start else "trained head"
     said = f"{widths} {head} keeps {statistics.mean(kept):.1%} of the ten nearest neighbours"
     if start and not is_start:
-        points = f"{100 * abs(gain):.1f} points {'more' if gain >= 0 else 'LESS'} than its closed form"
-        if low <= 0 <= high:
+        if abs(gain) < SMALL:
+            points = "as its closed form does to a tenth of a point"
+        elif low <= 0 <= high:
             points = (
-                f"not surely {'more' if gain >= 0 else 'less'} than the {statistics.mean(start):.1%} of its closed form"
+                f"not surely {'more' if gain > 0 else 'less'} than the {statistics.mean(start):.1%} of its closed form"
             )
+        else:
+            points = f"{100 * abs(gain):.1f} points {'more' if gain > 0 else 'LESS'} than its closed form"
         said += f", {points}"
         if interval != (gain, gain):
             said += " (95 % interval over items {:+.1f} to {:+.1f} points)".format(*(100 * each for each in interval))
