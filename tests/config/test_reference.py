@@ -1,5 +1,7 @@
 """docs/config.md says what the schema says, and each key is shown in another page."""
 
+import inspect
+
 from tests.conftest import ROOT
 from xbm_keras.cli.__main__ import main
 from xbm_keras.config import reference
@@ -44,3 +46,12 @@ def test_the_help_lists_each_key_with_what_it_takes_and_what_for(capsys):
     assert "  training.refit: true or false [true]\n      After the number of epochs was chosen, train again" in said
     assert "  loss.temperature: a number above 0 [0.1]\n      (info_nce, nt_xent) T, of similarities" in said
     assert not [key.name for key in reference.keys_of() if not reference.is_tag(key) and f"  {key.name}: " not in said]
+
+
+def test_the_help_does_without_source(monkeypatch):
+    def no_source(each):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(reference, "_docstrings", reference._docstrings.__wrapped__)  # keeps nothing for other tests
+    monkeypatch.setattr(inspect, "getsource", no_source)
+    assert "  training.refit: true or false [true]\n" in reference.summary()

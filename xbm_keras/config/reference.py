@@ -55,7 +55,11 @@ def _docstrings(section: type[Section]) -> dict[str, str]:
     found = {}
     for each in reversed(section.__mro__):
         if issubclass(each, Section) and each.__module__ != Section.__module__:  # where those are made without source
-            (made,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            try:
+                source = inspect.getsource(each)
+            except OSError:  # an installation without it; pydantic leaves them out, too
+                continue
+            (made,) = ast.parse(textwrap.dedent(source)).body
             for key, below in itertools.pairwise(made.body if isinstance(made, ast.ClassDef) else ()):
                 if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
                     match below:
