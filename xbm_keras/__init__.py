@@ -2,12 +2,14 @@
 
 __version__ = "0.1.0"
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
-# The program imports what a command needs once its arguments are read. In any other process every class is imported,
-# which registers it with Keras, so that saved models load.
-if os.path.basename(sys.argv[0]) != "xbm-keras":
+# The program imports what a command needs once its arguments are read, and all of this where a name of it is asked for.
+# In any other process every class is imported, which registers it with Keras, so that saved models load.
+if os.path.basename(sys.argv[0]) != "xbm-keras" or "__getattr__" in globals():
     from xbm_keras.data.batches import PKSampler
     from xbm_keras.evaluation.near_duplicates import near_duplicates
     from xbm_keras.evaluation.retrieval import RetrievalEvaluation, evaluate_retrieval
@@ -42,6 +44,13 @@ if os.path.basename(sys.argv[0]) != "xbm-keras":
     )
     from xbm_keras.stages.pair_losses.base import PairLoss
     from xbm_keras.stages.pair_losses.start_alignment import StartAlignment
+elif not TYPE_CHECKING:  # which would take any name for one of the package
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.reload(sys.modules[__name__]), name)  # this file once more, now that it holds this
+
 
 __all__ = [
     "Backbone",

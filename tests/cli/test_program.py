@@ -73,11 +73,10 @@ def test_what_parsers_say_is_what_there_is():
     assert re.search(r"\{([\w,]+)\}", told)[1].split(",") == [*index.COMMANDS]
 
 
-@pytest.mark.parametrize("imported", ["", ".cli.train", ".cli.evaluate", ".cli.export", ".cli.index", ".cli.serve"])
+@pytest.mark.parametrize("imported", ["", *(f".cli.{each}" for each in COMMANDS if each != "cache")])
 def test_every_class_that_a_saved_model_may_hold_is_registered(imported):
     """By the package alone, and by the commands of the program, which imports no more than they need."""
-    folders = [ROOT / "xbm_keras" / folder for folder in ("model", "stages")]
-    code = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xbm_keras").rglob("*.py"))
     marked = re.findall(r'@keras\.saving\.register_keras_serializable\("xbm_keras"\)\nclass (\w+)', code)
     assert len(marked) > 20
     asked = "sys.argv[0] = 'xbm-keras'; " if imported else ""
@@ -85,6 +84,19 @@ def test_every_class_that_a_saved_model_may_hold_is_registered(imported):
         f"import sys; {asked}import xbm_keras{imported}\nimport keras\nprint(*keras.saving.get_custom_objects())"
     )
     assert {f"xbm_keras>{name}" for name in marked} <= set(told.split())
+
+
+def test_the_program_has_the_names_of_the_package_where_they_are_asked_for():
+    told = run_fresh("""
+import sys
+sys.argv[0] = "xbm-keras"
+import xbm_keras
+print(hasattr(xbm_keras, "Haed"), "xbm_keras.model" in sys.modules)
+from xbm_keras import Head
+from xbm_keras import *
+print(Head.__module__, *sorted({*xbm_keras.__all__} - globals().keys()))
+""")
+    assert told == "False False\nxbm_keras.stages.head.fc_layer\n"
 
 
 @pytest.mark.parametrize(
