@@ -87,6 +87,10 @@ weights = np.linspace(0.1, 3.0, 48)  # of anchors, whose shares of a batch diffe
 assert_same_logs(two.fit(x, y, 15, sample_weight=weights, **how).history,
                  one.fit(x, y, 15, sample_weight=weights, **how).history)
 assert_alike(two, one)
+# And as usual, in equal shares.
+assert_same_logs(two.fit(x, y, 16, sample_weight=weights, **how).history,
+                 one.fit(x, y, 16, sample_weight=weights, **how).history)
+assert_alike(two, one)
 how = dict(batch_size=31, verbose=0, return_dict=True)
 assert_same_logs(two.evaluate(x, y, **how), one.evaluate(x, y, **how))
 """
