@@ -28,6 +28,11 @@ def test_first_columns_are_those_of_a_stable_sort(name, k):
         np.testing.assert_array_equal(found, np.argsort(-scores, axis=1, kind="stable")[:, :k])
 
 
+@pytest.mark.parametrize(("width", "k"), [(2000, 100), (2000, 600), (20, 20)])
+def test_no_rows_have_no_columns(width, k):
+    assert first_columns(np.empty((0, width), np.float32), k).shape == (0, k)
+
+
 @pytest.mark.parametrize("name", ["random", "with ties", "by class, side by side", "by class, in turn"])
 def test_a_sample_finds_the_few_that_are_sorted(name):
     assert exact_search._first_of_few(SCORES[name].astype(np.float32), 100) is not None
