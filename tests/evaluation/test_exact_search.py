@@ -38,6 +38,11 @@ def test_a_sample_finds_the_few_that_are_sorted(name):
     assert exact_search._first_of_few(SCORES[name].astype(np.float32), 100) is not None
 
 
+def test_no_sample_is_asked_for_a_large_part():
+    """Which takes as long to sort as the partition of all."""
+    assert exact_search._first_of_few(SCORES["random"].astype(np.float32), 250) is None
+
+
 def test_what_the_sample_misses_is_found_by_all():
     """The best of one row are all in the sample, so that what it tells leaves too few of that row."""
     scores = random.normal(size=(3, 2000)).astype(np.float32)
