@@ -1,5 +1,6 @@
 """Data that a head can learn from."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -11,3 +12,8 @@ def save_vectors(file: pathlib.Path) -> None:
     centers = np.repeat(rng.normal(size=(24, 6)) * 1.5, 12, axis=0)
     features = np.concatenate([centers + rng.normal(size=(288, 6)) * 0.6, rng.normal(size=(288, 18)) * 1.5], axis=1)
     np.savez(file, features=features.astype(np.float32), label=np.repeat(np.arange(24), 12))
+
+
+def mean_of_queries(workdir: pathlib.Path, trial: str) -> float:
+    """Of what a search kept of a trial: its score."""
+    return float(np.mean(json.loads((workdir / f"trials/{trial}_queries.json").read_text())["values"]))

@@ -1,5 +1,7 @@
 """search.html: what its reader is told."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,6 +73,34 @@ def test_where_the_closed_form_is_best_memory_and_k_are_not_advised():
         f"Use trial {best.trial}: validation MAP@R {best.val_map_at_r:.4f} instead of 0.5000. Its best epoch is 0, the "
         "closed form itself: any memory size and k will do."
     )
+
+
+@pytest.mark.parametrize("epoch", [0.0, 3.0])
+def test_use_is_said_where_the_interval_of_the_difference_excludes_zero(epoch):
+    found = findings(40)
+    found.trials["epoch"] = epoch
+    best = found.finished.iloc[0]
+    scores = f"validation MAP@R {best.val_map_at_r:.4f} instead of 0.5000, 95 % interval of the difference over classes"
+    surely, perhaps = (
+        search_page(dataclasses.replace(found, interval=interval), "Search").verdict
+        for interval in ((0.0312, 0.1689), (-0.0312, 0.2313))
+    )
+    assert (surely.tone, perhaps.tone) == ("good", "plain")
+    assert surely.text.startswith("Use trial" if epoch == 0 else "Use memory size 256")
+    assert f"{scores} +0.0312 to +0.1689" in surely.text
+    assert perhaps.text.startswith(
+        f"Trial {best.trial} is not surely better than the config as it is: {scores} -0.0312 to +0.2313."
+    )
+    for each in (surely, perhaps):
+        assert ("Its best epoch is 0" in each.text) == (epoch == 0)
+
+
+def test_the_interval_is_over_what_is_scored():
+    found = findings(40)
+    trials = found.trials.rename(columns={"val_map_at_r": "val_ndcg_at_10"})
+    default = DEFAULT | {"val_ndcg_at_10": 0.5}
+    found = dataclasses.replace(found, trials=trials, default=default, score="val_ndcg_at_10", interval=(0.01, 0.02))
+    assert "of the difference over queries +0.0100 to +0.0200" in search_page(found, "Search").verdict.text
 
 
 def test_the_numbers_of_a_log_axis_can_be_read():

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from tests.cli.test_train_pairs import write_folder
+from tests.tuning.conftest import mean_of_queries
 from tests.tuning.test_search import run, search
+from xbm_keras.cli import tune
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.tuning import PairHyperModel, load_pair_data
 
@@ -25,17 +27,24 @@ def config(tmp_path_factory):
     return folder / "pairs.yaml"
 
 
-def test_a_search_and_its_trials(config, tmp_path):
+def test_a_search_and_its_trials(config, tmp_path, monkeypatch):
     table = search(config, tmp_path / "search", 3, tuner="grid")
     assert (table.status == "completed").all()
     assert table.val_ndcg_at_10.between(0.05, 1).all()
     assert set(table["memory.memory_size"]) <= {0, 256}
+    for row in table.itertuples():
+        assert mean_of_queries(tmp_path / "search", row.trial) == pytest.approx(row.val_ndcg_at_10, abs=1e-6)
     best = table.sort_values("val_ndcg_at_10").iloc[-1]
     page = (tmp_path / "search/search.html").read_text("utf-8")
     assert "nDCG@10" in page
     again = run(tmp_path / f"search/trials/{best.trial}.yaml", tmp_path / "again", "training.refit=false")
     assert again["validation"]["pairs"]["trained"]["ndcg_at_10"] == pytest.approx(best.val_ndcg_at_10, abs=1e-6)
     assert json.loads((tmp_path / "search/best/metrics.json").read_text())["pairs_unseen_documents"]
+    (tmp_path / "search/trials/default.json").write_text('{"val_ndcg_at_10": 0.01}')  # as if some trial were better
+    monkeypatch.setattr(tune, "train_once", lambda *args, **like: None)
+    search(config, tmp_path / "search", 3, tuner="grid")
+    page = (tmp_path / "search/search.html").read_text("utf-8")
+    assert "instead of 0.0100, 95 % interval of the difference over queries" in page
 
 
 def test_the_default_space_searches_memory_and_k(config):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.tuning.conftest import save_vectors
+from tests.tuning.conftest import mean_of_queries, save_vectors
 
 DRIVER = """
     import pathlib, sys
@@ -119,5 +119,7 @@ def test_two_trials_at_a_time(folder):
     found = table(folder / "search")
     assert set(found.status) == {"completed"}
     assert len(found) == 4
+    for row in found.itertuples():  # what a worker scored has come to the chief
+        assert mean_of_queries(folder / "search", row.trial) == pytest.approx(row.val_map_at_r, abs=1e-5)
     assert len(list((folder / "search/workers").iterdir())) == 2
     assert (folder / "search/best/metrics.json").exists()

@@ -17,7 +17,7 @@ import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-from tests.tuning.conftest import save_vectors
+from tests.tuning.conftest import mean_of_queries, save_vectors
 from xbm_keras import tuning
 from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
@@ -77,6 +77,7 @@ def test_a_search_leaves_what_the_docs_say(finished):
     }  # fmt: skip
     assert {p.name for p in (workdir / "trials").iterdir()} == {
         "0000.yaml", "0001.yaml", "0002.yaml", "default.json", "default.yaml",
+        "0000_queries.json", "0001_queries.json", "0002_queries.json", "default_queries.json",
     }  # fmt: skip
     assert table.trial.tolist() == ["0000", "0001", "0002"]
     assert set(table.status) == {"completed"}
@@ -94,6 +95,46 @@ def test_the_best_config_gives_the_best_score(finished):
     assert metrics["phase"] == "refit"
     score = metrics["validation"]["leave_one_out"]["trained"]["map_at_r"]
     assert score == pytest.approx(max(default, table.val_map_at_r.max()), abs=1e-4)
+
+
+def test_the_mean_of_what_is_kept_is_the_score(finished):
+    workdir, table = finished
+    for row in table.itertuples():
+        assert mean_of_queries(workdir, row.trial) == pytest.approx(row.val_map_at_r, abs=1e-6)
+    default = json.loads((workdir / "trials/default.json").read_text())["val_map_at_r"]
+    assert mean_of_queries(workdir, "default") == pytest.approx(default, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["surely", "perhaps", "an earlier version"])
+def test_the_page_and_the_last_lines_say_how_sure_it_is(finished, vectors, tmp_path, capsys, monkeypatch, kind):
+    """A finished search that is gone on with, and whose default is told to be worse than it was."""
+    workdir = shutil.copytree(finished[0], tmp_path / "search")
+    monkeypatch.setattr(tune, "train_once", lambda *args, **like: None)
+    table = pd.read_csv(workdir / "trials.csv", dtype={"trial": str})
+    best = table.trial[table.val_map_at_r.idxmax()]
+    trials, file = workdir / "trials", workdir / "trials/default_queries.json"
+    found = json.loads((trials / f"{best}_queries.json").read_text())
+    less = [0.1 if kind == "surely" or unit % 2 else -0.1 for unit in found["units"]]
+    file.write_text(json.dumps(found | {"values": [v - d for v, d in zip(found["values"], less, strict=True)]}))
+    (trials / "default.json").write_text(json.dumps({"val_map_at_r": 0.01, "epoch": 1}))
+    if kind == "an earlier version":
+        file.unlink()
+    search(vectors, workdir, 3)
+    said = " ".join(capsys.readouterr().out.split())
+    page = (workdir / "search.html").read_text("utf-8")
+    for text in (said, page):
+        assert (f"Trial {best} is not surely better than the config as it is" in text) == (kind == "perhaps")
+        assert ("over classes +0.1000 to +0.1000" in text) == (kind == "surely")
+        assert ("95 % interval of the difference" in text) == (kind != "an earlier version")
+        assert "instead of 0.0100" in text
+    assert (workdir / "best.yaml").read_text() != (workdir / "trials/default.yaml").read_text()
+
+
+def test_more_than_a_message_holds_is_not_kept(vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning.tuner, "MAX_CHARACTERS", 10)
+    monkeypatch.setattr(tune, "train_once", lambda *args, **like: None)
+    assert search(vectors, tmp_path, 1).status.tolist() == ["completed"]
+    assert not (tmp_path / "trials/0000_queries.json").exists()
 
 
 def test_a_trial_runs_through_train_as_it_is(finished, tmp_path):
@@ -154,6 +195,7 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     table = search(tmp_path / "x.yaml", tmp_path / "search", 1)
     (row,) = table.itertuples()
+    assert mean_of_queries(tmp_path / "search", row.trial) == pytest.approx(row.val_neighbor_overlap_at_10, abs=1e-6)
     assert row.status == "completed"
     keys = {"memory.memory_size", "top_k.num_neighbors", "top_k.num_random", "top_k.centring", "loss.temperature"}
     assert keys < set(table.columns)

@@ -69,8 +69,10 @@ class FrozenNeighbors:
         """
         return self.score_each(vectors, stored)[0]
 
-    def score_each(self, vectors: np.ndarray, stored: np.ndarray | None = None) -> tuple[dict[str, float], np.ndarray]:
-        """As `score`; and of each of the `queries` the overlap at the largest k, [n]."""
+    def score_each(
+        self, vectors: np.ndarray, stored: np.ndarray | None = None
+    ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
+        """As `score`; and by k the overlap of each of the `queries`, [n]."""
         if len(vectors) != self.num_items:
             raise ValueError(f"Received {len(vectors)} vectors; expected {self.num_items}, one for each item.")
         stored = vectors if stored is None else stored
@@ -81,7 +83,7 @@ class FrozenNeighbors:
             pair_similarities(vectors, *self.pairs, stored), self.similarities
         ).statistic
         metrics["similarity_rank_correlation"] = correlation
-        return {name: float(value) for name, value in metrics.items()}, kept[max(self.ks)]
+        return {name: float(value) for name, value in metrics.items()}, kept
 
     def mean_score(self, vectors: np.ndarray, widths: Sequence[int]) -> dict[str, float]:
         """The mean of the metrics over the beginnings of these widths of vectors [N, E]."""
@@ -108,4 +110,7 @@ class NeighborEvaluation(HeadEvaluation):
 
     def scores(self) -> dict[str, float]:
         """How much of the frozen features' neighbours and similarities the head keeps."""
-        return self.frozen.mean_score(embed(self.model.head, self.features), self.model.head.widths)
+        vectors = embed(self.model.head, self.features)
+        metrics, kept = zip(*(self.frozen.score_each(vectors[:, :w]) for w in self.model.head.widths), strict=True)
+        self.of_queries = np.mean([each[10] for each in kept], axis=0)
+        return {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0]}

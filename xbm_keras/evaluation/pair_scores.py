@@ -110,6 +110,8 @@ class PairEvaluation(keras.callbacks.Callback):
         self.relevant, self.grades = relevant, grades
         self.prefix = prefix
         self.baseline: dict[str, float] = {}
+        self.of_queries: np.ndarray | None = None
+        """[q], nDCG@10 of each query by the head that was scored last, the mean over its widths."""
 
     def on_train_begin(self, logs=None):
         """Score the head as it is."""
@@ -124,4 +126,5 @@ class PairEvaluation(keras.callbacks.Callback):
         head = self.model.head
         queries, documents = embed(head, self.queries), embed(head, self.documents, of_rows=True)
         scores = [evaluate_pairs(queries[:, :w], documents[:, :w], self.relevant, self.grades) for w in head.widths]
+        self.of_queries = np.mean([each["ndcg_at_10"] for each in scores], axis=0)
         return {self.prefix + name: float(np.mean([each[name] for each in scores])) for name in scores[0]}

@@ -206,6 +206,8 @@ class HeadEvaluation(keras.callbacks.Callback):
         super().__init__()
         self.prefix = prefix
         self.baseline: dict[str, float] = {}
+        self.of_queries: np.ndarray | None = None
+        """[n], the score of each query by the head that was scored last, of evaluations that tell it."""
 
     def scores(self) -> dict[str, float]:
         """Of the head as it is, means over its nested widths."""

@@ -65,7 +65,7 @@ def compare(
                 if frozen is not None and head is not None:
                     scores.setdefault("neighbors", {})[full_name], each = frozen.score_each(v, stored)
                     if stored is v:
-                        kept.setdefault(name, []).append(each)
+                        kept.setdefault(name, []).append(each[10])
     for protocol, of_heads in full.items():
         for other in [name for name in of_heads if name != "trained" and "trained" in of_heads]:
             values, classes = of_heads["trained"][0] - of_heads[other][0], of_heads[other][1]

@@ -5,6 +5,7 @@ import pathlib
 import time
 
 import keras
+import numpy as np
 import pandas as pd
 
 from xbm_keras.atomic_files import write_whole
@@ -36,11 +37,14 @@ class KeepBestHead(keras.callbacks.Callback):
         self.weights: list | None = None
         self.scores: list[float] = []
         """Of all epochs so far, epoch 0 first."""
+        self.of_queries: np.ndarray | None = None
+        """[n], what the best score is the mean of, where the evaluation tells it."""
 
     def on_train_begin(self, logs=None):
         """Epoch 0."""
         if self.weights is None:
             self.restore(0, [self.evaluation.baseline[self.monitor]], self.model.head.get_weights())
+            self.of_queries = self.evaluation.of_queries
 
     def restore(self, epoch: int, scores: list[float], weights: list) -> None:
         """Go on from what was kept before: the best epoch, the scores of all so far, the best head's weights."""
@@ -52,6 +56,7 @@ class KeepBestHead(keras.callbacks.Callback):
         if logs[self.monitor] > self.best:
             self.epoch, self.best = epoch + 1, logs[self.monitor]
             self.weights = self.model.head.get_weights()
+            self.of_queries = self.evaluation.of_queries
         elif epoch + 1 - self.epoch >= self.patience:
             self.model.stop_training = True
 

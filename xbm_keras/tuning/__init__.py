@@ -3,7 +3,7 @@
 - search: a search in a folder; tuner, local_workers: its loop, in one process or several
 - hypermodel, pair_hypermodel, space: what a trial is, and which keys vary
 - oracles, gaussian_process: which trial comes next
-- page: search.html
+- page, query_scores: search.html, and how sure its verdict is
 """
 
 from xbm_keras.tuning.hypermodel import HeadHyperModel, load_data

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import keras
 import keras_tuner
+import numpy as np
 import psutil
 import tensorflow as tf
 
 from xbm_keras.config.schema import Config, HeadConfig, Neighbors
 from xbm_keras.config.yaml_files import check_config
 from xbm_keras.data.dataset import Dataset
-from xbm_keras.evaluation.side_by_side import compare
+from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation.retrieval import embed, score_queries
 from xbm_keras.experiment import phases
 from xbm_keras.experiment.build import make_source, sized, width_of
 from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of
@@ -22,6 +24,8 @@ from xbm_keras.experiment.selection import choose, choose_start
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.head.starts import ClosedForms
+from xbm_keras.training.callbacks import KeepBestHead
+from xbm_keras.tuning.query_scores import QueryScores
 from xbm_keras.tuning.space import check_space, declare, default_space, trial_values
 
 
@@ -71,6 +75,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
         super().__init__(name="head")
         self.config = config
         self.dataset = dataset
+        self.query_scores: QueryScores | None = None
+        """Of the last `fit` or `evaluate`."""
         self.objective = keras_tuner.Objective(self.score, "max")
         self._heads: dict[str, ChosenHead] = {}
         self._closed_forms: dict[float, ClosedForms] = {}
@@ -164,8 +170,8 @@ class HeadHyperModel(keras_tuner.HyperModel):
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> dict[str, float]:
         began = time.monotonic()
-        metrics = {name: float(value) for name, value in self._scores(config, model, callbacks).items()}
-        return {**metrics, "seconds": time.monotonic() - began}
+        metrics, self.query_scores = self._scores(config, model, callbacks)
+        return {**{name: float(value) for name, value in metrics.items()}, "seconds": time.monotonic() - began}
 
     def _start(self, config: Config) -> XBMModel:
         dataset = self.dataset
@@ -186,13 +192,22 @@ class HeadHyperModel(keras_tuner.HyperModel):
 
     def _scores(
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback]
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], QueryScores | None]:
         dataset = self.dataset
         best = phases.select(config, dataset, model, callbacks, show_progress=False)
         if config.is_without_labels:
-            return {self.objective.name: best.best, "epoch": best.epoch}
-        scores = compare(dataset, {"trained": model.head}, dataset.splits.validation)["leave_one_out"]["trained"]
-        return {"val_map_at_r": scores["map_at_r"], "val_recall_at_1": scores["recall_at_1"], "epoch": best.epoch}
+            return {self.objective.name: best.best, "epoch": best.epoch}, of_best(best)
+        validation = dataset.labelled(dataset.splits.validation)
+        labels = dataset.labels[validation]
+        order, found = score_queries(embed(model.head, UnitRows(dataset.features, validation)), labels)
+        metrics = {f"val_{name}": found[name].mean() for name in ("map_at_r", "recall_at_1")}
+        return {**metrics, "epoch": best.epoch}, QueryScores(found["map_at_r"], labels[order])
+
+
+def of_best(best: KeepBestHead) -> QueryScores | None:
+    """Of the best epoch, where it was scored; each query is drawn by itself."""
+    found = best.of_queries
+    return None if found is None else QueryScores(found, np.arange(len(found)))
 
 
 def estimate_bytes(config: Config, num_rows: int, width: int) -> int:

@@ -23,6 +23,7 @@ from xbm_keras.tuning.gaussian_process import GaussianProcessOracle
 
 MAX_ATTEMPTS = 2
 REASON = "tuner/reason"
+QUERY_SCORES = "tuner/query_scores"
 TRIAL_STATE = ("trial_id", "status", "message", "score", "best_step")
 
 
@@ -33,7 +34,7 @@ class ResumableOracle(keras_tuner.Oracle):
 
     Attributes:
         journal: is told of trials, where the oracle is: `on_trial_begin(trial)` when one is handed out,
-            `on_trial_end(trial)` when it has its final status.
+            `on_trial_end(trial)` when it has its final status, before that `on_query_scores(trial, text)`.
         max_failures: so many failed trials in a row end the search; their reasons are in `stop_reason`.
         worker_timeout: seconds after which the trial of a silent worker is given to another one.
     """
@@ -116,6 +117,9 @@ class ResumableOracle(keras_tuner.Oracle):
             self._retry_queue.remove(trial.trial_id)
         # A trial that a worker sends back lost its message, and the digits of its numbers, in KerasTuner's protocol.
         trial.message = trial.hyperparameters.values.pop(REASON, trial.message)
+        scores = trial.hyperparameters.values.pop(QUERY_SCORES, None)
+        if self.journal and scores:  # before the state says that the trial has ended: else it may end without them
+            self.journal.on_query_scores(known, scores)
         trial.hyperparameters = known.hyperparameters
         super().end_trial(trial)
         self.save()

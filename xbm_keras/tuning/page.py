@@ -66,6 +66,8 @@ class Findings:
     """The rest, such as the tuner."""
     score: str = "val_map_at_r"
     """Column of the trials, and key of the default, by which they are compared."""
+    interval: tuple[float, float] | None = None
+    """Of 95 %, of what the best is above the default; None where it is not known."""
 
     @property
     def title(self) -> str:
@@ -89,10 +91,11 @@ def search_page(findings: Findings, title: str) -> Page:
     num_failed = int((findings.trials.status == "failed").sum())
     score = " on ".join(SCORES[findings.score])
     subtitle = f"{len(finished)} trials finished, {num_failed} failed. Scores are {score}."
-    return Page(title, _verdict(findings), [s for s in sections if s.blocks], subtitle)
+    return Page(title, verdict(findings), [s for s in sections if s.blocks], subtitle)
 
 
-def _verdict(findings: Findings) -> Verdict:
+def verdict(findings: Findings) -> Verdict:
+    """Whether to use the best trial: not where the interval of what it is above the default includes zero."""
     if not len(findings.finished):
         return Verdict("No trial has finished.", "bad")
     default = findings.default[findings.score]
@@ -100,9 +103,15 @@ def _verdict(findings: Findings) -> Verdict:
     if not best[findings.score] > default:
         return Verdict(f"Keep the config as it is: no trial is better than its {default:.4f}.")
     scores = f"validation {findings.title} {best[findings.score]:.4f} instead of {default:.4f}"
-    if best.get("epoch") == 0:
-        note = "Its best epoch is 0, the closed form itself: any memory size and k will do."
-        return Verdict(f"Use trial {best.trial}: {scores}. {note}", "good")
+    if findings.interval is not None:
+        over = SCORES[findings.score][1].split()[-1]  # classes, items or queries
+        scores += ", 95 % interval of the difference over {} {:+.4f} to {:+.4f}".format(over, *findings.interval)
+    is_start = best.get("epoch") == 0
+    note = " Its best epoch is 0, the closed form itself: any memory size and k will do." if is_start else ""
+    if findings.interval is not None and findings.interval[0] <= 0:
+        return Verdict(f"Trial {best.trial} is not surely better than the config as it is: {scores}.{note}")
+    if is_start:
+        return Verdict(f"Use trial {best.trial}: {scores}.{note}", "good")
     chosen = [f"{NAMES[key]} {_text(best[key])}" for key in NAMES if _is_set(best, key)]
     use = f"Use {', '.join(chosen)}" if chosen else f"Use trial {best.trial}"
     return Verdict(f"{use}: {scores} (trial {best.trial}).", "good")

@@ -13,7 +13,8 @@ from xbm_keras.experiment.pair_loading import load_pairs
 from xbm_keras.experiment.pair_starts import PairHead, choose_pair_start
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
-from xbm_keras.tuning.hypermodel import HeadHyperModel
+from xbm_keras.tuning.hypermodel import HeadHyperModel, of_best
+from xbm_keras.tuning.query_scores import QueryScores
 
 
 def load_pair_data(config: Config, backbone: Backbone | None = None) -> tuple[Config, PairDataset]:
@@ -67,6 +68,6 @@ class PairHyperModel(HeadHyperModel):
 
     def _scores(
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback]
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], QueryScores | None]:
         best = pair_phases.select(config, self.dataset, model, callbacks, show_progress=False)
-        return {self.score: float(np.max(best.scores)), "epoch": best.epoch}
+        return {self.score: float(np.max(best.scores)), "epoch": best.epoch}, of_best(best)

@@ -25,19 +25,21 @@ from xbm_keras.report.page import write_page
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.local_workers import LocalWorkers
 from xbm_keras.tuning.oracles import HyperbandOracle, make_oracle, reason_of
-from xbm_keras.tuning.page import Axis, Findings, search_page
+from xbm_keras.tuning.page import Axis, Findings, search_page, verdict
+from xbm_keras.tuning.query_scores import QueryScores
 from xbm_keras.tuning.space import overridden, own_value, to_overrides, trial_values
 from xbm_keras.tuning.tuner import HeadTuner, SearchError, serve
 
 log = logging.getLogger("xbm_keras.tuning")
+QUERIES = "_queries.json"  # the score of each query, beside the config of a trial
 LEFT = ("search.yaml", "trials", "trials.csv", "keras_tuner", "workers", "default", "best", "best.yaml", "search.html")
 
 
 class HeadSearch:
     """Trials of a hypermodel, kept in a folder. The same arguments go on where an earlier process stopped.
 
-    Writes `search.yaml` (what is searched), `trials/<number>.yaml` (configs for train.py), `trials.csv`, `best.yaml`,
-    and `keras_tuner/` (the oracle's state).
+    Writes `search.yaml` (what is searched), `trials/<number>.yaml` (configs for train.py) with the scores of each query
+    in `trials/<number>_queries.json`, `trials.csv`, `best.yaml`, and `keras_tuner/` (the oracle's state).
 
     Args:
         hypermodel: what is tuned.
@@ -140,20 +142,27 @@ class HeadSearch:
 
     def _score_default(self) -> dict[str, float]:
         """Metrics of the config as it is, which the search is to beat. What is wrong with it ends the search here."""
-        file = self.workdir / "trials" / "default.json"
+        file = self._trial_file("default.json")
         if not file.exists():
             config = self.default_config()
             save_config(config, file.with_suffix(".yaml"))
             try:
-                write_whole(file, json.dumps(self.hypermodel.evaluate(config)))
+                metrics = self.hypermodel.evaluate(config)
             except FailedTrialError as error:
                 raise SearchError(f"Received a config that cannot be run as it is. {error}") from error
+            if self.hypermodel.query_scores:
+                write_whole(self._trial_file(f"default{QUERIES}"), self.hypermodel.query_scores.to_text())
+            write_whole(file, json.dumps(metrics))
         return json.loads(file.read_text())
 
     def on_trial_begin(self, trial: Trial) -> None:
         """Write its config, before it runs."""
         self._began[trial.trial_id] = time.monotonic()
-        write_whole(self.workdir / "trials" / f"{trial_number(trial)}.yaml", to_yaml(self._nested(trial)))
+        write_whole(self._trial_file(f"{trial_number(trial)}.yaml"), to_yaml(self._nested(trial)))
+
+    def on_query_scores(self, trial: Trial, text: str) -> None:
+        """Keep the score of each of its queries."""
+        write_whole(self._trial_file(f"{trial_number(trial)}{QUERIES}"), text)
 
     def on_trial_end(self, trial: Trial) -> None:
         """Write the table, and say how it went."""
@@ -172,6 +181,19 @@ class HeadSearch:
         """The finished trial with the best score, if there is any."""
         finished = [trial for trial in self.oracle.trials.values() if trial.status == TrialStatus.COMPLETED]
         return max(finished, key=lambda trial: trial.score, default=None)
+
+    def interval(self) -> tuple[float, float] | None:
+        """Of what the best trial is above the default; None where the score of each query is not known of both.
+
+        Searches of earlier versions kept none.
+        """
+        best = self.best_trial()
+        names = [trial_number(best), "default"] if best else []
+        files = [self._trial_file(f"{name}{QUERIES}") for name in names]
+        if not files or not all(file.exists() for file in files):
+            return None
+        trial, default = (QueryScores.from_text(file.read_text("utf-8")) for file in files)
+        return trial.interval_above(default)
 
     def best_config(self) -> Config:
         """The config of the best trial; the default where no trial is better than it."""
@@ -201,18 +223,21 @@ class HeadSearch:
     def write_page(self) -> None:
         """Write `search.html`; where it cannot be made, say why."""
         with kept_in(self.workdir, "The same command makes it anew."):
-            space, config = self.hypermodel.space, self.hypermodel.config
-            about = {
-                "tuner": self.kind,
-                "trials": str(len(self.oracle.trials)),
-                "seed": str(config.training.seed),
-            }
-            default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
-            axes = {key: _axis(dimensions) for key, dimensions in space.items()}
-            place = self.workdir.name if self.workdir.is_absolute() else self.workdir  # no page tells whose home it is
-            command = f"python train.py --config {place}/best.yaml"
-            findings = Findings(self.table(), axes, default, self.test_scores(), command, about, self.score)
-            write_page(self.workdir / "search.html", search_page(findings, f"Search in {place}"))
+            write_page(self.workdir / "search.html", search_page(self._findings(), f"Search in {self._place}"))
+
+    @property
+    def _place(self) -> str:
+        """The folder as it is told: no page tells whose home it is."""
+        return self.workdir.name if self.workdir.is_absolute() else str(self.workdir)
+
+    def _findings(self) -> Findings:
+        space, config = self.hypermodel.space, self.hypermodel.config
+        about = {"tuner": self.kind, "trials": str(len(self.oracle.trials)), "seed": str(config.training.seed)}
+        default = {key: own_value(config, key) for key in space} | {self.score: self.default[self.score]}
+        axes = {key: _axis(dimensions) for key, dimensions in space.items()}
+        command = f"python train.py --config {self._place}/best.yaml"
+        tests, interval = self.test_scores(), self.interval()
+        return Findings(self.table(), axes, default, tests, command, about, self.score, interval)
 
     def print_results(self) -> None:
         """Default and best side by side, and where everything is."""
@@ -230,8 +255,7 @@ class HeadSearch:
             numbers = [score, *(scores[name] for scores in tests.values())]
             table.add_row(name, str(config.head.embedding_dim), *(f"{number:.4f}" for number in numbers))
         console.print(table)
-        if self.best_config() == self.default_config():
-            console.print("No trial is better than the config as it is.")
+        console.print(verdict(self._findings()).text, soft_wrap=True)
         console.print(f"[bold]Page[/bold]    {self.workdir}/search.html", soft_wrap=True)
         console.print(f"[bold]Best[/bold]    {self.workdir}/best.yaml, {self.workdir}/best/", soft_wrap=True)
         console.print(f"[bold]Trials[/bold]  {self.workdir}/trials.csv, {self.workdir}/trials/", soft_wrap=True)
@@ -254,6 +278,9 @@ class HeadSearch:
     def _write_results(self) -> None:
         write_whole(self.workdir / "trials.csv", self.table().to_csv(index=False))
         save_config(self.best_config(), self.workdir / "best.yaml")
+
+    def _trial_file(self, name: str) -> pathlib.Path:
+        return self.workdir / "trials" / name
 
     def _nested(self, trial: Trial) -> dict[str, Any]:
         return trial_values(self.hypermodel.config, self.hypermodel.space, trial.hyperparameters.values)

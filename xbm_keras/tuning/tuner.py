@@ -23,12 +23,13 @@ from keras_tuner.src.engine import conditions
 from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.tuning.hypermodel import HeadHyperModel
 from xbm_keras.tuning.local_workers import LocalWorkers
-from xbm_keras.tuning.oracles import REASON, RandomOracle, ResumableOracle
+from xbm_keras.tuning.oracles import QUERY_SCORES, REASON, RandomOracle, ResumableOracle
 
 log = logging.getLogger("xbm_keras.tuning")
 HEARTBEAT_SECONDS = 5
 WORKER_TIMEOUT_SECONDS = 60  # without a sign of life, after which a worker's trial is given to another
 IDLE_SECONDS = 0.3
+MAX_CHARACTERS = 3_000_000  # of the scores of queries; a message of gRPC takes 4 MB. Longer ones are not told
 MAX_WAIT_SECONDS = 3600  # of a chief without workers; KerasTuner's workers wait as long for a chief
 
 
@@ -74,9 +75,15 @@ class HeadTuner(keras_tuner.Tuner):
             return self.hypermodel.fit(trial.hyperparameters, model)
 
     def on_trial_end(self, trial: Trial):
-        """Report; the reason of a failure rides among the values, since KerasTuner's protocol has no field for it."""
+        """Report; what KerasTuner's protocol has no field for rides among the values.
+
+        It is the reason of a failure, and the score of each query.
+        """
         if self._is_worker() and trial.message:
             trial.hyperparameters.values[REASON] = trial.message
+        scores = self.hypermodel.query_scores
+        if scores and not trial.message and len(text := scores.to_text()) <= MAX_CHARACTERS:
+            trial.hyperparameters.values[QUERY_SCORES] = text
         super().on_trial_end(trial)
 
     def save(self):
