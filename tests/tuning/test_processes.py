@@ -17,7 +17,7 @@ from tests.tuning.conftest import mean_of_queries, save_vectors
 
 DRIVER = """
     import pathlib, sys
-    from xbm_keras.config import load_config
+    from xbm_keras.config.yaml_files import load_config
     from xbm_keras.tuning import HeadHyperModel, HeadSearch, gaussian_process, load_data, take_role, tuner, work
     gaussian_process.INITIAL_POINTS = 2
     tuner.HEARTBEAT_SECONDS, tuner.WORKER_TIMEOUT_SECONDS = 0.5, 10
