@@ -68,3 +68,12 @@ def test_each_head_has_a_closed_form_of_its_own(config):
     wide, narrow = score(used, 12), score(used, 4)
     assert narrow > wide + 0.05  # half of the features are noise
     assert narrow == score(new, 4)
+
+
+def test_a_trial_without_epochs_has_the_score_of_its_start(config):
+    values = load_config(str(config), ["training.epochs=0", "search.space=null"])
+    hypermodel = PairHyperModel(*load_pair_data(values))
+    scores = hypermodel.evaluate(values)
+    assert 0.05 < scores["val_ndcg_at_10"] < 1
+    assert scores["epoch"] == 0
+    assert hypermodel.query_scores.values.mean() == pytest.approx(scores["val_ndcg_at_10"], abs=1e-6)

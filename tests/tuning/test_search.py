@@ -209,6 +209,10 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
     assert "Scores are overlap@10 on held-out items." in page
     assert "test overlap@10, against the frozen features" in page
     assert "MAP@R" not in page
+    start = load_config(str(tmp_path / "x.yaml"), ["training.epochs=0"])
+    scores = HeadHyperModel(*load_data(start)).evaluate(start)  # of the start alone
+    assert 0 < scores["val_neighbor_overlap_at_10"] <= 1
+    assert scores["epoch"] == 0
 
 
 def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):

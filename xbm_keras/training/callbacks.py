@@ -46,6 +46,12 @@ class KeepBestHead(keras.callbacks.Callback):
             self.restore(0, [self.evaluation.baseline[self.monitor]], self.model.head.get_weights())
             self.of_queries = self.evaluation.of_queries
 
+    def score_start(self) -> None:
+        """Epoch 0, where there is no other: what `fit` begins with."""
+        self.evaluation.set_model(self.model)
+        for callback in (self.evaluation, self):
+            callback.on_train_begin()
+
     def restore(self, epoch: int, scores: list[float], weights: list) -> None:
         """Go on from what was kept before: the best epoch, the scores of all so far, the best head's weights."""
         self.epoch, self.best, self.scores, self.weights = epoch, scores[epoch], scores, weights

@@ -196,7 +196,7 @@ class HeadHyperModel(keras_tuner.HyperModel):
         dataset = self.dataset
         best = phases.select(config, dataset, model, callbacks, show_progress=False)
         if config.is_without_labels:
-            return {self.objective.name: best.best, "epoch": best.epoch}, of_best(best)
+            return of_best(self.score, best)
         validation = dataset.labelled(dataset.splits.validation)
         labels = dataset.labels[validation]
         order, found = score_queries(embed(model.head, UnitRows(dataset.features, validation)), labels)
@@ -204,10 +204,13 @@ class HeadHyperModel(keras_tuner.HyperModel):
         return {**metrics, "epoch": best.epoch}, QueryScores(found["map_at_r"], labels[order])
 
 
-def of_best(best: KeepBestHead) -> QueryScores | None:
-    """Of the best epoch, where it was scored; each query is drawn by itself."""
+def of_best(score: str, best: KeepBestHead) -> tuple[dict[str, float], QueryScores | None]:
+    """The best epoch and its score, of the start where no epoch was asked for; and of each query, where it is known."""
+    if not best.scores:
+        best.score_start()
     found = best.of_queries
-    return None if found is None else QueryScores(found, np.arange(len(found)))
+    each = None if found is None else QueryScores(found, np.arange(len(found)))  # each is drawn by itself
+    return {score: float(best.best), "epoch": best.epoch}, each
 
 
 def estimate_bytes(config: Config, num_rows: int, width: int) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 
 from xbm_keras.config.schema import Config
 from xbm_keras.data.pair_dataset import PairDataset
@@ -70,4 +69,4 @@ class PairHyperModel(HeadHyperModel):
         self, config: Config, model: XBMModel, callbacks: Sequence[keras.callbacks.Callback]
     ) -> tuple[dict[str, float], QueryScores | None]:
         best = pair_phases.select(config, self.dataset, model, callbacks, show_progress=False)
-        return {self.score: float(np.max(best.scores)), "epoch": best.epoch}, of_best(best)
+        return of_best(self.score, best)
