@@ -23,7 +23,7 @@ def preview() -> argparse.ArgumentParser:
         description="Frozen features and closed forms on held-out training classes: leave it, solve it, or train it.",
     )
     parser.add_argument("--config", default="default", help="of the run that is thought of")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    _overrides(parser)
     return parser
 
 
@@ -35,7 +35,7 @@ def evaluate() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help=MODEL)
     parser.add_argument("--config", help="of the data, which need no labels; by default the run's own")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    _overrides(parser)
     parser.add_argument("--items", choices=("test", "all"), default="test", help="which of the data's items")
     parser.add_argument("--output", help="write the scores to this .json file")
     parser.add_argument(
@@ -105,7 +105,7 @@ def duplicates() -> argparse.ArgumentParser:
     of.add_argument("--index", type=pathlib.Path, help="look at the items of an index, by their embeddings")
     of.add_argument("--model", help="look at the data of a run, by their frozen features: " + MODEL)
     parser.add_argument("--config", help="with --model: of other data; they need no labels")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    _overrides(parser)
     parser.add_argument(
         "--pictures", nargs="+", default=[], metavar="[ROOT=]FOLDER", help="with --index: where its pictures are"
     )
@@ -191,7 +191,7 @@ def index() -> argparse.ArgumentParser:
     items(made)
     made.add_argument("--root", help="name of that folder, before the ids; by default none: ids are paths below it")
     made.add_argument("--config", help="of other data than the run's own; they need no labels")
-    made.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
+    _overrides(made)
     made.add_argument("--items", choices=("test", "all"), default="all", help="which of the data's items")
     made.add_argument(
         "--approximate",
@@ -251,6 +251,10 @@ OF_COMMAND: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "preview": preview, "evaluate": evaluate, "export": export, "embed": embed, "compress": compress,
     "duplicates": duplicates, "index": index, "serve": serve, "cache": cache,
 }  # fmt: skip
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="over the config")
 
 
 def _positive(text: str) -> int:

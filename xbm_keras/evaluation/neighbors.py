@@ -87,8 +87,15 @@ class FrozenNeighbors:
 
     def mean_score(self, vectors: np.ndarray, widths: Sequence[int]) -> dict[str, float]:
         """The mean of the metrics over the beginnings of these widths of vectors [N, E]."""
-        scores = [self.score(vectors[:, :width]) for width in widths]
-        return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
+        return self.mean_score_each(vectors, widths)[0]
+
+    def mean_score_each(
+        self, vectors: np.ndarray, widths: Sequence[int]
+    ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
+        """As `mean_score`; and by k the mean overlap of each of the `queries`, [n]."""
+        scores, kept = zip(*(self.score_each(vectors[:, :width]) for width in widths), strict=True)
+        means = {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
+        return means, {k: np.mean([each[k] for each in kept], axis=0) for k in self.ks}
 
 
 class NeighborEvaluation(HeadEvaluation):
@@ -110,7 +117,7 @@ class NeighborEvaluation(HeadEvaluation):
 
     def scores(self) -> dict[str, float]:
         """How much of the frozen features' neighbours and similarities the head keeps."""
-        vectors = embed(self.model.head, self.features)
-        metrics, kept = zip(*(self.frozen.score_each(vectors[:, :w]) for w in self.model.head.widths), strict=True)
-        self.of_queries = np.mean([each[10] for each in kept], axis=0)
-        return {name: float(np.mean([each[name] for each in metrics])) for name in metrics[0]}
+        head = self.model.head
+        metrics, kept = self.frozen.mean_score_each(embed(head, self.features), head.widths)
+        self.of_queries = kept[10]
+        return metrics
