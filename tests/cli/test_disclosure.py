@@ -149,3 +149,5 @@ def test_files_are_told_by_their_content(tmp_path, monkeypatch):
     assert of_folder.startswith("`keras_hub`, weights of a folder with SHA-256 ")
     (folder / "inner/a").rename(folder / "inner/b")
     assert model_card.network_of({"kind": "keras_hub", "preset": "all_minilm_l6_v2_en"}) != of_folder
+    of_parts = model_card.network_of({"kind": "keras_hub", "preset": "dinov2_small", "parts": ["class", "gem"]})
+    assert of_parts == "`keras_hub`, weights `dinov2_small`, its parts class + gem"

@@ -272,6 +272,20 @@ def test_an_earlier_run_that_says_how_wide_its_head_is_goes_on(there, here, diff
     assert run_folder._differences(earlier, config) == differences
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "differences"),
+    [
+        ("auto", "auto", []),
+        ("[class,gem]", "auto", []),  # what it came to
+        ("[class]", "[gem]", ["backbone.parts: ['class'] there, ['gem'] here"]),
+        ("[class]", "pooled", ["backbone.parts: ['class'] there, 'pooled' here"]),
+    ],
+)
+def test_an_unfinished_run_that_says_which_parts_it_took_goes_on(there, here, differences):
+    earlier, config = (load_config("birds_dinov2", [f"backbone.parts={parts}"]) for parts in (there, here))
+    assert run_folder._differences(earlier, config) == differences
+
+
 def test_other_data_are_refused(config, unfinished, tmp_path, capsys):
     path = config.with_name("vectors.npz")
     with np.load(path) as data:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+import tensorflow as tf
 import yaml
 
 from tests import hub_presets
@@ -16,6 +17,11 @@ from tests.cli.runs import fails, folder_of_pictures, run
 from tests.conftest import ROOT
 from tests.fresh_processes import run_fresh
 from xbm_keras.cli import evaluate, index
+from xbm_keras.config.yaml_files import load_config
+from xbm_keras.experiment import saved_run
+from xbm_keras.experiment.build import make_backbone, make_whole_backbone
+from xbm_keras.geometry import unit_length
+from xbm_keras.stages.backbone import hub, vision_parts
 
 SERVE = """
 import sys
@@ -163,10 +169,43 @@ def test_pictures_end_to_end(keras_hub, tmp_path):
     preset = hub_presets.tiny_pictures(tmp_path / "dinov2")
     data = {"source": "image_folder", "root": str(tmp_path / "photos")}
     config = config_of(tmp_path, data, {"kind": "keras_hub", "preset": preset})
-    run(config, tmp_path / "run", "training.epochs=1", "training.batch_size=12")
+    # All parts are what a run chooses from; one of a version that chose nothing has its rule in its config.
+    given = load_config(str(config))
+    widths = [
+        make(given).compute_output_shape((None, None, None, 3))[1] for make in (make_backbone, make_whole_backbone)
+    ]
+    assert widths == [16 + 16, 16 + 16 + 16 + 16]
+    fast = ["training.epochs=1", "training.batch_size=12", "views.number=2", "views.turned_classes=false"]
+    metrics = run(config, tmp_path / "run", *fast, report=True)
     assert (tmp_path / "run/export/1/saved_model.pb").exists()
     assert not (tmp_path / "run/tokenizer").exists()
     assert keras.saving.load_model(tmp_path / "run/model.keras").backbone is None
+    # Which parts were taken, everywhere where it is told.
+    chosen, tried = metrics["validation"]["parts"], metrics["validation"]["tried_parts"]
+    assert sorted(tried) == sorted(map(" + ".join, vision_parts.CHOICES))
+    assert load_config(str(tmp_path / "run/config.yaml")).backbone.parts == chosen
+    named = f"its parts {' + '.join(chosen)}"
+    assert named in (tmp_path / "run/export/1/model_card.md").read_text()
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Parts of the network" in page
+    assert named in page
+    assert f"Taken: {' + '.join(chosen)}, " in page
+    # What serves is the network with these parts alone, and the head.
+    serve = tf.saved_model.load(str(tmp_path / "run/export/1")).signatures["serving_default"]
+    paths = sorted((tmp_path / "photos").rglob("*.png"))
+    pictures = np.stack([np.asarray(PIL.Image.open(path)) for path in paths]).astype(np.float32)
+    backbone = hub.HubBackbone.from_preset(preset, parts=chosen)
+    expected = saved_run.load_head(str(tmp_path / "run"))(unit_length(backbone(pictures)))
+    np.testing.assert_allclose(serve(tf.constant(pictures))["embeddings"], expected, atol=1e-4)
+    # The cache has them: no picture passes the network again, nor for another run of what this one came to.
+    evaluate.main(["--model", str(tmp_path / "run"), "--items", "all", "--embed", str(tmp_path / "v.npy")])
+    names = pd.read_csv(tmp_path / "v.csv").key
+    vectors = dict(zip(names, np.load(tmp_path / "v.npy"), strict=True))
+    for path, vector in zip(paths, np.asarray(expected), strict=True):
+        np.testing.assert_allclose(vectors[path.relative_to(tmp_path / "photos").as_posix()], vector, atol=1e-4)
+    again = run(tmp_path / "run/config.yaml", tmp_path / "again")
+    assert json.loads((tmp_path / "again/data.json").read_text())["read_for_backbone"] == 0
+    assert again["leave_one_out"] == metrics["leave_one_out"]
 
 
 def test_data_and_network_of_another_kind(keras_hub, text_config, tmp_path, capsys):

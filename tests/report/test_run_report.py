@@ -47,6 +47,7 @@ def report_of(dataset, path, names=("frozen", "closed_form", "trained"), **chang
     scores = {name: dict.fromkeys(metrics, 0.4 + 0.1 * i) for i, name in enumerate(names)}
     tried = {"pca": {"1.0": 0.31}, "lda": {"0.1": 0.42, "0.9": 0.415}}
     validation = {"leave_one_out": scores, "epoch": 2, "start": "lda", "shrinkage": 0.1, "tried": tried}
+    validation |= {"parts": ["class", "gem"], "tried_parts": {"class": 0.515, "class + gem": 0.525}}
     arguments = {
         "about": {"Data": "photos", "Network": "MobileNetV2"},
         "config": "head: {embedding_dim: 4}\n",
@@ -89,6 +90,8 @@ def test_it_says_what_the_run_found(texts_report):
     assert "Would more classes help" in said
     assert {"Start", "0.310", "0.415"} <= set(said)
     assert any(text.startswith("Chosen: lda, shrinkage 0.1. ") for text in said)
+    assert {"Parts of the network", "class + gem", "0.515", "0.525"} <= set(said)
+    assert any(text.startswith("Taken: class + gem, the narrowest ") for text in said)
     assert "Loss" in said
     assert "Active pairs" not in said  # the history has none
 

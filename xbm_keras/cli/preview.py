@@ -7,6 +7,7 @@ import rich.table
 from xbm_keras.cli import parsers, terminal
 from xbm_keras.config.yaml_files import ConfigError, load_config
 from xbm_keras.experiment import build, loading
+from xbm_keras.experiment.chosen_parts import choose_parts
 from xbm_keras.experiment.preview import Preview, preview
 
 
@@ -22,9 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
                 "classes and a loss that uses them. Run train.py with training.epochs=0, which needs no more time."
             )
         source = build.make_source(config)
-        backbone = build.make_backbone(config)
-        config = build.sized(config, build.width_of(source, backbone))
-        show(preview(config, loading.dataset_of(source, config, backbone)))
+        backbone = build.make_whole_backbone(config)
+        config = build.sized_for(config, source, backbone)
+        config, dataset, _ = choose_parts(config, loading.dataset_of(source, config, backbone), backbone)
+        show(preview(config, dataset))
     return 0
 
 

@@ -3,8 +3,9 @@
 from absl import flags
 
 from xbm_keras.cli import terminal
-from xbm_keras.config.yaml_files import load_config, presets
+from xbm_keras.config.yaml_files import load_config, presets, save_config
 from xbm_keras.experiment import build, devices, loading, phases, run_folder, saved_run
+from xbm_keras.experiment.chosen_parts import choose_parts
 from xbm_keras.experiment.work import work_of
 from xbm_keras.report.stage_costs import Costs, Stage
 
@@ -30,12 +31,17 @@ def main(argv):
             costs = Costs(stages_of(config))
             costs.begin(Stage.FEATURES)
             source = build.make_source(config)  # a wrong path is told before weights are downloaded
-            backbone = build.make_backbone(config)
-            config = build.sized(config, build.width_of(source, backbone))
+            backbone = build.make_whole_backbone(config)
+            given, config = config, build.sized_for(config, source, backbone)
             data = work_of(config).load(source, config, backbone)
             if Stage.VIEWS in costs.planned:
                 costs.begin(Stage.VIEWS)
                 data = loading.with_training_views(config, data, backbone)
+            if Stage.PARTS in costs.planned:
+                costs.begin(Stage.PARTS)
+                config, data, backbone = choose_parts(config, data, backbone)
+                # A finished run is opened with the parts that it took.
+                save_config(given.model_copy(update={"backbone": config.backbone}), workdir / "config.yaml")
             metrics = train(config, data, backbone, workdir, costs)
     terminal.print_results(workdir, metrics, "Test queries" if config.is_of_pairs else "Test items")
 
@@ -45,6 +51,7 @@ def stages_of(config, has_data: bool = False) -> list[Stage]:
     is_done = {
         Stage.FEATURES: not has_data,
         Stage.VIEWS: not has_data and loading.may_view(config),
+        Stage.PARTS: not has_data and build.leaves_parts_open(config),
         Stage.REFIT: config.training.refit,
         Stage.REPORT: REPORT.value,
     }

@@ -44,12 +44,13 @@ def main(argv):
         devices.make_strategy(config.training)  # or an error, before features are computed
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         source = build.make_source(config)
-        backbone = build.make_backbone(config)
+        backbone = build.make_whole_backbone(config)
         if config.is_of_pairs:
             hypermodel = PairHyperModel(*load_pair_data(config, backbone))
             data = work_of(config).load(source, config, backbone)
         else:
             config, data = load_data(config, backbone, source)
+            backbone = build.make_backbone(config) if data.parts else backbone  # that gives what was chosen
             hypermodel = HeadHyperModel(config, data)
         if role == "worker":
             work(hypermodel)

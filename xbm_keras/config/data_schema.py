@@ -17,6 +17,7 @@ from xbm_keras.data.tfds import TFDS
 from xbm_keras.feature_cache.cache import compute_features
 from xbm_keras.stages.backbone.frozen import Backbone, Layers
 from xbm_keras.stages.backbone.hub import HubBackbone
+from xbm_keras.stages.backbone.vision_parts import PartNames
 
 Fraction = Annotated[float, Gt(0), Lt(1)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
@@ -90,6 +91,15 @@ class _Application(ArgumentsSection):
     "pyramid"."""
 
 
+class _Hub(ArgumentsSection):
+    parts: Literal["auto", "pooled"] | PartNames = "auto"
+    """Of a vision transformer, side by side: "class", the class token, or what CLIP and SigLIP compare; "patches", the
+    mean of the patches; "gem", their generalised mean; "blocks", the class tokens of the last four blocks. "auto"
+    computes all of them and takes those by which held-out training classes are told apart best, of as good ones the
+    narrowest; it is "pooled" for other networks, where the loss needs no labels, and where `pooling` is given. "pooled"
+    is what `pooling` makes of all tokens."""
+
+
 def no_backbone() -> None:
     """The input already is a feature vector."""
 
@@ -120,7 +130,7 @@ else:
             section_of(Backbone.from_application, _Application, without=["pooling"], kind="keras_applications"),
             section_of(Backbone.from_file, without=OF_FILES, recipe={"image_size": [224, 224]}, kind="file"),
             section_of(Backbone.from_glyph_net, kind="glyph_net"),
-            section_of(HubBackbone.from_preset, recipe={"parts": "auto"}, kind="keras_hub"),
+            section_of(HubBackbone.from_preset, _Hub, kind="keras_hub"),
         ],
         "kind",
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,14 @@ from xbm_keras.data import arrays, sources
 from xbm_keras.data.duplicates import Duplicates
 from xbm_keras.data.splits import Splits
 from xbm_keras.data.unit_rows import FeatureRows
+
+
+class TriedParts(NamedTuple):
+    """Which parts of a network make the features, where a run chose them."""
+
+    chosen: tuple[str, ...]
+    scores: dict[str, float]
+    """MAP@R of held-out classes by the parts that were tried, such as "class + patches"; the narrowest come first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Dataset:
     """Items of the source without a label. They are left out where the loss needs one."""
     duplicates: dict[str, Duplicates] = dataclasses.field(default_factory=dict)
     """Items of the same content, of which some are in the wrong place; all are kept."""
+    parts: TriedParts | None = None
+    """None where nothing was left to choose."""
 
     @property
     def has_labels(self) -> bool:

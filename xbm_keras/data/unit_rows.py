@@ -36,6 +36,24 @@ class ChosenRows:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
+class ChosenColumns:
+    """Some columns [n, d] of a feature array, read when they are indexed, as if they were an array."""
+
+    def __init__(self, features: FeatureRows, columns: np.ndarray):
+        self.features, self.columns = features, columns
+        self.shape = (len(features), len(columns))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        return np.asarray(self.features[index])[..., self.columns]
+
+    def __array__(self, dtype=None, copy=None):
+        rows = self[:]
+        return rows.astype(dtype or rows.dtype, copy=False)
+
+
 class UnitRows:
     """Rows of a feature array that have unit length, float32 [n, D], as if they were an array.
 

@@ -2,7 +2,8 @@
 
 - phases: a run from above: select, refit, test
 - held_out: `training.folds`: which training classes are held out, and how starts fare on them
-- selection: what is chosen by them: views, start, epoch; chosen_head: what may be chosen of a head
+- selection: what is chosen by them: views, start, epoch; chosen_head: what may be chosen of a head; chosen_parts: of a
+  network
 - learning, preview: whether more data would help, and whether a head would
 - fitting: the same as one call, of data at hand
 - build, loading: from a config to stages, and to the features of all items

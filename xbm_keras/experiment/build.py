@@ -41,8 +41,25 @@ def make_source(config: schema.Config, is_training: bool = True) -> sources.Sour
 
 def make_backbone(config: schema.Config) -> Backbone | None:
     """The frozen network; None where the data are vectors."""
+    return _made(config)
+
+
+def make_whole_backbone(config: schema.Config) -> Backbone | None:
+    """The same for a run that is to come: with all parts of its features, where the config lets it choose some.
+
+    See `chosen_parts`. A finished run says in its config which these were.
+    """
+    return _made(config, **({"parts": "all"} if leaves_parts_open(config) else {}))
+
+
+def leaves_parts_open(config: schema.Config) -> bool:
+    """Whether a run chooses which parts of its network make the features, where that has any."""
+    return getattr(config.backbone, "parts", None) == "auto" and config.data.modality == "image"
+
+
+def _made(config: schema.Config, **others: str) -> Backbone | None:
     with blaming_config():
-        backbone = config.backbone.make()
+        backbone = config.backbone.make(**others)
         if getattr(backbone, "modality", config.data.modality) != config.data.modality:
             raise ValueError(
                 f"Received data.source {config.data.source!r} with the preset {config.backbone.preset!r}, a network of "
@@ -55,6 +72,20 @@ def sized(config: schema.Config, width: int | None) -> schema.Config:
     """The config with a head for features of a width. Raises ConfigError where there can be none: see `HeadConfig`."""
     with blaming_config():
         return config.model_copy(update={"head": config.head.for_features(width)})
+
+
+def sized_for(
+    config: schema.Config, source: sources.Source | arrays.Vectors | Pairs, backbone: Backbone | None
+) -> schema.Config:
+    """The config with a head for features that are yet to be computed; as it is where it is open how wide they will be.
+
+    Raises ConfigError where there can be none.
+    """
+    choices = () if backbone is None else backbone.choices
+    if not choices:
+        return sized(config, width_of(source, backbone))
+    sized(config, max(len(choice.columns) for choice in choices))  # or an error
+    return config
 
 
 def width_of(source: sources.Source | arrays.Vectors | Pairs, backbone: Backbone | None) -> int | None:

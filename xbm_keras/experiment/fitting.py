@@ -24,7 +24,8 @@ from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.retrieval import embed, evaluate_retrieval
 from xbm_keras.experiment import pair_phases, phases
-from xbm_keras.experiment.build import sized, width_of
+from xbm_keras.experiment.build import sized_for
+from xbm_keras.experiment.chosen_parts import choose_parts
 from xbm_keras.experiment.loading import dataset_of, with_training_views
 from xbm_keras.experiment.pair_loading import folds_of
 from xbm_keras.experiment.run_folder import write_keras_file
@@ -206,8 +207,9 @@ def fit_head(
     config = _config(modality, settings, **({} if labels is not None else {"name": "similarity_alignment"}))
     about = _items(len(items), labels)
     source = Vectors(_floats(items), about) if backbone is None else _source(modality, items, about)
-    config = sized(config, width_of(source, backbone))  # or an error, before a feature is computed
+    config = sized_for(config, source, backbone)  # or an error, before a feature is computed
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
+    config, dataset, backbone = choose_parts(config, dataset, backbone)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = phases.run(config, dataset, backbone, pathlib.Path(folder), Costs())
     return FittedHead(model, _judged(metrics["validation"]))
@@ -244,7 +246,7 @@ def fit_pairs(
     """
     config = _config("pairs", settings)
     judged = _pairs(_side(queries, backbone), _side(documents, backbone), pairs)
-    config = sized(config, width_of(judged, backbone))
+    config = sized_for(config, judged, backbone)
     folds = folds_of(judged, config, backbone)
     with tempfile.TemporaryDirectory() as folder:
         model, metrics = pair_phases.run(config, folds, backbone, pathlib.Path(folder), Costs())

@@ -125,11 +125,29 @@ def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:
     return [_holding_out(dataset, np.sort(np.concatenate(half))) for half in (folds[:middle], folds[middle:])]
 
 
-def some_classes(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads."""
+def are_near_best(found: np.ndarray, errors: float = 1.0) -> np.ndarray:
+    """Which of several ways lack at most so many standard errors, over classes, of the best one, [n] bool.
+
+    Args:
+        found: [C, n], of each way scores of classes, whose mean is its score.
+        errors: how many.
+    """
+    lacking = found[:, int(np.argmax(found.mean(axis=0))), None] - found
+    return lacking.mean(axis=0) <= errors * lacking.std(axis=0, ddof=1) / np.sqrt(len(lacking))
+
+
+def some_classes(positions: np.ndarray, labels: np.ndarray, max_items: int | None = None) -> np.ndarray:
+    """All of these positions; or those of so many classes, drawn at random, that they are enough to compare heads.
+
+    Args:
+        positions: of items.
+        labels: of all items.
+        max_items: how many are enough; two classes are taken in any case.
+    """
+    max_items = MAX_SCORED_ITEMS if max_items is None else max_items
     names, counts = np.unique(labels[positions], return_counts=True)
     order = np.random.default_rng(0).permutation(len(names))
-    num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), MAX_SCORED_ITEMS))
+    num_classes = max(2, np.searchsorted(np.cumsum(counts[order]), max_items))
     return positions[np.isin(labels[positions], names[order[:num_classes]])]
 
 

@@ -270,6 +270,7 @@ def run(
         "folds": 1 + len(other_folds),
         "views": config.views.number,
         "turned_classes": config.views.turned_classes,
+        **({"parts": dataset.parts.chosen, "tried_parts": dataset.parts.scores} if dataset.parts else {}),
         **config.head.model_dump(include={"start", "power", "tried", *PARAMETERS.get(config.head.start, ())}),
     }
     return model, {**metrics, "validation": {**validation, **chosen}, "phase": phase}

@@ -204,8 +204,9 @@ def _has_checkpoint(folder: pathlib.Path) -> bool:
 def _differences(saved: Config, config: Config) -> list[str]:
     """Keys that decide what is trained, and their values there and here."""
     there, here = (_flat(c.model_dump(include=set(TRAINED_BY))) for c in (saved, config))
-    if "auto" in (saved.head.embedding_dim, config.head.embedding_dim):
-        here["head.embedding_dim"] = there["head.embedding_dim"]  # which may be as wide; a checkpoint tells if not
+    for key in ("head.embedding_dim", "backbone.parts"):
+        if "auto" in (there.get(key), here.get(key)):
+            here[key] = there.get(key)  # which may be what it came to; a checkpoint, or data.json, tells if not
     return [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in {**there, **here}

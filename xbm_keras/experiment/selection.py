@@ -10,7 +10,7 @@ from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.experiment.chosen_head import PARAMETERS, POWERS, TRIED, ChosenHead, HeadChoice
-from xbm_keras.experiment.held_out import HeldOutFolds
+from xbm_keras.experiment.held_out import HeldOutFolds, are_near_best
 from xbm_keras.experiment.loading import TRIED_VIEWS
 from xbm_keras.progress import track
 
@@ -95,9 +95,7 @@ def _within(
     """Which starts lack at most so many standard errors, over classes, of the best one, [n] bool; and all scores."""
     scores = _scores(choices, folds, is_sample)
     found = np.stack([folds.by_class(each, is_sample) for each in choices], axis=1)
-    lacking = found[:, int(np.argmax(scores)), None] - found
-    error = lacking.std(axis=0, ddof=1) / np.sqrt(len(lacking))
-    return lacking.mean(axis=0) <= errors * error, scores
+    return are_near_best(found, errors), scores
 
 
 def _scores(choices: Sequence[ChosenHead], folds: HeldOutFolds, is_sample: bool = False) -> list[float]:

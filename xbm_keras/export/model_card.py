@@ -131,7 +131,9 @@ def network_of(backbone: dict) -> str:
     is_name = origin == "imagenet" or ("preset" in backbone and not is_path)
     weights = f", weights {f'`{origin}`' if is_name else _content_of(pathlib.Path(origin))}" if origin else ""
     size = "x".join(map(str, backbone.get("image_size") or ()))
-    return f"`{backbone.get('name') or backbone['kind']}`{weights}" + (f", pictures at {size}" if size else "")
+    parts = backbone.get("parts")
+    told = f", its parts {' + '.join(parts)}" if isinstance(parts, list) else ""
+    return f"`{backbone.get('name') or backbone['kind']}`{weights}{told}" + (f", pictures at {size}" if size else "")
 
 
 def _content_of(place: pathlib.Path) -> str:

@@ -32,7 +32,16 @@ from xbm_keras.data.sources import DataError, Source, UnreadableItem
 from xbm_keras.feature_cache import ray_extraction
 from xbm_keras.feature_cache.digests import find_digests
 from xbm_keras.feature_cache.extraction import compute_batches, default_batch_size
-from xbm_keras.feature_cache.shards import ShardedRows, Shards, find_places, listings, number_of, write_shard
+from xbm_keras.feature_cache.shards import (
+    ShardedRows,
+    Shards,
+    find_places,
+    listings,
+    number_of,
+    path_of,
+    read_listing,
+    write_shard,
+)
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.backbone.pyramid import output_positions
 
@@ -86,14 +95,11 @@ def compute_features(
     """
     identify = functools.partial(fingerprint, dtype=dtype, decoder=source.decoder)
     folder = pathlib.Path(os.path.expanduser(cache_dir)) / identify(backbone)[:16]
-    try:
+    with _told_of_disk(cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
         digests, reasons = find_digests(source, folder.parent)
         to_retry = [i for i, reason in reasons.items() if not reason.is_lasting]
-        with filelock.FileLock(folder / "lock"):
-            remove_leftovers(folder)
-            _describe(folder, backbone, dtype)
-            places = find_places(folder)
+        with _alone_in(folder, backbone, dtype) as places:
             missing = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest and digest not in places}
             wanted = sorted(missing.values())
             if wanted:
@@ -105,12 +111,6 @@ def compute_features(
                         compute_batches, source, backbone.as_function(), backbone.prepare, batch_size=size
                     )
                 to_retry += _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title, places)
-    except OSError as error:
-        reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
-        raise DataError(
-            f"Received cache.dir {cache_dir!r}, which {reason}, or give another folder by cache.dir. Finished shards "
-            "are kept, and the same command goes on after them."
-        ) from error
 
     keys = source.items.keys
     found = {i: places[digest] for i, digest in enumerate(digests) if digest is not None}
@@ -128,6 +128,76 @@ def compute_features(
         )
     shard_of, row_of = np.array(list(kept.values())).T
     return CachedFeatures(ShardedRows(Shards(folder), shard_of, row_of), np.array(list(kept)), skipped, len(wanted))
+
+
+def keep_columns(
+    rows: ShardedRows, columns: np.ndarray, backbone: Backbone, cache_dir: str, dtype: str, decoder: str
+) -> ShardedRows:
+    """Some columns of cached features, written to the cache of the network that gives these alone, as if it had run.
+
+    So each run, index and evaluation by that network finds them there.
+
+    Args:
+        rows: [n, D], of one cache folder.
+        columns: [d] which.
+        backbone: whose features they are, each row but for its length.
+        cache_dir: the folder of all caches.
+        dtype: of the rows on disk.
+        decoder: of the source of the items.
+
+    Returns:
+        [n, d], the same items in the same order.
+
+    Raises:
+        DataError: where the disk is full.
+    """
+    whole = rows.shards.folder
+    folder = whole.parent / fingerprint(backbone, dtype, decoder)[:16]
+    shard_of, row_of = np.empty_like(rows.shard_of), np.empty_like(rows.row_of)
+    with _told_of_disk(cache_dir):
+        folder.mkdir(exist_ok=True)
+        with _alone_in(folder, backbone, dtype) as places:
+            number = _next_number(folder)
+            for shard in np.unique(rows.shard_of):
+                here = rows.shard_of == shard
+                listing = read_listing(path_of(whole, shard).with_suffix(".json"))
+                entries = [entry for entry in listing if "error" not in entry]
+                wanted = np.unique(rows.row_of[here])
+                new = [row for row in wanted if not isinstance(places.get(entries[row]["sha256"]), tuple)]
+                if new:
+                    taken = rows.shards[shard][new][:, columns]
+                    write_shard(folder, number, list(taken), dtype, [entries[row] for row in new])
+                    places |= {entries[row]["sha256"]: (number, place) for place, row in enumerate(new)}
+                    number += 1
+                found = np.array([places[entries[row]["sha256"]] for row in wanted], np.int64)
+                shard_of[here], row_of[here] = found[np.searchsorted(wanted, rows.row_of[here])].T
+    return ShardedRows(Shards(folder), shard_of, row_of)
+
+
+@contextlib.contextmanager
+def _told_of_disk(cache_dir: str) -> Iterator[None]:
+    """Errors of the disk as a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = "is full; free some space" if error.errno == errno.ENOSPC else f"cannot be used: {error}"
+        raise DataError(
+            f"Received cache.dir {cache_dir!r}, which {reason}, or give another folder by cache.dir. Finished shards "
+            "are kept, and the same command goes on after them."
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path, backbone: Backbone, dtype: str) -> Iterator[dict]:
+    """While no other process writes to the folder of a backbone: what is known of each content, see `find_places`."""
+    with filelock.FileLock(folder / "lock"):
+        remove_leftovers(folder)
+        _describe(folder, backbone, dtype)
+        yield find_places(folder)
+
+
+def _next_number(folder: pathlib.Path) -> int:
+    return 1 + max(map(number_of, listings(folder)), default=-1)
 
 
 def fingerprint(backbone: Backbone, dtype: str = "float32", decoder: str = "") -> str:
@@ -181,7 +251,7 @@ def _extract(source, digests, wanted, folder, dtype, shard_rows, compute, title,
 
     Returns those that may yet have one. These are not written down: the next run tries them again.
     """
-    number = 1 + max(map(number_of, listings(folder)), default=-1)
+    number = _next_number(folder)
     shards = [wanted[start : start + shard_rows] for start in range(0, len(wanted), shard_rows)]
     to_retry = []
     with progress.bar(title, len(wanted)) as bar, contextlib.closing(compute(shards)) as batches:

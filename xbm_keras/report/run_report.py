@@ -70,6 +70,8 @@ def write_run_report(path: pathlib.Path, run: AboutRun, dataset: Dataset, head: 
         sections.append(PageSection("What it keeps", neighbors.searches(dataset, head)))
     if thresholds is not None:
         sections.append(matches.section(thresholds, test))
+    if validation.get("tried_parts"):
+        sections.append(PageSection("Parts of the network", parts_of_network(validation)))
     if validation.get("tried"):
         sections.append(PageSection("Start", starts(validation)))
     write_sections(path, run, sections, validation.get("leave_one_out", {}), dataset.skipped)
@@ -173,6 +175,19 @@ def starts(validation: Mapping) -> list[Block]:
         "else is tried is at its best; in the last column are the starts that have no shrinkage."
     )
     table = PageTable(["Start", *shrinkages], rows, "MAP@R of held-out training classes by start and shrinkage.")
+    return [table, Paragraph(note, is_note=True)]
+
+
+def parts_of_network(validation: Mapping) -> list[Block]:
+    """MAP@R of held-out classes by the parts of the network that were tried, and which were taken."""
+    tried = validation["tried_parts"]
+    best = max(tried.values())
+    rows: list = [[parts, Cell(f"{score:.3f}", is_best=score == best)] for parts, score in tried.items()]
+    note = (
+        f"Taken: {' + '.join(validation['parts'])}, the narrowest of those that are within one standard error of the "
+        "best, over the held-out classes. Each is at its best by a few closed forms."
+    )
+    table = PageTable(["Parts", "MAP@R"], rows, "MAP@R of held-out training classes by parts of the network.")
     return [table, Paragraph(note, is_note=True)]
 
 

@@ -21,6 +21,7 @@ class Stage(enum.StrEnum):
 
     FEATURES = "features"
     VIEWS = "views of training pictures"
+    PARTS = "parts of the network, by what is held out"
     CHOICE = "start and epoch, by what is held out"
     HELD_OUT = "scores of what is held out"
     REFIT = "training on all"

@@ -16,8 +16,9 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.evaluation.retrieval import embed, score_queries
 from xbm_keras.experiment import phases
-from xbm_keras.experiment.build import make_source, sized, width_of
+from xbm_keras.experiment.build import make_source, sized, sized_for
 from xbm_keras.experiment.chosen_head import ChosenHead, closed_forms_of
+from xbm_keras.experiment.chosen_parts import choose_parts
 from xbm_keras.experiment.held_out import HeldOutFolds
 from xbm_keras.experiment.loading import dataset_of, with_training_views
 from xbm_keras.experiment.selection import choose, choose_start
@@ -38,14 +39,16 @@ def load_data(config: Config, backbone: Backbone | None = None, source=None) -> 
         source: the items, by default made of the config.
 
     Returns:
-        The config, in which it is chosen which views of pictures train and how wide the head is, and the data.
+        The config, in which it is chosen which parts of the network and which views of pictures train and how wide the
+        head is, and the data.
 
     Raises:
         DataError: for data that cannot be used.
     """
     source = make_source(config) if source is None else source
-    config = sized(config, width_of(source, backbone))
+    config = sized_for(config, source, backbone)
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
+    config, dataset, _ = choose_parts(config, dataset, backbone)
     config = sized(config, dataset.features.shape[1])  # where the network did not tell it
     if len(dataset.view_rows):
         chosen, dataset = choose(config, dataset)

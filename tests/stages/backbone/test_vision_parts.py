@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests import hub_presets
 from tests.stages.backbone.test_hub import keras_hub, photos, small_model
 from xbm_keras.feature_cache.cache import fingerprint
+from xbm_keras.stages.backbone import vision_parts
 from xbm_keras.stages.backbone.hub import HubBackbone
 
 
@@ -70,6 +71,34 @@ def test_parts_of_vision_transformers(tmp_path, family, num_first):
 def test_fingerprints_tell_parts_apart(pictures):
     parts = [["class"], ["patches"], ["gem"], ["patches", "class"], ["class", "patches"]]
     assert len({fingerprint(HubBackbone.from_preset(pictures, parts=each)) for each in parts}) == len(parts)
+
+
+@pytest.mark.parametrize("family", ["DINOV2", "ViT", "CLIP", "SigLIP"])
+def test_choices_are_columns_of_all_parts(tmp_path, family):
+    """And each is the network that a config with these parts would make, so that both have one cache."""
+    preset = hub_presets.tiny_pictures(tmp_path, family, num_layers=4)
+    every = HubBackbone.from_preset(preset, parts="all")
+    features = np.asarray(every(photos()))
+    width = 6 if family == "CLIP" else 16
+    assert features.shape == (3, width + 16 + 16 + 64)
+    parts = [choice.parts for choice in every.choices]
+    assert sorted(parts) == sorted(vision_parts.CHOICES)
+    assert [len(choice.columns) for choice in every.choices] == sorted(len(each.columns) for each in every.choices)
+    for choice in every.choices:
+        alone = choice.make()
+        expected = features[:, choice.columns]
+        found = np.asarray(alone(photos()))
+        if len(choice.parts) == 1:
+            found = found / np.linalg.norm(found, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+        named = HubBackbone.from_preset(preset, parts=list(choice.parts))
+        assert fingerprint(alone) == fingerprint(named) == fingerprint(alone.remake())
+        assert not alone.choices
+    assert fingerprint(every.remake()) == fingerprint(every) != fingerprint(named)
+
+
+def test_there_is_no_choice_where_there_are_no_parts(bert):
+    assert HubBackbone.from_preset(bert, parts="all").choices == ()
 
 
 def test_a_model_of_parts_exports(pictures, tmp_path):

@@ -15,6 +15,7 @@ from annotated_types import MinLen
 
 from xbm_keras.arguments import Positive, arguments_in, checked
 from xbm_keras.geometry import unit_length
+from xbm_keras.stages.backbone.choices import Choice
 from xbm_keras.stages.backbone.pyramid import with_outputs
 from xbm_keras.stages.backbone.resizing import resize_by_products
 
@@ -67,6 +68,9 @@ class Backbone(keras.layers.Layer):
         >>> backbone(tf.zeros([2, 20, 16, 3])).shape
         TensorShape([2, 5])
     """
+
+    choices: tuple[Choice, ...] = ()
+    """Parts of the features of which a run takes some, the narrowest first; none where all of them are wanted."""
 
     @checked
     def __init__(

@@ -17,8 +17,9 @@ import tensorflow as tf
 from annotated_types import Ge
 
 from xbm_keras.arguments import checked
+from xbm_keras.stages.backbone.choices import choices_of
 from xbm_keras.stages.backbone.frozen import Backbone, ImageSize, Pooling, outputs_of
-from xbm_keras.stages.backbone.vision_parts import Parts, with_parts
+from xbm_keras.stages.backbone.vision_parts import CHOICES, NAMED, Parts, with_parts
 
 TEXT_INPUTS = ("token_ids", "padding_mask")
 
@@ -75,8 +76,8 @@ class HubBackbone(Backbone):
             image_size: (height, width); by default what the network was made for.
             parts: of a vision transformer, side by side: "class", the class token, or what CLIP and SigLIP compare;
                 "patches", the mean of the patches; "gem", their generalised mean; "blocks", the class tokens of the
-                last four blocks. "pooled" is what `pooling` makes of all tokens; "auto" is class and patches, or of
-                other networks "pooled".
+                last four blocks. "pooled" is what `pooling` makes of all tokens; "auto" is class and patches, "all" are
+                all four, of which a run chooses (`choices`); of other networks both are "pooled".
 
         Raises:
             ValueError: where keras_hub is missing or cannot load the preset, and for a network that takes neither
@@ -88,8 +89,20 @@ class HubBackbone(Backbone):
         network = _load(hub.models.Backbone, preset)
         names = set(network.input) if isinstance(network.input, dict) else set()
         if any(len(tensor.shape) == 4 for tensor in keras.tree.flatten(network.input)):
-            backbone = cls(*_of_pictures(hub, network, preset, image_size, parts), pooling, name="backbone")
-        elif not isinstance(parts, str):
+            network, converter = _of_pictures(hub, network, preset, image_size)
+
+            def of_parts(parts: Any) -> HubBackbone:
+                giving = _giving(network, parts, converter.image_size)
+                made = cls(giving, converter, pooling, name="backbone")
+                made.remake = functools.partial(cls.from_preset, preset, max_length, pooling, image_size, parts)
+                return made
+
+            backbone = of_parts(parts)
+            if parts == "all" and len(outputs := outputs_of(backbone.network.output)) > 1:
+                widths = [each.shape[-1] for each in outputs]
+                backbone.choices = choices_of(NAMED["all"], widths, CHOICES, of_parts)
+            return backbone
+        if not isinstance(parts, str):
             raise ValueError(f"Received parts {', '.join(parts)} with {preset!r}, which takes texts; leave them out.")
         elif names >= set(TEXT_INPUTS):
             longest = getattr(network, "max_sequence_length", max_length) or max_length
@@ -220,10 +233,8 @@ def _preprocessor(hub, preset: str, max_length: int) -> keras.Layer:
         return _load(hub.models.TextEmbedderPreprocessor, preset, **options)
 
 
-def _of_pictures(
-    hub, network, preset: str, image_size: tuple[int, int] | None, parts: Parts
-) -> tuple[keras.Model, keras.Layer]:
-    """Network, giving these parts, and `ImageConverter`, both at an image size."""
+def _of_pictures(hub, network, preset: str, image_size: tuple[int, int] | None) -> tuple[keras.Model, keras.Layer]:
+    """Network and `ImageConverter`, both at an image size."""
     converter = _load(hub.layers.ImageConverter, preset)
     own = tuple(getattr(getattr(network, "vision_encoder", network), "image_shape", ()))[:2]
     if image_size and None not in own and own not in ((), tuple(image_size)):
@@ -232,17 +243,22 @@ def _of_pictures(
     if size is None:
         raise ValueError(f"Received preset {preset!r}, which names no image size; expected one. Set image_size.")
     converter.image_size = tuple(size)
-    if (of_parts := with_parts(network, parts)) is not None:
-        network = of_parts
-    elif hasattr(network, "get_vision_embeddings"):
-        images = keras.Input((*size, 3), name="images")
-        network = keras.Model(images, network.get_vision_embeddings(images), name=network.name)
-    elif len(keras.tree.flatten(network.input)) > 1:
+    is_of_two = len(keras.tree.flatten(network.input)) > 1
+    if is_of_two and not hasattr(network, "get_vision_embeddings"):
         raise ValueError(
             f"Received preset {preset!r}, a {type(network).__name__}, which takes more than pictures; expected a "
             "network of pictures, or CLIP or SigLIP."
         )
     return network, converter
+
+
+def _giving(network: keras.Model, parts: Parts, size: tuple[int, int]) -> keras.Model:
+    """A network of pictures that gives these parts; where it has none, or these are "pooled", what it gives itself."""
+    of_parts = with_parts(network, parts)
+    if of_parts is not None or not hasattr(network, "get_vision_embeddings"):
+        return network if of_parts is None else of_parts
+    images = keras.Input((*size, 3), name="images")
+    return keras.Model(images, network.get_vision_embeddings(images), name=network.name)
 
 
 def _describe(network, preprocessing) -> str:

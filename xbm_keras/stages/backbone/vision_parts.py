@@ -7,8 +7,13 @@ import keras
 from annotated_types import MinLen
 
 Part = Literal["class", "patches", "gem", "blocks"]
-Parts = Literal["auto", "pooled"] | Annotated[Sequence[Part], MinLen(1)]
-AUTO: tuple[Part, ...] = ("class", "patches")
+PartNames = Annotated[Sequence[Part], MinLen(1)]
+Parts = Literal["auto", "all", "pooled"] | PartNames
+NAMED: dict[str, tuple[Part, ...]] = {"auto": ("class", "patches"), "all": ("class", "patches", "gem", "blocks")}
+CHOICES: tuple[tuple[Part, ...], ...] = (
+    ("class",), ("patches",), ("gem",), ("class", "patches"), ("class", "gem"), ("blocks",), ("blocks", "patches"),
+)  # fmt: skip
+"""What a run may take of "all"; of equally wide ones it prefers the first."""
 NUM_BLOCKS = 4
 GEM_POWER, GEM_LEAST = 3.0, 1e-6
 
@@ -27,13 +32,15 @@ class Tokens(NamedTuple):
 
 
 def with_parts(network: keras.Model, parts: Parts) -> keras.Model | None:
-    """The network, giving these parts, [B, D] each; None where `parts` are "pooled", or "auto" of no transformer.
+    """The network, giving these parts, [B, D] each; None where `parts` are "pooled", or "auto" or "all" of no
+    transformer.
 
     Args:
         network: a picture backbone of keras_hub: DINOv2, DINOv3, ViT, CLIP or SigLIP.
         parts: "class", the class token, or what the network itself makes of all (CLIP, SigLIP); "patches", the mean of
             the patches' tokens; "gem", their generalised mean of power three; "blocks", the class tokens of the last
-            four blocks side by side, or without a class token the means of the patches. "auto" is class and patches.
+            four blocks side by side, or without a class token the means of the patches. "auto" is class and patches,
+            "all" are all four.
 
     Raises:
         ValueError: for parts of a network that is none of these.
@@ -50,7 +57,7 @@ def with_parts(network: keras.Model, parts: Parts) -> keras.Model | None:
             f"Received backbone.parts {', '.join(parts)} of a {type(network).__name__}; expected a vision transformer "
             "of the kinds DINOv2, DINOv3, ViT, CLIP and SigLIP. Leave parts out, and see pooling."
         )
-    outputs = [_part(tokens, each) for each in (AUTO if parts == "auto" else parts)]
+    outputs = [_part(tokens, each) for each in (NAMED[parts] if isinstance(parts, str) else parts)]
     return keras.Model(tokens.inputs, outputs, name=network.name)
 
 
