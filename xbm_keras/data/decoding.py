@@ -4,6 +4,8 @@ Pictures are RGB as a viewer shows them: turned as EXIF says, over white where t
 an animation, the high byte of 16 bits. What TensorFlow decodes is decoded here alone, also in training, so that both
 sides see the same pixels and refuse the same files; those that it does not know are left to
 `xbm_keras.data.pictures`.
+
+Nothing here is left to AutoGraph; see `xbm_keras.data.containers`.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ MAX_SCANS = 30  # of a progressive JPEG, where encoders write about ten: each co
 PARALLEL = 4  # pictures decoded at a time, each of which may have the most pixels
 
 
+@tf.autograph.experimental.do_not_convert
 def decode_all(data: tf.Tensor, resize: Callable, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Those of the strings that are pictures, and their positions.
 
@@ -51,7 +54,7 @@ def decode_all(data: tf.Tensor, resize: Callable, max_pixels: int) -> tuple[tf.T
     return positions[:-1], images[:-1]
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def count_pixels(encoded):
     """Pixels that decoding would give, from the headers alone, int64; -1 for what is no picture of a known format.
 
@@ -60,7 +63,7 @@ def count_pixels(encoded):
     return _read_header(encoded)[0]
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)])
+@tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)], autograph=False)
 def decode_one(encoded, max_pixels):
     """A picture, where its header tells of no more pixels than allowed.
 
@@ -76,13 +79,11 @@ def decode_one(encoded, max_pixels):
         tf.errors.OpError: where it is damaged.
     """
     pixels, *header = _read_header(encoded)
-    picture = tf.zeros([0, 0, 3], tf.uint8)
-    if (pixels > 0) & (pixels <= max_pixels):
-        picture = _decode(*header)
-    return pixels, picture
+    is_allowed = (pixels > 0) & (pixels <= max_pixels)
+    return pixels, tf.cond(is_allowed, lambda: _decode(*header), lambda: tf.zeros([0, 0, 3], tf.uint8))
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _read_header(encoded):
     """Pixels, and what `_decode` takes."""
     start = tf.strings.substr(encoded, 0, 16)
@@ -135,7 +136,8 @@ def _fits(head, signature):
         tf.TensorSpec([], tf.string),
         tf.TensorSpec([2, 2], tf.int64),
         tf.TensorSpec([], tf.int64),
-    ]
+    ],
+    autograph=False,
 )
 def _decode(kind, still, around, orientation):
     """A picture, uint8 [H, W, 3].
@@ -156,37 +158,47 @@ def _decode(kind, still, around, orientation):
     }
     branch = tf.argmax(tf.cast(tf.constant(list(decoders)) == kind, tf.int32), output_type=tf.int32)
     picture = tf.switch_case(branch, list(decoders.values()))
-    if tf.reduce_any(around > 0):
-        picture = tf.pad(picture, tf.concat([around, [[0, 0]]], axis=0), constant_values=255)
+    margins = tf.concat([around, [[0, 0]]], axis=0)
+
+    def widened(frame):
+        return tf.pad(frame, margins, constant_values=255)
+
+    picture = _changed_if(tf.reduce_any(around > 0), widened, picture)
     return tf.ensure_shape(_turn_upright(picture, orientation), [None, None, 3])
 
 
 def _decode_bmp(encoded):
     """A BMP, uint8 [H, W, 3]."""
     picture = tf.io.decode_bmp(encoded, channels=3)
-    if tf.strings.substr(encoded, 28, 1) == b"\x08":
-        picture = tf.gather(containers.bmp_palette(encoded), tf.cast(picture[..., 0], tf.int32))
-    return picture
+    has_palette = tf.strings.substr(encoded, 28, 1) == b"\x08"
+
+    def of_palette(places):
+        return tf.gather(containers.bmp_palette(encoded), tf.cast(places[..., 0], tf.int32))
+
+    return _changed_if(has_palette, of_palette, picture)
 
 
 def over_white(picture):
     """A picture, uint8 [H, W, 3 or 4], seen on a white page, uint8 [H, W, 3]."""
-    colors = picture[..., :3]
-    if tf.shape(picture)[2] == 4:
-        alpha = picture[..., 3:]
-        if tf.reduce_min(alpha) < 255:
-            colors, alpha = tf.cast(colors, tf.uint16), tf.cast(alpha, tf.uint16)
-            colors = tf.cast((colors * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)  # at most 65,152 above
-    return colors
+    colors, alpha = picture[..., :3], picture[..., 3:]
+
+    def blended(colors):
+        above, share = tf.cast(colors, tf.uint16), tf.cast(alpha, tf.uint16)
+        return tf.cast((above * share + 255 * (255 - share) + 127) // 255, tf.uint8)  # at most 65,152 above
+
+    return _changed_if(tf.reduce_any(alpha < 255), blended, colors)  # nothing is below where there is no alpha
 
 
 def _turn_upright(picture, orientation):
     """A picture, uint8 [H, W, 3], turned and mirrored as EXIF's orientation says."""
-    if orientation > 1:
-        if orientation >= 5:
-            picture = tf.transpose(picture, [1, 0, 2])
-        if (orientation == 2) | (orientation == 3) | (orientation == 6) | (orientation == 7):
-            picture = tf.reverse(picture, [1])
-        if (orientation == 3) | (orientation == 4) | (orientation == 7) | (orientation == 8):
-            picture = tf.reverse(picture, [0])
-    return picture
+
+    def is_one_of(*values):
+        return tf.reduce_any(orientation == tf.constant(values, tf.int64))
+
+    picture = _changed_if(orientation >= 5, lambda pixels: tf.transpose(pixels, [1, 0, 2]), picture)
+    picture = _changed_if(is_one_of(2, 3, 6, 7), lambda pixels: tf.reverse(pixels, [1]), picture)
+    return _changed_if(is_one_of(3, 4, 7, 8), lambda pixels: tf.reverse(pixels, [0]), picture)
+
+
+def _changed_if(condition, change, picture):
+    return tf.cond(condition, lambda: change(picture), lambda: picture)
