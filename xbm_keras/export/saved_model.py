@@ -115,7 +115,7 @@ def export_encoder(
     with in_float32(backbone, model.head), new_version(folder) as target:
         for name, (function, inputs) in sorted(signatures.items()):
             specs = {key: tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()}
-            archive.add_endpoint(name, function, [specs])
+            archive.add_endpoint(name, _traced(function, specs), [specs])
         archive.write_out(str(target), verbose=False)
         _compare(target, signatures, backbone)
         requests = {name: _example(inputs, backbone) for name, (_, inputs) in sorted(signatures.items())}
@@ -124,6 +124,12 @@ def export_encoder(
             add_files(target)
         write_whole(folder / "batching.config", BATCHING)
     return latest_version(folder)
+
+
+def _traced(function: Callable, specs: dict[str, tf.TensorSpec]) -> Callable:
+    """The function as a graph: what an archive is given it traces twice, and then there is only a call to trace."""
+    graph = tf.function(function, input_signature=[specs], autograph=False).get_concrete_function()
+    return lambda inputs: graph(inputs)
 
 
 def _compare(version: pathlib.Path, signatures: dict, backbone: Backbone | None) -> None:
