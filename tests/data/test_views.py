@@ -1,10 +1,11 @@
-"""Augmented views."""
+"""Views of pictures: augmented, turned, mirrored, and their centres."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from xbm_keras.data.arrays import ImageArray
-from xbm_keras.data.views import augment, augmented, turn, turned
+from xbm_keras.data.views import augment, augmented, averaged, centre, mirror, turn, turned
 
 
 @pytest.fixture
@@ -60,3 +61,41 @@ def test_a_turn_is_by_a_quarter_and_keeps_every_pixel():
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 40, 3), (2, 2, 3)])
 def test_tiny_pictures(shape):
     assert augment(np.full(shape, 7, np.uint8), 1).size >= 3
+
+
+@pytest.mark.parametrize(
+    ("eighths", "shape", "rows", "columns"),
+    [
+        (7, (20, 16), (1, 19), (1, 15)),  # 17.5 is rounded up
+        (6, (20, 16), (2, 17), (2, 14)),
+        (6, (9, 5), (1, 8), (0, 4)),
+        (7, (1, 3), (0, 1), (0, 3)),
+    ],
+)
+def test_a_centre_is_the_same_of_arrays_and_tensors(eighths, shape, rows, columns):
+    pictures = np.random.default_rng(0).integers(0, 255, (2, *shape, 3), np.uint8)
+    expected = pictures[:, slice(*rows), slice(*columns)]
+    graph = tf.function(lambda x: centre(x, eighths), input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+    for found in (centre(pictures, eighths), centre(tf.constant(pictures), eighths), graph(pictures)):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(centre(pictures[1], eighths), expected[1])
+
+
+def test_mirrored_pictures_are_the_same_of_arrays_and_tensors():
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 4, 6, 3), np.uint8)
+    for found in (mirror(pictures), mirror(tf.constant(pictures)), np.stack([mirror(each) for each in pictures])):
+        np.testing.assert_array_equal(found, np.flip(pictures, axis=2))
+
+
+def test_views_that_are_averaged_are_sources_whose_order_no_name_decides(source):
+    some = np.array([1, 3, 4])
+    views = averaged(source, some, ["crops", "flip"])
+    assert [view.name for view in views] == ["mirrored", "centre of 7 eighths", "centre of 6 eighths"]
+    assert [view.name for view in averaged(source, some, ["flip", "crops"])] == [view.name for view in views]
+    assert [view.name for view in averaged(source, some, ["crops"])] == [view.name for view in views[1:]]
+    others = [augmented(source, some, 1), turned(source, some, 1)]
+    assert len({source.digest(3), *(view.digest(1) for view in (*views, *others))}) == 6
+    plain = source.load(4)
+    for view, expected in zip(views, (plain[:, ::-1], plain[1:19, 1:15], plain[2:17, 2:14]), strict=True):
+        (prepared,) = view.read([2], tf.constant)  # as a backbone takes them
+        np.testing.assert_array_equal(prepared, expected)

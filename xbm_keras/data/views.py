@@ -1,15 +1,22 @@
-"""Some items of a source, and views of them that the feature cache keeps like further items: augmented, or turned."""
+"""Some items of a source, and views of them that the feature cache keeps like further items.
+
+Augmented and turned ones train; mirrored and central ones are embedded beside the picture, and averaged with it.
+"""
 
 import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import tensorflow as tf
 
 from xbm_keras.data.sources import Source
 
 QUARTERS = (1, 2, 3)
+Average: TypeAlias = Literal["flip", "crops"]
+"""Views whose embeddings are averaged with that of the picture: mirrored, or its centre twice."""
 
 
 class Chosen:
@@ -58,11 +65,16 @@ class View(Chosen):
 
     def digest_of(self, plain: str) -> str:
         """The digest of a view, from that of the plain picture."""
-        return hashlib.sha256(f"{plain} {self.name}".encode()).hexdigest()
+        return digest_of(plain, self.name)
 
     def read(self, positions: Sequence[int], prepare: Callable) -> Iterator:
         """Views of the pictures at these positions."""
         return super().read(positions, lambda picture: prepare(self.change(picture)))
+
+
+def digest_of(plain: str, name: str) -> str:
+    """The digest of the view of this name, from that of the plain picture."""
+    return hashlib.sha256(f"{plain} {name}".encode()).hexdigest()
 
 
 def augmented(source: Source, positions: np.ndarray, number: int, flip: bool = True) -> View:
@@ -101,7 +113,49 @@ def augment(picture: np.ndarray, number: int, flip: bool = True) -> np.ndarray:
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
     crop = picture[top : top + h, left : left + w].astype(np.float32)
     if flip and rng.random() < 0.5:
-        crop = crop[:, ::-1]
+        crop = mirror(crop)
     contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-25, 25)
     mean = crop.mean()
     return np.clip((crop - mean) * contrast + mean + brightness, 0, 255).astype(np.uint8)
+
+
+def mirror(pictures: Any) -> Any:
+    """Pictures [..., H, W, 3], an array or a tensor, left to right."""
+    return pictures[..., ::-1, :]
+
+
+def centre(pictures: Any, eighths: int) -> Any:
+    """The centre of pictures [..., H, W, 3], an array or a tensor: so many eighths of height and width, rounded."""
+    shape = tf.shape(pictures) if tf.is_tensor(pictures) else np.shape(pictures)
+    height, width = shape[-3], shape[-2]
+    h, w = (height * eighths + 4) // 8, (width * eighths + 4) // 8
+    top, left = (height - h) // 2, (width - w) // 2
+    return pictures[..., top : top + h, left : left + w, :]
+
+
+CHANGES: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "flip": {"mirrored": mirror},
+    "crops": {f"centre of {n} eighths": functools.partial(centre, eighths=n) for n in (7, 6)},
+}
+"""By name what makes each of these views of pictures, arrays in training and tensors in an exported model."""
+
+
+def changes_of(average: Sequence[Average]) -> dict[str, Callable[[Any], Any]]:
+    """By name what makes the views that are averaged with the picture itself, in one order whatever that of the names.
+
+    Example:
+        >>> list(changes_of(["crops", "flip"]))
+        ['mirrored', 'centre of 7 eighths', 'centre of 6 eighths']
+    """
+    return {name: change for kind, views in CHANGES.items() if kind in average for name, change in views.items()}
+
+
+def averaged(source: Source, positions: np.ndarray, average: Sequence[Average]) -> list[View]:
+    """The pictures' views that are averaged with them.
+
+    Args:
+        source: the plain pictures.
+        positions: of those that are wanted.
+        average: which views.
+    """
+    return [View(source, positions, name, change) for name, change in changes_of(average).items()]
