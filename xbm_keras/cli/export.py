@@ -16,13 +16,19 @@ def main(arguments: list[str] | None = None) -> int:
     with terminal.readable_errors():
         run = saved_run.run_of(options.model)
         model = saved_run.load_model(options.model)
+        config = load_config(str(run / "config.yaml"), options.set, is_finished=True)
         if options.modules:
             print(export_modules(model.head, pathlib.Path(options.modules)))
             return 0
         if options.output:
+            if config.export.average:
+                raise ConfigError(
+                    f"Received --output {options.output} with export.average {config.export.average}; expected none. "
+                    "Such a file takes pictures at the network's size, whose crops hold less than those of the picture "
+                    "itself. Say --set export.average=[], give it each view, and take the mean."
+                )
             print(export_to(model, pathlib.Path(options.output)))
             return 0
-        config = load_config(str(run / "config.yaml"), options.set, is_finished=True)
         if not (run / "metrics.json").is_file():
             raise ConfigError(f"Received --model {run}, which holds no metrics.json; expected a finished run.")
         print(run_folder.export_model(run, model, config, run_folder.read_record(run / "metrics.json")))

@@ -252,6 +252,10 @@ class Config(Section):
             )
         if self.views.number not in ("auto", 1) and modality != "image":
             raise ValueError(f"views.number {self.views.number} does not go with data.source {source!r}; use 1")
+        if self.export.average and modality != "image":
+            raise ValueError(
+                f"export.average {self.export.average} does not go with data.source {source!r}; it takes pictures"
+            )
         if self.views.turned_classes is True and (modality != "image" or self.is_without_labels):
             raise ValueError(
                 f"views.turned_classes does not go with data.source {source!r} and loss.name {self.loss.name!r}; it "

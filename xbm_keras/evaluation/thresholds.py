@@ -129,7 +129,8 @@ def require_thresholds(folder: pathlib.Path) -> MatchThresholds:
     if found is None:
         raise ValueError(
             f"Received a precision with {folder}, which has no {FILE}; expected one. It is measured by runs whose held-"
-            "out items have labels, from this version on: train with labels, or leave the precision out."
+            "out items have labels, from this version on, but not of exports that average views: train with labels, or "
+            "leave the precision out."
         )
     return found
 

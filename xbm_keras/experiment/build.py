@@ -65,6 +65,11 @@ def _made(config: schema.Config, **others: str) -> Backbone | None:
                 f"Received data.source {config.data.source!r} with the preset {config.backbone.preset!r}, a network of "
                 f"{backbone.modality}s; expected data of its kind. Change data.source or backbone.preset."
             )
+        if config.export.average and backbone is not None and not backbone.image_size:
+            raise ValueError(
+                f"Received export.average {config.export.average} with a network that names no size of its pictures; "
+                "expected one, to which views are resized. Give backbone.image_size."
+            )
     return backbone
 
 

@@ -276,10 +276,14 @@ def export(
     stages = {name: getattr(model, name) for name in STAGES}
     compressed = XBMModel(**{**stages, "head": head, "start_alignment": None})
     compressed.build({"features": (None, model.memory.feature_dim)})
+    if config.export.average:
+        log.warning(
+            "This version embeds each picture as it is: the promise is kept by such embeddings, not by averages."
+        )
     codes = [name for name in (chosen.form.search, chosen.form.rank) if name and name != "float32"]
     config = config.model_copy(
         update={
-            "export": config.export.model_copy(update={"codes": codes}),
+            "export": config.export.model_copy(update={"codes": codes, "average": []}),
             "head": config.head.model_copy(
                 update={"embedding_dim": chosen.cut.width, "widths": None, "sides": head.sides}
             ),

@@ -313,7 +313,7 @@ def export_model(
 ) -> pathlib.Path:
     """Write the next `export/<version>/`, with `model_card.md`, `thresholds.json` and the names of `labels.json`.
 
-    What else is to be added may replace these.
+    What else is to be added may replace these. Averages of views have no thresholds: the run has those of plain ones.
     """
     about, config = read_record(workdir / "data.json"), sized(config, model.memory.feature_dim)
 
@@ -321,7 +321,7 @@ def export_model(
         values, recipe = config.model_dump(mode="json"), public_values(config)
         card = model_card.render_card(values, recipe, about, metrics, describe_signatures(version))
         write_whole(version / "model_card.md", card)
-        if thresholds := read_thresholds(workdir):
+        if (thresholds := read_thresholds(workdir)) and not config.export.average:  # of other similarities
             thresholds.write(version)
         if "labels" in about:
             write_whole(version / "labels.json", json.dumps(about["labels"], indent=1, ensure_ascii=False))

@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ import yaml
 
 from xbm_keras import __version__
 from xbm_keras.data.labels import counted
+from xbm_keras.data.views import Average, changes_of
 from xbm_keras.evaluation.wording import shown, title, views
 
 VERSIONS = {  # as imported: a checkout may not be installed, and TensorFlow has several names as a distribution
@@ -64,6 +65,7 @@ def render_card(config: dict, recipe: dict, data: dict, metrics: dict, signature
         _split(data, config["data"]["split"]),
         "",
     ]
+    lines += _averaged(config["export"].get("average"))
     for protocol, meaning in PROTOCOLS.items():
         if protocol in metrics:
             lines += [*_table(meaning, metrics[protocol], shown(protocol)), ""]
@@ -107,6 +109,19 @@ def _tested_on(data: dict) -> str:
 def _of_classes(count: int) -> str:
     """Nothing, where the items have no labels."""
     return f" of {count:,} classes" if count else ""
+
+
+def _averaged(average: Sequence[Average] | None) -> list[str]:
+    """What to know of embeddings that are means over views of a picture; nothing, where they are none."""
+    if not average:
+        return []
+    views = list(changes_of(average))
+    return [
+        f"Each picture passes the network {1 + len(views)} times: its embedding is the mean, of unit length, of those "
+        f"of the picture and of its views ({', '.join(views)}). Features are embedded as they are. The scores below "
+        "are of pictures without views.",
+        "",
+    ]
 
 
 def _table(meaning: str, embeddings: dict[str, dict[str, float]], columns: Mapping[str, str]) -> list[str]:

@@ -15,7 +15,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from xbm_keras.arguments import Positive, checked
 from xbm_keras.atomic_files import latest_version, new_version, write_whole
 from xbm_keras.data.decoding import MAX_PIXELS, decode_all
+from xbm_keras.data.views import Average, changes_of
 from xbm_keras.evaluation.quantization import CODES
+from xbm_keras.export.averaging import mean_of_views, resized_views, write_average
 from xbm_keras.export.check import in_float32, require_same
 from xbm_keras.export.serving_requests import write_requests
 from xbm_keras.geometry import unit_length
@@ -39,6 +41,7 @@ def export_encoder(
     weights: Literal["float32", "float16"] = "float32",
     max_pixels: Positive = MAX_PIXELS,
     codes: Sequence[Literal["float16", "int8", "int4", "trellis", "layers", "binary"]] = (),
+    average: Sequence[Average] = (),
     add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """Write what serves in TF Serving's layout, `folder/<version>/`, as the next version, seen once it is whole.
@@ -75,14 +78,18 @@ def export_encoder(
         codes: also give the embeddings in these codes, as `embeddings_float16`, `embeddings_int8`, `embeddings_int4`
             and `embeddings_binary`, of a half, a quarter, an eighth and a 32nd of the bytes, and as
             `embeddings_trellis`, for what `xbm-keras compress` cut; what they cost is measured.
+        average: each picture is embedded as the mean, of unit length, of its own embedding and of those of its views:
+            "flip" is the picture mirrored, "crops" its centre, once seven and once six eighths of height and width. A
+            picture passes the network so many times more. `xbm-keras evaluate --average` tells what it gives.
+            Features are embedded as they are.
         add_files: given the folder that is to become the version, writes what else belongs into it.
 
     Returns:
         The folder of the new version.
 
     Raises:
-        ValueError: for other weights or codes, weights that float16 cannot hold, or where what was written does not
-            run or gives other embeddings. There is no new version then.
+        ValueError: for other weights, codes or views, weights that float16 cannot hold, views of a model that takes no
+            pictures, or where what was written does not run or gives other embeddings. There is no new version then.
 
     Example:
         >>> import pathlib, tempfile
@@ -94,14 +101,18 @@ def export_encoder(
         ...     version.name, serve(features=tf.ones([3, 32]))["embeddings"].shape
         ('1', TensorShape([3, 8]))
     """
-    stored = _half(model) if weights == "float16" else []
-
     backbone = model.backbone
-    signatures = _of_layer(model, model.head, stored, max_pixels)
+    if average and (backbone is None or not backbone.image_size):
+        raise ValueError(
+            f"Received average={list(average)} with a model that takes no pictures; expected one that does, for the "
+            "views are of pictures. Leave it out."
+        )
+    stored = _half(model) if weights == "float16" else []
+    signatures = _of_layer(model, model.head, stored, max_pixels, average)
     if model.top_k.by_relevance:
         signatures["serve_query"] = signatures["serving_default"]
         if model.head.sides != "query":
-            documents = _of_layer(model, model.head.on_rows, stored, max_pixels)
+            documents = _of_layer(model, model.head.on_rows, stored, max_pixels, average)
             signatures["serve_document"] = documents["serving_default"]
             signatures["serve_document_features"] = documents["serve_features"]
     signatures = {
@@ -119,6 +130,8 @@ def export_encoder(
         archive.write_out(str(target), verbose=False)
         _compare(target, signatures, backbone)
         requests = {name: _example(inputs, backbone) for name, (_, inputs) in sorted(signatures.items())}
+        if average:
+            write_average(target, average)
         write_requests(target / "assets.extra" / "tf_serving_warmup_requests", requests)
         if add_files is not None:
             add_files(target)
@@ -157,7 +170,9 @@ def _noise(tensor: tf.Tensor) -> tf.Tensor:
 Signature = tuple[Callable, dict[str, tf.TensorSpec]]
 
 
-def _of_layer(model: XBMModel, layer: Callable, stored: list, max_pixels: int) -> dict[str, Signature]:
+def _of_layer(
+    model: XBMModel, layer: Callable, stored: list, max_pixels: int, average: Sequence[Average]
+) -> dict[str, Signature]:
     """The signatures of a model whose features pass this layer last."""
 
     def embed(features):
@@ -170,7 +185,7 @@ def _of_layer(model: XBMModel, layer: Callable, stored: list, max_pixels: int) -
     if backbone is None:
         return {**signatures, "serving_default": signatures["serve_features"]}
     embed_inputs = _with_weights(lambda inputs: embed(backbone(inputs)), stored)
-    return signatures | _of_inputs(backbone, embed_inputs, max_pixels)
+    return signatures | _of_inputs(backbone, embed_inputs, max_pixels, average)
 
 
 def _giving(function: Callable, width: int | None, codes: Sequence[str]) -> Callable:
@@ -187,7 +202,9 @@ def _giving(function: Callable, width: int | None, codes: Sequence[str]) -> Call
     return cut
 
 
-def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str, Signature]:
+def _of_inputs(
+    backbone: Backbone, embed: Callable, max_pixels: int, average: Sequence[Average]
+) -> dict[str, Signature]:
     """The signatures that begin with the backbone's own inputs: functions of one dict, and what the dict holds."""
     shape, dtype = backbone.input_shape_per_item, tf.as_dtype(backbone.input_dtype_per_item)
     if isinstance(shape, dict):
@@ -202,13 +219,18 @@ def _of_inputs(backbone: Backbone, embed: Callable, max_pixels: int) -> dict[str
     # One graph of the network for all three.
     prepared = tf.TensorSpec((None, *backbone.image_size, 3), tf.float32)
     embed = tf.function(_never_empty(embed), input_signature=[prepared], autograph=False)
+    resize, resize_batch = backbone.resize, backbone.resize_batch
+    if average:
+        resize, resize_batch = resized_views(resize, average), resized_views(resize_batch, average)
+        views = tf.TensorSpec((None, 1 + len(changes_of(average)), *backbone.image_size, 3), tf.float32)
+        embed = tf.function(mean_of_views(embed), input_signature=[views], autograph=False)
 
     def from_images(inputs):
-        return embed(backbone.resize_batch(inputs["inputs"]))
+        return embed(resize_batch(inputs["inputs"]))
 
     def from_bytes(inputs):
         data = inputs["bytes"]
-        positions, images = decode_all(data, backbone.resize, max_pixels)
+        positions, images = decode_all(data, resize, max_pixels)
         size = tf.size(data, tf.int64)
         embedded = {name: _scatter(values, positions, size) for name, values in embed(images).items()}
         return {**embedded, "valid": _scatter(tf.ones_like(positions, tf.bool), positions, size)}
