@@ -14,6 +14,7 @@ from tests.fresh_processes import run_fresh
 from xbm_keras.cli import index, parsers  # the flags of train, too
 from xbm_keras.cli.__main__ import COMMANDS, OF_FLAGS, main
 from xbm_keras.cli.arguments import parse_flags
+from xbm_keras.data.views import CHANGES
 from xbm_keras.index.approximate import ENGINES
 from xbm_keras.index.stores import STORES
 
@@ -69,6 +70,7 @@ def test_what_parsers_say_is_what_there_is():
     assert [*parsers.OF_COMMAND] == [each for each in COMMANDS if each not in OF_FLAGS]
     assert set(parsers.ENGINES) == ENGINES.keys()
     assert set(parsers.STORES) == STORES.keys()
+    assert set(parsers.AVERAGES) == CHANGES.keys()
     told = parsers.index().format_help()
     assert re.search(r"\{([\w,]+)\}", told)[1].split(",") == [*index.COMMANDS]
 

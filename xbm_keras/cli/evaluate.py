@@ -13,6 +13,7 @@ from xbm_keras.config.yaml_files import ConfigError
 from xbm_keras.data.labels import counted
 from xbm_keras.data.pair_dataset import PairDataset
 from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.evaluation import wording
 from xbm_keras.evaluation.pair_scores import compare_pairs
 from xbm_keras.evaluation.side_by_side import compare
 from xbm_keras.experiment import saved_run
@@ -30,14 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
         head = saved_run.load_head(options.model)
         dataset = saved_run.load_data(options.model, options.config, options.set, all_test=options.items == "all")
         path = pathlib.Path(options.embed) if options.embed else None
+        averaged = _averaged(options, head, dataset) if options.average else None
         if isinstance(dataset, PairDataset):
             metrics = score_pairs(head, dataset, path)
         else:
-            metrics = score_items(head, dataset, path)
+            metrics = score_items(head, dataset, path, averaged)
         is_all = options.items == "all"
         trained = saved_run.count_trained(options.model, dataset, options.config, options.set) if is_all else 0
     what = "queries" if isinstance(dataset, PairDataset) else "items"
     terminal.print_scores(metrics, f"{'All' if is_all else 'Test'} {what}")
+    for line in wording.gains_of_averages(metrics):
+        print(line)
     if trained:
         print(
             f"{trained:,} of these {len(dataset.splits.test):,} {what} trained or chose the head, so that the scores "
@@ -48,14 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def score_items(head, dataset, path: pathlib.Path | None) -> dict:
-    """Scores of the test items; their vectors, keys and labels go to a path."""
+def _averaged(options, head, dataset) -> np.ndarray:
+    """Embeddings [n, E] of the test pictures, averaged. Raises ConfigError where nothing could tell what that gives."""
+    is_of_items = not isinstance(dataset, PairDataset)
+    if is_of_items and not options.embed and not len(dataset.labelled(dataset.splits.test)):
+        raise ConfigError("Received --average with data without labels, which tell what it gives; expected some.")
+    return saved_run.average_views(options.model, head, dataset, options.average, options.config, options.set)
+
+
+def score_items(head, dataset, path: pathlib.Path | None, averaged: np.ndarray | None = None) -> dict:
+    """Scores of the test items, also of embeddings averaged over views; vectors, keys and labels go to a path."""
     test = dataset.splits.test
     saved_run.check_width(head, dataset.features)
     if path:
         about = {"key": dataset.keys[test], "label": dataset.names_of(test)}
-        write_vectors(path, saved_run.embed_items(head, dataset.features, test), about)
-    return compare(dataset, {"frozen": None, "trained": head}, test)
+        vectors = saved_run.embed_items(head, dataset.features, test) if averaged is None else averaged
+        write_vectors(path, vectors, about)
+    return compare(dataset, {"frozen": None, "trained": head}, test, averaged=averaged)
 
 
 def score_pairs(head, dataset: PairDataset, path: pathlib.Path | None) -> dict:

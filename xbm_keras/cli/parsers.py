@@ -14,6 +14,7 @@ from xbm_keras.cli.arguments import Parser
 MODEL = "the workdir of a run, its export, or a version of it"
 ENGINES = ("faiss", "lancedb", "usearch")  # those of index/approximate.py
 STORES = ("faiss", "lancedb", "parquet", "pgvector", "qdrant")  # those of index/stores.py
+AVERAGES = ("flip", "crops")  # those of data/views.py
 
 
 def preview() -> argparse.ArgumentParser:
@@ -42,6 +43,13 @@ def evaluate() -> argparse.ArgumentParser:
         "--embed",
         help="write vectors [N, E] to this .npy file, and keys and labels, where there are some, to a .csv beside it; "
         "of queries and documents two of each, X.queries.npy and X.documents.npy",
+    )
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        choices=AVERAGES,
+        default=[],
+        help="also score, and embed, pictures averaged over these views, as export.average exports them",
     )
     return parser
 

@@ -17,6 +17,8 @@ from xbm_keras.stages.head.fc_layer import Head
 log = logging.getLogger("xbm_keras")
 Scores = dict[str, dict[str, dict[str, Any]]]
 """`{protocol: {embedding: {metric: value}}}`; an interval is a list of its two ends."""
+AVERAGED = ("trained_averaged", "trained_averaged_queries")
+"""What averages over views are called: of queries and gallery, of queries alone."""
 
 
 def compare(
@@ -25,6 +27,7 @@ def compare(
     positions: np.ndarray,
     with_neighbors: bool = False,
     codes: Sequence[str] = (),
+    averaged: np.ndarray | None = None,
 ) -> Scores:
     """Metrics of the items at these positions under each head.
 
@@ -42,6 +45,9 @@ def compare(
         positions: [n].
         with_neighbors: also hold the embeddings against the frozen features, by `FrozenNeighbors`.
         codes: in which the gallery is scored as well under "trained", see `xbm_keras.evaluation.quantization`.
+        averaged: [n, E] embeddings of the head "trained", each averaged over views of its item. They are scored as
+            queries and gallery, "trained_averaged", and as queries alone, "trained_averaged_queries"; with what each is
+            above "trained", where items have labels.
     """
     rows = UnitRows(dataset.features, positions)
     protocols = _protocols(dataset, positions)
@@ -54,22 +60,26 @@ def compare(
         for width in [vectors.shape[1]] if head is None else head.widths:
             at = "" if width == vectors.shape[1] else f"@{width}"
             v = vectors[:, :width]
-            versions = {name + at: v}
+            versions = {name + at: (v, v)}
             if name == "trained":
-                versions |= {f"{name}_{code}{at}": CODES[code].rounded(v) for code in codes}
-            for full_name, stored in versions.items():
-                for protocol, (metrics, found) in _score(v, stored, dataset.labels[positions], protocols).items():
+                versions |= {f"{name}_{code}{at}": (v, CODES[code].rounded(v)) for code in codes}
+            if name == "trained" and averaged is not None:
+                both, queries = (f"{each}{at}" for each in AVERAGED)
+                versions |= {both: (a := averaged[:, :width], a), queries: (a, v)}
+            for full_name, (asked, stored) in versions.items():
+                for protocol, (metrics, found) in _score(asked, stored, dataset.labels[positions], protocols).items():
                     scores.setdefault(protocol, {})[full_name] = metrics
-                    if full_name in heads:
+                    if full_name in (*heads, *AVERAGED):
                         full.setdefault(protocol, {})[full_name] = found
-                if frozen is not None and head is not None:
+                if frozen is not None and head is not None and asked is v:
                     scores.setdefault("neighbors", {})[full_name], each = frozen.score_each(v, stored)
                     if stored is v:
                         kept.setdefault(name, []).append(each[10])
     for protocol, of_heads in full.items():
-        for other in [name for name in of_heads if name != "trained" and "trained" in of_heads]:
-            values, classes = of_heads["trained"][0] - of_heads[other][0], of_heads[other][1]
-            scores[protocol]["trained"] |= _above("map_at_r", other, values, classes)
+        for name in [name for name in of_heads if name != "trained" and "trained" in of_heads]:
+            one, other = (name, "trained") if name in AVERAGED else ("trained", name)
+            values, classes = of_heads[one][0] - of_heads[other][0], of_heads[other][1]
+            scores[protocol][one] |= _above("map_at_r", other, values, classes)
     if "trained" in kept and "closed_form" in kept:
         more = np.mean(kept["trained"], axis=0) - np.mean(kept["closed_form"], axis=0)
         scores["neighbors"]["trained"] |= _above("neighbor_overlap_at_10", "closed_form", more)

@@ -196,3 +196,21 @@ def _of_neighbors(metrics: dict, gain: float) -> tuple[float, float]:
     """
     found = metrics["neighbors"].get("trained", {}).get("neighbor_overlap_at_10_above_closed_form_interval")
     return (gain, gain) if found is None else tuple(found)
+
+
+def gains_of_averages(metrics: Mapping) -> list[str]:
+    """What embeddings averaged over views find more than plain ones, in a sentence for each way to search."""
+    lines = []
+    for name, where in (
+        ("trained_averaged", "in queries and gallery"),
+        ("trained_averaged_queries", "in queries alone"),
+    ):
+        for protocol, embeddings in metrics.items():
+            if (found := embeddings.get(name)) is not None:
+                more, (low, high) = (found[f"map_at_r_above_trained{each}"] for each in ("", "_interval"))
+                tone = "more" if low > 0 else "LESS" if high < 0 else "not surely more or less"
+                lines.append(
+                    f"Averaged {where}, {PROTOCOLS[protocol]}: {tone}, MAP@R {more:+.3f} (95 % interval over classes "
+                    f"{low:+.3f} to {high:+.3f})."
+                )
+    return lines

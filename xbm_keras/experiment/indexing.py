@@ -1,6 +1,7 @@
 """A run and its index: what its network and head make of items, and what a new head makes of those that are there."""
 
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ from xbm_keras.data.pictures import DECODER
 from xbm_keras.data.sources import Items, Source
 from xbm_keras.data.texts import Texts, TextTable
 from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.data.views import changes_of, digest_of
 from xbm_keras.experiment import saved_run
+from xbm_keras.experiment.averaging import mean_of, with_views
 from xbm_keras.experiment.build import make_backbone
+from xbm_keras.export.averaging import read_average
 from xbm_keras.feature_cache.cache import compute_features, fingerprint
 from xbm_keras.feature_cache.shards import ShardedRows, Shards, find_places
 from xbm_keras.index.export_embedder import ExportEmbedder
@@ -29,6 +33,7 @@ from xbm_keras.index.opened_index import OpenedIndex
 from xbm_keras.index.roots import place_of
 from xbm_keras.stages.backbone.frozen import Backbone
 
+log = logging.getLogger("xbm_keras")
 DOCUMENTS = "serve_document_features"
 NAME = 16  # signs of a network's fingerprint that are the name of its folder in the cache
 
@@ -60,6 +65,8 @@ class RunEmbedder:
     def __init__(self, run: str, modality: str | None = None):
         self.run, self.version = run, exported_by(run)
         self.fingerprint = fingerprint_of(self.version)
+        self.average = read_average(self.version)
+        """Views of a picture that the exported model averages, which are cached as pictures are."""
         self.config: Config = load_config(str(saved_run.run_of(run) / "config.yaml"), is_finished=True)
         own = self.config.data.modality if self.config.backbone.kind != "none" else "vector"
         if modality not in (None, "vector", own):
@@ -100,7 +107,17 @@ class RunEmbedder:
         has_one = np.isin(positions, cached.positions)
         keys = source.items.keys
         reasons = {int(i): cached.skipped[str(keys[i])] for i in positions[~has_one]}
-        return self.embed_rows(cached.rows, places[has_one]), positions[has_one], reasons
+        plain = self.embed_rows(cached.rows, places[has_one])
+        vectors, kept, others = self.with_views(plain, source, positions[has_one])
+        return vectors, kept, reasons | others
+
+    def with_views(
+        self, plain: np.ndarray, source: Source, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Embeddings [n, E] of pictures, averaged over views where the model does so: see `averaging.with_views`."""
+        if not self.average or self.backbone is None:
+            return plain, positions, {}
+        return with_views(plain, source, positions, self.average, self.config, self.backbone, self.embed_rows)
 
     def embed_rows(self, features, positions: np.ndarray) -> np.ndarray:
         """Vectors [n, E] of rows of features. Raises ValueError for features of another width."""
@@ -136,19 +153,20 @@ def reembedded(opened: OpenedIndex, run: str) -> tuple[Gallery, str]:
             "xbm-keras index map."
         )
     folder = embedder.cache_dir / network
-    places = find_places(folder)
-    items = opened.kept_items
+    places, items, embeddings = find_places(folder), opened.kept_items, []
     digests = items["sha256"].to_pylist() if "sha256" in items.column_names else [None] * len(items)
-    found = [places.get(str(digest)) for digest in digests]
-    missing = sum(not isinstance(place, tuple) for place in found)
-    if missing:
-        raise ValueError(
-            f"Received an index, {counted(missing, 'item')} of which have no features in {folder}; expected those of "
-            f"all {len(items)}. Build it anew by the run, which computes what is missing."
-        )
-    shard_of, row_of = np.array(found, np.int64).reshape(-1, 2).T
-    rows = ShardedRows(Shards(folder), shard_of, row_of)
-    return Gallery(embedder.embed_rows(rows, np.arange(len(items))), items), embedder.fingerprint
+    for view in (None, *changes_of(embedder.average)):
+        found = [places.get(digest_of(str(digest), view) if view else str(digest)) for digest in digests]
+        if missing := sum(not isinstance(place, tuple) for place in found):
+            raise ValueError(
+                f"Received an index, {counted(missing, 'item')} of which have no features in {folder}; expected those "
+                f"of all {len(items)}{', and of their views' if view else ''}. Build it anew by the run, which "
+                "computes what is missing."
+            )
+        shard_of, row_of = np.array(found, np.int64).reshape(-1, 2).T
+        rows = ShardedRows(Shards(folder), shard_of, row_of)
+        embeddings.append(embedder.embed_rows(rows, np.arange(len(items))))
+    return Gallery(embeddings[0] if len(embeddings) == 1 else mean_of(embeddings), items), embedder.fingerprint
 
 
 def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_items: bool) -> tuple[Gallery, dict]:
@@ -177,6 +195,11 @@ def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_item
         positions = dataset.source_positions[chosen]
         folder = getattr(source, "root", None)
         roots = {"": place_of(folder)} if isinstance(folder, pathlib.Path) else {}
+    vectors = embedder.embed_rows(features, chosen)
+    if positions is not None and not isinstance(source, Vectors):
+        vectors, positions, reasons = embedder.with_views(vectors, source, positions)
+        for position, reason in reasons.items():
+            log.warning("Left out %s: %s.", source.items.keys[position], reason)
     table = described(items_of(source, "", positions), "", digests_of(source, embedder.cache_dir, positions))
     about = {"model": embedder.fingerprint, "network": embedder.network(source), "roots": roots}
-    return Gallery(embedder.embed_rows(features, chosen), table), about
+    return Gallery(vectors, table), about

@@ -1,6 +1,7 @@
 """A finished run, opened again: what its network and head make of any data."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -9,11 +10,14 @@ import numpy as np
 
 from xbm_keras.config.schema import Config
 from xbm_keras.config.yaml_files import ConfigError, blaming_config, check_config, load_config, read_values
+from xbm_keras.data.arrays import Vectors
 from xbm_keras.data.dataset import Dataset
 from xbm_keras.data.errors import DataError
 from xbm_keras.data.pair_dataset import PairDataset, split_pairs
 from xbm_keras.data.unit_rows import FeatureRows, UnitRows
+from xbm_keras.data.views import Average
 from xbm_keras.evaluation.retrieval import embed
+from xbm_keras.experiment.averaging import with_views
 from xbm_keras.experiment.build import make_backbone
 from xbm_keras.experiment.loading import held_out, load_dataset, split_of, usable
 from xbm_keras.experiment.pair_loading import VALIDATION_SHARE, load_pairs
@@ -66,6 +70,47 @@ def load_data(
     return dataset
 
 
+def average_views(
+    run: str,
+    head: Head,
+    data: Dataset | PairDataset,
+    average: Sequence[Average],
+    config_path: str | None = None,
+    overrides: Sequence[str] = (),
+) -> np.ndarray:
+    """Embeddings [n, E] of the test pictures, each the mean of its own and of those of its views, as export gives them.
+
+    Args:
+        run: as for `load_data`.
+        head: of it.
+        data: what `load_data` gave.
+        average: which views.
+        config_path: the same as there.
+        overrides: the same.
+
+    Raises:
+        ConfigError: where the data are no pictures.
+        DataError: where a picture cannot be read any more.
+    """
+    config = _configs(run, config_path, overrides)[1]
+    backbone = make_backbone(config)
+    if isinstance(data, PairDataset) or isinstance(data.source, Vectors) or backbone is None or not backbone.image_size:
+        raise ConfigError(
+            f"Received --average with data.source {config.data.source!r}; expected pictures, of which there are views. "
+            "Leave it out."
+        )
+    check_width(head, data.features)
+    test = data.splits.test
+    positions, plain = data.source_positions[test], embed_items(head, data.features, test)
+    embed_rows = functools.partial(embed_items, head)
+    found, _, reasons = with_views(plain, data.source, positions, average, config, backbone, embed_rows)
+    for position, reason in reasons.items():
+        raise DataError(
+            f"Received {data.source.items.keys[position]}, which can no longer be read: {reason}. Try again."
+        )
+    return found
+
+
 def count_trained(
     run: str, data: Dataset | PairDataset, config_path: str | None = None, overrides: Sequence[str] = ()
 ) -> int:
@@ -113,6 +158,7 @@ def _configs(run: str, config_path: str | None, overrides: Sequence[str]) -> tup
     values = read_values(path, overrides)
     given = {name: values[name] for name in values if name in ("data", "cache") or name not in saved}
     given["views"] = {}  # of training
+    given["export"] = {}  # of pictures, which the data need not be
     given.setdefault("cache", {"dir": saved["cache"]["dir"]})
     data = given.get("data")
     if isinstance(data, dict) and data.get("source") == "features":
