@@ -99,9 +99,10 @@ class ExactSearch(tf.Module):
         starts = np.cumsum([0, *(part.num_rows for part in parts)]).tolist()
         self._parts = lambda: zip(parts, starts, strict=False)  # a list would be tracked under names of its own
         signature = [tf.TensorSpec((None, width), tf.float32, "embeddings"), tf.TensorSpec((), tf.int32, "k")]
-        self.rows = tf.function(self._rows, input_signature=signature)
-        self.rows_among = tf.function(self._rows, input_signature=[*signature, tf.TensorSpec((None,), tf.bool)])
-        self.search = tf.function(self._search, input_signature=signature)
+        some = [*signature, tf.TensorSpec((None,), tf.bool)]
+        graphs = [tf.function(self._rows, input_signature=each, autograph=False) for each in (signature, some)]
+        self._graphs = lambda: graphs  # as attributes they would be traced and saved with the search
+        self.search = tf.function(self._search, input_signature=signature, autograph=False)
 
     @staticmethod
     def of(gallery: Gallery) -> "ExactSearch":
@@ -118,7 +119,8 @@ class ExactSearch(tf.Module):
             among: [rows] bool: those that may be found, where not all may.
         """
         given = tf.constant(queries, tf.float32), tf.constant(min(k, self.num_items))
-        similarities, rows = self.rows(*given) if among is None else self.rows_among(*given, tf.constant(among))
+        of_all, of_some = self._graphs()
+        similarities, rows = of_all(*given) if among is None else of_some(*given, tf.constant(among))
         return rows.numpy(), similarities.numpy()
 
     def _rows(self, embeddings, k, among=None):
@@ -135,13 +137,19 @@ class ExactSearch(tf.Module):
         block = SCORES // tf.maximum(count * (self.form.width if self.form.rank else 1), rows_of_block(self.form.width))
         block = tf.maximum(1, block)
         num_queries = tf.shape(queries)[0]
-        similarities = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
-        rows = tf.TensorArray(tf.int64, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
-        for i in tf.range(tf.maximum(1, (num_queries + block - 1) // block)):  # once also where Q is 0
-            best, places = self._mixed(queries[i * block : (i + 1) * block], k, num_items, may)
-            similarities, rows = similarities.write(i, best), rows.write(i, places)
-        shape = [num_queries, k]
-        return tf.reshape(similarities.concat(), shape), tf.reshape(rows.concat(), shape)
+        num_blocks = tf.maximum(1, (num_queries + block - 1) // block)  # one also where Q is 0
+
+        def next_block(i, *found):
+            these = self._mixed(queries[i * block : (i + 1) * block], k, num_items, may)
+            return i + 1, *(array.write(i, each) for array, each in zip(found, these, strict=True))
+
+        blocks = [
+            tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False, element_shape=[None, None])
+            for dtype in (tf.float32, tf.int64)
+        ]
+        _, *blocks = tf.while_loop(lambda i, *_: i < num_blocks, next_block, (tf.constant(0), *blocks))
+        similarities, rows = (tf.reshape(each.concat(), [num_queries, k]) for each in blocks)
+        return similarities, rows
 
     def _mixed(self, asked, k, num_items, may):
         """Similarities and rows [q, k] of a block of queries [q, w] of unit length."""
