@@ -3,6 +3,7 @@
     python -m benchmarks.topk [--rows 65536 1048576] [--json FILE]
 
 - `ours`: `streamed_top_k` with classes masked, as a training step calls it.
+- `sampled`: `sampled_top_k` of the same, as a neighbour table is searched where k is large.
 - `floor`: the same blocks multiplied, each reduced to a maximum per anchor.
 - `tf`: `tf.matmul` and `tf.math.top_k` of the whole score matrix, nothing masked.
 - `faiss`: `IndexFlatIP`, nothing masked; its index holds a copy of the rows.
@@ -25,6 +26,7 @@ from benchmarks import common
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.cosine_scores import Keys, block_rows
 from xbm_keras.stages.hard_top_k.candidates import Candidates
+from xbm_keras.stages.hard_top_k.sampled import is_quicker, sampled_top_k
 from xbm_keras.stages.hard_top_k.streamed import Search, streamed_top_k
 
 
@@ -53,11 +55,17 @@ def measure(num_rows, options) -> list[dict]:
     index.add(rows)
     width = min(block_rows(options.width, options.batch), num_rows)
 
+    def codes_and_search():
+        among = Candidates.of(memory, anchor_labels, tf.fill([options.batch], tf.constant(-1, tf.int64)))
+        return among.codes, Search(options.k, 1.0, among.other_classes, common_code=among.common_code)
+
     @tf.function
     def ours(x):
-        among = Candidates.of(memory, anchor_labels, tf.fill([options.batch], tf.constant(-1, tf.int64)))
-        search = Search(options.k, 1.0, among.other_classes, common_code=among.common_code)
-        return streamed_top_k(Keys(x, memory.block), among.codes, [search])[0]
+        codes, search = codes_and_search()
+        return streamed_top_k(Keys(x, memory.block), codes, [search])[0]
+
+    def sampled(x):
+        return sampled_top_k(Keys(x, memory.block, memory.take), *codes_and_search())
 
     @tf.function
     def floor(x):
@@ -77,6 +85,7 @@ def measure(num_rows, options) -> list[dict]:
     times = common.interleaved(
         {
             "ours": lambda: ours(x)[0].numpy(),
+            **({"sampled": lambda: sampled(x)[0].numpy()} if is_quicker(options.k, num_rows) else {}),
             "floor": lambda: floor(x).numpy(),
             "tf": lambda: whole(x)[0].numpy(),
             "faiss": lambda: index.search(anchors, options.k),

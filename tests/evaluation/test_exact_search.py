@@ -3,6 +3,7 @@ import pytest
 
 from xbm_keras.evaluation import exact_search
 from xbm_keras.evaluation.exact_search import first_columns
+from xbm_keras.stages.hard_top_k.sampled import sample_of
 
 random = np.random.default_rng(0)
 SCORES = {
@@ -46,7 +47,7 @@ def test_no_sample_is_asked_for_a_large_part():
 def test_what_the_sample_misses_is_found_by_all():
     """The best of one row are all in the sample, so that what it tells leaves too few of that row."""
     scores = random.normal(size=(3, 2000)).astype(np.float32)
-    sample = exact_search._sample_of(2000)
+    sample = sample_of(2000)
     scores[1, sample] += 20
     assert exact_search._first_of_few(scores, 100) is None
     np.testing.assert_array_equal(first_columns(scores, 100), np.argsort(-scores, axis=1, kind="stable")[:, :100])

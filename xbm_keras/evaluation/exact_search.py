@@ -3,14 +3,13 @@
 Letters: Q queries, N gallery items, E embedding width.
 """
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 
 from xbm_keras.geometry import unit_rows
 from xbm_keras.progress import track
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
+from xbm_keras.stages.hard_top_k.sampled import FEW, first_of_lists, rank_in_sample, ranks, sample_of
 
 # Queries per product, to which the last ones are padded. Not any number will do: kernels sum the odd rows at the end of
 # a matrix, and some inside of larger ones, in another order, so that copies of an item would differ in the last bit.
@@ -19,8 +18,6 @@ MIN_BLOCK = 512  # gallery items per product, at least, for the same reason
 GROUP = 32  # gallery items per group of the prefilter
 PAIRS = 4096  # whose similarities are computed at a time
 MEMORY_MB = 64  # with twice as much the scores of a chunk leave the cache
-SHARE = 8  # of the scores of a chunk each eighth tells where about the best of them begin
-FEW = 0.2  # of that sample, at most: of 1,000 scores, to sort more takes as long as to tell the best of all apart
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray | None = None, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -133,32 +130,20 @@ def first_columns(scores: np.ndarray, k: int) -> np.ndarray | None:
 def _first_of_few(scores: np.ndarray, k: int) -> np.ndarray | None:
     """The same by those scores alone that a sample tells to be high; None where k are no small part, or ties are many.
 
-    A sample of the columns holds k / 8 of the k best, give or take a few. What is below a somewhat later score of the
-    sample is dropped, and the few that are left are sorted.
+    What is below a score of the sample that all but surely is below the k best is dropped; the few that are left are
+    sorted.
     """
     num_rows, width = scores.shape
-    expected = k / SHARE
-    rank = int(expected + 4 * np.sqrt(expected) + 4)  # by chance not one row in ten thousand holds fewer than k
-    if num_rows == 0 or rank > FEW * (width // SHARE):
+    sample = sample_of(width)
+    rank = rank_in_sample(k, len(sample) / width)
+    if num_rows == 0 or rank > FEW * len(sample):
         return None
-    sample = scores[:, _sample_of(width)]
-    is_left = scores >= np.partition(sample, -rank, axis=1)[:, -rank, None]
+    is_left = scores >= np.partition(scores[:, sample], -rank, axis=1)[:, -rank, None]
     left = np.flatnonzero(is_left)
-    starts = np.searchsorted(left, np.arange(num_rows + 1) * width)
-    counts = np.diff(starts)
+    counts = np.diff(np.searchsorted(left, np.arange(num_rows + 1) * width))
     if counts.min() < k or 2 * counts.max() > width:
         return None
-    places = np.arange(counts.max())
-    cells = left[np.minimum(starts[:-1, None] + places, len(left) - 1)]  # [Q, the most of a row], in their order
-    values = np.where(places < counts[:, None], scores.ravel()[cells], -np.inf)
-    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(cells, order, axis=1) - np.arange(num_rows)[:, None] * width
-
-
-@functools.lru_cache(64)
-def _sample_of(width: int) -> np.ndarray:
-    """Columns drawn at random, since items of one class often lie side by side, or each so many places apart."""
-    return np.sort(np.random.default_rng(0).permutation(width)[: width // SHARE])
+    return first_of_lists(ranks(scores.ravel()[left], left % width), counts, k)[1]
 
 
 def _has_enough_groups(k, width):

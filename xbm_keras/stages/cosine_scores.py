@@ -16,6 +16,8 @@ BLOCK_MULTIPLE = 64  # of which the rows of a block are one
 
 KeyBlock = Callable[[tf.Tensor, int], tf.Tensor]
 """From the first row and the number of rows W to their keys [W, K] float32."""
+TakenKeys = Callable[[tf.Tensor], tf.Tensor]
+"""From rows [n] to their keys [n, K] float32."""
 
 
 class Keys(NamedTuple):
@@ -24,6 +26,8 @@ class Keys(NamedTuple):
     anchors: tf.Tensor
     """[B, K] float32."""
     block: KeyBlock
+    take: TakenKeys | None = None
+    """Where rows can be had one by one."""
 
 
 class BlockSize(NamedTuple):

@@ -164,7 +164,7 @@ class HardTopK(DrawsRows):
             embed: the head, likewise.
         """
         features = tf.stop_gradient(tf.cast(features, tf.float32))
-        in_features = Keys(features, rows.block)
+        in_features = Keys(features, rows.block, rows.take)
         among = self._candidates(rows, labels, sample_ids)
         picked = {} if self.table is None or rows.numbers is None else {"negatives": self.table.of(rows.numbers)}
         ceilings = None if picked else self._ceilings(in_features, among)
@@ -204,7 +204,7 @@ class HardTopK(DrawsRows):
 
     def search(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Found:
         """The negatives alone, by features, as `call` finds them without a table."""
-        in_features = Keys(tf.cast(features, tf.float32), rows.block)
+        in_features = Keys(tf.cast(features, tf.float32), rows.block, rows.take)
         among = self._candidates(rows, labels, sample_ids)
         negatives = self._negatives(self.num_known, among, self._ceilings(in_features, among))
         return find_best(in_features, {"negatives": negatives}, among)["negatives"][1:]

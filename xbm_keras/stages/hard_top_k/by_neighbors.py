@@ -161,7 +161,8 @@ class NeighborTopK(DrawsRows):
         among = Candidates.of(
             rows._replace(labels=tf.zeros_like(rows.sample_ids)), tf.zeros_like(sample_ids), sample_ids
         )
-        keys = Keys(features, lambda start, width: self._centred(rows.block(start, width)))
+        block, take = (lambda *which, of=of: self._centred(of(*which)) for of in (rows.block, rows.take))
+        keys = Keys(features, block, take)
         common = None if is_under_xla() else tf.constant(0, tf.int64)  # all valid rows have this code
         searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
         return find_best(keys, searches, among)["neighbors"]

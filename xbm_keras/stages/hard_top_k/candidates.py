@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from xbm_keras.stages.circular_memory.ring import Rows
 from xbm_keras.stages.cosine_scores import Keys, scores_of_picks
+from xbm_keras.stages.hard_top_k.sampled import is_quicker, sampled_top_k
 from xbm_keras.stages.hard_top_k.streamed import LOWEST, Search, streamed_top_k
 
 
@@ -84,12 +85,23 @@ def find_best(keys: Keys, searches: dict[str, Search], among: Candidates, guard:
         return {}
     one_more = [search._replace(k=search.k + 1) for search in searches.values()]  # the own row may be among them
     best: Best = {}
-    for name, (values, indices) in zip(searches, streamed_top_k(keys, among.codes, one_more, guard), strict=True):
+    for name, (values, indices) in zip(searches, _top_k(keys, among.codes, one_more, guard), strict=True):
         is_valid = values > LOWEST
         indices = tf.where(is_valid, indices, 0)
         place = among.place_of_own(indices, is_valid, searches[name].k)
         best[name] = without(place, values, indices, is_valid)
     return best
+
+
+def _top_k(keys, codes, searches, guard):
+    """The same rows by the quicker way."""
+    if tf.executing_eagerly() and len(searches) == 1:
+        (search,) = searches
+        is_plain = search.sign > 0 and search.ceilings is None
+        found = sampled_top_k(keys, codes, search) if is_plain and is_quicker(search.k, len(codes)) else None
+        if found is not None:
+            return [found]
+    return streamed_top_k(keys, codes, searches, guard)
 
 
 def find_and_rerank(keys: Keys, in_features: Keys, searches: dict[str, Search], among: Candidates, rerank: int) -> Best:

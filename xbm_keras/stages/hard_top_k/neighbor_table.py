@@ -11,6 +11,7 @@ from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import write_rows
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
 from xbm_keras.stages.hard_top_k.random_rows import RowsByLabel
+from xbm_keras.stages.hard_top_k.sampled import is_quicker
 
 BLOCK = 512  # anchors that are searched at a time: more are hardly quicker, and a killed search loses little
 
@@ -87,7 +88,11 @@ class NeighborTable:
     def searched(self, start: int) -> np.ndarray:
         """The rows [n, k] int32 for the anchors of the block at `start`, -1 where there are no more."""
         with all_bits_of_float32():
-            indices, is_valid = self._searched(*self.read(start))
+            if is_quicker(self.indices.shape[1], self.memory.memory_size):
+                features, labels, ids = self.read(start)
+                indices, is_valid = self._search(features, self.memory.read(), labels, ids)
+            else:
+                indices, is_valid = self._searched(*self.read(start))
         num_anchors = min(self.block_rows, self.num_anchors - start)
         return np.where(is_valid, indices, -1)[-num_anchors:].astype(np.int32)
 

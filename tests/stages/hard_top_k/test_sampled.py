@@ -1,0 +1,141 @@
+"""The top-k that a sample leads against the streamed one: the same rows, ties included."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from xbm_keras import CircularMemory, HardTopK, NeighborTopK
+from xbm_keras.stages import cosine_scores
+from xbm_keras.stages.cosine_scores import Keys
+from xbm_keras.stages.hard_top_k import candidates, sampled
+from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
+from xbm_keras.stages.hard_top_k.sampled import first_of_lists, is_quicker, ranks, sample_of, sampled_top_k
+from xbm_keras.stages.hard_top_k.streamed import Search, streamed_top_k
+
+M, B, K = 3000, 20, 70
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 1,300 rows, in parts of 500; the last one reaches back into the one before it."""
+    monkeypatch.setattr(cosine_scores, "MIN_BLOCK_ROWS", 1300)
+    monkeypatch.setattr(cosine_scores, "CPU", cosine_scores.BlockSize(keys=1, scores=1))
+    monkeypatch.setattr(sampled, "PART", 500)
+
+
+def keys_of(rows, anchors):
+    rows = tf.constant(rows, tf.float32)
+    block, take = lambda start, width: tf.slice(rows, [start, 0], [width, -1]), lambda which: tf.gather(rows, which)
+    return Keys(tf.constant(anchors, tf.float32), block, take)
+
+
+def make_case(seed, num_codes=5, common=None):
+    """Whole numbers, so that products are exact and many are equal; masks of rows, by code and anchor."""
+    random = np.random.default_rng(seed)
+    rows, anchors = random.integers(-6, 7, (M, 8)), random.integers(-6, 7, (B, 8))
+    codes = tf.constant(random.integers(0, num_codes, M))
+    masks = (random.random((num_codes, B)) < 0.5) | (np.arange(num_codes) == common)[:, None]
+    code = None if common is None else tf.constant(common, tf.int64)
+    return keys_of(rows, anchors), codes, Search(K, 1.0, tf.where(masks, 0.0, -np.inf), None, code)
+
+
+def assert_same(found, expected):
+    """Where there are fewer than k, some row stands."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(*(np.where(expected[0] > -np.inf, each, 0) for each in (a, b)))
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("common", [None, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_rows(seed, common):
+    keys, codes, search = make_case(seed, common=common)
+    values, rows = streamed_top_k(keys, codes, [search])[0]
+    assert ((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -np.inf)).numpy().any()
+    assert_same(sampled_top_k(keys, codes, search), (values, rows))
+
+
+def test_fewer_candidates_than_k():
+    """An anchor with no row, and one with seven."""
+    keys, codes, search = make_case(0)
+    few = np.where(np.arange(M) % 400 == 0, 6, np.where(codes.numpy() == 4, 3, codes))
+    masks = np.pad(search.penalties.numpy() == 0, [(0, 2), (0, 0)])
+    masks[:, :2] = False
+    masks[[5, 6], 1] = True
+    search = search._replace(penalties=tf.where(masks, 0.0, -np.inf))
+    found = sampled_top_k(keys, tf.constant(few), search)
+    assert (found[0] > -np.inf).numpy().sum(axis=1)[:3].tolist() == [0, 8, K]
+    assert_same(found, streamed_top_k(keys, tf.constant(few), [search])[0])
+
+
+@pytest.mark.parametrize("what", ["all are equal", "the best are all in the sample", "one anchor is unlike the others"])
+def test_a_sample_that_does_not_tell(what):
+    """Too many candidates, or too few: then the streamed search finds them."""
+    random = np.random.default_rng(0)
+    rows, anchors = random.standard_normal((M, 8)), random.standard_normal((B, 8))
+    if what == "all are equal":
+        rows[:] = rows[0]
+    elif what == "one anchor is unlike the others":
+        anchors[3] = 0
+    else:
+        rows[sample_of(M)] = 20 * anchors[0]
+    keys = keys_of(rows, anchors)
+    search = Search(K, 1.0, tf.zeros([1, B]))
+    codes = tf.zeros([M], tf.int64)
+    assert sampled_top_k(keys, codes, search) is None
+    assert_same(candidates._top_k(keys, codes, [search], None)[0], streamed_top_k(keys, codes, [search])[0])
+
+
+def test_no_anchors_and_rows_that_are_had_in_blocks_alone():
+    keys, codes, search = make_case(0)
+    none = search._replace(penalties=search.penalties[:, :0])
+    assert sampled_top_k(keys._replace(anchors=keys.anchors[:0]), codes, none) is None
+    assert sampled_top_k(keys._replace(take=None), codes, search) is None
+
+
+def test_where_it_pays():
+    assert is_quicker(K, M)
+    assert not is_quicker(sampled.MIN_K - 1, M)
+    assert not is_quicker(K, 150)  # where nearly all would be candidates
+    assert not is_quicker(K, 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HardTopK(K, 0),
+        lambda: HardTopK(K, 0, max_score=0.9),
+        lambda: NeighborTopK(K, 0, centring=0.3),
+    ],
+)
+def test_a_table_is_of_the_rows_that_a_step_finds(make, monkeypatch):
+    """All by their own products of float32: where two scores differ in the last bit, so might their order."""
+    random = np.random.default_rng(0)
+    memory = CircularMemory(M, frozen=True)
+    memory.build((None, 16))
+    memory.prefill(random.standard_normal((M, 16)), random.integers(0, 30, M), np.arange(M))
+    top_k = make()
+    if isinstance(top_k, NeighborTopK):
+        top_k.adapt(memory.features.numpy())
+    table, asked = NeighborTable(memory, top_k.search, top_k.num_known), []
+    monkeypatch.setattr(candidates, "sampled_top_k", lambda *args: asked.append(sampled_top_k(*args)) or asked[-1])
+    found = [table.searched(start) for start in table.starts[-2:]]
+    if getattr(top_k, "max_score", None) is None:
+        assert len(asked) == 2
+        assert None not in asked
+    else:
+        assert not asked
+    monkeypatch.setattr("xbm_keras.stages.hard_top_k.neighbor_table.is_quicker", lambda k, num_rows: False)
+    for start, block in zip(table.starts[-2:], found, strict=True):
+        np.testing.assert_array_equal(block, table.searched(start))
+    assert len(asked) in (0, 2)
+
+
+def test_first_of_lists():
+    values = np.float32([0.5, 3, -0.0, 0.0, -1, -np.inf, 1e-40, np.inf, -2.5, -2.5])
+    numbers = np.array([9, 8, 7, 6, 5, 4, 2**31 + 3, 2, 1, 0])
+    best, which = first_of_lists(ranks(values, numbers), np.array([4, 0, 6]), 3)
+    assert which.tolist() == [[8, 9, 6], [0, 0, 0], [2, 2**31 + 3, 5]]
+    assert best.tolist() == [[3, 0.5, 0], [-np.inf] * 3, [np.inf, values[6], -1]]
+    assert [each.shape for each in first_of_lists(np.zeros(0, int), np.zeros(0, int), 2)] == [(0, 2)] * 2
