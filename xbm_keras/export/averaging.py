@@ -27,22 +27,21 @@ def resized_views(resize: Callable, average: Sequence[Average]) -> Callable:
     return lambda pictures: tf.stack([resize(pictures), *(resize(change(pictures)) for change in changes)], axis=-4)
 
 
-def mean_of_views(embed: tf.types.experimental.PolymorphicFunction) -> Callable:
+def mean_of_views(embed: Callable) -> Callable:
     """Of views [N, V, h, w, 3] the mean embedding of each picture, of unit length: `{"embeddings": [N, E]}`.
 
     One view of all pictures passes the network after the other. So it takes no more memory than the plain pictures do,
     and a picture has the same bits as in another batch where its views would have had, each by itself.
 
     Args:
-        embed: a graph of pictures [N, h, w, 3] to `{"embeddings": [N, E]}`.
+        embed: of pictures [N, h, w, 3], to `{"embeddings": [N, E]}`.
     """
 
     def call(views):
-        shape = embed.get_concrete_function().output_shapes["embeddings"]
         rows = tf.map_fn(
             lambda number: embed(views[:, number])["embeddings"],
             tf.range(views.shape[1]),
-            fn_output_signature=tf.TensorSpec(shape, tf.float32),
+            fn_output_signature=tf.float32,
             parallel_iterations=1,
         )
         return {"embeddings": unit_length(tf.reduce_mean(rows, axis=0))}
