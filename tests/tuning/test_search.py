@@ -21,6 +21,7 @@ from tests.tuning.conftest import mean_of_queries, save_vectors
 from xbm_keras import tuning
 from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
+from xbm_keras.experiment import build
 from xbm_keras.tuning import HeadHyperModel, load_data, oracles
 from xbm_keras.tuning import search as search_module
 from xbm_keras.tuning.hypermodel import estimate_bytes
@@ -228,7 +229,7 @@ def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
 
 
 def test_where_the_network_does_not_tell_its_width_the_features_do(vectors, monkeypatch):
-    monkeypatch.setattr(tuning.hypermodel, "width_of", lambda source, backbone: None)
+    monkeypatch.setattr(build, "width_of", lambda source, backbone: None)
     config, dataset = load_data(load_config(str(vectors), ["head.embedding_dim=auto"]))
     assert config.head.embedding_dim == dataset.features.shape[1] < 128
 
