@@ -19,7 +19,7 @@ PARAMETERS = {
     "nda": ("total_share", "shrinkage", "weighting"),
 }
 TRIED = {  # where one is auto
-    "shrinkage": (0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
+    "shrinkage": (0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 0.99),
     "weighting": (0.3, 1.0),
     "total_share": (0.0, 0.3),
 }
