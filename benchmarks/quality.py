@@ -38,6 +38,7 @@ from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.metrics import map_at_r
 from xbm_keras.evaluation.retrieval import RetrievalEvaluation, embed, evaluate_retrieval, score_queries
 from xbm_keras.experiment import build, chosen_head, held_out, loading, phases, selection
+from xbm_keras.experiment.chosen_parts import choose_parts
 from xbm_keras.geometry import unit_length, unit_rows
 from xbm_keras.model.labels_and_ids import read_batch
 from xbm_keras.stages.circular_memory import replicas
@@ -112,10 +113,11 @@ def main():
 def load(path: str, options) -> tuple[Dataset, Dataset, Config]:
     """The items, the same with the views that the default recipe chooses, and the config with what it chooses."""
     config = load_config(path, options.set)
-    backbone = build.make_backbone(config)
-    plain = loading.load_dataset(config, backbone)
-    config, dataset = selection.choose(config, loading.with_training_views(config, plain, backbone))
-    return plain, dataset, config
+    backbone = build.make_whole_backbone(config)
+    viewed = loading.with_training_views(config, loading.load_dataset(config, backbone), backbone)
+    config, viewed, _ = choose_parts(config, viewed, backbone)
+    config, dataset = selection.choose(config, viewed)
+    return viewed.keeping_views(False, False), dataset, config
 
 
 def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) -> list[dict]:

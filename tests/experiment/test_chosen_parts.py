@@ -70,6 +70,21 @@ def loaded(config, backbone, views=False):
     return with_training_views(config, data, backbone) if views else data
 
 
+def test_the_maps_of_a_convolutional_network_are_chosen_in_the_same_way(config):
+    backbone = backbone_of("patches")
+    given = config(backbone={"kind": "keras_applications", "name": "MobileNetV2"})
+    assert given.backbone.layers == "auto"
+    chosen, data, _ = chosen_parts.choose_parts(given, loaded(given, backbone), backbone)
+    assert chosen.backbone.layers == ["patches"]
+    assert data.parts.chosen == ("patches",)
+    assert build.leaves_parts_open(given)
+    assert not build.leaves_parts_open(chosen)
+    without = config(
+        backbone={"kind": "keras_applications", "name": "MobileNetV2"}, loss={"name": "similarity_alignment"}
+    )
+    assert without.backbone.layers == "last"
+
+
 @pytest.mark.parametrize("told_by", PARTS)
 def test_the_parts_that_tell_held_out_classes_apart_are_taken(config, told_by):
     backbone = backbone_of(told_by)

@@ -86,9 +86,10 @@ class _Pairs(ArgumentsSection):
 
 class _Application(ArgumentsSection):
     layers: Layers | Literal["auto"] = "auto"
-    """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names. "auto" is
-    "last" where the loss needs no labels, so that what is kept are the neighbours in the network's own output; else
-    "pyramid"."""
+    """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names, among them
+    "pyramid.1" to "pyramid.3", the finest first. "auto" computes the pyramid and takes those neighbouring maps of it by
+    which held-out training classes are told apart best, of as good ones the narrowest; it is "last" where the loss
+    needs no labels, so that what is kept are the neighbours in the network's own output."""
 
 
 class _Hub(ArgumentsSection):

@@ -211,9 +211,9 @@ class Config(Section):
         is_without = named is not None and not named.uses_labels
         backbone = values.get("backbone")
         names = backbone if isinstance(backbone, dict) else {}
-        if names.get("kind") == "keras_applications" and names.get("layers", "auto") == "auto":
-            # So that a saved config says what it came to.
-            values = {**values, "backbone": {**names, "layers": "last" if is_without else "pyramid"}}
+        by_default = "auto" if names.get("kind") == "keras_applications" else None
+        if names.get("layers", by_default) == "auto":
+            values = {**values, "backbone": {**names, "layers": "last" if is_without else "auto"}}
         if names.get("kind") == "keras_hub" and names.get("parts", "auto") == "auto":
             values = {
                 **values,

@@ -49,12 +49,18 @@ def make_whole_backbone(config: schema.Config) -> Backbone | None:
 
     See `chosen_parts`. A finished run says in its config which these were.
     """
-    return _made(config, **({"parts": "all"} if leaves_parts_open(config) else {}))
+    is_open = leaves_parts_open(config) and key_of_parts(config) == "parts"
+    return _made(config, **({"parts": "all"} if is_open else {}))
 
 
 def leaves_parts_open(config: schema.Config) -> bool:
     """Whether a run chooses which parts of its network make the features, where that has any."""
-    return getattr(config.backbone, "parts", None) == "auto" and config.data.modality == "image"
+    return config.data.modality == "image" and key_of_parts(config) is not None
+
+
+def key_of_parts(config: schema.Config) -> str | None:
+    """The key of the backbone that leaves them open: `parts` of a transformer, `layers` of a convolutional network."""
+    return next((key for key in ("parts", "layers") if getattr(config.backbone, key, None) == "auto"), None)
 
 
 def _made(config: schema.Config, **others: str) -> Backbone | None:

@@ -12,7 +12,7 @@ from xbm_keras.config import schema
 from xbm_keras.data.arrays import Vectors
 from xbm_keras.data.dataset import Dataset, TriedParts
 from xbm_keras.data.unit_rows import ChosenColumns
-from xbm_keras.experiment.build import sized
+from xbm_keras.experiment.build import key_of_parts, sized
 from xbm_keras.experiment.chosen_head import PARAMETERS, ChosenHead
 from xbm_keras.experiment.held_out import HeldOutFolds, are_near_best, some_classes
 from xbm_keras.feature_cache.cache import keep_columns
@@ -59,9 +59,9 @@ def choose_parts(
     narrow = choice.make()
     where = config.cache.dir, config.cache.dtype, dataset.source.decoder
     features = keep_columns(dataset.features, choice.columns, narrow, *where)
-    if hasattr(config.backbone, "parts"):
-        parts = config.backbone.model_copy(update={"parts": list(choice.parts)})
-        config = config.model_copy(update={"backbone": parts})
+    if key := key_of_parts(config):
+        taken = config.backbone.model_copy(update={key: list(choice.parts)})
+        config = config.model_copy(update={"backbone": taken})
     dataset = dataclasses.replace(dataset, features=features, parts=TriedParts(choice.parts, scores))
     return sized(config, len(choice.columns)), dataset, narrow
 

@@ -204,7 +204,7 @@ def _has_checkpoint(folder: pathlib.Path) -> bool:
 def _differences(saved: Config, config: Config) -> list[str]:
     """Keys that decide what is trained, and their values there and here."""
     there, here = (_flat(c.model_dump(include=set(TRAINED_BY))) for c in (saved, config))
-    for key in ("head.embedding_dim", "backbone.parts"):
+    for key in ("head.embedding_dim", "backbone.parts", "backbone.layers"):
         if "auto" in (there.get(key), here.get(key)):
             here[key] = there.get(key)  # which may be what it came to; a checkpoint, or data.json, tells if not
     return [

@@ -105,6 +105,8 @@ def test_real_network_with_its_weights(data_dir):
         ([], 2048),
         (["loss.name=similarity_alignment", "data.labels=null"], 1280),
         (["backbone.layers=last"], 1280),
+        (["backbone.layers=[pyramid.1,pyramid.2]"], 192 + 576),
+        (["backbone.layers=[pyramid.3,block_6_expand_relu]"], 1280 + 192),
         (["backbone.layers=pyramid", "loss.name=similarity_alignment", "data.labels=null"], 2048),
         (["backbone.layers=[block_6_expand_relu,out_relu]"], 1472),
     ],
@@ -113,6 +115,36 @@ def test_layers_of_a_config(overrides, width):
     small = ["backbone.weights=null", "backbone.image_size=[32,32]"]
     config = load_config("configs/grocery.yaml", [*small, *overrides])
     assert build.make_backbone(config).compute_output_shape((None, None, None, 3)) == (None, width)
+
+
+def test_a_run_may_take_any_neighbouring_maps_of_the_pyramid():
+    whole = keras.applications.MobileNetV2((64, 64, 3), weights=None, include_top=False)
+    weights = {layer.name: layer.get_weights() for layer in whole.layers}
+
+    def of(layers):
+        backbone = Backbone.from_application("MobileNetV2", None, (64, 64), layers=layers)
+        for layer in backbone.network.layers[1:]:
+            layer.set_weights(weights[layer.name])
+        return backbone
+
+    backbone, pictures = of("auto"), images(64, 2)
+    assert [each.parts for each in backbone.choices] == [
+        ("pyramid.1",), ("pyramid.2",), ("pyramid.1", "pyramid.2"), ("pyramid.3",), ("pyramid.2", "pyramid.3"),
+        ("pyramid.1", "pyramid.2", "pyramid.3"),
+    ]  # fmt: skip
+    features = backbone(pictures).numpy()
+    for choice in backbone.choices:
+        narrow = choice.make()
+        found = narrow(pictures).numpy()
+        if len(choice.parts) == 1:
+            found /= np.linalg.norm(found, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, features[:, choice.columns], rtol=1e-4, atol=1e-6)
+        # A run that took it is opened by its names, and finds what it cached.
+        assert fingerprint(narrow) == fingerprint(of(list(choice.parts)))
+    assert fingerprint(backbone.choices[-1].make()) == fingerprint(of("pyramid"))
+    assert Backbone.from_application("MobileNetV2", None, (64, 64)).choices == ()
+    one = Backbone.from_application("MobileNetV2", None, (64, 64), layers="auto").choices[1]
+    assert one.make().network.layers[-1].output.shape[1:3] == (4, 4)  # nothing behind it is computed
 
 
 def test_layers_of_a_file_of_a_config(tmp_path):
@@ -138,6 +170,10 @@ def test_keras_file_by_pyramid_by_names_and_as_it_is(tmp_path):
         assert Backbone.from_file(path, layers=kind)(images()).shape == (3, width)
     assert Backbone.from_file(path)(images()).shape == (3, 7)
     assert Backbone.from_file(path, layers=["fine", "third"])(images()).shape == (3, 9)
+    widths = {each.parts: each.make()(images()).shape[1] for each in Backbone.from_file(path, layers="auto").choices}
+    assert widths[("pyramid.1", "pyramid.2", "pyramid.3")] == 18
+    assert widths[("pyramid.3",)] == 7
+    assert len(widths) == 6
 
 
 def test_saved_and_loaded_backbone_gives_the_same_features(tmp_path):

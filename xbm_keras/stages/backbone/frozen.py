@@ -15,8 +15,8 @@ from annotated_types import MinLen
 
 from xbm_keras.arguments import Positive, arguments_in, checked
 from xbm_keras.geometry import unit_length
-from xbm_keras.stages.backbone.choices import Choice
-from xbm_keras.stages.backbone.pyramid import with_outputs
+from xbm_keras.stages.backbone.choices import Choice, choices_of
+from xbm_keras.stages.backbone.pyramid import LEVEL_NAMES, runs_of_levels, with_outputs
 from xbm_keras.stages.backbone.resizing import resize_by_products
 
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
@@ -199,7 +199,7 @@ class Backbone(keras.layers.Layer):
         weights: str | None = "imagenet",
         image_size: ImageSize = (224, 224),
         pooling: Literal["avg", "max"] = "avg",  # Keras takes any other word for no pooling
-        layers: Layers = "pyramid",
+        layers: Layers | Literal["auto"] = "pyramid",
     ) -> "Backbone":
         """A network of `keras.applications`, without its classifier.
 
@@ -209,7 +209,8 @@ class Backbone(keras.layers.Layer):
             image_size: height and width that pictures are resized to.
             pooling: of the maps.
             layers: whose maps are pooled: "pyramid", the last layer of each of the three lowest resolutions (see
-                `with_outputs`); "last"; or names of layers.
+                `with_outputs`); "last"; or names of layers. "auto" is the pyramid, of whose maps a run takes some
+                (`choices`).
 
         Raises:
             ValueError: for an unknown name, pooling or layer, and for weights that are missing or do not fit.
@@ -228,7 +229,8 @@ class Backbone(keras.layers.Layer):
                 f"{image_size[0]}x{image_size[1]}: {error}\nExpected weights of that network without its classifier. "
                 "Without a connection, bring the file from elsewhere, and say --set backbone.weights=FILE."
             ) from error
-        return cls(with_outputs(network, layers), name, image_size, pooling, name="backbone")
+
+        return cls._of_maps(network, layers, name, image_size, pooling)
 
     @classmethod
     @checked
@@ -238,7 +240,7 @@ class Backbone(keras.layers.Layer):
         preprocessing: str | None = None,
         image_size: ImageSize | None = None,
         pooling: Pooling = "avg",
-        layers: Layers = "last",
+        layers: Layers | Literal["auto"] = "last",
         endpoint: str = "serving_default",
     ) -> "Backbone":
         """A network of yours: a model saved as `.keras`, or the folder of a TensorFlow SavedModel.
@@ -251,7 +253,8 @@ class Backbone(keras.layers.Layer):
                 reach the network as they are.
             image_size: height and width that pictures are resized to; None is what a `.keras` model was made for.
             pooling: of the maps or tokens that it gives.
-            layers: of a `.keras` model: which give the features, as for `from_application`; "last" are its own outputs.
+            layers: of a `.keras` model: which give the features, as for `from_application`; "last" are its own outputs,
+                and "auto" is for networks that end in maps.
             endpoint: of a SavedModel.
 
         Raises:
@@ -269,10 +272,26 @@ class Backbone(keras.layers.Layer):
             network = load_keras_file(place)
             if image_size is None and len(network.input_shape) == 4 and None not in network.input_shape[1:3]:
                 image_size = tuple(network.input_shape[1:3])
-            network = with_outputs(network, layers)
+            return cls._of_maps(network, layers, preprocessing, image_size, pooling)
         else:
             raise ValueError(f"Received backbone {path!r}, which is no file; expected the path of a .keras model.")
         return cls(network, preprocessing, image_size, pooling, name="backbone")
+
+    @classmethod
+    def _of_maps(cls, network: keras.Model, layers: Layers | Literal["auto"], *others) -> "Backbone":
+        """That gives the maps of these layers; of "auto" those of the pyramid, and choices among them."""
+
+        def of(layers: Layers) -> Backbone:
+            return cls(with_outputs(network, layers), *others, name="backbone")
+
+        if layers != "auto":
+            return of(layers)
+        backbone = of("pyramid")
+        widths = [each.shape[-1] for each in outputs_of(backbone.network.output)]
+        if len(widths) > 1:
+            names = LEVEL_NAMES[: len(widths)]
+            backbone.choices = choices_of(names, widths, runs_of_levels(len(widths)), lambda some: of(list(some)))
+        return backbone
 
     @classmethod
     def from_glyph_net(cls) -> "Backbone":

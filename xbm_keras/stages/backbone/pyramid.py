@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 
 LEVELS = 3
+LEVEL_NAMES = tuple(f"pyramid.{i + 1}" for i in range(LEVELS))
 
 
 def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Model:
@@ -15,7 +16,7 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
         network: a functional or sequential model.
         layers: names; "last": the network as it is; or "pyramid": of each of the three lowest resolutions, such as
             28 x 28, 14 x 14 and 7 x 7, the last layer through which all must pass, as detectors take them from a
-            classifier.
+            classifier. Among names "pyramid.1" is the finest of these maps, "pyramid.2" the next one.
 
     Raises:
         ValueError: for a layer that the network lacks, and for "pyramid" of a network whose output is no map or which
@@ -36,7 +37,9 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
     inputs = network.inputs[0] if len(network.inputs) == 1 else network.input
     if layers == "pyramid":
         return keras.Model(inputs, _pyramid(network), name=network.name)
-    known = {layer.name: layer for layer in network.layers}
+    known = {layer.name: layer.output for layer in network.layers}
+    if any(name.startswith("pyramid.") for name in layers):
+        known |= dict(zip(LEVEL_NAMES, _pyramid(network), strict=False))
     for name in layers:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -45,7 +48,17 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
                 f"Received the layer {name!r}, which {network.name} lacks. {hint}Expected names of its layers, such as "
                 f"{', '.join(list(known)[-3:])}; or 'pyramid' or 'last'."
             )
-    return keras.Model(inputs, [known[name].output for name in layers], name=network.name)
+    return keras.Model(inputs, [known[name] for name in layers], name=network.name)
+
+
+def runs_of_levels(count: int) -> list[tuple[str, ...]]:
+    """Names of neighbouring maps of a pyramid of so many, all runs of them.
+
+    Example:
+        >>> runs_of_levels(2)
+        [('pyramid.1',), ('pyramid.2',), ('pyramid.1', 'pyramid.2')]
+    """
+    return [LEVEL_NAMES[start : start + n] for n in range(1, count + 1) for start in range(count - n + 1)]
 
 
 def output_positions(network: keras.Layer) -> list[int]:
