@@ -19,11 +19,6 @@ Embed = Callable[[FeatureRows, np.ndarray], np.ndarray]
 """Of features, and positions [n] in them, embeddings [n, E] of unit length."""
 
 
-def mean_of(embeddings: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean, of unit length, of embeddings [n, E] of each view."""
-    return unit_rows(np.asarray(np.mean(embeddings, axis=0)))
-
-
 def with_views(
     plain: np.ndarray,
     source: Source,
@@ -51,7 +46,7 @@ def with_views(
     reasons: dict[int, str] = {}
     if not len(positions):
         return plain, positions, reasons
-    each, is_there = [plain], np.ones(len(positions), bool)
+    total, is_there = plain.copy(), np.ones(len(positions), bool)  # a sum: a list would hold all views at once
     for view in averaged(source, positions, average):
         cached = compute_features(
             view, backbone, config.cache.dir, title=f"features, {view.name}", **config.cache.arguments()
@@ -59,8 +54,6 @@ def with_views(
         has_one = np.zeros(len(positions), bool)
         has_one[cached.positions] = True
         is_there &= has_one
-        embeddings = np.zeros_like(plain)
-        embeddings[has_one] = embed(cached.rows, np.arange(len(cached.rows)))
-        each.append(embeddings)
+        total[has_one] += embed(cached.rows, np.arange(len(cached.rows)))
         reasons |= {int(i): cached.skipped[str(source.items.keys[i])] for i in positions[~has_one]}
-    return mean_of([rows[is_there] for rows in each]), positions[is_there], reasons
+    return unit_rows(total[is_there]), positions[is_there], reasons

@@ -20,11 +20,12 @@ from xbm_keras.data.texts import Texts, TextTable
 from xbm_keras.data.unit_rows import UnitRows
 from xbm_keras.data.views import changes_of, digest_of
 from xbm_keras.experiment import saved_run
-from xbm_keras.experiment.averaging import mean_of, with_views
+from xbm_keras.experiment.averaging import with_views
 from xbm_keras.experiment.build import make_backbone
 from xbm_keras.export.averaging import read_average
 from xbm_keras.feature_cache.cache import compute_features, fingerprint
 from xbm_keras.feature_cache.shards import ShardedRows, Shards, find_places
+from xbm_keras.geometry import unit_rows
 from xbm_keras.index.export_embedder import ExportEmbedder
 from xbm_keras.index.exported_model import FEATURE_ROWS, ExportedModel, exported_by, fingerprint_of
 from xbm_keras.index.gallery import Gallery
@@ -153,8 +154,9 @@ def reembedded(opened: OpenedIndex, run: str) -> tuple[Gallery, str]:
             "xbm-keras index map."
         )
     folder = embedder.cache_dir / network
-    places, items, embeddings = find_places(folder), opened.kept_items, []
+    places, items = find_places(folder), opened.kept_items
     digests = items["sha256"].to_pylist() if "sha256" in items.column_names else [None] * len(items)
+    total = np.zeros((), np.float32)
     for view in (None, *changes_of(embedder.average)):
         found = [places.get(digest_of(str(digest), view) if view else str(digest)) for digest in digests]
         if missing := sum(not isinstance(place, tuple) for place in found):
@@ -165,8 +167,8 @@ def reembedded(opened: OpenedIndex, run: str) -> tuple[Gallery, str]:
             )
         shard_of, row_of = np.array(found, np.int64).reshape(-1, 2).T
         rows = ShardedRows(Shards(folder), shard_of, row_of)
-        embeddings.append(embedder.embed_rows(rows, np.arange(len(items))))
-    return Gallery(embeddings[0] if len(embeddings) == 1 else mean_of(embeddings), items), embedder.fingerprint
+        total = total + embedder.embed_rows(rows, np.arange(len(items)))
+    return Gallery(unit_rows(total) if embedder.average else total, items), embedder.fingerprint
 
 
 def of_run(run: str, config_path: str | None, overrides: Sequence[str], all_items: bool) -> tuple[Gallery, dict]:
