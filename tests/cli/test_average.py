@@ -160,7 +160,7 @@ def test_what_averages_give_is_told_with_an_interval(top, tmp_path, capsys):
     assert set(json.loads((tmp_path / "scores.json").read_text())["leave_one_out"]) == {"frozen", "trained"}
 
 
-def test_pictures_without_labels_can_be_embedded_and_not_scored(top, tmp_path, capsys):
+def test_pictures_without_labels_can_be_embedded_and_not_scored(top, tmp_path, capsys, monkeypatch):
     (tmp_path / "bare").mkdir()
     for i, path in enumerate(sorted((top / "photos").rglob("*.png"))[:9]):
         shutil.copy(path, tmp_path / f"bare/{i}.png")
@@ -169,7 +169,12 @@ def test_pictures_without_labels_can_be_embedded_and_not_scored(top, tmp_path, c
     data = {"source": "image_table", "root": str(tmp_path / "bare"), "table": "table.csv", "labels": None}
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump({"data": data}))
     command = [f"--model={top}/run", f"--config={tmp_path}/bare.yaml", "--items=all", "--average", "flip", "crops"]
+    monkeypatch.setattr(saved_run, "average_views", None)  # which the network runs for
     assert "data without labels" in refused(capsys, evaluate.main, *command)
+    table.assign(label=table.index).to_csv(tmp_path / "bare/table.csv", index=False)
+    told = refused(capsys, evaluate.main, *command, "--set=data.labels=label")
+    assert "9 labelled items, no two of which share a class" in told
+    monkeypatch.undo()
     assert evaluate.main([*command, f"--embed={tmp_path}/v.npy"]) == 0
     expected = by_export(top / "run/export/2", tmp_path / "bare", table.path)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
@@ -187,6 +192,18 @@ def test_a_network_that_names_no_size_is_told_before_it_runs(top, tmp_path, caps
     values = "backbone.image_size=null", f"backbone.path={tmp_path}/saved", "export.average=[flip]"
     told = fails(top / "photos.yaml", tmp_path / "run", *values, capsys=capsys)
     assert "Give backbone.image_size" in " ".join(told.split())
+    layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(6, 3), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential(layers).save(tmp_path / "any.keras")
+    run = shutil.copytree(top / "other", tmp_path / "sizeless")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["backbone"] |= {"path": f"{tmp_path}/any.keras", "image_size": None}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for i in range(4):
+        (tmp_path / f"small/{i % 2}").mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(tmp_path / f"small/{i % 2}/{i}.png", np.full((12, 12, 3), 50 * i), scale=False)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"data": config["data"] | {"root": f"{tmp_path}/small"}}))
+    words = f"--model={run}", f"--config={tmp_path}/small.yaml", "--items=all", "--average", "flip"
+    assert "names no size of its pictures" in refused(capsys, evaluate.main, *words)
 
 
 def test_vectors_are_evaluated_by_a_run_whose_export_averages(top, tmp_path, capsys):

@@ -54,9 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _averaged(options, head, dataset) -> np.ndarray:
     """Embeddings [n, E] of the test pictures, averaged. Raises ConfigError where nothing could tell what that gives."""
-    is_of_items = not isinstance(dataset, PairDataset)
-    if is_of_items and not options.embed and not len(dataset.labelled(dataset.splits.test)):
-        raise ConfigError("Received --average with data without labels, which tell what it gives; expected some.")
+    if not isinstance(dataset, PairDataset) and not options.embed:
+        labels = dataset.labels[dataset.labelled(dataset.splits.test)]
+        if not len(labels):
+            raise ConfigError("Received --average with data without labels, which tell what it gives; expected some.")
+        if np.bincount(labels).max() == 1:
+            raise ConfigError(
+                f"Received --average with {counted(len(labels), 'labelled item')}, no two of which share a class; "
+                "expected some that do, which tell what it gives. Give --items all or other data, or --embed to have "
+                "the embeddings alone."
+            )
     return saved_run.average_views(options.model, head, dataset, options.average, options.config, options.set)
 
 

@@ -89,15 +89,21 @@ def average_views(
         overrides: the same.
 
     Raises:
-        ConfigError: where the data are no pictures.
+        ConfigError: where the data are no pictures, or the network names no size of them.
         DataError: where a picture cannot be read any more.
     """
     config = _configs(run, config_path, overrides)[1]
     backbone = make_backbone(config)
-    if isinstance(data, PairDataset) or isinstance(data.source, Vectors) or backbone is None or not backbone.image_size:
+    is_of_pictures = config.data.modality == "image"
+    if isinstance(data, PairDataset) or isinstance(data.source, Vectors) or backbone is None or not is_of_pictures:
         raise ConfigError(
             f"Received --average with data.source {config.data.source!r}; expected pictures, of which there are views. "
             "Leave it out."
+        )
+    if not backbone.image_size:
+        raise ConfigError(
+            "Received --average with a run whose network names no size of its pictures; expected one, to which views "
+            "are resized. Leave it out, or train with backbone.image_size."
         )
     check_width(head, data.features)
     test = data.splits.test

@@ -89,7 +89,8 @@ def export_encoder(
 
     Raises:
         ValueError: for other weights, codes or views, weights that float16 cannot hold, views of a model that takes no
-            pictures, or where what was written does not run or gives other embeddings. There is no new version then.
+            pictures or names no size of them, or where what was written does not run or gives other embeddings. There
+            is no new version then.
 
     Example:
         >>> import pathlib, tempfile
@@ -104,8 +105,9 @@ def export_encoder(
     backbone = model.backbone
     if average and (backbone is None or not backbone.image_size):
         raise ValueError(
-            f"Received average={list(average)} with a model that takes no pictures; expected one that does, for the "
-            "views are of pictures. Leave it out."
+            f"Received average={list(average)} with a model that takes no pictures, or names no size of them; "
+            "expected one that does, for the views are of pictures, and are resized. Leave it out, or give the "
+            "backbone an image_size."
         )
     stored = _half(model) if weights == "float16" else []
     signatures = _of_layer(model, model.head, stored, max_pixels, average)
