@@ -2,7 +2,7 @@
 
 import pytest
 
-from xbm_keras.evaluation.wording import verdict
+from xbm_keras.evaluation.wording import AVERAGED, gains_of_averages, verdict
 
 
 def items(frozen, closed_form, trained, above_frozen, above_closed_form):
@@ -165,3 +165,17 @@ def test_more_neighbours_are_kept_where_the_interval_excludes_zero(kept, interva
     neighbors["trained"]["neighbor_overlap_at_10_above_closed_form_interval"] = interval
     assert verdict({"neighbors": neighbors})[0] == tone
     assert said in verdict({"neighbors": neighbors})[1]
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ([0.01, 0.03], "more, MAP@R +0.020 (95 % interval over classes +0.010 to +0.030)."),
+        ([-0.01, 0.05], "not surely more or less, MAP@R +0.020 (95 % interval over classes -0.010 to +0.050)."),
+        ([0.02, 0.02], "not surely more or less, MAP@R +0.020 (of one class alone, which tells no interval)."),
+    ],
+)
+def test_averages_find_more_where_the_interval_excludes_zero(interval, said):
+    found = {"map_at_r_above_trained": 0.02, "map_at_r_above_trained_interval": interval}
+    lines = gains_of_averages({"leave_one_out": dict.fromkeys(AVERAGED, found)})
+    assert lines == [f"Averaged in queries {where}, leave-one-out: {said}" for where in ("and gallery", "alone")]

@@ -12,13 +12,12 @@ from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.neighbors import FrozenNeighbors
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.evaluation.retrieval import embed, score_queries
+from xbm_keras.evaluation.wording import AVERAGED
 from xbm_keras.stages.head.fc_layer import Head
 
 log = logging.getLogger("xbm_keras")
 Scores = dict[str, dict[str, dict[str, Any]]]
 """`{protocol: {embedding: {metric: value}}}`; an interval is a list of its two ends."""
-AVERAGED = ("trained_averaged", "trained_averaged_queries")
-"""What averages over views are called: of queries and gallery, of queries alone."""
 
 
 def compare(

@@ -27,6 +27,8 @@ PROTOCOLS = {
     "pairs": "all test queries",
     "pairs_unseen_documents": "queries whose documents never trained",
 }
+AVERAGED = {"trained_averaged": "in queries and gallery", "trained_averaged_queries": "in queries alone"}
+"""What embeddings averaged over views are called, and where they stand: in this order both, and queries alone."""
 SHOWN_OF_NEIGHBORS = {
     "neighbor_overlap_at_1": "overlap@1",
     "neighbor_overlap_at_10": "overlap@10",
@@ -127,9 +129,14 @@ def _interval_above(metrics: dict, other: str) -> tuple[tuple[float, float], str
     if interval is None:
         gain = scores["trained"]["map_at_r"] - scores[other]["map_at_r"]
         return (gain, gain), ""
-    if interval[0] == interval[1] != 0:
+    return _over_classes(*interval)
+
+
+def _over_classes(low: float, high: float) -> tuple[tuple[float, float], str]:
+    """The interval, which of one class alone is a point and tells nothing, and how it is said."""
+    if low == high != 0:
         return (-math.inf, math.inf), " (of one class alone, which tells no interval)"
-    return tuple(interval), f" (95 % interval over classes {interval[0]:+.3f} to {interval[1]:+.3f})"
+    return (low, high), f" (95 % interval over classes {low:+.3f} to {high:+.3f})"
 
 
 def _verdict_of_pairs(metrics: dict) -> tuple[Tone, str]:
@@ -201,16 +208,11 @@ def _of_neighbors(metrics: dict, gain: float) -> tuple[float, float]:
 def gains_of_averages(metrics: Mapping) -> list[str]:
     """What embeddings averaged over views find more than plain ones, in a sentence for each way to search."""
     lines = []
-    for name, where in (
-        ("trained_averaged", "in queries and gallery"),
-        ("trained_averaged_queries", "in queries alone"),
-    ):
+    for name, where in AVERAGED.items():
         for protocol, embeddings in metrics.items():
             if (found := embeddings.get(name)) is not None:
-                more, (low, high) = (found[f"map_at_r_above_trained{each}"] for each in ("", "_interval"))
+                more = found["map_at_r_above_trained"]
+                (low, high), told = _over_classes(*found["map_at_r_above_trained_interval"])
                 tone = "more" if low > 0 else "LESS" if high < 0 else "not surely more or less"
-                lines.append(
-                    f"Averaged {where}, {PROTOCOLS[protocol]}: {tone}, MAP@R {more:+.3f} (95 % interval over classes "
-                    f"{low:+.3f} to {high:+.3f})."
-                )
+                lines.append(f"Averaged {where}, {PROTOCOLS[protocol]}: {tone}, MAP@R {more:+.3f}{told}.")
     return lines
