@@ -129,7 +129,7 @@ def read_gif(encoded):
         own_flags = octets[at + 9]
         has_own = own_flags >= 0x80
         table_at, table_flags = tf.where(has_own, at + 10, 13), tf.where(has_own, own_flags, flags)
-        start = at + 10 + tf.where(has_own, _color_table(own_flags), 0)
+        start = at + 10 + _color_table(own_flags)  # 0 where it has none
         end, count = _skip_gif_blocks(octets, start + 1)
         colors = tf.reshape(octets[table_at : table_at + _color_table(table_flags)], [-1, 3])
         is_transparent = tf.range(tf.shape(colors, tf.int64)[0]) == transparent
@@ -168,7 +168,6 @@ def _skip_gif_blocks(octets, at):
         return tf.minimum(at, tf.size(octets) - 1), steps + 1
 
     def is_left(at, steps):
-
         return (octets[at] != 0) & (steps < MAX_BLOCKS)
 
     at, steps = tf.while_loop(is_left, skip, (at, 0))
