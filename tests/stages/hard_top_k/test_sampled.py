@@ -7,8 +7,8 @@ import tensorflow as tf
 from xbm_keras import CircularMemory, HardTopK, NeighborTopK
 from xbm_keras.stages import cosine_scores
 from xbm_keras.stages.cosine_scores import Keys
-from xbm_keras.stages.hard_top_k import candidates, sampled
-from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
+from xbm_keras.stages.hard_top_k import candidates, neighbor_table, sampled
+from xbm_keras.stages.hard_top_k.neighbor_table import IN_VAIN, NeighborTable
 from xbm_keras.stages.hard_top_k.sampled import first_of_lists, is_quicker, ranks, sample_of, sampled_top_k
 from xbm_keras.stages.hard_top_k.streamed import Search, streamed_top_k
 
@@ -71,7 +71,7 @@ def test_fewer_candidates_than_k():
 
 @pytest.mark.parametrize("what", ["all are equal", "the best are all in the sample", "one anchor is unlike the others"])
 def test_a_sample_that_does_not_tell(what):
-    """Too many candidates, or too few: then the streamed search finds them."""
+    """Too many candidates, or too few."""
     random = np.random.default_rng(0)
     rows, anchors = random.standard_normal((M, 8)), random.standard_normal((B, 8))
     if what == "all are equal":
@@ -84,7 +84,6 @@ def test_a_sample_that_does_not_tell(what):
     search = Search(K, 1.0, tf.zeros([1, B]))
     codes = tf.zeros([M], tf.int64)
     assert sampled_top_k(keys, codes, search) is None
-    assert_same(candidates._top_k(keys, codes, [search], None)[0], streamed_top_k(keys, codes, [search])[0])
 
 
 def test_no_anchors_and_rows_that_are_had_in_blocks_alone():
@@ -101,35 +100,89 @@ def test_where_it_pays():
     assert not is_quicker(K, 0)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: HardTopK(K, 0),
-        lambda: HardTopK(K, 0, max_score=0.9),
-        lambda: NeighborTopK(K, 0, centring=0.3),
-    ],
-)
-def test_a_table_is_of_the_rows_that_a_step_finds(make, monkeypatch):
-    """All by their own products of float32: where two scores differ in the last bit, so might their order."""
+def table_of(top_k, num_rows=M, are_equal=False):
+    """Of rows at random, or all the same."""
     random = np.random.default_rng(0)
-    memory = CircularMemory(M, frozen=True)
+    rows = np.ones((num_rows, 16)) if are_equal else random.standard_normal((num_rows, 16))
+    memory = CircularMemory(num_rows, frozen=True)
     memory.build((None, 16))
-    memory.prefill(random.standard_normal((M, 16)), random.integers(0, 30, M), np.arange(M))
-    top_k = make()
+    memory.prefill(rows, random.integers(0, 30, num_rows), np.arange(num_rows))
     if isinstance(top_k, NeighborTopK):
         top_k.adapt(memory.features.numpy())
-    table, asked = NeighborTable(memory, top_k.search, top_k.num_known), []
-    monkeypatch.setattr(candidates, "sampled_top_k", lambda *args: asked.append(sampled_top_k(*args)) or asked[-1])
+    return NeighborTable(memory, top_k.search, top_k.num_known)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Of each time that a sample was asked, whether it told; the graph is traced, so its search is not eager."""
+    asked = []
+
+    def ask(*args):
+        found = sampled_top_k(*args)
+        asked.append(found is not None)
+        return found
+
+    def stream(*args):
+        assert not tf.executing_eagerly()
+        return streamed_top_k(*args)
+
+    monkeypatch.setattr(candidates, "sampled_top_k", ask)
+    monkeypatch.setattr(candidates, "streamed_top_k", stream)
+    return asked
+
+
+@pytest.mark.parametrize("make", [lambda: HardTopK(K, 0), lambda: NeighborTopK(K, 0, centring=0.3)])
+def test_a_table_is_of_the_rows_that_a_step_finds(make, told, monkeypatch):
+    """All by their own products of float32: where two scores differ in the last bit, so might their order."""
+    table = table_of(make())
     found = [table.searched(start) for start in table.starts[-2:]]
-    if getattr(top_k, "max_score", None) is None:
-        assert len(asked) == 2
-        assert None not in asked
-    else:
-        assert not asked
-    monkeypatch.setattr("xbm_keras.stages.hard_top_k.neighbor_table.is_quicker", lambda k, num_rows: False)
+    assert told == [True, True]
+    assert "_searched" not in vars(table)  # no graph was made
+    monkeypatch.setattr(candidates, "is_quicker", lambda k, num_rows: False)
     for start, block in zip(table.starts[-2:], found, strict=True):
         np.testing.assert_array_equal(block, table.searched(start))
-    assert len(asked) in (0, 2)
+    assert told == [True, True]
+    assert "_searched" in vars(table)
+
+
+GUARDS = {"max_score": 0.9}, {"absolute_margin": 0.1}, {"relative_margin": 0.1}
+EDGE_K, EDGE = 71, 960  # of so many rows a sample is asked for 71, but not for 72
+
+
+@pytest.mark.parametrize(
+    ("top_k", "rows", "asked"),
+    [
+        *((lambda guard=guard: HardTopK(K, 0, **guard), {}, 0) for guard in GUARDS),
+        (lambda: HardTopK(sampled.MIN_K - 2, 0), {}, 0),
+        (lambda: HardTopK(EDGE_K, 0), {"num_rows": EDGE}, 0),
+        (lambda: NeighborTopK(EDGE_K, 0), {"num_rows": EDGE}, 0),
+        (lambda: HardTopK(K, 0), {"are_equal": True}, IN_VAIN),
+        (lambda: NeighborTopK(K, 0, centring=0.0), {"are_equal": True}, IN_VAIN),
+    ],
+)
+def test_a_table_is_searched_by_its_graph_where_a_sample_does_not_tell(top_k, rows, asked, told, monkeypatch):
+    monkeypatch.setattr(neighbor_table, "BLOCK", 100)
+    table = table_of(top_k(), **rows)
+    for start in table.starts[:4]:
+        assert (table.searched(start) >= 0).any()
+    assert told == [False] * asked
+    assert "_searched" in vars(table)
+
+
+def test_a_sample_is_asked_again_after_a_block_of_which_it_does_not_tell(monkeypatch, told):
+    """Anchors without a direction: all rows are as near."""
+    monkeypatch.setattr(neighbor_table, "BLOCK", 100)
+    table = table_of(HardTopK(K, 0))
+    read = table.read
+    monkeypatch.setattr(table, "read", lambda start: (read(start)[0] * float(start != 100), *read(start)[1:]))
+    for start in table.starts[:4]:
+        table.searched(start)
+    assert told == [True, False, True, True]
+
+
+def test_the_edge_of_a_sample_counts_the_own_row():
+    assert is_quicker(EDGE_K, EDGE)
+    assert not is_quicker(EDGE_K + 1, EDGE)
 
 
 def test_first_of_lists():

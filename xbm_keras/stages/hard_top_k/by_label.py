@@ -11,7 +11,14 @@ from xbm_keras.data.unit_rows import FeatureRows
 from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
-from xbm_keras.stages.hard_top_k.candidates import Candidates, find_and_rerank, find_best, without
+from xbm_keras.stages.hard_top_k.candidates import (
+    Candidates,
+    find_and_rerank,
+    find_best,
+    find_sampled,
+    sample_pays,
+    without,
+)
 from xbm_keras.stages.hard_top_k.mining import Embed, InFeatures, Mining
 from xbm_keras.stages.hard_top_k.neighbor_table import Found, NeighborTable
 from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, none_of, random_bits, random_rows
@@ -202,10 +209,21 @@ class HardTopK(DrawsRows):
         k = self.num_negatives
         return k if isinstance(self.mining, InFeatures) and isinstance(k, int) else 0
 
-    def search(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Found:
-        """The negatives alone, by features, as `call` finds them without a table."""
+    def search(
+        self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor, sampled: bool = False
+    ) -> Found | None:
+        """The negatives alone, by features, as `call` finds them without a table.
+
+        `sampled`: by a sample of the rows, outside of graphs; None where that is no quicker or does not tell, as with
+        guards.
+        """
+        if sampled and (self._has_guards or not sample_pays(self.num_known, rows)):
+            return None
         in_features = Keys(tf.cast(features, tf.float32), rows.block, rows.take)
         among = self._candidates(rows, labels, sample_ids)
+        if sampled:
+            found = find_sampled(in_features, self._negatives(self.num_known, among, None), among)
+            return found and found[1:]
         negatives = self._negatives(self.num_known, among, self._ceilings(in_features, among))
         return find_best(in_features, {"negatives": negatives}, among)["negatives"][1:]
 
@@ -216,11 +234,15 @@ class HardTopK(DrawsRows):
         """Which rows are positives of which anchor, and which negatives."""
         return Candidates.of(rows, labels, sample_ids)
 
+    @property
+    def _has_guards(self):
+        return (self.max_score, self.absolute_margin, self.relative_margin) != (None, None, None)
+
     def _ceilings(self, in_features, among):
         """Highest feature score that a negative may have, [B]; None without guards."""
-        margins = self.absolute_margin, self.relative_margin
-        if self.max_score is None and margins == (None, None):
+        if not self._has_guards:
             return None
+        margins = self.absolute_margin, self.relative_margin
         ceilings = tf.fill(tf.shape(among.sample_ids), float("inf") if self.max_score is None else self.max_score)
         if margins == (None, None):
             return ceilings

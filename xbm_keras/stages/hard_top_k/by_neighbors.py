@@ -14,7 +14,7 @@ from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
 from xbm_keras.stages.circular_memory.writes import is_under_xla
 from xbm_keras.stages.cosine_scores import Keys, cosine_scores, scores_of_picks
 from xbm_keras.stages.hard_top_k.by_label import MAX_PICKS, Picks
-from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best
+from xbm_keras.stages.hard_top_k.candidates import Candidates, find_best, find_sampled, sample_pays
 from xbm_keras.stages.hard_top_k.mining import Embed
 from xbm_keras.stages.hard_top_k.neighbor_table import Found, NeighborTable
 from xbm_keras.stages.hard_top_k.random_rows import DrawsRows, none_of
@@ -151,11 +151,19 @@ class NeighborTopK(DrawsRows):
         """k of a neighbour table."""
         return self.num_neighbors
 
-    def search(self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor) -> Found:
-        """The neighbours alone, as `call` finds them without a table."""
-        return self._nearest(self._centred(features), rows, sample_ids)[1:]
+    def search(
+        self, features: tf.Tensor, rows: Rows, labels: tf.Tensor, sample_ids: tf.Tensor, sampled: bool = False
+    ) -> Found | None:
+        """The neighbours alone, as `call` finds them without a table.
 
-    def _nearest(self, features, rows, sample_ids):
+        `sampled`: by a sample of the rows, outside of graphs; None where that is no quicker or does not tell.
+        """
+        if sampled and not sample_pays(self.num_known, rows):
+            return None
+        found = self._nearest(self._centred(features), rows, sample_ids, sampled)
+        return found and found[1:]
+
+    def _nearest(self, features, rows, sample_ids, sampled=False):
         """Scores, indices and validity of the neighbours of centred features, each [B, k]."""
         # To `Candidates` all rows are of one class, the anchors'.
         among = Candidates.of(
@@ -164,8 +172,10 @@ class NeighborTopK(DrawsRows):
         block, take = (lambda *which, of=of: self._centred(of(*which)) for of in (rows.block, rows.take))
         keys = Keys(features, block, take)
         common = None if is_under_xla() else tf.constant(0, tf.int64)  # all valid rows have this code
-        searches = {"neighbors": Search(self.num_neighbors, 1.0, among.own_class, None, common)}
-        return find_best(keys, searches, among)["neighbors"]
+        search = Search(self.num_neighbors, 1.0, among.own_class, None, common)
+        if sampled:
+            return find_sampled(keys, search, among)
+        return find_best(keys, {"neighbors": search}, among)["neighbors"]
 
     def _centred(self, features):
         """Features [..., D] less the offset, float32 of unit length."""

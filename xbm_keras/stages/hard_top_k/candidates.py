@@ -85,23 +85,29 @@ def find_best(keys: Keys, searches: dict[str, Search], among: Candidates, guard:
         return {}
     one_more = [search._replace(k=search.k + 1) for search in searches.values()]  # the own row may be among them
     best: Best = {}
-    for name, (values, indices) in zip(searches, _top_k(keys, among.codes, one_more, guard), strict=True):
-        is_valid = values > LOWEST
-        indices = tf.where(is_valid, indices, 0)
-        place = among.place_of_own(indices, is_valid, searches[name].k)
-        best[name] = without(place, values, indices, is_valid)
+    for name, (values, indices) in zip(searches, streamed_top_k(keys, among.codes, one_more, guard), strict=True):
+        best[name] = _but_own(values, indices, among)
     return best
 
 
-def _top_k(keys, codes, searches, guard):
-    """The same rows by the quicker way."""
-    if tf.executing_eagerly() and len(searches) == 1:
-        (search,) = searches
-        is_plain = search.sign > 0 and search.ceilings is None
-        found = sampled_top_k(keys, codes, search) if is_plain and is_quicker(search.k, len(codes)) else None
-        if found is not None:
-            return [found]
-    return streamed_top_k(keys, codes, searches, guard)
+def sample_pays(k: int, rows: Rows) -> bool:
+    """Whether to ask `find_sampled` for k of these rows."""
+    return is_quicker(k + 1, rows.labels.shape[0])
+
+
+def find_sampled(keys: Keys, search: Search, among: Candidates) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
+    """What `find_best` finds for one search of the highest scores without ceilings, outside of graphs, by a sample of
+    the rows; None where it does not tell."""
+    found = sampled_top_k(keys, among.codes, search._replace(k=search.k + 1))
+    return found and _but_own(*found, among)
+
+
+def _but_own(values, indices, among):
+    """Values, indices and validity [B, k] of the k + 1 best, without the anchor's own row or else the last."""
+    is_valid = values > LOWEST
+    indices = tf.where(is_valid, indices, 0)
+    place = among.place_of_own(indices, is_valid, indices.shape[1] - 1)
+    return without(place, values, indices, is_valid)
 
 
 def find_and_rerank(keys: Keys, in_features: Keys, searches: dict[str, Search], among: Candidates, rerank: int) -> Best:

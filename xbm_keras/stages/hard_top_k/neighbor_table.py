@@ -7,18 +7,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.stages.circular_memory.ring import CircularMemory, Rows
+from xbm_keras.stages.circular_memory.ring import CircularMemory
 from xbm_keras.stages.circular_memory.writes import write_rows
 from xbm_keras.stages.cosine_scores import all_bits_of_float32
 from xbm_keras.stages.hard_top_k.random_rows import RowsByLabel
-from xbm_keras.stages.hard_top_k.sampled import is_quicker
 
 BLOCK = 512  # anchors that are searched at a time: more are hardly quicker, and a killed search loses little
+IN_VAIN = 2  # blocks, one after another, of which a sample did not tell: of the rest it would not either
 
 Found = tuple[tf.Tensor, tf.Tensor]
 """Rows [B, k] int64, the best one first, and validity [B, k]."""
-Search = Callable[[tf.Tensor, Rows, tf.Tensor, tf.Tensor], Found]
-"""Of features [B, D] of anchors, the memory's rows, labels and sample ids of the anchors, as a top-k sample's call."""
+Search = Callable[..., Found | None]
+"""Of features [B, D] of anchors, the memory's `Rows`, labels and sample ids of the anchors, as a top-k sample's call;
+with `sampled=True`, outside of graphs, None where a sample of the rows does not tell or is no quicker."""
 Anchors = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 """From numbers [n] int64 to features [n, D], labels and sample ids of these anchors."""
 
@@ -65,6 +66,7 @@ class NeighborTable:
         self.by_label = RowsByLabel(memory.labels.numpy(), memory.read().is_valid.numpy())
         self._anchors = anchors or memory.items
         self._search = search
+        self._in_vain = 0
 
     @property
     def starts(self) -> range:
@@ -88,11 +90,12 @@ class NeighborTable:
     def searched(self, start: int) -> np.ndarray:
         """The rows [n, k] int32 for the anchors of the block at `start`, -1 where there are no more."""
         with all_bits_of_float32():
-            if is_quicker(self.indices.shape[1], self.memory.memory_size):
-                features, labels, ids = self.read(start)
-                indices, is_valid = self._search(features, self.memory.read(), labels, ids)
-            else:
-                indices, is_valid = self._searched(*self.read(start))
+            features, labels, ids = self.read(start)
+            found = None
+            if self._in_vain < IN_VAIN:
+                found = self._search(features, self.memory.read(), labels, ids, sampled=True)
+                self._in_vain = self._in_vain + 1 if found is None else 0
+            indices, is_valid = found or self._searched(features, labels, ids)
         num_anchors = min(self.block_rows, self.num_anchors - start)
         return np.where(is_valid, indices, -1)[-num_anchors:].astype(np.int32)
 
