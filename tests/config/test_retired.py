@@ -165,6 +165,7 @@ def test_parts_of_a_transformer_are_those_of_the_version_that_ran():
     assert parts({}, is_finished=True) == "pooled"  # it knew no others
     assert parts({"parts": "auto"}, is_finished=True) == "auto"
     assert parts({"pooling": "first"}) == "pooled"
+    assert parts({"pooling": "avg", "parts": "auto"}) == "auto"  # as a config is saved
     assert parts({"pooling": "first", "parts": ["gem"]}) == ["gem"]
     assert parts({}, loss={"name": "similarity_alignment"}) == "pooled"
 

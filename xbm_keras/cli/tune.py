@@ -79,4 +79,4 @@ def train_once(which, config, data, backbone, workdir, like=None):
     else:
         log.info("%s, from training to export, in %s:", which, workdir)
         with run_folder.claim(str(workdir), CONFIG.value, config):
-            train(config, data, backbone, workdir, Costs(stages_of(config, has_data=True)))
+            train(config, data, backbone, workdir, Costs(stages_of(config, has_data=True)), saved=config)

@@ -97,8 +97,8 @@ class _Hub(ArgumentsSection):
     """Of a vision transformer, side by side: "class", the class token, or what CLIP and SigLIP compare; "patches", the
     mean of the patches; "gem", their generalised mean; "blocks", the class tokens of the last four blocks. "auto"
     computes all of them and takes those by which held-out training classes are told apart best, of as good ones the
-    narrowest; it is "pooled" for other networks, where the loss needs no labels, and where `pooling` is given. "pooled"
-    is what `pooling` makes of all tokens."""
+    narrowest; it is "pooled" for other networks, where the loss needs no labels, and where `pooling` alone is given.
+    "pooled" is what `pooling` makes of all tokens."""
 
 
 def no_backbone() -> None:

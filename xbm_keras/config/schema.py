@@ -215,10 +215,8 @@ class Config(Section):
         if names.get("layers", by_default) == "auto":
             values = {**values, "backbone": {**names, "layers": "last" if is_without else "auto"}}
         if names.get("kind") == "keras_hub" and names.get("parts", "auto") == "auto":
-            values = {
-                **values,
-                "backbone": {**names, "parts": "pooled" if is_without or "pooling" in names else "auto"},
-            }
+            is_pooled = is_without or ("pooling" in names and "parts" not in names)  # a saved config has both
+            values = {**values, "backbone": {**names, "parts": "pooled" if is_pooled else "auto"}}
         data = values.get("data")
         if isinstance(data, dict) and data.get("source") == "pairs":
             return _merged(OF_PAIRS, values)

@@ -11,6 +11,6 @@
 - work: what of this differs with the data
 - pair_loading, pair_starts, pair_phases, pair_folder, pair_learning: for queries and documents
 - devices: which of this machine train
-- run_folder, run_facts, saved_run: what a run leaves, and how it is opened again
+- run_folder, run_facts, saved_run: what a run leaves, and how it is opened again; resuming: how it goes on
 - indexing: a run and its index; averaging: the embeddings of both, averaged over views
 """

@@ -162,9 +162,8 @@ def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         return
     is_begun = (folder / CHECKPOINTS).is_dir()
-    if _has_checkpoint(folder) and resume != "never":
-        differences = _differences(load_config(str(folder / "config.yaml")), config)
-        if differences:
+    if has_checkpoint(folder) and resume != "never":
+        if differences := _differences(load_config(str(folder / "config.yaml")), config):
             raise ConfigError(
                 f"Received --workdir {folder}, which holds an unfinished run of another config:\n"
                 + "".join(f"  {line}\n" for line in differences)
@@ -180,10 +179,10 @@ def _prepare(folder: pathlib.Path, config: Config, resume: str) -> None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for leftover in ("history.csv", "data.json", "report.html", THRESHOLDS, REPORT_ERROR):
             (folder / leftover).unlink(missing_ok=True)
+        save_config(config, folder / "config.yaml")  # of a run that goes on only once its data are the same
     if is_begun:  # by a process that was killed after the training
         shutil.rmtree(folder / "export", ignore_errors=True)
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    save_config(config, folder / "config.yaml")
 
 
 def _unfinished_of(config: Config, config_path: str) -> str | None:
@@ -191,13 +190,14 @@ def _unfinished_of(config: Config, config_path: str) -> str | None:
     name = glob.escape(pathlib.Path(config_path).stem)
     for folder in sorted(pathlib.Path("runs").glob(f"{name}-*"), reverse=True):
         with contextlib.suppress(ConfigError):
-            if _has_checkpoint(folder) and not _differences(load_config(str(folder / "config.yaml")), config):
+            if has_checkpoint(folder) and not _differences(load_config(str(folder / "config.yaml")), config):
                 with _locked(folder):
                     return str(folder)
     return None
 
 
-def _has_checkpoint(folder: pathlib.Path) -> bool:
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a run was killed in the folder after it had begun to train."""
     return any(versions(phase) for phase in (folder / CHECKPOINTS).glob("*"))
 
 
@@ -231,24 +231,24 @@ def write_data(workdir: pathlib.Path, dataset: Dataset) -> None:
     if file.exists() and read_record(file).get("digest") != digest:
         raise DataError(
             f"Received data that changed since the unfinished run in {workdir} began; expected the same items, labels "
-            "and features. Bring them back, or start anew with --resume=never."
+            "and features, of the same parts of the network. Bring them back, or start anew with --resume=never."
         )
     splits = dataset.splits
     everything = np.arange(len(dataset.keys))
     counts = np.bincount(dataset.labels[dataset.labelled(everything)], minlength=len(dataset.label_names))
-    parts = (splits.train, splits.validation, splits.test)
     about: dict = {
         "labels": dataset.label_names,
         "items": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes": {name: num_classes(dataset, getattr(splits, name)) for name in ("train", "validation", "test")},
         "classes_with_one_item": [dataset.label_names[i] for i in np.flatnonzero(counts == 1)],
-        "in_no_part": len(np.setdiff1d(everything, np.concatenate(parts))),
+        "in_no_part": len(np.setdiff1d(everything, np.concatenate([splits.train, splits.validation, splits.test]))),
         "unlabelled": dataset.num_unlabelled,
         "same_content": {name: dataclasses.asdict(found) for name, found in dataset.duplicates.items()},
         "skipped": dataset.skipped,
         "ignored": getattr(dataset.source, "ignored", {}),
         "folders_without_pictures": getattr(dataset.source, "without_pictures", []),
         "read_for_backbone": dataset.num_computed,
+        "parts_of_network": dataset.parts and dataset.parts._asdict(),
         "digest": digest,
     }
     write_whole(file, printable(json.dumps(about, indent=1, ensure_ascii=False)))  # names of files may be no UTF-8
