@@ -312,3 +312,17 @@ def damaged(data, rng):
             octets[place] = 255
         return bytes(octets)
     return data[: rng.integers(12)] + rng.bytes(rng.integers(2000))
+
+
+def test_each_signature_is_traced_once(tmp_path, monkeypatch):
+    model = XBMModel(None, Head(4, widths=[2, 4]), CircularMemory(64), HardTopK(4, 2), SupConLoss())
+    model.build({"features": (None, 6)})
+    traced, call = [], Head.call
+
+    def counted(head, features):
+        traced.extend([features] * (not tf.executing_eagerly()))
+        return call(head, features)
+
+    monkeypatch.setattr(Head, "call", counted)
+    version = export_encoder(model, tmp_path)
+    assert len(traced) == len(describe_signatures(version)) == 4

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.fresh_processes import run_without_keras
 from tests.index.test_galleries import gallery, nearest_by_hand, unit
@@ -139,3 +140,14 @@ def test_few_that_are_added_often_are_seldom_written_again(tmp_path):
         assert len(parts) <= segments.MAX_SEGMENTS
     assert sum(len(part.items) for part in parts) == 1200
     assert written < 200 * 30  # not 200 * 1000
+
+
+def test_a_version_holds_the_graph_of_its_signature_and_no_other(tmp_path):
+    write_index(tmp_path, gallery(), "m")
+    add_items(tmp_path, gallery(2, prefix="new", seed=1), "m")
+    for version in (tmp_path / "1", tmp_path / "2"):
+        saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+        nodes = saved.meta_graphs[0].object_graph_def.nodes
+        children = [child for node in nodes for child in node.children]
+        found = {child.local_name for child in children if nodes[child.node_id].HasField("function")}
+        assert found == {"search"}
