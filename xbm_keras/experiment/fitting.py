@@ -131,7 +131,11 @@ class FittedHead:
 
     @classmethod
     def load(cls, path: str | pathlib.Path, backbone: Backbone | None = None) -> "FittedHead":
-        """What `save` wrote; with the network, where that is a SavedModel or of keras_hub."""
+        """What `save` wrote; with the network, where that is a SavedModel or of keras_hub.
+
+        Where the head was fitted on some parts of it, the network is the one that gives these alone, such as
+        `HubBackbone.from_preset(..., parts=fitted.scores["parts"])`.
+        """
         model = load_keras_file(path)
         return cls(model if backbone is None else model.with_backbone(backbone))
 
@@ -187,7 +191,8 @@ def fit_head(
         items: vectors [N, D]; or with a `backbone` pictures, uint8 [H, W, 3] each, or texts.
         labels: [N] numbers or strings; None, NaN and -1 say that an item has none, and it is left out. Without labels
             the head keeps each item's neighbours while the vectors shrink.
-        backbone: the frozen network; None where the items are vectors.
+        backbone: the frozen network; None where the items are vectors. Of one that gives parts to choose from the head
+            is fitted on those that held-out classes choose, `scores["parts"]`.
         settings: keys of a config and their values, such as `{"head.embedding_dim": 64, "training.epochs": 5}`: those
             of head, memory, top_k, loss, training, cache and views, as docs/config.md lists them.
 
