@@ -197,6 +197,17 @@ def test_a_size_that_the_network_cannot_take(tmp_path):
         HubBackbone.from_preset(preset, image_size=(21, 21))
 
 
+@pytest.mark.parametrize("num_outputs", [2, 4])
+def test_several_outputs_of_no_transformer_are_no_parts(pictures, monkeypatch, num_outputs):
+    inputs = keras.Input((14, 14, 3))
+    network = keras.Model(inputs, [keras.layers.Conv2D(3 + i, 3)(inputs) for i in range(num_outputs)])
+    of_pictures = hub._of_pictures
+    monkeypatch.setattr(hub, "_of_pictures", lambda *given: (network, of_pictures(*given)[1]))
+    backbone = HubBackbone.from_preset(pictures, parts="all")
+    assert backbone.choices == ()
+    assert backbone.compute_output_shape((None, 14, 14, 3))[1] == sum(range(3, 3 + num_outputs))
+
+
 def test_a_model_of_pictures_exports(pictures, tmp_path):
     model = small_model(HubBackbone.from_preset(pictures))
     model.build({"features": (None, 16)})

@@ -98,8 +98,8 @@ class HubBackbone(Backbone):
                 return made
 
             backbone = of_parts(parts)
-            if parts == "all" and len(outputs := outputs_of(backbone.network.output)) > 1:
-                widths = [each.shape[-1] for each in outputs]
+            if parts == "all" and with_parts(network, parts) is not None:
+                widths = [each.shape[-1] for each in outputs_of(backbone.network.output)]
                 backbone.choices = choices_of(NAMED["all"], widths, CHOICES, of_parts)
             return backbone
         if not isinstance(parts, str):
