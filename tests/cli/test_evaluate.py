@@ -242,6 +242,9 @@ def test_the_network_is_the_runs_whatever_the_data_are(tmp_path, monkeypatch, ru
     network = {"kind": "keras_applications", "name": "MobileNetV2", "weights": None, "image_size": [96, 96]}
     data = {"source": "image_folder", "root": "x"}
     own = {"data": data, "backbone": network, "loss": {"name": run_loss}}
+    if saved == "now" and run_loss == "supcon":  # what it chose
+        layers = ["pyramid.1", "pyramid.2"]
+        own["backbone"] = {**network, "layers": layers}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
     if saved == "now":
         save_config(load_config(str(tmp_path / "config.yaml")), tmp_path / "config.yaml")

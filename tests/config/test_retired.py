@@ -154,6 +154,19 @@ def test_a_text_feature_keeps_its_name():
     assert check_config({"data": {**TFDS, "text_key": "t"}, "backbone": network}, "x").data.texts == "t"
 
 
+@pytest.mark.parametrize("layers", [{}, {"layers": "auto"}])
+def test_layers_of_a_finished_run_that_names_none_are_those_of_the_version_that_ran(layers):
+    backbone = {"kind": "keras_applications", "name": "MobileNetV2", **layers}
+
+    def read(is_finished, **others):
+        values = {"data": {"source": "image_folder", "root": "x"}, "backbone": backbone, **others}
+        return check_config(values, "a test", is_finished).backbone.layers
+
+    assert read(is_finished=True) == "pyramid"  # it took all of it
+    assert read(is_finished=False) == "auto"
+    assert read(is_finished=True, loss={"name": "similarity_alignment"}) == "last"
+
+
 def test_parts_of_a_transformer_are_those_of_the_version_that_ran():
     pictures = {"source": "image_folder", "root": "x"}
 

@@ -140,7 +140,8 @@ def test_evaluation_search():
 
 def test_index_search():
     gallery = Gallery.of(np.ones((M, E), np.float32), np.arange(M).astype(str), ["b"] * M)
-    assert misplaced(ExactSearch.of(gallery).rows.get_concrete_function(), large=LARGE) == []
+    of_all, _ = ExactSearch.of(gallery)._graphs()
+    assert misplaced(of_all.get_concrete_function(), large=LARGE) == []
 
 
 @pytest.mark.parametrize("name", CODES)

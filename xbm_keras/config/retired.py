@@ -132,6 +132,9 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
         backbone.setdefault("parts", "pooled")  # of a version that knew no others
     name_of_loss = _loss_of(values)
     is_unlabelled = name_of_loss == UNLABELLED
+    is_network = isinstance(backbone, dict) and backbone.get("kind") == "keras_applications"
+    if is_network and is_finished and not is_unlabelled and backbone.get("layers", "auto") == "auto":
+        backbone["layers"] = "pyramid"  # of a version that took all of it; others say what they took
     for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
