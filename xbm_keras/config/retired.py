@@ -133,8 +133,8 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     name_of_loss = _loss_of(values)
     is_unlabelled = name_of_loss == UNLABELLED
     is_network = isinstance(backbone, dict) and backbone.get("kind") == "keras_applications"
-    if is_network and is_finished and not is_unlabelled and backbone.get("layers", "auto") == "auto":
-        backbone["layers"] = "pyramid"  # of a version that took all of it; others say what they took
+    if is_network and is_finished and not is_unlabelled:
+        values["backbone"] = {**values["backbone"], "layers": _layers_of(values["backbone"])}
     for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
@@ -148,6 +148,12 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     if isinstance(search, dict) and isinstance(search.get("space"), dict):
         search["space"] = _space(search["space"], problems)
     return values, problems
+
+
+def _layers_of(network: dict[str, Any]) -> Any:
+    """Of a finished run with labels: one that names none is of a version that took the whole pyramid."""
+    layers = network.get("layers", "auto")
+    return "pyramid" if layers == "auto" else layers
 
 
 def renamed(values: dict[str, Any]) -> dict[str, Any]:
