@@ -3,13 +3,11 @@
     python -m benchmarks.quality --configs configs/grocery.yaml configs/omniglot.yaml configs/clinc150.yaml
 
 Every trained row holds out classes of the training side to choose its number of epochs, with the first seed, is trained
-on all of them with each seed, and sees the test classes once. Views, start, shrinkage, weighting, share and power are
-chosen once for all trained rows; the closed forms above them and the peers get the items without views. `--peer-python`
-names the Python of an environment with pytorch-metric-learning; its rows are left out without one. Mean and standard
-deviation over the seeds; leave-one-out. Intervals are of 95 %, by bootstrap over the classes, of the mean over the
-seeds: of each row, and of what it is above the recipe's start and above memory off, query by query. With --by-epoch
-nothing is chosen but views and start: trained rows tell the test classes after each epoch, whose best is what no run
-can know.
+on all of them with each seed, and sees the test classes once. Parts of the network are chosen once for all rows, views,
+start and its values for the trained ones; the others get the items without views. `--peer-python` names the Python of
+an environment with pytorch-metric-learning. Mean and standard deviation over the seeds; leave-one-out. Intervals are of
+95 %, by bootstrap over the classes, of each row and of what it is above the recipe's start and above memory off. With
+--by-epoch trained rows tell the test classes after each epoch, whose best is what no run can know.
 """
 
 import os

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tests.export.test_saved_model import BAD, PICTURES, call_in_a_fresh_process, encoded, image_model
+from tests.export.test_saved_model import BAD, PICTURES, call_in_a_fresh_process, encoded, image_model, inputs_of
 from xbm_keras import Backbone, CircularMemory, HardTopK, Head, SupConLoss, XBMModel
 from xbm_keras.data.sources import decode_picture
 from xbm_keras.export.averaging import read_average
@@ -53,10 +53,7 @@ def exported(model, tmp_path_factory):
 
 
 def test_every_signature_of_pictures_gives_the_mean_of_the_views(model, exported, tmp_path):
-    one_size = [encoded(30, 41, seed=i) for i in range(3)]
-    images = np.stack([decode_picture(data) for data in one_size])
-    features = model.backbone(images).numpy()
-    mixed = np.array([*PICTURES, *BAD], dtype=object)[np.random.default_rng(0).permutation(len(PICTURES) + len(BAD))]
+    one_size, images, features, mixed = inputs_of(model)
     answers = call_in_a_fresh_process(
         exported,
         {

@@ -97,11 +97,17 @@ def call_in_a_fresh_process(version, calls, tmp_path):
         return dict(answers)
 
 
-def test_every_signature_answers_as_in_training(model, exported, tmp_path):
+def inputs_of(model):
+    """Files of one size, their pictures and features; and readable files among others."""
     one_size = [encoded(30, 41, seed=i) for i in range(3)]
     images = np.stack([decode_picture(data) for data in one_size])
     features = model.backbone(images).numpy()
     mixed = np.array([*PICTURES, *BAD], dtype=object)[np.random.default_rng(0).permutation(len(PICTURES) + len(BAD))]
+    return one_size, images, features, mixed
+
+
+def test_every_signature_answers_as_in_training(model, exported, tmp_path):
+    one_size, images, features, mixed = inputs_of(model)
     answers = call_in_a_fresh_process(
         exported,
         {

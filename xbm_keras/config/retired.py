@@ -128,13 +128,14 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     """
     values, problems = renamed(values), []
     backbone = values.get("backbone")
-    if isinstance(backbone, dict) and backbone.get("kind") == "keras_hub" and is_finished:
-        backbone.setdefault("parts", "pooled")  # of a version that knew no others
     name_of_loss = _loss_of(values)
     is_unlabelled = name_of_loss == UNLABELLED
-    is_network = isinstance(backbone, dict) and backbone.get("kind") == "keras_applications"
-    if is_network and is_finished and not is_unlabelled:
-        values["backbone"] = {**values["backbone"], "layers": _layers_of(values["backbone"])}
+    if isinstance(backbone, dict) and is_finished:  # of versions that chose nothing here: others say what they took
+        kind, layers = backbone.get("kind"), backbone.get("layers", "auto")
+        if kind == "keras_hub":
+            backbone.setdefault("parts", "pooled")
+        elif kind == "keras_applications" and layers == "auto" and not is_unlabelled:
+            backbone["layers"] = "pyramid"
     for key, left in {**LEFT, **LEFT_OF_LOSSES.get(name_of_loss, {})}.items():
         section, name = _inside(values, left.where[0] if left.where else key)
         if not _has(values, key) or (left.where and section.get(name) != left.where[1]):
@@ -148,12 +149,6 @@ def translated(values: dict[str, Any], is_finished: bool = False) -> tuple[dict[
     if isinstance(search, dict) and isinstance(search.get("space"), dict):
         search["space"] = _space(search["space"], problems)
     return values, problems
-
-
-def _layers_of(network: dict[str, Any]) -> Any:
-    """Of a finished run with labels: one that names none is of a version that took the whole pyramid."""
-    layers = network.get("layers", "auto")
-    return "pyramid" if layers == "auto" else layers
 
 
 def renamed(values: dict[str, Any]) -> dict[str, Any]:
