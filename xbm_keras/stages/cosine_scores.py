@@ -5,15 +5,18 @@ The one place that multiplies anchors with rows: all of them at once, the picked
 Letters: B anchors, M memory rows, K width of the keys, W rows of a block, T rows of an anchor, S of all anchors.
 """
 
+import concurrent.futures
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 MIN_BLOCK_ROWS = 4096
 BLOCK_MULTIPLE = 64  # of which the rows of a block are one
 
+Used = TypeVar("Used")
 KeyBlock = Callable[[tf.Tensor, int], tf.Tensor]
 """From the first row and the number of rows W to their keys [W, K] float32."""
 TakenKeys = Callable[[tf.Tensor], tf.Tensor]
@@ -106,6 +109,26 @@ def score_blocks(
 
     # Two at a time: the next block is multiplied while this one is merged, which keeps all cores busy.
     return tf.while_loop(lambda i, _: i < num_blocks, step, (tf.constant(0), state), parallel_iterations=2)[1]
+
+
+def map_blocks(keys: Keys, num_rows: int, use: Callable[[np.ndarray, int, int], Used]) -> list[Used]:
+    """What `use` makes of each block of `score_blocks`, outside of graphs.
+
+    Args:
+        keys: in which the rows are scored.
+        num_rows: M, at least 1.
+        use: from the scores [W, B] float32 of a block, its first row, and how many rows at its beginning were in the
+            block before it. It is called in two threads.
+    """
+    width = min(int(block_rows(keys.anchors.shape[1], keys.anchors.shape[0])), num_rows)
+
+    def used(i: int) -> Used:
+        start = min(i * width, num_rows - width)
+        scores = np.asarray(_scores([keys], tf.constant(start), width)[0])  # unlike `numpy()` no copy
+        return use(scores, start, i * width - start)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # one block is multiplied while another is used
+        return list(pool.map(used, range(-(-num_rows // width))))
 
 
 def _scores(spaces, start, width):

@@ -9,7 +9,7 @@ from xbm_keras.stages import cosine_scores
 from xbm_keras.stages.cosine_scores import Keys
 from xbm_keras.stages.hard_top_k import candidates, neighbor_table, sampled
 from xbm_keras.stages.hard_top_k.neighbor_table import IN_VAIN, NeighborTable
-from xbm_keras.stages.hard_top_k.sampled import first_of_lists, is_quicker, ranks, sample_of, sampled_top_k
+from xbm_keras.stages.hard_top_k.sampled import bounds_of, first_of_lists, is_quicker, ranks, sample_of, sampled_top_k
 from xbm_keras.stages.hard_top_k.streamed import Search, streamed_top_k
 
 M, B, K = 3000, 20, 70
@@ -29,11 +29,11 @@ def keys_of(rows, anchors):
     return Keys(tf.constant(anchors, tf.float32), block, take)
 
 
-def make_case(seed, num_codes=5, common=None):
+def make_case(seed, num_codes=5, common=None, num_rows=M):
     """Whole numbers, so that products are exact and many are equal; masks of rows, by code and anchor."""
     random = np.random.default_rng(seed)
-    rows, anchors = random.integers(-6, 7, (M, 8)), random.integers(-6, 7, (B, 8))
-    codes = tf.constant(random.integers(0, num_codes, M))
+    rows, anchors = random.integers(-6, 7, (num_rows, 8)), random.integers(-6, 7, (B, 8))
+    codes = tf.constant(random.integers(0, num_codes, num_rows))
     masks = (random.random((num_codes, B)) < 0.5) | (np.arange(num_codes) == common)[:, None]
     code = None if common is None else tf.constant(common, tf.int64)
     return keys_of(rows, anchors), codes, Search(K, 1.0, tf.where(masks, 0.0, -np.inf), None, code)
@@ -48,12 +48,22 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("common", [None, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_the_same_rows(seed, common):
-    keys, codes, search = make_case(seed, common=common)
+@pytest.mark.parametrize(("seed", "num_rows"), [*((seed, M) for seed in range(4)), (4, 20_000)])
+def test_the_same_rows(seed, num_rows, common):
+    keys, codes, search = make_case(seed, common=common, num_rows=num_rows)
     values, rows = streamed_top_k(keys, codes, [search])[0]
     assert ((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -np.inf)).numpy().any()
     assert_same(sampled_top_k(keys, codes, search), (values, rows))
+
+
+@pytest.mark.parametrize(("num_rows", "rank"), [(4096, 23), (4099, 23), (300, 23), (300, 300)])
+def test_a_bound_is_the_score_at_a_rank_or_little_below(num_rows, rank):
+    scores = np.random.default_rng(0).standard_normal((num_rows, B)).astype(np.float32)
+    bounds = bounds_of(tf.constant(scores), rank)
+    places = (scores >= bounds).sum(axis=0)  # its rank, from 1
+    assert places.min() >= rank
+    assert places.max() <= 1.3 * rank
+    assert (bounds_of(tf.constant(scores - np.inf), rank) == -np.inf).all()
 
 
 def test_fewer_candidates_than_k():

@@ -8,17 +8,18 @@ Letters: B anchors, M memory rows, W rows of a block.
 
 import concurrent.futures
 import functools
+import itertools
 import os
-from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
-from xbm_keras.stages.cosine_scores import Keys, cosine_scores, score_blocks
+from xbm_keras.stages.cosine_scores import Keys, cosine_scores, map_blocks
 from xbm_keras.stages.hard_top_k.streamed import LOWEST, Search
 
 MIN_K = 64  # with 32 picks to compare all scores takes as long as to find the best groups
 SHARE, MOST_SAMPLED = 8, 4096  # an eighth of the rows are a sample, and so many at most
+GROUPS = 8  # of a sample, to each rank that is looked for
 FEW = 0.2  # of a sample, at most, above the bound: of 1,000 scores, to sort more takes as long as to sort all
 PART = 2048  # rows that are compared at a time, with as many copies of the bounds: NumPy is slow on short rows
 MOST = 4  # times as many candidates as were to be expected: many scores are equal, or some anchor is unlike the others
@@ -44,15 +45,13 @@ def sampled_top_k(keys: Keys, codes: tf.Tensor, search: Search) -> tuple[tf.Tens
         return None
     sample = sample_of(num_rows)
     rank = rank_in_sample(search.k, len(sample) / num_rows)
-    penalties = tf.gather(search.penalties, tf.gather(codes, sample))
-    scores = cosine_scores(keys.anchors, keys.take(sample)) + tf.transpose(penalties)
-    bounds = tf.math.top_k(scores, rank).values[:, -1].numpy()
+    scores = cosine_scores(keys.take(sample), keys.anchors)
+    bounds = bounds_of(scores + tf.gather(search.penalties, tf.gather(codes, sample)), rank)
     tiled = np.tile(bounds, (PART, 1))
     codes, may_be = codes.numpy(), search.penalties.numpy() == 0
     others = np.flatnonzero(codes != (-1 if search.common_code is None else search.common_code.numpy()))
     most = MOST * rank / len(sample) * num_rows
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    pending: list[Iterable[tuple[np.ndarray, np.ndarray]]] = []
+    num_found: list[int] = []
 
     def candidates(scores, first):
         """Of those that are high enough the anchors and the ranks."""
@@ -64,31 +63,41 @@ def sampled_top_k(keys: Keys, codes: tf.Tensor, search: Search) -> tuple[tf.Tens
         anchors = (cells - rows * num_anchors).astype(np.min_scalar_type(num_anchors))  # 16 bits, which sort quickly
         return anchors, ranks(scores.ravel()[cells], rows + first)
 
-    def gather():
-        while pending:
-            found.extend(pending.pop())
+    def candidates_of_block(scores: np.ndarray, start: int, num_known: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        if sum(num_found) > most * num_anchors:
+            return []
+        places = range(num_known, len(scores), PART)
+        found = list(pool.map(lambda i: candidates(scores[i : i + PART], start + i), places))
+        num_found.extend(len(anchors) for anchors, _ in found)
+        return found
 
-    def merge(state, scores, block):
-        gather()  # of the block before, which was compared while this one was multiplied
-        if sum(len(anchors) for anchors, _ in found) <= most * num_anchors:
-            start, scores = int(block.start), np.asarray(scores[0])  # unlike `numpy()` no copy
-            places = range(int(block.num_known or 0), len(scores), PART)
-            pending.append(pool.map(lambda i: candidates(scores[i : i + PART], start + i), places))
-        return state
+    def best_of(which: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of these anchors, which follow each other; None where the sample did not tell."""
+        mine = np.flatnonzero((anchors >= which[0]) & (anchors <= which[-1]))
+        lists = anchors[mine]
+        counts = np.bincount(lists, minlength=which[-1] + 1)[which]
+        if (counts > most).any() or ((counts < search.k) & (bounds[which] > LOWEST)).any():
+            return None
+        return first_of_lists(ranked[mine[np.argsort(lists, kind="stable")]], counts, search.k)
 
     with concurrent.futures.ThreadPoolExecutor(num_threads := os.cpu_count() or 1) as pool:
-        score_blocks([keys], num_rows, lambda: tf.constant(num_rows), merge, tf.zeros([]))
-        gather()
+        found = itertools.chain(*map_blocks(keys, num_rows, candidates_of_block))
         anchors, ranked = map(np.concatenate, zip(*found, strict=True))
-        counts = np.bincount(anchors, minlength=num_anchors)
-        if (counts > most).any() or ((counts < search.k) & (bounds > LOWEST)).any():
-            return None
-        places = np.argsort(anchors, kind="stable")
-        some = np.array_split(np.arange(num_anchors), min(num_threads, num_anchors))
-        lists = np.split(places, np.cumsum([counts[each].sum() for each in some])[:-1])
-        best = pool.map(lambda of, which: first_of_lists(ranked[of], counts[which], search.k), lists, some)
-        values, rows = map(np.concatenate, zip(*best, strict=True))
+        best = list(pool.map(best_of, np.array_split(np.arange(num_anchors), min(num_threads, num_anchors))))
+    if any(each is None for each in best):
+        return None
+    values, rows = map(np.concatenate, zip(*best, strict=True))
     return tf.constant(values), tf.constant(rows)
+
+
+def bounds_of(scores: tf.Tensor, rank: int) -> np.ndarray:
+    """Of the scores [S, B] of a sample the one at the rank for each anchor, or one a little below it, [B].
+
+    It is the one at the rank among the best of groups, so many that two of the first ranks seldom are in one.
+    """
+    size = max(1, len(scores) // (GROUPS * rank))
+    groups = tf.reshape(scores[: len(scores) // size * size], [-1, size, scores.shape[1]])
+    return tf.math.top_k(tf.transpose(tf.reduce_max(groups, axis=1)), rank).values[:, -1].numpy()
 
 
 def ranks(values: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
