@@ -1,5 +1,7 @@
 """Which parts of a network's features a run takes."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -83,6 +85,34 @@ def test_the_maps_of_a_convolutional_network_are_chosen_in_the_same_way(config):
         backbone={"kind": "keras_applications", "name": "MobileNetV2"}, loss={"name": "similarity_alignment"}
     )
     assert without.backbone.layers == "last"
+
+
+def test_classes_that_are_told_by_what_is_where_take_maps_in_cells(tmp_path):
+    """Each class has the same four colours, in an order of its own, and the middle of the pictures is noise."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    fine = keras.layers.Conv2D(6, 3, 2, padding="same")(inputs)
+    keras.Model(inputs, keras.layers.Conv2D(7, 3, 2, padding="same")(fine)).save(tmp_path / "network.keras")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 5)
+    colours = rng.uniform(0, 255, (4, 3))[np.array(list(itertools.permutations(range(4))))[labels]]
+    images = np.repeat(np.repeat(colours.reshape(-1, 2, 2, 3), 8, axis=1), 8, axis=2)
+    images[:, 6:10, 6:10] = rng.uniform(0, 255, (120, 4, 4, 3))
+    np.savez(tmp_path / "x.npz", images=images.astype(np.uint8), label=labels)
+    network = {"kind": "file", "path": str(tmp_path / "network.keras"), "image_size": [16, 16], "layers": "auto"}
+    data, cache = {"source": "image_array", "path": str(tmp_path / "x.npz")}, {"dir": str(tmp_path / "cache")}
+    given = Config.model_validate(
+        {"data": data, "backbone": network, "cache": cache, "head": {"embedding_dim": 4, "shrinkage": 0.3}}
+    )
+    backbone = build.make_whole_backbone(given)
+    chosen, dataset, narrow = chosen_parts.choose_parts(given, loaded(given, backbone), backbone)
+    assert all(name.endswith("/2x2") for name in dataset.parts.chosen)
+    scores = {name: score for name, score in dataset.parts.scores.items() if "2x2" not in name}
+    assert dataset.parts.scores[" + ".join(dataset.parts.chosen)] > max(scores.values()) + 0.2
+    # The config opens the same network again.
+    again = build.make_backbone(chosen)
+    assert fingerprint(again) == fingerprint(narrow)
+    np.testing.assert_array_equal(again(images[:2]), narrow(images[:2]))
 
 
 @pytest.mark.parametrize("told_by", PARTS)

@@ -87,9 +87,10 @@ class _Pairs(ArgumentsSection):
 class _Application(ArgumentsSection):
     layers: Layers | Literal["auto"] = "auto"
     """Whose maps are pooled: "pyramid", the last of each of the three lowest resolutions; "last"; or names, among them
-    "pyramid.1" to "pyramid.3", the finest first. "auto" computes the pyramid and takes those neighbouring maps of it by
-    which held-out training classes are told apart best, of as good ones the narrowest; it is "last" where the loss
-    needs no labels, so that what is kept are the neighbours in the network's own output."""
+    "pyramid.1" to "pyramid.3", the finest first. A name that ends in "/2x2" is pooled in four cells, side by side.
+    "auto" computes the pyramid, and takes those neighbouring maps of it, whole or in cells, by which held-out training
+    classes are told apart best, of as good ones the narrowest; it is "last" where the loss needs no labels, so that
+    what is kept are the neighbours in the network's own output."""
 
 
 class _Hub(ArgumentsSection):

@@ -49,8 +49,8 @@ def make_whole_backbone(config: schema.Config) -> Backbone | None:
 
     See `chosen_parts`. A finished run says in its config which these were.
     """
-    is_open = leaves_parts_open(config) and key_of_parts(config) == "parts"
-    return _made(config, **({"parts": "all"} if is_open else {}))
+    key = key_of_parts(config)
+    return _made(config, **({key: "all"} if key and leaves_parts_open(config) else {}))
 
 
 def leaves_parts_open(config: schema.Config) -> bool:

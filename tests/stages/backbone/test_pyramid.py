@@ -117,20 +117,47 @@ def test_layers_of_a_config(overrides, width):
     assert build.make_backbone(config).compute_output_shape((None, None, None, 3)) == (None, width)
 
 
-def test_a_run_may_take_any_neighbouring_maps_of_the_pyramid():
+@pytest.mark.parametrize(("pooling", "pool"), [("avg", np.mean), ("max", np.max)])
+def test_a_map_in_four_cells(pooling, pool):
+    sides = {"third_sum": 8, "fourth": 4, "last_sum": 2}
+    for size, side in ((32, sides), (20, {"third_sum": 5, "fourth": 2})):  # of odd sides the cells share the middle
+        network = residual_network(size)
+        for name, n in side.items():
+            map = keras.Model(network.input, network.get_layer(name).output)(images(size)).numpy()
+            assert map.shape[1:3] == (n, n)
+            first, second = slice(0, -(-n // 2)), slice(n // 2, n)
+            cells = [map[:, rows, columns] for rows in (first, second) for columns in (first, second)]
+            expected = np.concatenate([pool(each, axis=(1, 2)) for each in cells], axis=1)
+            giving = with_outputs(network, [f"{name}/2x2"], pooling)
+            backbone = Backbone(giving, image_size=(size, size), pooling=pooling)
+            np.testing.assert_allclose(backbone(images(size)), expected, rtol=1e-4, atol=1e-6)
+            assert backbone.compute_output_shape((2, size, size, 3)) == (2, 4 * map.shape[-1])
+
+
+def test_cells_of_what_has_none_are_refused():
+    network = residual_network(16)  # whose last map is of one by one
+    for layers, pooling in ((["last_sum/2x2"], "avg"), (["fine/2x2"], "first")):
+        with pytest.raises(ValueError, match=rf"'{layers[0]}' of an output .*pooling='{pooling}'; expected a map"):
+            with_outputs(network, layers, pooling)
+    with pytest.raises(ValueError, match="the layer 'fine/3x3', which .* lacks"):
+        with_outputs(network, ["fine/3x3"])
+
+
+def test_a_run_may_take_any_neighbouring_maps_of_the_pyramid_whole_or_in_cells():
     whole = keras.applications.MobileNetV2((64, 64, 3), weights=None, include_top=False)
     weights = {layer.name: layer.get_weights() for layer in whole.layers}
 
     def of(layers):
         backbone = Backbone.from_application("MobileNetV2", None, (64, 64), layers=layers)
         for layer in backbone.network.layers[1:]:
-            layer.set_weights(weights[layer.name])
+            layer.set_weights(weights.get(layer.name, []))  # cells have none
         return backbone
 
-    backbone, pictures = of("auto"), images(64, 2)
+    backbone, pictures = of("all"), images(64, 2)
+    in_cells = ("pyramid.1/2x2",), ("pyramid.2/2x2",), ("pyramid.1/2x2", "pyramid.2/2x2")  # 5,120 of the last are many
     assert [each.parts for each in backbone.choices] == [
-        ("pyramid.1",), ("pyramid.2",), ("pyramid.1", "pyramid.2"), ("pyramid.3",), ("pyramid.2", "pyramid.3"),
-        ("pyramid.1", "pyramid.2", "pyramid.3"),
+        ("pyramid.1",), ("pyramid.2",), ("pyramid.1", "pyramid.2"), in_cells[0], ("pyramid.3",),
+        ("pyramid.2", "pyramid.3"), ("pyramid.1", "pyramid.2", "pyramid.3"), *in_cells[1:],
     ]  # fmt: skip
     features = backbone(pictures).numpy()
     for choice in backbone.choices:
@@ -141,9 +168,9 @@ def test_a_run_may_take_any_neighbouring_maps_of_the_pyramid():
         np.testing.assert_allclose(found, features[:, choice.columns], rtol=1e-4, atol=1e-6)
         # A run that took it is opened by its names, and finds what it cached.
         assert fingerprint(narrow) == fingerprint(of(list(choice.parts)))
-    assert fingerprint(backbone.choices[-1].make()) == fingerprint(of("pyramid"))
-    assert Backbone.from_application("MobileNetV2", None, (64, 64)).choices == ()
-    one = Backbone.from_application("MobileNetV2", None, (64, 64), layers="auto").choices[1]
+    assert fingerprint(backbone.choices[6].make()) == fingerprint(of("pyramid")) == fingerprint(of("auto"))
+    assert Backbone.from_application("MobileNetV2", None, (64, 64), layers="auto").choices == ()
+    one = Backbone.from_application("MobileNetV2", None, (64, 64), layers="all").choices[1]
     assert one.make().network.layers[-1].output.shape[1:3] == (4, 4)  # nothing behind it is computed
 
 
@@ -170,10 +197,11 @@ def test_keras_file_by_pyramid_by_names_and_as_it_is(tmp_path):
         assert Backbone.from_file(path, layers=kind)(images()).shape == (3, width)
     assert Backbone.from_file(path)(images()).shape == (3, 7)
     assert Backbone.from_file(path, layers=["fine", "third"])(images()).shape == (3, 9)
-    widths = {each.parts: each.make()(images()).shape[1] for each in Backbone.from_file(path, layers="auto").choices}
+    widths = {each.parts: each.make()(images()).shape[1] for each in Backbone.from_file(path, layers="all").choices}
     assert widths[("pyramid.1", "pyramid.2", "pyramid.3")] == 18
     assert widths[("pyramid.3",)] == 7
-    assert len(widths) == 6
+    assert widths[("pyramid.1/2x2", "pyramid.2/2x2")] == 44
+    assert len(widths) == 6 + 3  # the last map is of two by two
 
 
 def test_saved_and_loaded_backbone_gives_the_same_features(tmp_path):
@@ -189,7 +217,7 @@ def test_cache_tells_layers_apart_and_builds_alike():
         network = residual_network()  # names such as reshape_3 count up from build to build
         return fingerprint(Backbone(with_outputs(network, kind), image_size=(32, 32)))
 
-    kinds = ["pyramid", ["third_sum", "last_sum"], ["third", "last_sum"], ["last_sum"]]
+    kinds = ["pyramid", ["third_sum", "last_sum"], ["third", "last_sum"], ["last_sum"], ["last_sum/2x2"]]
     first, again = [of(kind) for kind in kinds], [of(kind) for kind in kinds]
     assert first == again
     assert len(set(first)) == len(kinds)

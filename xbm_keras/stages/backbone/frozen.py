@@ -16,7 +16,7 @@ from annotated_types import MinLen
 from xbm_keras.arguments import Positive, arguments_in, checked
 from xbm_keras.geometry import unit_length
 from xbm_keras.stages.backbone.choices import Choice, choices_of
-from xbm_keras.stages.backbone.pyramid import LEVEL_NAMES, runs_of_levels, with_outputs
+from xbm_keras.stages.backbone.pyramid import parts_to_choose, with_outputs
 from xbm_keras.stages.backbone.resizing import resize_by_products
 
 GLYPH_NET = pathlib.Path(__file__).parent / "weights" / "glyph_net.keras"
@@ -199,7 +199,7 @@ class Backbone(keras.layers.Layer):
         weights: str | None = "imagenet",
         image_size: ImageSize = (224, 224),
         pooling: Literal["avg", "max"] = "avg",  # Keras takes any other word for no pooling
-        layers: Layers | Literal["auto"] = "pyramid",
+        layers: Layers | Literal["auto", "all"] = "pyramid",
     ) -> "Backbone":
         """A network of `keras.applications`, without its classifier.
 
@@ -209,8 +209,8 @@ class Backbone(keras.layers.Layer):
             image_size: height and width that pictures are resized to.
             pooling: of the maps.
             layers: whose maps are pooled: "pyramid", the last layer of each of the three lowest resolutions (see
-                `with_outputs`); "last"; or names of layers. "auto" is the pyramid, of whose maps a run takes some
-                (`choices`).
+                `with_outputs`); "last"; or names of layers. "auto" is the pyramid, "all" its maps as they are and in
+                cells, of which a run takes some (`choices`).
 
         Raises:
             ValueError: for an unknown name, pooling or layer, and for weights that are missing or do not fit.
@@ -240,7 +240,7 @@ class Backbone(keras.layers.Layer):
         preprocessing: str | None = None,
         image_size: ImageSize | None = None,
         pooling: Pooling = "avg",
-        layers: Layers | Literal["auto"] = "last",
+        layers: Layers | Literal["auto", "all"] = "last",
         endpoint: str = "serving_default",
     ) -> "Backbone":
         """A network of yours: a model saved as `.keras`, or the folder of a TensorFlow SavedModel.
@@ -254,7 +254,7 @@ class Backbone(keras.layers.Layer):
             image_size: height and width that pictures are resized to; None is what a `.keras` model was made for.
             pooling: of the maps or tokens that it gives.
             layers: of a `.keras` model: which give the features, as for `from_application`; "last" are its own outputs,
-                and "auto" is for networks that end in maps.
+                and "auto" and "all" are for networks that end in maps.
             endpoint: of a SavedModel.
 
         Raises:
@@ -278,19 +278,28 @@ class Backbone(keras.layers.Layer):
         return cls(network, preprocessing, image_size, pooling, name="backbone")
 
     @classmethod
-    def _of_maps(cls, network: keras.Model, layers: Layers | Literal["auto"], *others) -> "Backbone":
-        """That gives the maps of these layers; of "auto" those of the pyramid, and choices among them."""
+    def _of_maps(
+        cls,
+        network: keras.Model,
+        layers: Layers | Literal["auto", "all"],
+        preprocessing: str | None,
+        image_size: ImageSize | None,
+        pooling: Pooling,
+    ) -> "Backbone":
+        """That gives the maps of these layers; of "all" what there is to choose among."""
 
         def of(layers: Layers) -> Backbone:
-            return cls(with_outputs(network, layers), *others, name="backbone")
+            giving = with_outputs(network, layers, pooling)
+            return cls(giving, preprocessing, image_size, pooling, name="backbone")
 
-        if layers != "auto":
+        if layers not in ("auto", "all"):
             return of(layers)
-        backbone = of("pyramid")
+        names, wanted = parts_to_choose(with_outputs(network, "pyramid"))
+        if layers == "auto" or len(wanted) < 2:
+            return of("pyramid")
+        backbone = of(names)
         widths = [each.shape[-1] for each in outputs_of(backbone.network.output)]
-        if len(widths) > 1:
-            names = LEVEL_NAMES[: len(widths)]
-            backbone.choices = choices_of(names, widths, runs_of_levels(len(widths)), lambda some: of(list(some)))
+        backbone.choices = choices_of(names, widths, wanted, lambda some: of(list(some)))
         return backbone
 
     @classmethod

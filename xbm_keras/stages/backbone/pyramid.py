@@ -2,25 +2,33 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import Literal
 
 import keras
 
 LEVELS = 3
 LEVEL_NAMES = tuple(f"pyramid.{i + 1}" for i in range(LEVELS))
+CELLS = 2  # of a side
+IN_CELLS = f"/{CELLS}x{CELLS}"  # ends a name
+MOST_IN_CELLS = 4096  # numbers of what is chosen among: a closed form takes the third power of them
 
 
-def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Model:
+def with_outputs(
+    network: keras.Model, layers: str | Sequence[str], pooling: Literal["avg", "max", "first"] = "avg"
+) -> keras.Model:
     """The same network, which gives the outputs of several of its layers.
 
     Args:
         network: a functional or sequential model.
         layers: names; "last": the network as it is; or "pyramid": of each of the three lowest resolutions, such as
             28 x 28, 14 x 14 and 7 x 7, the last layer through which all must pass, as detectors take them from a
-            classifier. Among names "pyramid.1" is the finest of these maps, "pyramid.2" the next one.
+            classifier. Among names "pyramid.1" is the finest of these maps, "pyramid.2" the next one. A name that ends
+            in "/2x2" is its map pooled in four cells, one after another, [B, 4 D]: what is where.
+        pooling: "avg" or "max", of cells.
 
     Raises:
-        ValueError: for a layer that the network lacks, and for "pyramid" of a network whose output is no map or which
-            calls a layer more than once.
+        ValueError: for a layer that the network lacks, for cells of what is no map of two by two or more, and for
+            "pyramid" of a network whose output is no map or which calls a layer more than once.
 
     Example:
         >>> conv = lambda i: keras.layers.Conv2D(4 + i, 3, strides=2, padding="same")
@@ -30,7 +38,8 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
 
     Reference:
         Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, whose C3, C4 and C5 these are; side by
-        side for other tasks: Evci et al., "Head2Toe", ICML 2022.
+        side for other tasks: Evci et al., "Head2Toe", ICML 2022. Cells: Lazebnik et al., "Beyond Bags of Features:
+        Spatial Pyramid Matching", CVPR 2006.
     """
     if layers == "last":
         return network
@@ -41,6 +50,9 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
     if any(name.startswith("pyramid.") for name in layers):
         known |= dict(zip(LEVEL_NAMES, _pyramid(network), strict=False))
     for name in layers:
+        whole = name.removesuffix(IN_CELLS)
+        if name not in known and whole in known:
+            known[name] = _in_cells(known[whole], name, pooling)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -49,6 +61,30 @@ def with_outputs(network: keras.Model, layers: str | Sequence[str]) -> keras.Mod
                 f"{', '.join(list(known)[-3:])}; or 'pyramid' or 'last'."
             )
     return keras.Model(inputs, [known[name] for name in layers], name=network.name)
+
+
+def parts_to_choose(network: keras.Model) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Of a pyramid the names of all maps, as they are and in cells, and those together among which a run chooses.
+
+    These are all neighbouring maps, and where there are maps of four by four or more, whose cells are not too many
+    numbers, these in cells.
+
+    Args:
+        network: that gives the maps of a pyramid.
+    """
+    maps = network.outputs
+    runs = runs_of_levels(len(maps))
+    cells = {
+        name: CELLS**2 * map.shape[-1]
+        for name, map in zip(LEVEL_NAMES, maps, strict=False)
+        if min(map.shape[1:3]) >= 2 * CELLS and CELLS**2 * map.shape[-1] <= MOST_IN_CELLS
+    }
+    in_cells = [
+        tuple(name + IN_CELLS for name in run)
+        for run in runs
+        if cells.keys() >= set(run) and sum(cells[name] for name in run) <= MOST_IN_CELLS
+    ]
+    return [*LEVEL_NAMES[: len(maps)], *(name + IN_CELLS for name in cells)], runs + in_cells
 
 
 def runs_of_levels(count: int) -> list[tuple[str, ...]]:
@@ -85,6 +121,19 @@ def _pyramid(network: keras.Model) -> list:
         if len(found) < LEVELS and 1.5 <= tensor.shape[1] / found[-1].shape[1] < 3:
             found.append(tensor)
     return found[::-1]
+
+
+def _in_cells(map, name: str, pooling: str):
+    """[B, 4 D] of a map [B, H, W, D]: sides that are odd share their middle."""
+    if len(map.shape) != 4 or None in map.shape[1:3] or min(map.shape[1:3]) < CELLS or pooling == "first":
+        raise ValueError(
+            f"Received {name!r} of an output of shape {tuple(map.shape)} with pooling={pooling!r}; expected a map "
+            f"[B, H, W, D] of a fixed size, {CELLS} by {CELLS} or more, and 'avg' or 'max'."
+        )
+    layer = keras.layers.AveragePooling2D if pooling == "avg" else keras.layers.MaxPooling2D
+    sides = map.shape[1:3]
+    pooled = layer([-(-side // CELLS) for side in sides], [side // CELLS for side in sides])(map)
+    return keras.layers.Reshape((CELLS**2 * map.shape[-1],))(pooled)
 
 
 def _trunk(network: keras.Model) -> list:
