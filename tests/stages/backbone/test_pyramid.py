@@ -139,7 +139,7 @@ def test_cells_of_what_has_none_are_refused():
     for layers, pooling in ((["last_sum/2x2"], "avg"), (["fine/2x2"], "first")):
         with pytest.raises(ValueError, match=rf"'{layers[0]}' of an output .*pooling='{pooling}'; expected a map"):
             with_outputs(network, layers, pooling)
-    with pytest.raises(ValueError, match="the layer 'fine/3x3', which .* lacks"):
+    with pytest.raises(ValueError, match=r"the layer 'fine/3x3', which .* lacks"):
         with_outputs(network, ["fine/3x3"])
 
 
