@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from tests.cli.runs import fails, run
-from xbm_keras.cli import train
+from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
-from xbm_keras.experiment import loading, resuming, run_folder
+from xbm_keras.experiment import build, chosen_parts, loading, resuming, run_folder
 from xbm_keras.report.failures import REPORT_ERROR
+from xbm_keras.tuning import load_data
 
 layers = keras.layers
 
@@ -131,3 +132,20 @@ def test_parts_of_a_transformer_are_kept_in_the_same_way(tmp_path, saved, given,
     begun = resuming.begun_config(tmp_path, config)
     assert begun.backbone.parts == taken
     assert begun.model_copy(update={"backbone": config.backbone}) == config
+
+
+def test_a_worker_of_a_search_chooses_nothing_that_its_chief_has_chosen(config, monkeypatch):
+    of_user = ["views.number=auto", "views.turned_classes=auto"]
+    given = load_config(str(config), of_user)
+    chosen, data = load_data(given, build.make_whole_backbone(given))
+    arguments = tune.choices_as_arguments(given, chosen)
+    assert arguments[::2] == ["--set"] * 3
+    of_worker = load_config(str(config), [*of_user, *arguments[1::2]])
+    assert of_worker.backbone.layers == list(data.parts.chosen)
+    monkeypatch.setattr(chosen_parts, "_by_class", killed)
+    again, same = load_data(of_worker, build.make_whole_backbone(of_worker))
+    assert again == chosen
+    np.testing.assert_array_equal(
+        same.features[:], data.features[: len(same.keys)]
+    )  # without views, which are not taken
+    assert tune.choices_as_arguments(of_worker, again) == []

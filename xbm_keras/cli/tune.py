@@ -1,5 +1,6 @@
 """`tune.py`: one search, and its best config from training to an exported model."""
 
+import json
 import logging
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ from absl import flags
 from xbm_keras.cli.train import CONFIG, RESUME, SET, VERBOSE, WORKDIR, stages_of, train
 from xbm_keras.atomic_files import writing_folder
 from xbm_keras.cli import terminal
+from xbm_keras.config import schema
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build, devices, run_folder
 from xbm_keras.experiment.work import work_of
@@ -40,7 +42,7 @@ def main(argv):
     terminal.set_up(VERBOSE.value)
     with terminal.readable_errors(SearchError):
         role = take_role(CHIEF.value, WORKER.value, PARALLEL.value)
-        config = load_config(CONFIG.value, SET.value)
+        given = config = load_config(CONFIG.value, SET.value)
         devices.make_strategy(config.training)  # or an error, before features are computed
         workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(CONFIG.value).stem}-search")
         source = build.make_source(config)
@@ -56,12 +58,24 @@ def main(argv):
             work(hypermodel)
             return
         search = HeadSearch(hypermodel, workdir, TUNER.value, MAX_TRIALS.value, RESUME.value)
-        with local_workers([sys.executable, *sys.argv], PARALLEL.value, workdir / "workers") as workers:
+        command = [sys.executable, *sys.argv, *choices_as_arguments(given, config)]
+        with local_workers(command, PARALLEL.value, workdir / "workers") as workers:
             search.run(is_chief=role == "chief", workers=workers)
         train_once("The config as it is", search.default_config(), data, backbone, workdir / "default")
         train_once("The best", search.best_config(), data, backbone, workdir / "best", like=workdir / "default")
         search.write_page()
     search.print_results()
+
+
+def choices_as_arguments(given: schema.Config, chosen: schema.Config) -> list[str]:
+    """By which a worker chooses no second time what this process has chosen: parts of the network, and views."""
+    keys = [("backbone", build.key_of_parts(given)), ("views", "number"), ("views", "turned_classes")]
+    arguments = []
+    for section, key in keys:
+        before, after = (getattr(getattr(config, section), key or "", None) for config in (given, chosen))
+        if before != after:
+            arguments += ["--set", f"{section}.{key}={json.dumps(after)}"]
+    return arguments
 
 
 def train_once(which, config, data, backbone, workdir, like=None):
