@@ -117,6 +117,7 @@ def fork_now() -> None:
     global _source
     if not hasattr(os, "pidfd_open"):  # no Linux
         return
+    gc.disable()
     import keras  # noqa: F401  and so TensorFlow
 
     trace_faster()
@@ -136,13 +137,13 @@ def trace_faster() -> None:
     """Make graphs in five sixths of the time, of which nothing shows but where an operation that fails was made.
 
     TensorFlow walks up Python's stack, deep under pytest, for each operation. And of the many objects of a trace most
-    stay: Python looks through the last ones after each 50,000, not after each 700.
+    stay: Python does not look through them, but in `conftest.py` after each test that took much.
     """
     from tensorflow.python.util import tf_stack
 
     here = tf_stack.extract_stack()
     tf_stack.extract_stack = lambda stacklevel=1: here
-    gc.set_threshold(50_000, 20, 50)
+    gc.disable()
 
 
 def fork() -> int:
@@ -173,6 +174,8 @@ def _run(order: _Order) -> None:
     """Be the process that was ordered, from its first line to its exit status."""
     status = 1
     try:
+        gc.set_threshold(50_000, 20, 50)
+        gc.enable()
         _become(order)
         what, *arguments = order.arguments
         if what == "-c":
