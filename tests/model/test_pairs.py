@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import MODES, compile_arguments
+from tests.conftest import compile_arguments
 from xbm_keras import (
     CircularMemory,
     HardTopK,
@@ -131,7 +131,6 @@ class _Noting(SupConLoss):
         return super().__call__(similarities, picks)
 
 
-@pytest.mark.parametrize("mode", MODES)
 def test_a_document_that_is_not_finite_leaves_no_trace(mode):
     queries, documents, relevant = pairs()
     model = make_model(32, mode)

@@ -94,7 +94,7 @@ def test_each_nested_width_is_held():
 def test_training_stays_closer_the_heavier_it_is():
     changes = []
     for weight in (0.0, 3.0, 100.0):
-        model, x, y = started(weight)
+        model, x, y = started(weight, mode="graph")
         start = model.start_alignment.start.get_weights() if weight else model.head.get_weights()
         embeddings = [unit(unit(x["features"]) @ start[0] + start[1])]
         model.optimizer.learning_rate = 0.003

@@ -26,7 +26,7 @@ def prefilled(storage_dtype="float32", memory_size=160, frozen=True, mode="graph
     return model, rows, y, ids
 
 
-@pytest.mark.parametrize(("mode", "repeats"), [("eager", 1), ("graph", 1), ("graph", 2), ("xla", 1)])
+@pytest.mark.parametrize(("mode", "repeats"), [("eager", 1), ("graph", 2), ("xla", 1)])
 def test_slots_train_as_features_do(mode, repeats):
     runs = []
     for is_by_slot in (False, True):

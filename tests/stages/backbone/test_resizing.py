@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import in_mode
+from tests.conftest import MODES, in_mode
 from tests.small_models import compiled, images, small_backbone
 from xbm_keras.stages.backbone.resizing import interpolation, resize_by_products
 
@@ -32,6 +32,7 @@ def test_equals_the_operation_of_tensorflow(before, after):
     np.testing.assert_allclose(found, tf.image.resize(x, after, antialias=True), atol=3e-4)  # of 255
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_of_integers_of_any_size_in_all_modes(mode):
     x = pictures(13, 9).astype(np.uint8)
     resize = in_mode(lambda images: resize_by_products(images, (8, 6)), mode)

@@ -1,7 +1,6 @@
 """Random negatives beside the hardest ones: of other classes alone, none twice, the same rows for all anchors."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tests.conftest import MODES, in_mode
@@ -101,7 +100,6 @@ def test_the_most_rows_that_they_can_be():
     assert HardTopK(2, 1, num_random=3).most_rows(5, 100) == 18
 
 
-@pytest.mark.parametrize("mode", MODES)
 def test_similarities_to_them_are_those_of_all_picks_one_by_one(mode):
     """They pass the head once, and not once for each anchor."""
     case = by_label.make_case(num_rows=30)
