@@ -1,5 +1,6 @@
 """Averages of views in what is done with a finished run: exported, indexed, searched, and measured."""
 
+import functools
 import json
 import shutil
 
@@ -52,9 +53,11 @@ def top(tmp_path_factory):
     return top
 
 
+loaded = functools.cache(ExportedModel)
+
+
 def by_export(version, folder, ids):
-    model = ExportedModel(version)
-    return model.embed([(folder / each).read_bytes() for each in ids])[0]
+    return loaded(version).embed([(folder / each).read_bytes() for each in ids])[0]
 
 
 def refused(capsys, main, *words):

@@ -54,7 +54,7 @@ def config(request, tmp_path, monkeypatch):
         "backbone": {"kind": request.param, "path": f"${{oc.env:XBM_TEST_TOP}}/{name}", "image_size": [12, 12]},
         "cache": {"dir": "${oc.env:XBM_TEST_TOP}/cache"},
         "views": {"number": 1, "turned_classes": False},
-        "head": {"embedding_dim": 3},
+        "head": {"embedding_dim": 3, "start": "lda", "shrinkage": 0.5},
         "training": {"epochs": 1, "folds": 1, "batch_size": 4, "samples_per_class": 2},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))

@@ -45,8 +45,8 @@ def trained(tmp_path_factory):
         "backbone": {"kind": "file", "path": str(top / "net.keras"), "image_size": [12, 12]},
         "cache": {"dir": str(top / "cache")},
         "views": {"number": 1, "turned_classes": False},
-        "head": {"embedding_dim": 4},
-        "training": {"epochs": 1, "folds": 1, "batch_size": 9, "samples_per_class": 3},
+        "head": {"embedding_dim": 4, "start": "lda", "shrinkage": 0.5},
+        "training": {"epochs": 0, "folds": 1, "batch_size": 9, "samples_per_class": 3},
         "export": {"only_if_better": False},
     }
     (top / "photos.yaml").write_text(yaml.safe_dump(config))

@@ -38,7 +38,7 @@ def config(tmp_path):
     values = {
         "data": {"source": "image_array", "path": str(tmp_path / "x.npz")},
         "backbone": network,
-        "head": {"embedding_dim": 4},
+        "head": {"embedding_dim": 4, "start": "lda", "shrinkage": 0.5},
         "training": {"epochs": 2, "folds": 1, "batch_size": 16, "checkpoint_every_seconds": 0.0},
         "views": {"number": 1, "turned_classes": False},
         "cache": {"dir": str(tmp_path / "cache")},

@@ -18,12 +18,12 @@ CONFIG = ROOT / "configs/default.yaml"
 
 
 def test_the_default_experiment_with_few_characters(tmp_path):
-    settings = [f"cache.dir={tmp_path}/cache", "data.max_classes=60", "training.epochs=2", "training.folds=1"]
+    settings = [f"cache.dir={tmp_path}/cache", "data.max_classes=40", "training.epochs=1", "training.folds=1"]
     settings += ["views.number=1", "views.turned_classes=false"]  # which so few characters would try
     metrics = run(CONFIG, tmp_path / "run", *settings)
     assert set(metrics) == {"leave_one_out", "query_gallery", "validation", "phase"}
     about = json.loads((tmp_path / "run/data.json").read_text())
-    assert about["classes"] == {"train": 22, "validation": 8, "test": 30}
+    assert about["classes"] == {"train": 15, "validation": 5, "test": 20}
     assert about["skipped"] == {}
     assert about["read_for_backbone"] == sum(about["items"].values())
 

@@ -123,6 +123,7 @@ def grocery_config(data_dir, tmp_path, classes, per_class):
     return [f"data.table={tmp_path}/some.csv", f"cache.dir={tmp_path}/cache", "training.batch_size=16"]
 
 
+@pytest.mark.slow
 def test_end_to_end_on_real_photos(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("XBM_KERAS_DATA", str(data_dir))
     config = ROOT / "configs/grocery.yaml"

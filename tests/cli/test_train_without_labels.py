@@ -40,7 +40,7 @@ def vectors(tmp_path_factory):
         "head": {"widths": WIDTHS},
         "top_k": {"num_neighbors": 8, "num_random": 16},
         "loss": {"name": "similarity_alignment"},
-        "training": {"epochs": 4, "batch_size": 30, "steps_per_epoch": 4},
+        "training": {"epochs": 4, "folds": 1, "batch_size": 30, "steps_per_epoch": 4},
         "export": {"codes": ["int8", "int4", "binary"]},
     }
     (folder / "vectors.yaml").write_text(yaml.safe_dump(config))
@@ -290,8 +290,8 @@ def test_nested_widths_with_labels(vectors, tmp_path):
     config = {
         "data": {"source": "features", "path": str(tmp_path / "x.npz")},
         "backbone": {"kind": "none"},
-        "head": {"widths": WIDTHS},
-        "training": {"epochs": 1, "batch_size": 16},
+        "head": {"widths": WIDTHS, "start": "lda", "shrinkage": 0.5},
+        "training": {"epochs": 1, "folds": 1, "batch_size": 16},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     metrics = run(tmp_path / "x.yaml", tmp_path / "run", report=True)

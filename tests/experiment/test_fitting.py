@@ -27,7 +27,7 @@ def vectors():
 @pytest.fixture(scope="module")
 def fitted(vectors):
     features, labels = vectors
-    return fit_head(features[:144], labels[:144], settings=SMALL)
+    return fit_head(features[:144], labels[:144], settings={**SMALL, "training.folds": 1})
 
 
 def test_it_finds_classes_never_seen_better_than_the_features(fitted, vectors):
@@ -80,7 +80,8 @@ def test_pictures_pass_the_network_once(tmp_path, monkeypatch):
     pictures = [
         np.full((8, 8, 3), 20 * (i // 6), np.uint8) + rng.integers(0, 9, (8, 8, 3), np.uint8) for i in range(48)
     ]
-    settings = {**SMALL, "cache.dir": str(tmp_path), "views.number": 2, "views.turned_classes": False}
+    settings = {**SMALL, "training.folds": 1, "cache.dir": str(tmp_path)}
+    settings |= {"views.number": 2, "views.turned_classes": False}
     backbone = small_backbone()
     found = fit_head(pictures, np.arange(48) // 6, backbone=backbone, settings={**settings, "head.embedding_dim": 3})
     assert found.transform(pictures[:3]).shape == (3, 3)

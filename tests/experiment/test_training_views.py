@@ -37,7 +37,7 @@ def values(tmp_path):
         "backbone": {"kind": "file", "path": f"{tmp_path}/net.keras", "image_size": [SIZE, SIZE]},
         "cache": {"dir": f"{tmp_path}/cache"},
         "head": {"embedding_dim": 2},
-        "training": {"epochs": 1, "batch_size": 8, "samples_per_class": 2},
+        "training": {"epochs": 1, "folds": 1, "batch_size": 8, "samples_per_class": 2},
     }
 
 

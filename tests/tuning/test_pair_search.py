@@ -28,7 +28,7 @@ def config(tmp_path_factory):
 
 
 def test_a_search_and_its_trials(config, tmp_path, monkeypatch):
-    table = search(config, tmp_path / "search", 3, tuner="grid")
+    table = search(config, tmp_path / "search", 2, tuner="grid")
     assert (table.status == "completed").all()
     assert table.val_ndcg_at_10.between(0.05, 1).all()
     assert set(table["memory.memory_size"]) <= {0, 256}
@@ -42,7 +42,7 @@ def test_a_search_and_its_trials(config, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "search/best/metrics.json").read_text())["pairs_unseen_documents"]
     (tmp_path / "search/trials/default.json").write_text('{"val_ndcg_at_10": 0.01}')  # as if some trial were better
     monkeypatch.setattr(tune, "train_once", lambda *args, **like: None)
-    search(config, tmp_path / "search", 3, tuner="grid")
+    search(config, tmp_path / "search", 2, tuner="grid")
     page = (tmp_path / "search/search.html").read_text("utf-8")
     assert "instead of 0.0100, 95 % interval of the difference over queries" in page
 

@@ -42,7 +42,7 @@ def vectors(tmp_path_factory):
     config = {
         "data": {"source": "features", "path": str(folder / "vectors.npz")},
         "backbone": {"kind": "none"},
-        "head": {"embedding_dim": 8},
+        "head": {"embedding_dim": 8, "start": "lda", "shrinkage": 0.4},
         "training": {"epochs": 2, "folds": 1, "batch_size": 16},
         "search": {"space": SPACE},
     }
@@ -191,7 +191,7 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
         "backbone": {"kind": "none"},
         "head": {"widths": [2, 4]},
         "loss": {"name": "similarity_alignment"},
-        "training": {"epochs": 2, "batch_size": 32, "steps_per_epoch": 4},
+        "training": {"epochs": 2, "folds": 1, "batch_size": 32, "steps_per_epoch": 4},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
     table = search(tmp_path / "x.yaml", tmp_path / "search", 1)
@@ -217,7 +217,7 @@ def test_without_labels_trials_are_scored_by_what_the_epoch_is_chosen_by(tmp_pat
 
 
 def test_the_first_trial_of_the_default_space_is_what_auto_stands_for(vectors):
-    config = load_config(str(vectors), ["search.space=null"])
+    config = load_config(str(vectors), ["search.space=null", "head.start=auto", "head.shrinkage=auto"])
     hypermodel = HeadHyperModel(*load_data(config))
     hp = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hp)
