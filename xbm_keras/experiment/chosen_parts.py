@@ -87,7 +87,9 @@ def _by_class(head: schema.HeadConfig, choice: Choice, dataset: Dataset) -> np.n
     """MAP@R of each held-out class [C] under the best of the closed forms of these parts."""
     features = ChosenColumns(dataset.features, choice.columns)
     folds = HeldOutFolds(dataclasses.replace(dataset, features=features))
-    return folds.by_class(max(_forms(head, len(choice.columns)), key=folds.score))
+    forms = _forms(head, len(choice.columns))
+    folds.find(forms)
+    return folds.by_class(max(forms, key=folds.score))
 
 
 def _forms(given: schema.HeadConfig, width: int) -> list[ChosenHead]:

@@ -3,6 +3,9 @@
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
+import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -39,6 +42,7 @@ class HeldOutFolds:
         self._start = functools.cache(self._make_start)  # of the sample, and of all
         self._rows = functools.lru_cache(len(self.folds))(self._scored_rows)
         self._frozen: FrozenNeighbors | None = None
+        self._making = [threading.RLock() for _ in self.folds]  # what a fold has once
 
     def score(self, choice: ChosenHead, is_sample: bool = False) -> float:
         """Of a start on held-out items: MAP@R, the mean over folds; of a sample of the queries it is an estimate."""
@@ -58,28 +62,48 @@ class HeldOutFolds:
         sizes = [min(len(fold.splits.validation), MAX_SCORED_ITEMS) for fold in self.folds]
         return self.uses_labels and min(sizes) >= SAMPLE_SHARE * MIN_SAMPLE
 
-    @one_thread()
-    @all_bits_of_float32()
     def found(self, choice: ChosenHead | None, is_sample: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
         """MAP@R and class of the held-out items of each fold, [n] each; None is the frozen features.
 
         Without labels it is the overlap of each fold, [1], and no class.
         """
-        key = "frozen" if choice is None else choice.model_dump_json(exclude={"tried"}), is_sample
-        if key not in self._found:
-            with concurrent.futures.ThreadPoolExecutor(len(self.folds)) as pool:
-                folds = range(len(self.folds))
-                self._found[key] = list(pool.map(lambda i: self._find(i, choice, is_sample), folds))
+        if (key := _key(choice, is_sample)) not in self._found:
+            self.find([choice], is_sample)
         return self._found[key]
 
+    @one_thread()
+    @all_bits_of_float32()
+    def find(
+        self,
+        choices: Sequence[ChosenHead | None],
+        is_sample: bool = False,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """What `found` gives for each of these, several at a time; `advance` is told how many more were looked at."""
+        missing = {key: each for each in choices if (key := _key(each, is_sample)) not in self._found}
+        groups = [list(group) for _, group in itertools.groupby(missing.values(), _shared)]
+        tasks = itertools.product(groups, range(len(self.folds)))
+        pool = concurrent.futures.ThreadPoolExecutor(max(2, len(self.folds)))
+        try:
+            done = pool.map(lambda task: [self._find(task[1], each, is_sample) for each in task[0]], tasks)
+            for group in groups:
+                of_folds = [next(done) for _ in self.folds]
+                for choice, of_choice in zip(group, zip(*of_folds, strict=True), strict=True):
+                    self._found[_key(choice, is_sample)] = list(of_choice)
+                advance(len(group))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def _find(self, i: int, choice: ChosenHead | None, is_sample: bool) -> tuple[np.ndarray, np.ndarray]:
-        positions, rows = self._rows(i, choice.power if choice else 1.0)
+        with self._making[i]:
+            positions, rows = self._rows(i, choice.power if choice else 1.0)
         embeddings = rows
         if choice is not None:
             kernel, bias = self._start(i, choice.model_dump_json(exclude={"tried"}))
             embeddings = rows @ kernel + bias
         if not self.uses_labels:
-            self._frozen = self._frozen or FrozenNeighbors(self._rows(i, 1.0)[1])
+            with self._making[i]:
+                self._frozen = self._frozen or FrozenNeighbors(self._rows(i, 1.0)[1])
             widths = (choice and choice.widths) or [embeddings.shape[1]]
             overlap = self._frozen.mean_score(embeddings, widths)["neighbor_overlap_at_10"]
             return np.array([overlap]), np.arange(0)
@@ -101,9 +125,21 @@ class HeldOutFolds:
         train = dataset.with_views(dataset.splits.train)
         rank = max(min(RANK, len(train)), choice.embedding_dim)
         key = (i, choice.power, rank)
-        if key not in self._closed_forms:
-            self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank, is_draft=True)
+        with self._making[i]:
+            if key not in self._closed_forms:
+                self._closed_forms[key] = closed_forms_of(dataset, train, choice.power, rank, is_draft=True)
         return make_start(choice, self._closed_forms[key])
+
+
+def _key(choice: ChosenHead | None, is_sample: bool) -> tuple[str, bool]:
+    return "frozen" if choice is None else choice.model_dump_json(exclude={"tried"}), is_sample
+
+
+def _shared(choice: ChosenHead | None) -> tuple | None:
+    """The same for starts that have the dearest part of a closed form in common: one thread makes them in turn."""
+    if choice is None:
+        return None
+    return choice.start, choice.power, choice.total_share, None if choice.start == "local" else choice.shrinkage
 
 
 def held_out(dataset: Dataset, count: int | str = "auto") -> list[Dataset]:

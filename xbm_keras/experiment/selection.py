@@ -12,7 +12,7 @@ from xbm_keras.data.dataset import Dataset
 from xbm_keras.experiment.chosen_head import PARAMETERS, POWERS, TRIED, ChosenHead, HeadChoice
 from xbm_keras.experiment.held_out import HeldOutFolds, are_near_best
 from xbm_keras.experiment.loading import TRIED_VIEWS
-from xbm_keras.progress import track
+from xbm_keras.progress import bar
 
 log = logging.getLogger("xbm_keras")
 AUTO_STARTS = ("identity", "centred", "pca", "local", "whiten", "lda", "nda")  # ascending in what classes tell them
@@ -43,7 +43,9 @@ def choose_start(given: schema.HeadConfig, dataset: Dataset, folds: HeldOutFolds
     best = choices[0] if len(choices) == 1 else most_of_classes(choices, folds)
     if len(powers) == 1:
         return best
-    return max((best.model_copy(update={"power": power}) for power in powers), key=folds.score)
+    heads = [best.model_copy(update={"power": power}) for power in powers]
+    folds.find(heads)
+    return max(heads, key=folds.score)
 
 
 def _choices(config: HeadChoice, fixed: dict, width: int) -> list[ChosenHead]:
@@ -99,8 +101,9 @@ def _within(
 
 
 def _scores(choices: Sequence[ChosenHead], folds: HeldOutFolds, is_sample: bool = False) -> list[float]:
-    tried = track(range(len(choices)), "choosing the start", len(choices), "closed forms")
-    return [folds.score(choices[i], is_sample) for i in tried]
+    with bar("choosing the start", len(choices), "closed forms") as tried:
+        folds.find(choices, is_sample, tried.advance)
+    return [folds.score(each, is_sample) for each in choices]
 
 
 def _by_shrinkage(choices: Sequence[ChosenHead], scores: Sequence[float]) -> dict[tuple[str, str], float]:

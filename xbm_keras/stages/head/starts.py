@@ -14,7 +14,7 @@ BLOCK_ROWS = 8192  # of the pass over the training features
 NEIGHBORS = 4  # of other classes, of each item
 NEIGHBORHOOD = 16  # nearest items, whatever their classes, within which `local` whitens
 MAX_LOCAL_ITEMS = 8192  # among which neighbours are sought
-MAX_KEPT = 8  # decompositions, and local covariances
+MAX_KEPT = 8  # decompositions, local covariances and discriminants
 TOTAL_IN_BETWEEN = 0.02  # share of the total covariance that orders the directions beyond the discriminants
 
 
@@ -96,7 +96,7 @@ class ClosedForms(LinearForms):
         self.num_classes = len(counts)
         self._decomposed = functools.lru_cache(MAX_KEPT)(self._decompose)
         self._local = functools.lru_cache(MAX_KEPT)(self._local_between)  # by far the dearest part
-        self._discriminants = functools.lru_cache(1)(self._leading)  # for all weightings
+        self._discriminants = functools.lru_cache(MAX_KEPT)(self._leading)  # for all weightings
         sums, moment = np.zeros((len(counts), self.width)), np.zeros((self.width, self.width))
         for start in range(0, self.num_items, BLOCK_ROWS):
             block = np.asarray(features[start : start + BLOCK_ROWS], np.float64)
@@ -302,9 +302,12 @@ def inverse_root(variances: np.ndarray, directions: np.ndarray, scale: float, sh
 def leading_eigenvectors(matrix: np.ndarray, count: int, is_draft: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues [count] of a symmetric matrix [D, D] and their vectors [D, count], the largest first.
 
-    A draft has other last digits, and takes less than half the time: LAPACK finds all vectors sooner than a third.
+    A draft has other last digits, and takes less than half the time: LAPACK finds all vectors sooner than a third. By
+    NumPy, which unlike SciPy lets other threads run meanwhile.
     """
-    width = len(matrix)
-    chosen = None if is_draft else [width - count, width - 1]
-    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=chosen, driver="evd" if is_draft else None)
+    if is_draft:
+        values, vectors = np.linalg.eigh(matrix)
+    else:
+        width = len(matrix)
+        values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[width - count, width - 1])
     return values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
