@@ -1,6 +1,7 @@
 """Would more classes help: the chosen closed form by the number of training classes."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -110,3 +111,22 @@ def test_what_a_curve_says(scores, doubling, said):
     (paragraph, _, note) = page.blocks
     assert re.search(said, paragraph.text)
     assert "the form is lda" in note.text
+
+
+def test_meanwhile():
+    """The block goes on while it is made, gets what it came to, or its error, and waits only where it asks."""
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def make(value):
+        begun.set()
+        ended.append(may_end.wait(30))
+        return 10 // value
+
+    with pytest.raises(KeyError), learning.meanwhile(make, 5):
+        raise KeyError(begun.wait(30))
+    assert not ended
+    with learning.meanwhile(make, 5) as made:
+        may_end.set()
+        assert made() == 2
+    with pytest.raises(ZeroDivisionError), learning.meanwhile(make, 0) as made:
+        made()

@@ -78,7 +78,7 @@ def report_of(dataset, path, **changes):
         "about": {"Data": "pairs", "Network": "MiniLM"},
         "config": "head: {embedding_dim: 4}\n",
         "metrics": metrics,
-        "learning": LearningCurve({50: 0.5, 100: 0.625}, 0.25, (0.1, 0.15), "nDCG@10", "queries"),
+        "learning": lambda: LearningCurve({50: 0.5, 100: 0.625}, 0.25, (0.1, 0.15), "nDCG@10", "queries"),
         "costs": [Cost("features", 0.5, None, None)],
         **changes,
     }
@@ -207,7 +207,7 @@ def test_the_curve_of_validation_has_the_other_folds_beside_it():
 
 
 def test_without_texts_there_are_ids_and_without_curve_or_epochs_no_sections(tmp_path):
-    text, _ = report_of(make_dataset(has_texts=False), tmp_path, learning=None)
+    text, _ = report_of(make_dataset(has_texts=False), tmp_path, learning=lambda: None)
     said = Reader(text).texts
     assert "query q12" in said or "query q18" in said
     assert sum(bool(re.fullmatch(r"document d\d+", text)) for text in said) > 20

@@ -56,7 +56,7 @@ def report_of(dataset, path, names=("frozen", "closed_form", "trained"), **chang
             "validation": validation,
             "phase": "refit",
         },
-        "learning": LearningCurve({5: 0.4, 10: 0.5}, 0.3, (0.05, 0.15), "MAP@R", "classes"),
+        "learning": lambda: LearningCurve({5: 0.4, 10: 0.5}, 0.3, (0.05, 0.15), "MAP@R", "classes"),
         "costs": [Cost("features", 0.5, None, None), Cost("training", 4000.0, 123.4, None)],
         **changes,
     }
@@ -111,7 +111,7 @@ def test_vectors_are_shown_by_their_ids_and_a_run_without_epochs_has_a_report(tm
     np.savez(tmp_path / "x.npz", features=np.ones((2, 2), np.float32), label=np.arange(2))
     source = arrays.Features(str(tmp_path / "x.npz"))
     dataset = make_dataset(source, [7, 8, 9, 10, 11, 12], range(NUM_CLASSES * PER_CLASS))
-    said = Reader(report_of(dataset, tmp_path, names=("frozen", "trained"), learning=None)).texts
+    said = Reader(report_of(dataset, tmp_path, names=("frozen", "trained"), learning=lambda: None)).texts
     assert any(re.match(r"item \d+", text) for text in said)
     assert "class 7" in said
     assert "No epoch was trained: the head is its start." in said

@@ -1,7 +1,9 @@
 """Would more data help: the chosen closed form by the number of training classes, or queries."""
 
+import concurrent.futures
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,8 +18,23 @@ from xbm_keras.progress import track
 from xbm_keras.report.learning_curve import LearningCurve
 from xbm_keras.stages.head.neighbor_scatter import one_thread
 
+Made = TypeVar("Made")
 MIN_CLASSES = 10
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@contextlib.contextmanager
+def meanwhile(make: Callable[..., Made], *args: Any) -> Iterator[Callable[[], Made]]:
+    """`make` of these in a thread of its own while the block runs: what waits for the result, and gives it.
+
+    One thread of BLAS each, whether both are at work or one. A block that ends with an error does not wait.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        with one_thread():
+            yield pool.submit(make, *args).result
+    finally:
+        pool.shutdown(wait=False)
 
 
 @one_thread()
@@ -30,11 +47,13 @@ def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> Lear
         chosen: the start, its parameters and the views, as `metrics.json` has them.
 
     Returns:
-        None where the start is random, or fewer than ten classes train.
+        None where the run is one without labels, the start is random, or fewer than ten classes train.
     """
+    if config.is_without_labels or chosen["start"] == "random":
+        return None
     train, labels = dataset.splits.train, dataset.labels
     classes = np.unique(labels[train])
-    if chosen["start"] == "random" or len(classes) < MIN_CLASSES:
+    if len(classes) < MIN_CLASSES:
         return None
     keys = ("start", "power", *PARAMETERS.get(chosen["start"], ()))
     given = config.head.for_features(dataset.features.shape[1])

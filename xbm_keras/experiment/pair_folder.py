@@ -116,5 +116,5 @@ def write_report(
         about, shown = about_pairs(config, dataset, metrics), as_yaml(public_values(config))
         learning = learning_curve(config, dataset, head, metrics["validation"])
         trained_on = np.union1d(splits.train, splits.validation) if config.training.refit else splits.train
-        run = AboutRun(about, shown, metrics, learning, costs)
+        run = AboutRun(about, shown, metrics, lambda: learning, costs)
         write_pair_report(workdir / "report.html", run, dataset, head, trained_on)

@@ -25,7 +25,7 @@ from xbm_keras.data.sources import DataError
 from xbm_keras.evaluation.thresholds import FILE as THRESHOLDS
 from xbm_keras.evaluation.thresholds import read_thresholds
 from xbm_keras.experiment.build import sized
-from xbm_keras.experiment.learning import class_learning_curve
+from xbm_keras.experiment.learning import class_learning_curve, meanwhile
 from xbm_keras.experiment.run_facts import about_items, num_classes
 from xbm_keras.export import model_card
 from xbm_keras.export.saved_model import describe_signatures
@@ -343,8 +343,8 @@ def write_report(
 
     The run itself is finished by then. The same command makes the report alone anew.
     """
-    with kept_in(workdir, f"To make it anew: the same command with --workdir {workdir}"):
+    again = f"To make it anew: the same command with --workdir {workdir}"
+    with kept_in(workdir, again), meanwhile(class_learning_curve, config, dataset, metrics["validation"]) as learning:
         about, shown = about_items(config, dataset, metrics), model_card.as_yaml(public_values(config))
-        learning = None if config.is_without_labels else class_learning_curve(config, dataset, metrics["validation"])
         write_run_report(workdir / "report.html", AboutRun(about, shown, metrics, learning, costs), dataset, head)
         write_projector(workdir / TENSORBOARD, dataset, head)

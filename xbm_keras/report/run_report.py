@@ -2,7 +2,7 @@
 
 import collections
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +43,9 @@ class AboutRun(NamedTuple):
     """As YAML; of it what may be shown."""
     metrics: dict
     """The contents of `metrics.json`."""
-    learning: learning_curve.LearningCurve | None
-    """None where there is no closed form by labels, or too little to learn from."""
+    learning: Callable[[], learning_curve.LearningCurve | None]
+    """Gives None where there is no closed form by labels, or too little to learn from. It is asked last, so that the
+    curve may be made meanwhile."""
     costs: Sequence[Cost]
     """Of the stages."""
 
@@ -96,7 +97,8 @@ def write_sections(
         left_out: of the data: what, and how often.
     """
     chosen = run.metrics["validation"]
-    learning = [] if run.learning is None else [learning_curve.section(run.learning, chosen["start"])]
+    curve = run.learning()
+    learning = [] if curve is None else [learning_curve.section(curve, chosen["start"])]
     how = training(path.with_name("history.csv"), validation, chosen["epoch"])
     tone, verdict = wording.verdict(run.metrics)
     subtitle = " · ".join([run.about["Data"], run.about["Network"]])
