@@ -66,6 +66,27 @@ print(sorted({{"keras", "numpy", "pandas", "scipy", "tensorflow"}} & sys.modules
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+SEARCH = "from xbm_keras.cli.__main__ import main; main('index search --model a --index b x.jpg'.split())"
+
+
+@pytest.mark.parametrize("program", ["import train", SEARCH])
+def test_what_is_imported_is_not_collected_and_scikit_learn_not_imported(program):
+    code = f"""
+import contextlib, gc, sys
+sys.argv = ["xbm-keras"]
+with contextlib.suppress(SystemExit):
+    {program}
+assert "keras" in sys.modules and "sklearn" not in sys.modules
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+import sklearn
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_parsers_say_is_what_there_is():
     assert [*parsers.OF_COMMAND] == [each for each in COMMANDS if each not in OF_FLAGS]
     assert set(parsers.ENGINES) == ENGINES.keys()
