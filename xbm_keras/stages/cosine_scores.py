@@ -7,6 +7,7 @@ Letters: B anchors, M memory rows, K width of the keys, W rows of a block, T row
 
 import concurrent.futures
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -118,7 +119,7 @@ def map_blocks(keys: Keys, num_rows: int, use: Callable[[np.ndarray, int, int], 
         keys: in which the rows are scored.
         num_rows: M, at least 1.
         use: from the scores [W, B] float32 of a block, its first row, and how many rows at its beginning were in the
-            block before it. It is called in two threads.
+            block before it. It is called in several threads.
     """
     width = min(int(block_rows(keys.anchors.shape[1], keys.anchors.shape[0])), num_rows)
 
@@ -127,7 +128,8 @@ def map_blocks(keys: Keys, num_rows: int, use: Callable[[np.ndarray, int, int], 
         scores = np.asarray(_scores([keys], tf.constant(start), width)[0])  # unlike `numpy()` no copy
         return use(scores, start, i * width - start)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # one block is multiplied while another is used
+    # One block is multiplied, by all cores, while others are used, by one each; as few as keep all cores busy.
+    with concurrent.futures.ThreadPoolExecutor(min(max(2, os.cpu_count() or 1), 4)) as pool:
         return list(pool.map(used, range(-(-num_rows // width))))
 
 

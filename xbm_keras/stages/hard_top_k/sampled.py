@@ -67,7 +67,7 @@ def sampled_top_k(keys: Keys, codes: tf.Tensor, search: Search) -> tuple[tf.Tens
         if sum(num_found) > most * num_anchors:
             return []
         places = range(num_known, len(scores), PART)
-        found = list(pool.map(lambda i: candidates(scores[i : i + PART], start + i), places))
+        found = [candidates(scores[i : i + PART], start + i) for i in places]
         num_found.extend(len(anchors) for anchors, _ in found)
         return found
 
@@ -80,9 +80,9 @@ def sampled_top_k(keys: Keys, codes: tf.Tensor, search: Search) -> tuple[tf.Tens
             return None
         return first_of_lists(ranked[mine[np.argsort(lists, kind="stable")]], counts, search.k)
 
+    found = itertools.chain(*map_blocks(keys, num_rows, candidates_of_block))
+    anchors, ranked = map(np.concatenate, zip(*found, strict=True))
     with concurrent.futures.ThreadPoolExecutor(num_threads := os.cpu_count() or 1) as pool:
-        found = itertools.chain(*map_blocks(keys, num_rows, candidates_of_block))
-        anchors, ranked = map(np.concatenate, zip(*found, strict=True))
         best = list(pool.map(best_of, np.array_split(np.arange(num_anchors), min(num_threads, num_anchors))))
     if any(each is None for each in best):
         return None
