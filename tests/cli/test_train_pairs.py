@@ -73,6 +73,12 @@ def finished(config, tmp_path_factory):
     return workdir
 
 
+def vectors_of(folder):
+    """All arrays of the features, and the file closed."""
+    with np.load(folder / "features.npz") as arrays:
+        return dict(arrays)
+
+
 def test_a_run_tells_what_is_learnt_from_what_is_learnt_by_heart(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"pairs", "pairs_unseen_documents", "validation", "phase"}
@@ -150,7 +156,7 @@ def test_evaluate_says_the_same_and_writes_vectors(finished, folder, tmp_path, c
 
 def test_an_index_of_documents_is_searched_by_queries(finished, folder, tmp_path, capsys):
     index.main(["build", "--index", str(tmp_path / "index"), "--model", str(finished)])
-    arrays = np.load(folder / "features.npz")
+    arrays = vectors_of(folder)
     np.save(tmp_path / "queries.npy", arrays["queries"][110:150])
     search = ["search", "--index", str(tmp_path / "index"), "--model", str(finished), "--k", "10"]
     capsys.readouterr()
@@ -184,7 +190,7 @@ def test_a_finished_run_is_compressed_to_a_promise(finished, folder, tmp_path, c
     version = run_folder / "export/2"
     form = read_search_form(version)
     assert form.bytes_in_memory + form.bytes_on_disk < 24  # 64 of the frozen features
-    arrays, signatures = np.load(folder / "features.npz"), tf.saved_model.load(str(version)).signatures
+    arrays, signatures = vectors_of(folder), tf.saved_model.load(str(version)).signatures
     queries, documents = (
         signatures[f"serve_{name}"](features=tf.constant(arrays[rows]))
         for name, rows in (("query", "queries"), ("document", "documents"))
@@ -234,7 +240,7 @@ def test_a_run_killed_in_two_phases_goes_on_to_the_same_numbers(finished, config
 def test_the_saved_model_holds_the_documents_that_answer_and_the_head(finished, folder):
     model = load_keras_file(finished / "model.keras")
     assert model.memory.memory_size == 110
-    documents = np.load(folder / "features.npz")["documents"][:110]
+    documents = vectors_of(folder)["documents"][:110]
     held = model.memory.features.numpy()[np.argsort(model.memory.sample_ids.numpy())]
     np.testing.assert_allclose(held, documents / np.linalg.norm(documents, axis=1, keepdims=True), atol=1e-6)
     page = (finished / "report.html").read_text("utf-8")
@@ -266,7 +272,7 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp
     model = tf.saved_model.load(str(tmp_path / "run/export/1"))
     assert ("serve_document" in model.signatures) == ("head.sides=query" not in overrides)
     index.main(["build", "--index", str(tmp_path / "index"), "--model", str(tmp_path / "run")])
-    found = np.load(folder / "features.npz")["documents"]
+    found = vectors_of(folder)["documents"]
     if "serve_document" in model.signatures:
         found = model.signatures["serve_document"](features=tf.constant(found))["embeddings"].numpy()
     expected = found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -287,7 +293,7 @@ def test_other_ways_to_train_are_better_than_frozen_features(config, folder, tmp
 
 def test_vectors_in_npy_are_enough(folder, config, tmp_path, capsys):
     """What the page says: a folder of two arrays and index pairs, ids are row numbers."""
-    arrays, mine = np.load(folder / "features.npz"), tmp_path / "mine"
+    arrays, mine = vectors_of(folder), tmp_path / "mine"
     mine.mkdir()
     np.save(mine / "queries.npy", arrays["queries"])
     np.save(mine / "documents.npy", arrays["documents"])
