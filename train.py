@@ -13,12 +13,13 @@ if "--verbose" not in sys.argv:
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its libraries complain about CUDA before they read any setting
     # Keras would import it, if it is there, for classes that no command uses.
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     try:
         import tensorflow as tf  # noqa: F401
     finally:
         os.dup2(stderr, 2)
-        del sys.modules["sklearn"]
+        if sys.modules["sklearn"] is None:
+            del sys.modules["sklearn"]
 
 from xbm_keras.cli.__main__ import main
 

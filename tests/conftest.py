@@ -10,7 +10,7 @@ import logging
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported
-# Before NumPy is: threads of OpenBLAS spin while they wait, four times the work where two workers share two cores.
+# Before NumPy is: threads of OpenBLAS spin while they wait, four times the work where workers share two cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # What XLA compiles runs for some steps: half of the time for the same graph where LLVM does not optimize its loops
 # and MLIR does not write them.
@@ -63,7 +63,7 @@ def compile_arguments(mode: str) -> dict:
 
 @pytest.fixture(params=["eager", "xla"])
 def mode(request) -> str:
-    """Operations one by one, and traced and compiled; test_contract.py holds graphs of all stages against both."""
+    """Operations one by one, and traced and compiled; test_contract.py holds graphs of losses and picks to both."""
     return request.param
 
 

@@ -14,6 +14,7 @@ from xbm_keras.evaluation.intervals import bootstrap_interval
 from xbm_keras.evaluation.retrieval import evaluate_retrieval, score_queries
 from xbm_keras.experiment import learning
 from xbm_keras.report.learning_curve import LearningCurve, section
+from xbm_keras.stages.head.neighbor_scatter import BLAS
 
 C, K, D = 40, 5, 12
 TRAIN = np.arange(24 * K)
@@ -114,19 +115,37 @@ def test_what_a_curve_says(scores, doubling, said):
 
 
 def test_meanwhile():
-    """The block goes on while it is made, gets what it came to, or its error, and waits only where it asks."""
-    begun, may_end, ended = threading.Event(), threading.Event(), []
+    """The block goes on while it is made, gets what it came to, or its error, and stops it where it ends itself."""
+    begun, ended = threading.Event(), []
 
-    def make(value):
+    def make(value, stopped):
         begun.set()
-        ended.append(may_end.wait(30))
+        if value > 5:
+            ended.append(stopped.wait(30))
+            raise learning.Stopped
         return 10 // value
 
-    with pytest.raises(KeyError), learning.meanwhile(make, 5):
+    threads = BLAS.info()
+    with pytest.raises(KeyError), learning.meanwhile(make, 6):
         raise KeyError(begun.wait(30))
-    assert not ended
+    assert ended == [True]
+    assert BLAS.info() == threads
     with learning.meanwhile(make, 5) as made:
-        may_end.set()
         assert made() == 2
     with pytest.raises(ZeroDivisionError), learning.meanwhile(make, 0) as made:
         made()
+
+
+def test_a_curve_that_is_no_longer_wanted_ends_before_its_next_closed_form(monkeypatch):
+    stopped, scored = threading.Event(), []
+
+    def score(some):
+        scored.append(len(some))
+        if stopped.is_set():
+            raise learning.Stopped
+        stopped.set()
+        return np.ones(3)
+
+    with pytest.raises(learning.Stopped):
+        learning.curve_of(np.arange(100), score, np.ones(3), "MAP@R", "classes")
+    assert scored == [5, 10]

@@ -93,6 +93,12 @@ class _Application(ArgumentsSection):
     what is kept are the neighbours in the network's own output."""
 
 
+class _File(ArgumentsSection):
+    layers: Layers | Literal["auto"] = "last"
+    """Of a `.keras` model, as for `keras_applications`: which give the features; "last" are its own outputs, and "auto"
+    is for networks that end in maps."""
+
+
 class _Hub(ArgumentsSection):
     parts: Literal["auto", "pooled"] | PartNames = "auto"
     """Of a vision transformer, side by side: "class", the class token, or what CLIP and SigLIP compare; "patches", the
@@ -130,7 +136,7 @@ else:
         [
             section_of(no_backbone, kind="none"),
             section_of(Backbone.from_application, _Application, without=["pooling"], kind="keras_applications"),
-            section_of(Backbone.from_file, without=OF_FILES, recipe={"image_size": [224, 224]}, kind="file"),
+            section_of(Backbone.from_file, _File, without=OF_FILES, recipe={"image_size": [224, 224]}, kind="file"),
             section_of(Backbone.from_glyph_net, kind="glyph_net"),
             section_of(HubBackbone.from_preset, _Hub, kind="keras_hub"),
         ],

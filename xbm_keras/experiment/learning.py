@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from xbm_keras.experiment.chosen_head import PARAMETERS, ChosenHead, closed_form
 from xbm_keras.experiment.held_out import RANK, some_classes
 from xbm_keras.progress import track
 from xbm_keras.report.learning_curve import LearningCurve
+from xbm_keras.stages.cosine_scores import all_bits_of_float32
 from xbm_keras.stages.head.neighbor_scatter import one_thread
 
 Made = TypeVar("Made")
@@ -23,31 +25,42 @@ MIN_CLASSES = 10
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+class Stopped(Exception):
+    """What is made meanwhile is no longer wanted."""
+
+
 @contextlib.contextmanager
 def meanwhile(make: Callable[..., Made], *args: Any) -> Iterator[Callable[[], Made]]:
-    """`make` of these in a thread of its own while the block runs: what waits for the result, and gives it.
+    """`make` of these, and of an event, in a thread of its own while the block runs: what waits for the result.
 
-    One thread of BLAS each, whether both are at work or one. A block that ends with an error does not wait.
+    Whether both are at work or one, products have one thread of BLAS each and all bits. The event is set once the block
+    ends, which an error or Ctrl-C may do before `make` has: it should raise `Stopped` then, for the block waits for it.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    try:
-        with one_thread():
-            yield pool.submit(make, *args).result
-    finally:
-        pool.shutdown(wait=False)
+    stopped = threading.Event()
+    with one_thread(), all_bits_of_float32(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(make, *args, stopped).result
+        finally:
+            stopped.set()
 
 
 @one_thread()
-def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> LearningCurve | None:
+def class_learning_curve(
+    config: Config, dataset: Dataset, chosen: dict, stopped: threading.Event | None = None
+) -> LearningCurve | None:
     """MAP@R of the validation classes under the closed form of 5 to 100 % of the training classes.
 
     Args:
         config: of the run.
         dataset: its data, with all views that it tried.
         chosen: the start, its parameters and the views, as `metrics.json` has them.
+        stopped: is asked before each closed form.
 
     Returns:
         None where the run is one without labels, the start is random, or fewer than ten classes train.
+
+    Raises:
+        Stopped: once it is set.
     """
     if config.is_without_labels or chosen["start"] == "random":
         return None
@@ -63,6 +76,8 @@ def class_learning_curve(config: Config, dataset: Dataset, chosen: dict) -> Lear
     rows = np.asarray(UnitRows(dataset.features, scored, head.power))
 
     def score(some: np.ndarray) -> np.ndarray:
+        if stopped and stopped.is_set():
+            raise Stopped
         positions = data.with_views(train[np.isin(labels[train], some)])
         rank = max(min(RANK, len(positions)), head.embedding_dim)
         forms = closed_forms_of(data, positions, head.power, rank)

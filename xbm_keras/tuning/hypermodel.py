@@ -50,7 +50,7 @@ def load_data(config: Config, backbone: Backbone | None = None, source=None) -> 
     dataset = with_training_views(config, dataset_of(source, config, backbone), backbone)
     config, dataset, _ = choose_parts(config, dataset, backbone)
     config = sized(config, dataset.features.shape[1])  # where the network did not tell it
-    if len(dataset.view_rows):
+    if len(dataset.view_rows) and "auto" in (config.views.number, config.views.turned_classes):
         chosen, dataset = choose(config, dataset)
         config = config.model_copy(update={"views": chosen.views})
     return config, dataset

@@ -113,6 +113,8 @@ def test_real_network_with_its_weights(data_dir):
 )
 def test_layers_of_a_config(overrides, width):
     small = ["backbone.weights=null", "backbone.image_size=[32,32]"]
+    with pytest.raises(ConfigError, match="layers"):
+        load_config("configs/grocery.yaml", ["backbone.layers=all"])  # of which a run takes some: no config says it
     config = load_config("configs/grocery.yaml", [*small, *overrides])
     assert build.make_backbone(config).compute_output_shape((None, None, None, 3)) == (None, width)
 
@@ -177,6 +179,8 @@ def test_a_run_may_take_any_neighbouring_maps_of_the_pyramid_whole_or_in_cells()
 def test_layers_of_a_file_of_a_config(tmp_path):
     keras.applications.MobileNetV2((32, 32, 3), weights=None, alpha=0.35, include_top=False).save(tmp_path / "x.keras")
     own = [f"backbone.path={tmp_path}/x.keras", "backbone.image_size=[32,32]"]
+    with pytest.raises(ConfigError, match="layers"):
+        load_config("configs/emoji_efficientnet.yaml", [*own, "backbone.layers=all"])
     backbone = build.make_backbone(
         load_config("configs/emoji_efficientnet.yaml", [*own, "backbone.layers=[block_6_expand_relu,out_relu]"])
     )

@@ -294,8 +294,10 @@ class Backbone(keras.layers.Layer):
 
         if layers not in ("auto", "all"):
             return of(layers)
+        if layers == "auto":
+            return of("pyramid")
         names, wanted = parts_to_choose(with_outputs(network, "pyramid"))
-        if layers == "auto" or len(wanted) < 2:
+        if len(wanted) < 2:
             return of("pyramid")
         backbone = of(names)
         widths = [each.shape[-1] for each in outputs_of(backbone.network.output)]

@@ -77,7 +77,7 @@ def parts_to_choose(network: keras.Model) -> tuple[list[str], list[tuple[str, ..
     cells = {
         name: CELLS**2 * map.shape[-1]
         for name, map in zip(LEVEL_NAMES, maps, strict=False)
-        if min(map.shape[1:3]) >= 2 * CELLS and CELLS**2 * map.shape[-1] <= MOST_IN_CELLS
+        if None not in map.shape[1:3] and min(map.shape[1:3]) >= 2 * CELLS and CELLS**2 * map.shape[-1] <= MOST_IN_CELLS
     }
     in_cells = [
         tuple(name + IN_CELLS for name in run)
