@@ -206,6 +206,8 @@ def test_keras_file_by_pyramid_by_names_and_as_it_is(tmp_path):
     assert widths[("pyramid.3",)] == 7
     assert widths[("pyramid.1/2x2", "pyramid.2/2x2")] == 44
     assert len(widths) == 6 + 3  # the last map is of two by two
+    with pytest.raises(ValueError, match=r"pooling='first'; expected \[B, D\]"):
+        Backbone.from_file(path, layers="all", pooling="first")(images())
 
 
 def test_saved_and_loaded_backbone_gives_the_same_features(tmp_path):

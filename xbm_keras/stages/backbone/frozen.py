@@ -294,7 +294,7 @@ class Backbone(keras.layers.Layer):
 
         if layers not in ("auto", "all"):
             return of(layers)
-        if layers == "auto":
+        if layers == "auto" or pooling == "first":  # which maps do not have, as they say themselves
             return of("pyramid")
         names, wanted = parts_to_choose(with_outputs(network, "pyramid"))
         if len(wanted) < 2:
