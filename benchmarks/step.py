@@ -17,9 +17,10 @@ positives.
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
-- `arithmetic of default`, `... head`, `... table`: what no step of these picks can do without: the rows that it
-  embeds, `embedded`, gathered from the memory, and the head on these and on the batch, forward and backward; and of
-  `head` all rows through the head once, and their product with the batch. `x arithmetic` is the ratio to it.
+- `arithmetic of default`, `... head`, `... table`, `... memory off`: what no step of these picks can do without: the
+  rows that it embeds, `embedded`, gathered from the memory, and the head on these and on the batch, forward and
+  backward; and of `head` all rows through the head once, and their product with the batch. `x arithmetic` is the ratio
+  to it.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
   environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py. `x peer` is the ratio to its step.
 """
@@ -98,6 +99,8 @@ def measure(num_rows, options) -> list[dict]:
                     bare = arithmetic_of(features, num_embedded, scans=name == "head")
                     time(f"arithmetic of {name}", bare, embedded=num_embedded)
                     results[-2]["x arithmetic"] = results[-2]["ms"] / results[-1]["ms"]
+                    del bare
+                    gc.collect()  # which holds a copy of the rows
         if "floor" in options.names:
             time("floor 1280" + suffix, floor_of(tf.cast(features, storage)))
     if "floor" in options.names:
@@ -106,6 +109,8 @@ def measure(num_rows, options) -> list[dict]:
         if peer:
             time("peer", peer)
             results = [{**each, "x peer": each["ms"] / results[-1]["ms"]} for each in results]
+    if "arithmetic" in options.names:
+        time("arithmetic of memory off", arithmetic_of(features, 0, scans=False), embedded=0)
     results.append({"name": "memory off", "rows": num_rows, **common.interleaved({0: off}, options.repeats)[0]})
     return results
 
@@ -182,9 +187,12 @@ def count_embedded(model) -> int:
 
 
 def arithmetic_of(features, num_embedded, scans):
-    """Gathers as many rows, and passes them and a batch through the head, forward and backward; scans all, if so."""
+    """Gathers as many rows, and passes them and a batch through the head, forward and backward; scans all, if so.
+
+    The loss, of which only the products cost something, is returned too: a graph leaves out what nobody asks for.
+    """
     kernel, rows = tf.Variable(tf.random.normal([D, E])), tf.constant(features)
-    drawn = tf.constant(np.random.default_rng(4).choice(len(features), num_embedded, replace=False))
+    drawn = tf.constant(np.random.default_rng(4).choice(len(features), num_embedded, replace=False), tf.int64)
     anchors = tf.random.normal([E, B])
     block = min(block_rows(D, B), len(features))
 
@@ -195,8 +203,8 @@ def arithmetic_of(features, num_embedded, scans):
             scores = tf.matmul(tf.matmul(rows[start : start + block], kernel), anchors)
             best = tf.maximum(best, tf.reduce_max(scores, axis=0))
         with tf.GradientTape() as tape:
-            loss = tf.add_n([tf.reduce_sum(tf.matmul(x, kernel)) for x in (tf.gather(rows, drawn), rows[:B])])
-        return tape.gradient(loss, kernel), best
+            loss = tf.add_n([tf.nn.l2_loss(tf.matmul(x, kernel)) for x in (tf.gather(rows, drawn), rows[:B])])
+        return tape.gradient(loss, kernel), loss, best
 
     return lambda: arithmetic()[0].numpy()
 
@@ -218,7 +226,7 @@ def floor_of(rows):
         start = (tf.constant(0), tf.fill([B], -1.0))
         best = tf.while_loop(lambda i, _: i < num_rows // block, step, start, parallel_iterations=1)[1]
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.matmul(picks, kernel) ** 2)
+            loss = tf.nn.l2_loss(tf.matmul(picks, kernel))
         return best, tape.gradient(loss, kernel)
 
     return lambda: floor()[1].numpy()
