@@ -31,10 +31,17 @@ from tests import fresh_processes
 from tests.forked_workers import ForkedTests, resident
 
 ROOT = pathlib.Path(__file__).parents[1]
+COMMANDS = ("cli", "examples", "experiment", "export", "index", "report", "serve", "tuning")
+"""Folders of tests that run commands, or as much as these do: first, since a file of theirs may take a minute."""
 # The same examples in each run, so that a red run stays red; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=5_000)
 hypothesis.settings.load_profile("repeat")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that no worker of pytest-xdist ends with one while the others wait."""
+    items.sort(key=lambda item: item.path.parent.name not in COMMANDS)
 
 
 def pytest_configure(config):
@@ -70,6 +77,38 @@ def mode(request) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def _traces_take_less_time():
     fresh_processes.trace_faster()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graphs_of_commands_run_as_traced(request):
+    """Commands trace many graphs for a handful of runs each, which it takes a sixth of their time to optimize.
+
+    Graphs of the stages and of the model are optimized, as users' are, and so are those of new processes.
+    """
+    import tensorflow as tf
+
+    is_of_commands = request.path.relative_to(ROOT / "tests").parts[0] in COMMANDS
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_of_commands})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_models_are_read_once():
+    """A SavedModel that commands open one after the other takes half a second each time, as long as its files stay."""
+    from tensorflow.python.saved_model import load as module  # where what is public looks it up
+
+    load, kept = module.load_partial, {}
+
+    def load_once(path, *arguments):
+        files = sorted(each for each in pathlib.Path(path).rglob("*") if each.is_file())
+        key = str(path), str(arguments), *((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        kept[key] = kept.pop(key, None) or load(path, *arguments)
+        if len(kept) > 4:  # each takes some MB
+            del kept[next(iter(kept))]
+        return kept[key]
+
+    module.load_partial = load_once
+    yield
+    module.load_partial = load
 
 
 @pytest.fixture(autouse=True)
