@@ -32,7 +32,7 @@ from tests.forked_workers import ForkedTests, resident
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("cli", "examples", "experiment", "export", "index", "report", "serve", "tuning")
-"""Folders of tests that run commands, or as much as these do: first, since a file of theirs may take a minute."""
+"""Folders of tests that run commands, or as much as these do."""
 # The same examples in each run, so that a red run stays red; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=5_000)
@@ -40,8 +40,8 @@ hypothesis.settings.load_profile("repeat")
 
 
 def pytest_collection_modifyitems(items):
-    """Files that take long come first, so that no worker of pytest-xdist ends with one while the others wait."""
-    items.sort(key=lambda item: item.path.parent.name not in COMMANDS)
+    """Files that may take a minute come first, so that no worker of pytest-xdist ends with one while others wait."""
+    items.sort(key=lambda item: item.path.parent.name not in ("model", *COMMANDS))
 
 
 def pytest_configure(config):
@@ -143,7 +143,7 @@ def _freed_memory_goes_back_to_the_system():
     yield
     global kept
     with contextlib.suppress(OSError, AttributeError):  # no Linux, no glibc here
-        if resident() > kept + (64 << 20):
+        if resident() > kept + (192 << 20):
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             kept = resident()

@@ -23,6 +23,7 @@ from xbm_keras.cli import train, tune
 from xbm_keras.config.yaml_files import load_config
 from xbm_keras.experiment import build
 from xbm_keras.tuning import HeadHyperModel, load_data, oracles
+from xbm_keras.tuning import page as tuning_page
 from xbm_keras.tuning import search as search_module
 from xbm_keras.tuning.hypermodel import estimate_bytes
 
@@ -63,6 +64,14 @@ def run(config, workdir, *overrides):
     with flagsaver.flagsaver(config=str(config), workdir=str(workdir), set=list(overrides)):
         train.main(["train.py"])
     return json.loads((pathlib.Path(workdir) / "metrics.json").read_text())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _pages_draw_no_keys():
+    """Which test_page.py looks at, and which would be drawn after each of these searches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning_page, "_keys", lambda findings: tuning_page.PageSection("Each key", []))
+        yield
 
 
 @pytest.fixture(scope="module")
