@@ -3,9 +3,6 @@
 TensorFlow is not imported here, since the process of pytest-xdist that hands out the tests needs none.
 """
 
-import contextlib
-import ctypes
-import gc
 import logging
 import os
 
@@ -28,7 +25,7 @@ import hypothesis
 import pytest
 
 from tests import fresh_processes
-from tests.forked_workers import ForkedTests, resident
+from tests.forked_workers import ForkedTests
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("cli", "examples", "experiment", "export", "index", "report", "serve", "tuning")
@@ -83,11 +80,13 @@ def _traces_take_less_time():
 def _graphs_of_commands_run_as_traced(request):
     """Commands trace many graphs for a handful of runs each, which it takes a sixth of their time to optimize.
 
-    Graphs of the stages and of the model are optimized, as users' are, and so are those of new processes.
+    Graphs of the stages and of the model are optimized, as users' are, and so are those of new processes, to whose
+    numbers a module may hold its own: `same_as_new_processes`.
     """
     import tensorflow as tf
 
     is_of_commands = request.path.relative_to(ROOT / "tests").parts[0] in COMMANDS
+    is_of_commands &= not hasattr(request.module, "same_as_new_processes")
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_of_commands})
 
 
@@ -132,21 +131,6 @@ def _same_start_for_every_test(monkeypatch):
     ours.setLevel(logging.NOTSET)
     yield
     keras.config.set_dtype_policy("float32")
-
-
-kept = 0  # bytes, after the last time that memory went back
-
-
-@pytest.fixture(autouse=True)
-def _freed_memory_goes_back_to_the_system():
-    """After each test that took much: what XLA and graphs no longer use, glibc would keep for later."""
-    yield
-    global kept
-    with contextlib.suppress(OSError, AttributeError):  # no Linux, no glibc here
-        if resident() > kept + (192 << 20):
-            gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            kept = resident()
 
 
 @pytest.fixture(scope="session")

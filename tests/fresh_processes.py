@@ -137,7 +137,7 @@ def trace_faster() -> None:
     """Make graphs in five sixths of the time, of which nothing shows but where an operation that fails was made.
 
     TensorFlow walks up Python's stack, deep under pytest, for each operation. And of the many objects of a trace most
-    stay: Python does not look through them, but in `conftest.py` after each test that took much.
+    stay: Python does not look through them.
     """
     from tensorflow.python.util import tf_stack
 

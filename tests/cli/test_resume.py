@@ -25,6 +25,7 @@ from xbm_keras.experiment import phases, run_folder
 from xbm_keras.export import saved_model
 
 flags.FLAGS.mark_as_parsed()
+same_as_new_processes = True  # to the last digit
 
 
 class Killed(BaseException):
