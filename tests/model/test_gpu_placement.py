@@ -84,19 +84,11 @@ def traced(step, batch_size=B, jit_compile=False):
     return tf.function(lambda x, y: step((x, y)), jit_compile=jit_compile).get_concrete_function(inputs, labels)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
 @pytest.mark.parametrize("name", WAYS)
-def test_training_step(name):
+def test_training_step(name, jit_compile):
     model = make_model(**WAYS[name])
-    assert misplaced(traced(model.train_step), large=LARGE) == []
-
-
-@pytest.mark.parametrize("name", [
-    "random positives, stored keys", "int8, guards, hardest", "float16, sketch", "all", "neighbours, nested",
-])  # fmt: skip
-def test_training_step_that_xla_compiles(name):
-    """Of memory, picks and head there is a way of its own for XLA; the other cases differ in what has none."""
-    model = make_model(**WAYS[name])
-    assert misplaced(traced(model.train_step, jit_compile=True), large=LARGE, xla=True) == []
+    assert misplaced(traced(model.train_step, jit_compile=jit_compile), large=LARGE, xla=jit_compile) == []
 
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
