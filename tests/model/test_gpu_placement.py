@@ -2,7 +2,6 @@
 
 import inspect
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,6 +26,7 @@ from xbm_keras.evaluation import exact_search
 from xbm_keras.evaluation.quantization import CODES
 from xbm_keras.index.gallery import Gallery
 from xbm_keras.index.saved_search import ExactSearch
+from xbm_keras.model.fused_adam import FusedAdam
 from xbm_keras.stages import cosine_scores
 from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
 from xbm_keras.stages.pair_losses import ContrastiveLoss, RecallSurrogateLoss
@@ -70,7 +70,7 @@ def make_model(*, memory_size=M, storage_dtype="float32", frozen=False, **stages
     stages = {name: each() if inspect.isfunction(each) else each for name, each in stages.items()}
     model = XBMModel(None, memory=CircularMemory(memory_size, storage_dtype, frozen), **stages)
     model.build({"features": (None, D)})
-    model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
+    model.compile(FusedAdam(1e-3), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     return model
 

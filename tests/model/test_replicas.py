@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import pytest
 from xbm_keras import *
+from xbm_keras.model.fused_adam import FusedAdam
 from xbm_keras.training.known_neighbors import know_neighbors
 
 rng = np.random.default_rng(0)
@@ -37,7 +38,9 @@ def make(memory_size, top_k=(4, 2, "random"), storage_dtype="float32", head=(), 
     held = StartAlignment(start_alignment) if start_alignment else None
     model = XBMModel(None, Head(**{"embedding_dim": 4, **dict(head)}), memory, top_k, loss or SupConLoss(), held)
     model.build({"features": (None, 6)})
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), jit_compile=False)
+    # Adam, so damped that it does not blow up the rounding of gradients near 0
+    optimizer = FusedAdam(0.01, epsilon=0.1) if frozen else keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     return model
 

@@ -18,6 +18,7 @@ from tests.small_models import (
 )
 from tests.test_contract import FEATURES, SAVED, embed
 from xbm_keras import CircularMemory, ContrastiveLoss, HardTopK, Head, InEmbeddings, StartAlignment, XBMModel
+from xbm_keras.model.fused_adam import FusedAdam
 
 CONTINUE = """
 import sys
@@ -36,8 +37,8 @@ np.savez(sys.argv[3], np.array(losses), model.encoder.predict(x["inputs"], verbo
 def test_fresh_process_loads_and_trains_on_as_if_nothing_had_happened(tmp_path):
     # Pitfall: a model saved in one session does not load in the next (TF Similarity #139, #188).
     x, y = images(24)
-    adam = keras.optimizers.Adam(0.01)
-    model = compiled(20, HardTopK(4, 2, seed=5), backbone=small_backbone(), optimizer=adam, mode="graph")
+    optimizer = FusedAdam(0.01)
+    model = compiled(20, HardTopK(4, 2, seed=5), backbone=small_backbone(), optimizer=optimizer, mode="graph")
     model.fit(x, y, batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "data.npz", y=y, **x)

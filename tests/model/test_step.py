@@ -1,5 +1,7 @@
 """One step of training: the loss, what is mined, what the metrics say, and that it learns."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from xbm_keras import (
     TripletLoss,
     XBMModel,
 )
+from xbm_keras.model.fused_adam import FusedAdam
 
 # --- the loss ---
 
@@ -313,3 +316,13 @@ def test_learns_from_a_random_start(mining):
     frozen = leave_one_out_recall(unit(x["features"]), y)
     assert history["loss"][-1] < 0.8 * history["loss"][0]
     assert after > max(before, frozen) + 0.2
+
+
+def test_an_optimizer_may_add_up_gradients_of_several_steps(mode):
+    x, y = dataset(32)
+    model = compiled(optimizer=FusedAdam(0.01, gradient_accumulation_steps=2), mode=mode)
+    kernels = [built_kernel(model, x)]
+    for start in range(0, 32, 8):
+        model.train_on_batch(*some(x, y, slice(start, start + 8)))
+        kernels.append(model.head.kernel.numpy())
+    assert [not np.array_equal(a, b) for a, b in itertools.pairwise(kernels)] == [False, True, False, True]

@@ -14,6 +14,7 @@ from xbm_keras.config.yaml_files import blaming_config
 from xbm_keras.data import arrays, sources
 from xbm_keras.data.batches import PKSampler, ShuffledSampler, alone_in_class
 from xbm_keras.data.pairs import Pairs
+from xbm_keras.model.fused_adam import FusedAdam
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.stages.backbone.frozen import Backbone
 from xbm_keras.stages.hard_top_k.by_label import HardTopK
@@ -142,7 +143,7 @@ def make_model(
         name="xbm",
     )
     model.build({"features": (None, width)})
-    model.compile(keras.optimizers.Adam(rate))
+    model.compile(FusedAdam(rate))
     model.optimizer.build(model.trainable_variables)  # Keras warns on loading a model whose optimizer took no step
     return model
 

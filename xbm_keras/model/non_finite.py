@@ -90,7 +90,7 @@ def note_batch(model: keras.Model, features: tf.Tensor, ids: tf.Tensor, is_bad: 
     are_features = tf.reduce_any(has_bad_features)
     is_bad = tf.where(are_features, has_bad_features, is_bad > 0)
     optimizer = getattr(model, "optimizer", None)  # there is none before compile
-    step = optimizer.iterations.value if optimizer else 0
+    step = tf.convert_to_tensor(optimizer.iterations) if optimizer else 0
     return model.rejections.note(is_bad, ids, are_features, step)
 
 
@@ -112,7 +112,7 @@ def undone_unless_finite(model: keras.Model, inputs: dict, step: Callable[[], di
     """
     state = (*model.trainable_variables, *model.optimizer.variables, *seeds_of(model))
     before: Journal = [(variable, None, tf.identity(variable.value)) for variable in state]
-    num_steps, num_rejected = tf.identity(model.optimizer.iterations.value), tf.identity(model.rejections.count)
+    num_steps, num_rejected = tf.identity(model.optimizer.iterations), tf.identity(model.rejections.count)
     with journal() as noted:
         logs = step()
     is_finite = tf.equal(num_rejected, model.rejections.count)

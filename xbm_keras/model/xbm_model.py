@@ -9,6 +9,7 @@ from xbm_keras.geometry import UnitLength, unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.custom_gradients import freed_with_the_graph
 from xbm_keras.model.earlier_versions import translated
+from xbm_keras.model.fused_adam import FusedAdam as FusedAdam  # registered where a model that it trained is loaded
 from xbm_keras.model.labels_and_ids import WarnOfRepeatedIds, check_inputs, check_texts, read_batch, with_items
 from xbm_keras.model.non_finite import Rejections, StopOnNonFinite, note_batch, seeds_of, undone_unless_finite
 from xbm_keras.stages.backbone.frozen import Backbone
