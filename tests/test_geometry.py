@@ -92,3 +92,24 @@ def test_all_finite_tells_one_bad_number_and_the_largest_good_ones(dtype, bad, m
     assert rows(both_signs).numpy().tolist() == [False, True]
     assert bool(in_mode(all_finite, mode)(good))
     assert not in_mode(all_finite, mode)(one_bad)
+
+
+def test_rows_that_were_made_unit_stay_bit_by_bit(mode):
+    made = unit_rows(np.random.default_rng(1).normal(size=(500, 1280)).astype(np.float32))
+    np.testing.assert_array_equal(in_mode(unit_length, mode)(made), made)
+    assert np.isnan(in_mode(unit_length, mode)(tf.constant([[1.0, np.nan], [3.0, 4.0]]))[0]).all()
+
+
+@pytest.mark.parametrize("length", [1.0, 1.0 + 1e-6, 3.0])
+def test_the_gradient_has_no_part_along_the_row(length, mode):
+    row, slope = directions(np.random.default_rng(0).normal(size=(2, 9)))
+    x = tf.constant(length * row[None], tf.float32)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(unit_length(x) * tf.constant(slope, tf.float32))
+        return tape.gradient(y, x)
+
+    expected = (slope - np.dot(slope, row) * row) / length
+    np.testing.assert_allclose(in_mode(gradient, mode)(x)[0], expected, atol=1e-6)

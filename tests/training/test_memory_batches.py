@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.small_models import assert_same_training, clusters, compiled
-from xbm_keras import HardTopK, Head, NonFiniteFeatures
+from xbm_keras import HardTopK, Head, NonFiniteFeatures, RelevantTopK
 from xbm_keras.data.batches import PKSampler, batch_dataset, slot_dataset
 from xbm_keras.data.unit_rows import UnitRows
+from xbm_keras.model.labels_and_ids import with_items
 from xbm_keras.training.memory_batches import prefill_order, training_batches
 
 SEED = 3
@@ -109,16 +111,26 @@ def test_other_slots_are_refused(slots, message):
         model.fit({"slot": slots}, batch_size=8, verbose=0)
 
 
+@pytest.mark.parametrize("kind", [HardTopK, RelevantTopK])
 @pytest.mark.parametrize(("slot", "mode"), [(160, "eager"), (-1, "eager"), (100, "eager"), (160, "graph"), (-1, "xla")])
-def test_a_slot_that_holds_no_row_is_not_trained(slot, mode):
+def test_a_slot_that_holds_no_row_is_not_trained(slot, mode, kind):
     x, y = clusters()
-    model = compiled(160, HardTopK(8, 3), frozen=True, mode=mode, width=16)
+    model = compiled(160, kind(8, 3), frozen=True, mode=mode, width=16)
     model.build({"features": (None, 16)})
     model.memory.prefill(x["features"][:100], y[:100], x["sample_id"][:100])
     before = model.head.kernel.numpy()
     with pytest.raises(NonFiniteFeatures, match=rf"features for 1 item\(s\), with sample id {slot};"):
         model.fit({"slot": np.array([0, 1, slot, 3])}, verbose=0)
     np.testing.assert_array_equal(model.head.kernel, before)
+
+
+@pytest.mark.parametrize("storage_dtype", ["float16", "bfloat16", "int8"])
+def test_rounded_rows_of_slots_have_unit_length(storage_dtype):
+    model = prefilled(storage_dtype)[0]
+    inputs, _, _ = with_items(({"slot": tf.range(160)},), model.memory)
+    features = model(inputs)["features"]
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-6)
+    assert np.abs(np.linalg.norm(model.memory.items(tf.range(160))[0], axis=1) - 1.0).max() > 1e-4
 
 
 def test_evaluate_takes_slots_as_it_takes_features():

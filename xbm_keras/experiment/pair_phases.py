@@ -31,7 +31,6 @@ from xbm_keras.experiment.phases import (
     write_held_out_head,
 )
 from xbm_keras.experiment.selection import best_epoch
-from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs, Stage
@@ -80,7 +79,7 @@ class Roles:
     def anchors_at(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What a step is given of these anchors, [n]: features [n, D], relevant rows [n, P], and ids, of no row."""
         features, relevant = self.anchors[numbers.numpy()], self.relevant[numbers.numpy()]
-        return unit_length(tf.constant(features)), tf.constant(relevant), -tf.ones_like(numbers)
+        return tf.constant(features), tf.constant(relevant), -tf.ones_like(numbers)
 
 
 def start_model(

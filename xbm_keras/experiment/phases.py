@@ -31,7 +31,6 @@ from xbm_keras.experiment.build import (
 from xbm_keras.experiment.chosen_head import PARAMETERS, closed_forms_of, make_start
 from xbm_keras.experiment.held_out import HeldOutFolds, held_out, some_classes
 from xbm_keras.experiment.selection import best_epoch, choose, choose_start
-from xbm_keras.geometry import unit_length
 from xbm_keras.model import strategies
 from xbm_keras.model.xbm_model import XBMModel
 from xbm_keras.report.stage_costs import Costs, Stage
@@ -127,7 +126,7 @@ def fit(
 
         def anchors(slots):  # as they are, not rounded
             which = in_slot[slots.numpy()]
-            return unit_length(tf.constant(rows[which])), tf.constant(labels[which]), tf.constant(ids[which])
+            return tf.constant(rows[which]), tf.constant(labels[which]), tf.constant(ids[which])
 
         know_neighbors(model, num_ahead, config.cache.dir, anchors)
     fit_batches(model, batches, steps, epochs, callbacks, show_progress, first_epoch)

@@ -110,21 +110,22 @@ def read_batch(inputs: dict, labels, features: tf.Tensor, model: keras.Model, tr
             )
         ids = replicas.of_whole_batch(lambda n: tf.range(tf.cast(n, tf.int64)), batch_size)
     ids = read_sample_ids(ids, batch_size)
+    checked = tf.where(inputs["is_held"], 0.0, float("nan"))[:, None] if "is_held" in inputs else features
     if model.top_k.by_relevance:
-        return _of_queries(inputs, labels, features, ids, model.memory, training)
+        return _of_queries(inputs, labels, features, ids, checked, model.memory, training)
     wanted = read_labels(labels, batch_size) if loss.uses_labels else tf.zeros_like(ids)
-    return Batch(wanted, ids, (features, wanted, ids), (features, ids))
+    return Batch(wanted, ids, (features, wanted, ids), (checked, ids))
 
 
-def _of_queries(inputs, labels, features, ids, memory, training) -> Batch:
+def _of_queries(inputs, labels, features, ids, checked, memory, training) -> Batch:
     relevant = read_relevant(labels, tf.shape(ids)[0])
     if "document" in inputs:
         check_features(inputs["document"].shape, memory.feature_dim)
         documents = unit_length(inputs["document"])
         document_ids = read_sample_ids(inputs.get("document_id"), ids.shape[0] or tf.shape(ids)[0])
-        checked = tf.concat([features, documents], axis=1)
+        checked = tf.concat([checked, documents], axis=1)
     elif training and memory.frozen and memory.memory_size:
-        documents, document_ids, checked = features[:0], ids[:0], features
+        documents, document_ids = features[:0], ids[:0]
     else:
         raise ValueError(
             f"Received inputs {sorted(inputs)}; expected 'document' [B, D] among them, and 'document_id' [B]: one that "
@@ -193,7 +194,7 @@ def with_items(data: tuple, memory: CircularMemory) -> tuple:
 def read_slots(slots, memory: CircularMemory) -> tuple[dict, tf.Tensor]:
     """Inputs of a model, and labels, of a batch that is in the memory already.
 
-    A slot that holds no row gives NaN, and its own number as the sample id: in a step such a batch is refused.
+    A slot that holds no row is marked in "is_held", and has its own number as the sample id: a step refuses its batch.
 
     Args:
         slots: where, integer, [B] or [B, 1].
@@ -211,5 +212,7 @@ def read_slots(slots, memory: CircularMemory) -> tuple[dict, tf.Tensor]:
     is_held = (slots >= 0) & (slots < memory.occupancy())
     held = tf.where(is_held, slots, 0)
     features, labels, sample_ids = memory.items(held)
-    features = tf.where(is_held[:, None], features, float("nan"))
-    return {"features": features, "sample_id": tf.where(is_held, sample_ids, slots), "number": held}, labels
+    if memory.storage_dtype != "float32":  # rounded
+        features = unit_length(features)
+    sample_ids = tf.where(is_held, sample_ids, slots)
+    return {"features": features, "sample_id": sample_ids, "number": held, "is_held": is_held}, labels

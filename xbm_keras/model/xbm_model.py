@@ -138,7 +138,8 @@ class XBMModel(strategies.ReplicatedModel):
             features = inputs.get("features", inputs.get("inputs"))
         else:
             features = self.backbone(inputs["inputs"])
-        features = unit_length(features)
+        if "is_held" not in inputs:  # rows of the memory have it
+            features = unit_length(features)
         return {"features": features, "embeddings": self.head(features)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
