@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import MODES, in_mode
+from xbm_keras.stages.hard_top_k import random_rows as random_rows_of_code
 from xbm_keras.stages.hard_top_k.random_rows import RowsByLabel, random_rows
 
 
@@ -53,6 +54,16 @@ def test_the_same_in_every_mode_and_another_with_another_seed():
     drawn = [draw(codes, [0, 1, 2, 1], 5, mode=mode)[0].tolist() for mode in MODES]
     assert drawn[0] == drawn[1] == drawn[2]
     assert draw(codes, [0, 1, 2, 1], 5, seed=(1, 3))[0].tolist() != drawn[0]
+
+
+@pytest.mark.parametrize("k", [random_rows_of_code.UNROLLED, random_rows_of_code.UNROLLED + 1, 30])
+def test_a_loop_draws_what_a_graph_without_one_does(k, mode, monkeypatch):
+    codes = np.arange(100) % 4  # 25 of each
+    drawn = []
+    for unrolled in (0, 100):
+        monkeypatch.setattr(random_rows_of_code, "UNROLLED", unrolled)
+        drawn.append(draw(codes, [0, 1, 3, 9], k, mode=mode))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
 def test_a_large_memory_is_reached_to_its_end():

@@ -269,12 +269,14 @@ class HardTopK(DrawsRows):
         drawn, is_drawn = self.some_rows(rows, self.num_random)
         drawn_labels, drawn_ids = (tf.gather(each, drawn) for each in (rows.labels, rows.sample_ids))
         few = rows._replace(labels=drawn_labels, sample_ids=drawn_ids, is_valid=is_drawn)
-        among = self._candidates(few, labels, sample_ids)  # of these rows, not of the whole memory
-        is_other = tf.transpose(tf.gather(among.other_classes, among.codes)) == 0.0
-        is_valid = is_other & (drawn_ids[None, :] != sample_ids[:, None])
+        is_valid = self._are_others(few, labels, sample_ids) & (drawn_ids[None, :] != sample_ids[:, None])
         if negatives is not None:
             is_valid &= none_of(drawn, *negatives)
         return drawn, is_valid
+
+    def _are_others(self, rows, labels, sample_ids):
+        """Which of a few rows are negatives of which anchor, [B, M] bool."""
+        return rows.is_valid[None, :] & (rows.labels[None, :] != labels[:, None])
 
     def _with_all(self, picked, features, among, ceilings):
         """Picks with all rows on the positives' side, on the negatives', or on both, from the whole score matrix."""

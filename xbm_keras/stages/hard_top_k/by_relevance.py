@@ -48,6 +48,10 @@ class RelevantTopK(HardTopK):
     def _candidates(self, rows, labels, sample_ids):
         return Candidates.of_relevant(rows, labels, sample_ids)
 
+    def _are_others(self, rows, labels, sample_ids):
+        among = self._candidates(rows, labels, sample_ids)
+        return tf.transpose(tf.gather(among.other_classes, among.codes)) == 0.0
+
     def _random_positives(self, among, k):
         """Indices and validity of at most k - 1 relevant documents of each query that the memory holds."""
         codes = among.classes  # [B, P]

@@ -10,6 +10,8 @@ import tensorflow as tf
 from xbm_keras.stages.circular_memory import replicas
 from xbm_keras.stages.circular_memory.ring import Rows
 
+UNROLLED = 17  # draws of an anchor, up to which a graph repeats them: a loop costs more than they do
+
 
 class DrawsRows(keras.layers.Layer):
     """A layer that draws by `seed_generator`, whose state is saved with it: Keras by itself does not."""
@@ -147,5 +149,9 @@ def _random_ranks(counts: tf.Tensor, k: int, seed: tf.Tensor) -> tf.Tensor:
         rank = tf.where(highest < 0, tf.constant(-1, tf.int64), tf.where(is_taken, highest, rank))
         return i + 1, tf.where(tf.range(k) == i, rank[:, None], drawn)
 
-    start = tf.constant(0), tf.fill(shape, tf.constant(-1, tf.int64))
-    return tf.while_loop(lambda i, _: i < k, draw, start, maximum_iterations=k)[1]
+    state = tf.constant(0), tf.fill(shape, tf.constant(-1, tf.int64))
+    if k > UNROLLED:
+        return tf.while_loop(lambda i, _: i < k, draw, state, maximum_iterations=k)[1]
+    for _ in range(k):
+        state = draw(*state)
+    return state[1]

@@ -5,6 +5,8 @@ import tensorflow as tf
 from xbm_keras.arguments import Saved
 from xbm_keras.stages.hard_top_k.by_label import Picks
 
+FAR_BELOW = -1e30  # all logits, of any temperature above 1e-29
+
 
 class PairLoss(Saved):
     """A pair loss with its parameters, in the manner of `keras.losses.Loss`, called as `loss(similarities, picks)`.
@@ -67,12 +69,11 @@ def mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 def log_sum_exp(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Log of the sum of exponentials of each row over the mask, [B]; over an empty one a finite number."""
-    lowest = tf.reduce_min(logits, axis=1, keepdims=True)
-    peak = tf.stop_gradient(tf.reduce_max(tf.where(mask, logits, lowest), axis=1, keepdims=True))
-    # Masked before the exponential: at a low temperature it would overflow, and 0 * inf is a NaN gradient.
-    powers = tf.where(mask, tf.exp(tf.where(mask, logits - peak, 0.0)), 0.0)
-    total = tf.reduce_sum(powers, axis=1)
-    return tf.math.log(tf.where(has_any(mask), total, 1.0)) + peak[:, 0]
+    # Masked before the exponential: at a low temperature it would overflow, and 0 * inf is a NaN gradient. What is
+    # masked is so far below any logit that its power is 0.
+    masked = tf.where(mask, logits, FAR_BELOW)
+    peak = tf.stop_gradient(tf.reduce_max(masked, axis=1, keepdims=True))
+    return tf.math.log(tf.reduce_sum(tf.exp(masked - peak), axis=1)) + peak[:, 0]
 
 
 def distances(similarities: tf.Tensor) -> tf.Tensor:

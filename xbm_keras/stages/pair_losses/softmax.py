@@ -52,7 +52,7 @@ class SupConLoss(PairLoss):
         logits = tf.cast(similarities, tf.float32) / self.temperature
         is_positive, _ = split(picks)
         log_sum = log_sum_exp(logits, picks.is_valid)
-        return tf.where(has_both(picks), mean(log_sum[:, None] - logits, is_positive), 0.0)
+        return tf.where(has_both(picks), log_sum - mean(logits, is_positive), 0.0)
 
 
 @keras.saving.register_keras_serializable("xbm_keras")
