@@ -68,11 +68,11 @@ def peak_mb(process: int | str = "self", kind: str = "VmHWM") -> float:
 class Peer:
     """benchmarks/peer.py in the Python of its own environment; each call is one round. False without a Python."""
 
-    def __init__(self, python: str | None, what: str, num_rows: int):
+    def __init__(self, python: str | None, what: str, num_rows: int, steps: int = 1):
         self.process = None
         if python:
             script = pathlib.Path(__file__).with_name("peer.py")
-            command = [python, str(script), what, "--rows", str(num_rows)]
+            command = [python, str(script), what, "--rows", str(num_rows), "--steps", str(steps)]
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self.process.stdout.readline()
 

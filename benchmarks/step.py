@@ -2,10 +2,12 @@
 
     python -m benchmarks.step [--rows 1024 65536 ...] [--peer /path/to/its/python] [--json FILE]
 
-D = 1280 features in classes of ten, E = 128, a batch of 32 classes with four items each, AdamW on a linear head, memory
-filled. Each variant takes turns with a step whose memory is off, and is gone before the next one: `x off` is their
-ratio. The default has 8 hard negatives, 8 random positives and 256 random rows, all others have 32 negatives and 8
-positives.
+D = 1280 features in classes of ten, E = 128, a batch of 32 classes with four items each, Adam on a linear head, memory
+filled. Steps are made as `train.py` makes them, 16 in a call of Keras' own training function, so that a step's own work
+is timed, and not what is around each call; of more than 65,536 rows one, where a step looks at all of them. Batches are
+made beforehand, the peer's too. Each variant takes turns with one whose memory is off, and is gone before the next one:
+`x off` is their ratio. The default has 8 hard negatives, 8 random positives and 256 random rows, all others have 32
+negatives and 8 positives.
 
 - `default`: as `train.py` does it, hard negatives in the features, from a neighbour table, of the rows that the
   benchmark draws; the memory is frozen, and gives the batch, too. What it takes to search for all rows is a row of
@@ -17,10 +19,13 @@ positives.
 - `sketch`: mining in a frozen sketch of 64 dimensions, the best 4 k re-ranked by feature score.
 - `floor 1280`, `floor 128`: the memory's blocks multiplied at that width, each reduced to a maximum per anchor, and
   the head, forward and backward, on as many rows as are picked.
-- `arithmetic of default`, `... head`, `... table`, `... memory off`: what no step of these picks can do without: the
-  rows that it embeds, `embedded`, gathered from the memory, and the head on these and on the batch, forward and
-  backward; and of `head` all rows through the head once, and their product with the batch. `x arithmetic` is the ratio
-  to it.
+- `arithmetic of default`, `... head`, `... table`, `... memory off`: what a step of these picks computes. The
+  rows that it embeds, `embedded`, are gathered from the memory; they and the batch pass the head and are made of unit
+  length, the anchors are multiplied with their picks, and the loss is taken, forward and backward; Adam moves the head;
+  and of `head` all rows pass it once, and are multiplied with the batch. Unit length, similarities and loss are the
+  package's own. Nothing is searched, looked up, drawn, checked or noted. `x arithmetic` is the ratio to it.
+- `products of default`, `... head`, `... table`: of that the gathers, products and Adam alone: no row is made of unit
+  length, and the loss is the sum of the similarities.
 - `peer`: CrossBatchMemory and ContrastiveLoss of pytorch-metric-learning, in the Python that `--peer` (or the
   environment variable `XBM_KERAS_PEER`) names; see benchmarks/peer.py. `x peer` is the ratio to its step.
 """
@@ -30,14 +35,16 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gc
+import itertools
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from benchmarks import common
-from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, InSketch, SupConLoss, XBMModel
-from xbm_keras.stages.cosine_scores import block_rows
+from xbm_keras import CircularMemory, HardTopK, Head, InEmbeddings, InFeatures, InSketch, Picks, SupConLoss, XBMModel
+from xbm_keras.geometry import unit_length
+from xbm_keras.model.fused_adam import FusedAdam
+from xbm_keras.stages.cosine_scores import block_rows, scores_of_picks
 from xbm_keras.stages.hard_top_k.neighbor_table import NeighborTable
 
 D, E, B, NEGATIVES, POSITIVES = 1280, 128, 128, 32, 8
@@ -55,6 +62,9 @@ FROZEN = ("default", "head", "table")
 KNOWN = ("default", "table")
 PER_CLASS = 10  # rows
 DRAWN = 1024  # of which a batch is drawn: classes that are whole
+BATCHES = 16  # that are at hand
+STEPS = 16  # in a call
+ROWS_OF_CALLS = 65_536  # up to which calls are of several steps, where a step's work grows with the rows
 RANK = 100  # of the structure in the random features, whose spectrum falls as that of a network's features does
 
 
@@ -76,42 +86,53 @@ def measure(num_rows, options) -> list[dict]:
     labels = np.arange(num_rows) // PER_CLASS
     labels[DRAWN:] = np.random.default_rng(1).permutation(labels[DRAWN:])
     features = make_features(num_rows, labels)
-    off = step_of(make_model("off", "float32", features, labels), features, labels)
+    off = steps_of(make_model("off", "float32", features, labels), features, labels, STEPS)
     results = []
 
-    def time(name, variant, **notes):
+    def time(name, variant, steps, **notes):
         times = common.interleaved({name: variant, "off": off}, options.repeats)
-        ratio = times[name]["ms"] / times["off"]["ms"]
-        results.append({"name": name, "rows": num_rows, **times[name], "x off": ratio, **notes})
+        of_step, of_off = (
+            {key: each / n for key, each in times[k].items()} for k, n in ((name, steps), ("off", STEPS))
+        )
+        results.append({"name": name, "rows": num_rows, **of_step, "x off": of_step["ms"] / of_off["ms"], **notes})
+
+    def steps_in_a_call(name):
+        return STEPS if name in KNOWN or num_rows <= ROWS_OF_CALLS else 1
 
     for storage in options.storage:
         suffix = "" if storage == "float32" else f" {storage}"
         for name in options.names:
             if name in MINING:
-                model = make_model(name, storage, features, labels)
+                model, steps = make_model(name, storage, features, labels), steps_in_a_call(name)
                 notes = {"S": model.top_k.mining.refresh} if name == "embeddings" else {}
                 is_counted = name in FROZEN and "arithmetic" in options.names
-                num_embedded = count_embedded(model) if is_counted else 0
-                time(name + suffix, step_of(model, features, labels), **notes)
+                rows, picks = picked_rows(model) if is_counted else ((), None)
+                time(name + suffix, steps_of(model, features, labels, steps), steps, **notes)
                 del model
                 gc.collect()
                 if is_counted:
-                    bare = arithmetic_of(features, num_embedded, scans=name == "head")
-                    time(f"arithmetic of {name}", bare, embedded=num_embedded)
-                    results[-2]["x arithmetic"] = results[-2]["ms"] / results[-1]["ms"]
-                    del bare
-                    gc.collect()  # which holds a copy of the rows
+                    held = tf.constant(features)
+                    for what in ("arithmetic", "products"):
+                        bare = arithmetic_of(held, rows, picks, steps, name == "head", what == "products")
+                        time(f"{what} of {name}", bare, steps, embedded=len(rows))
+                    results[-3]["x arithmetic"] = results[-3]["ms"] / results[-2]["ms"]
+                    del bare, held
+                    gc.collect()  # a copy of the rows
         if "floor" in options.names:
-            time("floor 1280" + suffix, floor_of(tf.cast(features, storage)))
+            time("floor 1280" + suffix, floor_of(tf.cast(features, storage)), 1)
     if "floor" in options.names:
-        time("floor 128", floor_of(tf.constant(features[:, :E])))
-    with common.Peer(options.peer if "peer" in options.names else None, "step", num_rows) as peer:
+        time("floor 128", floor_of(tf.constant(features[:, :E])), 1)
+    steps = steps_in_a_call("peer")
+    with common.Peer(options.peer if "peer" in options.names else None, "step", num_rows, steps) as peer:
         if peer:
-            time("peer", peer)
+            time("peer", peer, steps)
             results = [{**each, "x peer": each["ms"] / results[-1]["ms"]} for each in results]
     if "arithmetic" in options.names:
-        time("arithmetic of memory off", arithmetic_of(features, 0, scans=False), embedded=0)
-    results.append({"name": "memory off", "rows": num_rows, **common.interleaved({0: off}, options.repeats)[0]})
+        of_batch = tf.constant(labels[:B][:, None] == labels[:B])
+        picks = Picks(tf.zeros([B, B], tf.int64), of_batch, ~tf.eye(B, dtype=tf.bool), tf.zeros([B, B]))
+        time("arithmetic of memory off", arithmetic_of(features, (), picks, STEPS, scans=False), STEPS, embedded=0)
+    alone = common.interleaved({0: off}, options.repeats)[0]
+    results.append({"name": "memory off", "rows": num_rows, **{key: each / STEPS for key, each in alone.items()}})
     return results
 
 
@@ -139,7 +160,6 @@ def make_model(name, storage, features, labels) -> XBMModel:
     model = XBMModel(None, Head(E), memory, top_k, SupConLoss())
     model.build({"features": (None, D)})
     top_k.adapt(features[:20_000])
-    model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     model.memory.prefill(features, labels, np.arange(num_rows))
     if name in KNOWN:
         table = NeighborTable(memory, top_k.search, top_k.num_known)
@@ -157,56 +177,78 @@ def drawn_rows(random, num_rows) -> np.ndarray:
     ).ravel()
 
 
-def step_of(model, features, labels):
-    """A step on a batch of the memory's own rows where it is frozen, else of items new to it."""
-    train = tf.function(lambda x, y: model.train_step((x, y)))
-    random = np.random.default_rng(3)
-    count = [len(features)]
+def steps_of(model, features, labels, steps):
+    """A call of so many steps, on batches of the memory's own rows where it is frozen, else of items new to it."""
+    random, num_rows = np.random.default_rng(3), len(features)
+    batches = np.stack([drawn_rows(random, num_rows) for _ in range(BATCHES)])
+    drawn, x, y = tf.constant(batches), tf.constant(features[batches]), tf.constant(labels[batches])  # [BATCHES, B]
 
-    def step():
-        drawn = drawn_rows(random, len(features))
+    def batch(i):
         if model.memory.frozen:
-            train({"slot": tf.constant(drawn)}, None)["loss"].numpy()
-            return
-        x = {"features": tf.constant(features[drawn]), "sample_id": tf.range(count[0], count[0] + B, dtype=tf.int64)}
-        count[0] += B
-        train(x, tf.constant(labels[drawn]))["loss"].numpy()
+            return {"slot": drawn[i % BATCHES]}
+        ids = num_rows + i * B + tf.range(B, dtype=tf.int64)
+        return {"features": x[i % BATCHES], "sample_id": ids}, y[i % BATCHES]
 
-    return step
+    data = iter(tf.data.Dataset.counter().map(batch).prefetch(STEPS))
+    model.compile(FusedAdam(1e-3), jit_compile=False, steps_per_execution=steps)
+    model.make_train_function()
+    return lambda: model.train_function(data)["loss"].numpy()
 
 
-def count_embedded(model) -> int:
-    """Rows that a step embeds for its picks: all of a small memory, else each that is picked, once."""
+def picked_rows(model) -> tuple[np.ndarray, Picks]:
+    """Of a step: the rows that it embeds, all of a small memory, else each that is picked once; and the picks, whose
+    indices are places among these."""
     memory, head = model.memory, model.head
-    if model.top_k.most_rows(B, memory.memory_size) == memory.memory_size:
-        return memory.memory_size
     features, labels, sample_ids = memory.items(drawn_rows(np.random.default_rng(3), memory.memory_size))
     of_head = {"anchors": head(features), "embed": head.on_rows}
-    pick = tf.function(lambda: model.top_k(features, memory.read(), labels, sample_ids, **of_head).indices)
-    return len(np.unique(pick()))
+    picks = model.top_k(features, memory.read(), labels, sample_ids, **of_head)
+    if model.top_k.most_rows(B, memory.memory_size) == memory.memory_size:
+        return np.arange(memory.memory_size), picks._replace(shared=None)
+    rows, places = np.unique(picks.indices, return_inverse=True)
+    return rows, picks._replace(indices=tf.constant(places.reshape(B, -1)))
 
 
-def arithmetic_of(features, num_embedded, scans):
-    """Gathers as many rows, and passes them and a batch through the head, forward and backward; scans all, if so.
+def arithmetic_of(features, rows, picks, steps, scans, products_alone=False):
+    """A call of so many steps that only compute; `rows` and `picks` as `picked_rows` gives them.
 
-    The loss, of which only the products cost something, is returned too: a graph leaves out what nobody asks for.
+    What is computed has an effect, and each step is of other rows: a graph leaves out what nobody asks for, and does
+    what does not change once.
     """
-    kernel, rows = tf.Variable(tf.random.normal([D, E])), tf.constant(features)
-    drawn = tf.constant(np.random.default_rng(4).choice(len(features), num_embedded, replace=False), tf.int64)
-    anchors = tf.random.normal([E, B])
+    kernel, memory, taken = tf.Variable(tf.random.normal([D, E])), tf.convert_to_tensor(features), tf.constant(rows)
+    as_unit, loss = (tf.identity, lambda s, _: s) if products_alone else (unit_length, SupConLoss())
+    optimizer = FusedAdam(1e-3)
+    optimizer.build([kernel])
     block = min(block_rows(D, B), len(features))
+    is_whole = len(rows) == len(features)
+
+    def similarities(i):
+        anchors = as_unit(tf.matmul(memory[i * B % (len(features) - B) :][:B], kernel))
+        if not len(rows):
+            return tf.matmul(anchors, anchors, transpose_b=True)
+        embedded = memory if is_whole else tf.gather(memory, (taken + i) % len(features))
+        embedded = as_unit(tf.matmul(embedded, kernel))
+        if is_whole:
+            return tf.gather(tf.matmul(anchors, embedded, transpose_b=True), picks.indices, batch_dims=1)
+        shared = embedded[: picks.num_shared] if picks.num_shared else None  # any of them
+        return scores_of_picks(anchors, tf.gather(embedded, picks.own), shared)
+
+    def step(i, best):
+        for start in range(0, len(features) - block + 1, block) if scans and not is_whole else ():
+            some = tf.matmul(memory[start : start + block], kernel)
+            best = tf.maximum(best, tf.reduce_max(tf.matmul(some, some[:B], transpose_b=True), axis=0))
+        with tf.GradientTape() as tape:
+            mean = tf.reduce_mean(loss(similarities(i), picks))
+        optimizer.apply([tape.gradient(mean, kernel)], [kernel])
+        return i + 1, best
+
+    count = itertools.count(0, steps)
 
     @tf.function
-    def arithmetic():
-        best = tf.zeros([B])
-        for start in range(0, len(features) - block + 1, block) if scans else ():
-            scores = tf.matmul(tf.matmul(rows[start : start + block], kernel), anchors)
-            best = tf.maximum(best, tf.reduce_max(scores, axis=0))
-        with tf.GradientTape() as tape:
-            loss = tf.add_n([tf.nn.l2_loss(tf.matmul(x, kernel)) for x in (tf.gather(rows, drawn), rows[:B])])
-        return tape.gradient(loss, kernel), loss, best
+    def arithmetic(first):
+        start = first, tf.zeros([B])
+        return tf.while_loop(lambda i, _: i < first + steps, step, start, parallel_iterations=1)[1]
 
-    return lambda: arithmetic()[0].numpy()
+    return lambda: arithmetic(tf.constant(next(count), tf.int64)).numpy()
 
 
 def floor_of(rows):
