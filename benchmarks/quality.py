@@ -162,7 +162,7 @@ def table(path: str, plain: Dataset, dataset: Dataset, chosen: Config, options) 
         for given in (None, selection.choose_start(load_config(path, options.set).head, plain, folds)):
             name = f"pytorch-metric-learning, {loss} + memory, {'our' if given else 'random'} start"
             if is_wanted(name):
-                rows.append(summary(name, peer(options, plain, loss, given)))
+                rows.append(summary(name, peer(options, plain, loss, given, chosen.head.embedding_dim)))
     return with_intervals(rows, plain.labels[splits.test])
 
 
@@ -309,11 +309,11 @@ def scores_of(dataset: Dataset, vectors: np.ndarray) -> dict:
     return scores
 
 
-def peer(options, dataset: Dataset, loss: str, head: chosen_head.HeadChoice | None) -> list[dict]:
+def peer(options, dataset: Dataset, loss: str, head: chosen_head.HeadChoice | None, width: int) -> list[dict]:
     """The same by pytorch-metric-learning, in a process of its own; from a closed form, or from a random start."""
     splits = dataset.splits
     power = head.power if head else 1.0
-    arrays = {}
+    arrays = {"width": np.array(width)}
     for name in ("train", "validation", "test"):
         positions = getattr(splits, name)
         arrays[name] = np.asarray(UnitRows(dataset.features, positions, power))

@@ -16,17 +16,17 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
-EPOCHS, WIDTH, CLASSES, PER_CLASS, RATE = 12, 128, 32, 4, 5e-4
+EPOCHS, CLASSES, PER_CLASS, RATE = 12, 32, 4, 5e-4
 
 
-def make_loss(name: str, memory_size: int):
+def make_loss(name: str, width: int, memory_size: int):
     inner, miner = {
         "contrastive": (losses.ContrastiveLoss(0.1, 0.6), miners.PairMarginMiner(0.1, 0.6)),
         "multi_similarity": (losses.MultiSimilarityLoss(2, 50, 0.5), miners.MultiSimilarityMiner(0.1)),
         "nt_xent": (losses.NTXentLoss(0.05), None),
         "triplet": (losses.TripletMarginLoss(0.1), miners.TripletMarginMiner(0.1, "semihard")),
     }[name]
-    return losses.CrossBatchMemory(inner, WIDTH, memory_size, miner)
+    return losses.CrossBatchMemory(inner, width, memory_size, miner)
 
 
 def map_at_r(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
@@ -38,15 +38,15 @@ def map_at_r(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
     return calculator.get_accuracy(embeddings, labels)["mean_average_precision_at_r"]
 
 
-def train(features, labels, start, loss_name: str, epochs: int, seed: int, score=None):
+def train(features, labels, width: int, start, loss_name: str, epochs: int, seed: int, score=None):
     """The head, and the scores of all epochs, epoch 0 first."""
     torch.manual_seed(seed)
     np.random.seed(seed)
-    head = torch.nn.Linear(features.shape[1], WIDTH)
+    head = torch.nn.Linear(features.shape[1], width)
     if start is not None:
         kernel, bias = start
         head.weight.data, head.bias.data = torch.from_numpy(kernel.T.copy()), torch.from_numpy(bias)
-    loss = make_loss(loss_name, len(features))
+    loss = make_loss(loss_name, width, len(features))
     optimizer = torch.optim.AdamW(head.parameters(), RATE, weight_decay=0.0)
     classes = min(CLASSES, len(torch.unique(labels)))
     batch_size = classes * PER_CLASS
@@ -76,13 +76,14 @@ def main():
     def score(head):
         return map_at_r(torch.nn.functional.normalize(head(data["validation"])), data["validation_labels"])
 
-    _, scores = train(data["train"], data["train_labels"], starts["select"], loss_name, EPOCHS, 0, score)
+    width = int(data["width"])
+    _, scores = train(data["train"], data["train_labels"], width, starts["select"], loss_name, EPOCHS, 0, score)
     epochs = int(np.argmax(scores))
     features = torch.cat([data["train"], data["validation"]])
     labels = torch.cat([data["train_labels"], data["validation_labels"]])
     embeddings = []
     for seed in range(int(seeds)):
-        head, _ = train(features, labels, starts["refit"], loss_name, epochs, seed)
+        head, _ = train(features, labels, width, starts["refit"], loss_name, epochs, seed)
         with torch.no_grad():
             embeddings.append(torch.nn.functional.normalize(head(data["test"])).numpy())
     np.savez(made, embeddings=np.stack(embeddings), epochs=epochs)
